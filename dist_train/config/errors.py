@@ -1,0 +1,35 @@
+"""What ends a run early, and with which exit code. No torch here."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process says when it ends; one meaning each, for scripts and schedulers."""
+
+    DONE = 0
+    CONFIG = 2
+    """Config or usage."""
+    OWNED = 3
+    """The run directory belongs to a live run."""
+    CANNOT_RESUME = 4
+    USER_CODE = 10
+    """User code failed, or no progress."""
+    NON_FINITE = 11
+    OUT_OF_MEMORY = 12
+    DATA = 13
+    CHECKPOINT_IO = 14
+    HANG = 15
+    REQUEUE = 75
+    """Saved; start me again."""
+    INTERRUPTED = 130
+    """Stopped by SIGINT, saved."""
+    TERMINATED = 143
+    """Stopped by SIGTERM, saved."""
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what was given, what is allowed and what to do."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.CONFIG) -> None:
+        super().__init__(message)
+        self.code = code

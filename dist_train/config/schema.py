@@ -1,0 +1,616 @@
+"""What a user may write in a run's YAML file: the one schema, read by the launcher and by every rank.
+
+Every section is frozen and refuses unknown keys. A component (data, model, task, optimizer, schedule) is chosen by its
+`name`: one of ours, or the user's own `package.module:Thing`, built with `args`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from dist_train.config.torchvision_names import TorchvisionClassifier
+from dist_train.config.types import (
+    AnyDuration,
+    Bool,
+    Count,
+    Duration,
+    Float,
+    Fraction,
+    ImportPath,
+    Int,
+    NonNegative,
+    Positive,
+    RunName,
+    TimeDuration,
+    TrainingDuration,
+    TrainingDurationOrZero,
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class Custom(Section):
+    """The user's own component, imported by every rank."""
+
+    name: ImportPath
+    """`package.module:Thing`, importable from the folder the command runs in."""
+    args: dict[str, Any] = {}
+    """Keyword arguments for it."""
+
+
+def _tag(value: Any) -> str | None:
+    """Which member of a union a section belongs to; pydantic asks for plain mappings and for built sections alike."""
+    if isinstance(value, Section):
+        return "custom" if isinstance(value, Custom) else value.name  # type: ignore[attr-defined]
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        return None
+    if ":" in name:
+        return "custom"
+    return "torchvision" if name in TorchvisionClassifier.__args__ else name  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- data
+
+
+class _SeededSplit(Section):
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    """Share of the samples held out for evaluation."""
+    split_seed: Int = 0
+    """Which samples those are."""
+
+
+class Digits(_SeededSplit):
+    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, in the package: no download."""
+
+    name: Literal["digits"] = "digits"
+
+
+class ImageFolder(Section):
+    """JPEG, PNG, BMP or WebP files in one folder per class."""
+
+    name: Literal["image_folder"] = "image_folder"
+    root: str
+    """The folder."""
+    train: str | None = None
+    """Folder of the training images under root. Without it, root itself holds the classes."""
+    eval: str | None = None
+    """Folder of the evaluation images under root."""
+    test: str | None = None
+    """Folder of the test images under root, for the best checkpoint at the very end."""
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Share of the training images held out for evaluation where `eval` names no folder."""
+    split_seed: Int = 0
+    """Which images those are."""
+    image_size: Count = 224
+    """Height and width that images come out with, in pixels."""
+    resize: Count | None = None
+    """Shorter side before the centre crop, in pixels. Without it, image_size."""
+
+    @model_validator(mode="after")
+    def _one_way_to_evaluate(self) -> "ImageFolder":
+        if (self.eval is None) == (self.eval_fraction is None):
+            raise PydanticCustomError("split", "give either eval, a folder, or eval_fraction, a share held out")
+        if self.train is None and (self.eval is not None or self.test is not None):
+            raise PydanticCustomError("split", "with an eval or test folder the training folder needs a name: train")
+        if self.resize is not None and self.resize < self.image_size:
+            raise PydanticCustomError("resize", f"resize is {self.resize}, smaller than image_size {self.image_size}")
+        return self
+
+
+class _TorchvisionData(Section):
+    root: str = "data"
+    """Folder of the files; downloaded there where they are missing."""
+    download: Bool = True
+    """Fetch missing files."""
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Share of the training images held out for evaluation; the official test images are then the test split.
+    Without it, they are the evaluation split."""
+    split_seed: Int = 0
+    """Which images those are."""
+
+
+class Cifar10(_TorchvisionData):
+    """60,000 colour images of 32×32 pixels, 10 classes."""
+
+    name: Literal["cifar10"] = "cifar10"
+
+
+class Cifar100(_TorchvisionData):
+    """60,000 colour images of 32×32 pixels, 100 classes."""
+
+    name: Literal["cifar100"] = "cifar100"
+
+
+class Mnist(_TorchvisionData):
+    """70,000 grey images of 28×28 pixels, 10 digits."""
+
+    name: Literal["mnist"] = "mnist"
+
+
+class FashionMnist(_TorchvisionData):
+    """70,000 grey images of 28×28 pixels, 10 kinds of clothing."""
+
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+
+
+class Synthetic(Section):
+    """Made images that can be learned, of any shape and number; each a function of its index."""
+
+    name: Literal["synthetic"] = "synthetic"
+    shape: Annotated[list[Count], Field(min_length=3, max_length=3)] = [3, 32, 32]
+    """Channels, height, width."""
+    classes: Annotated[Int, Field(ge=2)] = 10
+    """Number of classes."""
+    size: Count = 10_000
+    """Training samples."""
+    eval_size: Count = 1_000
+    """Evaluation samples."""
+
+
+DataConfig = Annotated[
+    Annotated[Digits, Tag("digits")]
+    | Annotated[ImageFolder, Tag("image_folder")]
+    | Annotated[Cifar10, Tag("cifar10")]
+    | Annotated[Cifar100, Tag("cifar100")]
+    | Annotated[Mnist, Tag("mnist")]
+    | Annotated[FashionMnist, Tag("fashion_mnist")]
+    | Annotated[Synthetic, Tag("synthetic")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_tag),
+]
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+class RandomCrop(Section):
+    """Zero padding, then a crop of the original size at a random place."""
+
+    name: Literal["random_crop"] = "random_crop"
+    padding: Count = 4
+    """Pixels added on each side."""
+
+
+class HorizontalFlip(Section):
+    """Left and right exchanged."""
+
+    name: Literal["horizontal_flip"] = "horizontal_flip"
+    p: Fraction = 0.5
+    """Probability."""
+
+
+class RandomResizedCrop(Section):
+    """A random part of the image, resized to the size that the images have (Szegedy et al., 2014, section 6)."""
+
+    name: Literal["random_resized_crop"] = "random_resized_crop"
+    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.08, 1.0]
+    """Smallest and largest share of the area."""
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.75, 4 / 3]
+    """Smallest and largest ratio of width to height."""
+
+
+class RandAugment(Section):
+    """RandAugment (Cubuk et al., 2019) as torchvision.transforms.v2 has it."""
+
+    name: Literal["rand_augment"] = "rand_augment"
+    num_ops: Count = 2
+    """Operations in a row."""
+    magnitude: Annotated[Int, Field(ge=0, le=30)] = 9
+    """Their strength, of 31."""
+
+
+class Normalize(Section):
+    """(pixel / 255 - mean) / std for each channel, in training and evaluation."""
+
+    name: Literal["normalize"] = "normalize"
+    mean: Annotated[list[Float], Field(min_length=1)]
+    """Of each channel, on the scale 0 to 1."""
+    std: Annotated[list[Positive], Field(min_length=1)]
+    """Of each channel, on the scale 0 to 1."""
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Normalize":
+        if len(self.mean) != len(self.std):
+            raise PydanticCustomError("channels", f"mean has {len(self.mean)} values and std {len(self.std)}")
+        return self
+
+
+class Mixup(Section):
+    """Convex combinations of two samples and their labels (Zhang et al., 2017), inside a microbatch."""
+
+    name: Literal["mixup"] = "mixup"
+    alpha: Positive = 0.2
+    """Of the Beta(alpha, alpha) distribution that the weight is drawn from."""
+
+
+class Cutmix(Section):
+    """A rectangle of one sample pasted into another (Yun et al., 2019), inside a microbatch."""
+
+    name: Literal["cutmix"] = "cutmix"
+    alpha: Positive = 1.0
+    """Of the Beta(alpha, alpha) distribution that the area is drawn from."""
+
+
+Augmentation = Annotated[
+    RandomCrop | HorizontalFlip | RandomResizedCrop | RandAugment | Normalize | Mixup | Cutmix,
+    Field(discriminator="name"),
+]
+
+
+class LoaderConfig(Section):
+    """How samples reach the ranks. None of it changes what they are."""
+
+    workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Loading processes per rank; 0 loads in the rank itself. `auto`: 0 for data held in memory, else the cores divided
+    among the node's ranks, at most 8."""
+    prefetch: Count = 2
+    """Microbatches that each loading process keeps ready."""
+    pin_memory: Bool = True
+    """Page-locked memory, for faster copies to a GPU; without effect on a CPU."""
+
+
+# ---------------------------------------------------------------- model
+
+
+class _ModelSwitches(Section):
+    start_weights: str | None = None
+    """A safetensors file with the weights to begin with."""
+    channels_last: Bool = False
+    """Memory layout NHWC, faster for convolutions in low precision on a GPU."""
+    compile: Bool = False
+    """torch.compile."""
+    sync_batchnorm: Bool = False
+    """Statistics of BatchNorm over all ranks of a step; needs exact: false."""
+
+
+class Mlp(_ModelSwitches):
+    """Fully connected layers with ReLU."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: list[Count] = [128]
+    """Width of each hidden layer."""
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """After each hidden layer."""
+
+
+class Cnn(_ModelSwitches):
+    """Three convolutions with BatchNorm and ReLU, average pooling, one linear layer: small images, seconds on a CPU."""
+
+    name: Literal["cnn"] = "cnn"
+    width: Count = 32
+    """Channels of the first convolution; the others have twice and four times as many."""
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Before the linear layer."""
+
+
+class ResnetCifar(_ModelSwitches):
+    """Residual networks for 32×32 images (He et al., 2015, section 4.2)."""
+
+    name: Literal["resnet_cifar"] = "resnet_cifar"
+    depth: Int = 20
+    """Layers: 6n + 2, so 20, 32, 44, 56, 110."""
+    width: Count = 16
+    """Channels of the first stage."""
+
+    @field_validator("depth")
+    @classmethod
+    def _six_n_plus_two(cls, depth: int) -> int:
+        if depth < 8 or depth % 6 != 2:
+            raise PydanticCustomError("depth", "a depth is 6n + 2, such as 20, 32, 44, 56 or 110")
+        return depth
+
+
+class TorchvisionModel(_ModelSwitches):
+    """A classifier of torchvision.models, by its name there."""
+
+    name: TorchvisionClassifier
+    args: dict[str, Any] = {}
+    """Keyword arguments for it."""
+
+
+class CustomModel(Custom, _ModelSwitches):
+    """The user's own torch.nn.Module."""
+
+
+ModelConfig = Annotated[
+    Annotated[Mlp, Tag("mlp")]
+    | Annotated[Cnn, Tag("cnn")]
+    | Annotated[ResnetCifar, Tag("resnet_cifar")]
+    | Annotated[TorchvisionModel, Tag("torchvision")]
+    | Annotated[CustomModel, Tag("custom")],
+    Discriminator(_tag),
+]
+
+
+# ---------------------------------------------------------------- task, optimizer, schedule
+
+
+class Classification(Section):
+    """One class of several, cross-entropy."""
+
+    name: Literal["classification"] = "classification"
+    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all classes, in training (Szegedy et al., 2015, section 7)."""
+
+
+TaskConfig = Annotated[
+    Annotated[Classification, Tag("classification")] | Annotated[Custom, Tag("custom")], Discriminator(_tag)
+]
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Positive = 0.1
+    """Peak learning rate, for the global batch."""
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Share of the last update kept."""
+    nesterov: Bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty; not on norms and biases."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Sgd":
+        if self.nesterov and self.momentum == 0:
+            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0")
+        return self
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    """Peak learning rate, for the global batch."""
+    betas: Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the running mean and of the running square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay; not on norms and biases."""
+
+
+class CustomOptimizer(Custom):
+    """The user's own torch.optim.Optimizer, built with the parameter groups, lr and args."""
+
+    lr: Positive
+    """Peak learning rate, for the global batch."""
+    weight_decay: NonNegative = 0.0
+    """Given to the group of parameters that are neither norms nor biases."""
+
+
+OptimizerConfig = Annotated[
+    Annotated[Sgd, Tag("sgd")] | Annotated[AdamW, Tag("adamw")] | Annotated[CustomOptimizer, Tag("custom")],
+    Discriminator(_tag),
+]
+
+
+class _Warmup(Section):
+    warmup: TrainingDurationOrZero = Duration(0.0, "steps")
+    """Time over which the learning rate rises linearly from nearly zero to its peak."""
+
+
+class Constant(_Warmup):
+    """The peak learning rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+
+class Cosine(_Warmup):
+    """Half a cosine from the peak down (Loshchilov and Hutter, 2016, without restarts)."""
+
+    name: Literal["cosine"] = "cosine"
+    final: Fraction = 0.0
+    """Share of the peak left at the end."""
+
+
+class OneCycle(Section):
+    """Cosine up, then cosine down (Smith and Topin, 2017)."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    rise: Annotated[Float, Field(gt=0, lt=1)] = 0.3
+    """Share of the training spent going up."""
+    start: Fraction = 0.04
+    """Share of the peak at the beginning."""
+    final: Fraction = 0.000004
+    """Share of the peak left at the end."""
+
+
+class Step(_Warmup):
+    """The learning rate multiplied by gamma at each milestone."""
+
+    name: Literal["step"] = "step"
+    milestones: Annotated[list[TrainingDuration], Field(min_length=1)]
+    """When, from the beginning of the training."""
+    gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
+    """The factor."""
+
+
+class Polynomial(_Warmup):
+    """(1 - progress) ** power, from the peak down."""
+
+    name: Literal["polynomial"] = "polynomial"
+    power: Positive = 1.0
+    """1 is a straight line."""
+    final: Fraction = 0.0
+    """Share of the peak left at the end."""
+
+
+ScheduleConfig = Annotated[Constant | Cosine | OneCycle | Step | Polynomial, Field(discriminator="name")]
+
+
+# ---------------------------------------------------------------- the run
+
+
+class BatchConfig(Section):
+    """How many samples make an optimizer step, whatever the number of ranks."""
+
+    microbatches: Count | Literal["auto"] = "auto"
+    """V: the fixed number of slices that a global batch is cut into, each one forward and backward. At least as many as
+    ranks. `auto` is the world size of the run's first life; a number makes runs of different sizes equal to the bit."""
+    global_size: Count = 64
+    """Samples of one optimizer step, over all ranks. A multiple of microbatches."""
+
+    @field_validator("global_size")
+    @classmethod
+    def _divides(cls, size: int, info: Any) -> int:
+        parts = info.data.get("microbatches")
+        if isinstance(parts, int) and size % parts:
+            lower, upper = size // parts * parts, -(-size // parts) * parts
+            nearest = f"the nearest are {lower} and {upper}" if lower else f"the smallest is {upper}"
+            raise PydanticCustomError("divides", f"{size} does not divide into {parts} microbatches; {nearest}")
+        return size
+
+
+class EarlyStopping(Section):
+    """End the training when the best metric no longer improves."""
+
+    patience: Count
+    """Evaluations without improvement before the end."""
+    min_delta: NonNegative = 0.0
+    """Smallest change that counts as improvement."""
+
+
+class TrainConfig(Section):
+    """How long and how."""
+
+    duration: TrainingDuration = Duration(10.0, "epochs")
+    """The whole training; the schedule is laid out over it."""
+    stop_after: AnyDuration | None = None
+    """End this run earlier, saved, without changing the schedule."""
+    clip_norm: Positive | None = None
+    """Largest L2 norm of the gradient; a larger one is scaled down to it."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward and backward; weights and sums stay in fp32."""
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the weights with this decay, and evaluate it."""
+    early_stopping: EarlyStopping | None = None
+    """End the training when the best metric no longer improves."""
+
+
+class EvalConfig(Section):
+    """When and how to evaluate. The figures do not depend on mode or number of ranks."""
+
+    every: TrainingDuration = Duration(1.0, "epochs")
+    """Time between evaluations; there is always one at the end."""
+    batch_size: Count = 128
+    """Samples of one forward; part of the result, to the last bit."""
+    mode: Literal["sharded", "rank0"] = "sharded"
+    """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
+    best: str = "accuracy"
+    """The metric that picks the best checkpoint."""
+    best_is: Literal["max", "min"] = "max"
+    """Which way is better."""
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    every: TrainingDuration = Duration(1.0, "epochs")
+    """Time between saves; there is always one at the end."""
+    keep: Annotated[Int, Field(ge=2)] = 3
+    """Newest checkpoints kept, beside the best one. At least two, so that one damaged file is no loss."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online where there are credentials, offline without."""
+    project: str = "dist-train"
+    """The project that the run is filed under."""
+    entity: str | None = None
+    """User or team. Without it, your default."""
+    group: str | None = None
+    """Runs shown together."""
+    tags: list[str] = []
+    """Labels."""
+
+
+class TrackingConfig(Section):
+    """What is told to whom. metrics.jsonl is always written."""
+
+    every: TrainingDuration = Duration(10.0, "steps")
+    """Interval of the training metrics on console and trackers; metrics.jsonl has every step."""
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: Bool = False
+    """Event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
+
+
+class DistributedConfig(Section):
+    """The process group."""
+
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """`auto`: nccl with GPUs, gloo without."""
+    threads_per_rank: Count = 1
+    """Intra-op threads of a rank on a CPU. Part of the result: with another number, sums are added in another order."""
+    timeout: TimeDuration = Duration(30.0, "min")
+    """After which a collective that not all ranks have joined fails."""
+    bucket_mb: Positive = 25.0
+    """Gradients sent together, in MiB."""
+
+
+class RunConfig(Section):
+    """One run: everything its result depends on, and how to watch it."""
+
+    name: RunName = "run"
+    """Folder under run_root."""
+    run_root: str = "runs"
+    """Where run directories are made."""
+    seed: Annotated[Int, Field(ge=0)] = 0
+    """Of every random draw."""
+    exact: Bool = True
+    """Add gradients in one fixed order, so that the result is the same to the last bit for any number of ranks.
+    `false` leaves the order to the all-reduce of the process group."""
+    data: DataConfig
+    augment: list[Augmentation] = []
+    """Done in this order: first what changes single images, then normalize, then mixup or cutmix."""
+    loader: LoaderConfig = LoaderConfig()
+    model: ModelConfig
+    task: TaskConfig = Classification()
+    optimizer: OptimizerConfig = Sgd()
+    schedule: ScheduleConfig = Cosine()
+    batch: BatchConfig = BatchConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "RunConfig":
+        problems = list(_contradictions(self))
+        if problems:
+            raise PydanticCustomError("contradiction", "sections contradict each other", {"problems": problems})
+        return self
+
+
+def _contradictions(config: RunConfig) -> Any:
+    """Yields (key path, message) for what no section can see alone."""
+    if config.exact and config.model.sync_batchnorm:
+        yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
+    names = [item.name for item in config.augment]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"augment.{index}", f"{name} is there twice"
+    order = {"normalize": 1, "mixup": 2, "cutmix": 2}
+    for index, (left, right) in enumerate(zip(names, names[1:], strict=False)):
+        if order.get(left, 0) > order.get(right, 0):
+            yield f"augment.{index + 1}", f"{right} must come before {left}"
+
+
+SAFE_TO_CHANGE = ("name", "run_root", "loader", "tracking", "checkpoint", "train.stop_after", "distributed.timeout")
+"""Keys that may differ when a run is resumed: no result depends on them."""

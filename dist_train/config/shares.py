@@ -1,0 +1,15 @@
+"""How a global batch is cut into microbatches, and which of them a rank works off; shared with the launcher."""
+
+
+def share(rank: int, world_size: int, microbatches: int) -> range:
+    """The contiguous microbatch ids of `rank`, as even as whole numbers allow: together they are 0..microbatches-1.
+
+    Raises:
+        ValueError: when there are more ranks than microbatches, so that a rank would have nothing to do.
+    """
+    if world_size > microbatches:
+        raise ValueError(
+            f"{world_size} ranks need at least as many microbatches, and batch.microbatches is {microbatches}: "
+            f"start at most {microbatches} ranks, or set batch.microbatches to {world_size} or more"
+        )
+    return range(rank * microbatches // world_size, (rank + 1) * microbatches // world_size)

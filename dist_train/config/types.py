@@ -1,0 +1,135 @@
+"""The value types of the schema: strict scalars, durations, names. No torch here."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic_core import PydanticCustomError, core_schema
+
+
+def _whole_number(value: Any) -> Any:
+    """YAML writes a million as 1e6, which is a float; a whole one is what the user meant."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Bool = Annotated[bool, Strict()]
+Int = Annotated[int, Strict(), BeforeValidator(_whole_number), Field(lt=2**63)]
+Float = Annotated[float, Strict()]
+Positive = Annotated[Float, Field(gt=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Count = Annotated[Int, Field(ge=1)]
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A run's name is a folder's name, so it may not leave the run root, nor look like a flag."""
+
+IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
+"""`package.module:Thing`."""
+
+_UNITS = {
+    "step": "steps", "steps": "steps",
+    "epoch": "epochs", "epochs": "epochs",
+    "sample": "samples", "samples": "samples",
+    "s": "s", "sec": "s", "second": "s", "seconds": "s",
+    "min": "min", "minute": "min", "minutes": "min",
+    "h": "h", "hour": "h", "hours": "h",
+}  # fmt: skip
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]+)\s*")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training or of time, written with its unit: `2 epochs`, `500 steps`, `1e6 samples`, `30 min`."""
+
+    value: float
+    unit: str
+    """steps, epochs, samples, s, min or h"""
+
+    @property
+    def is_time(self) -> bool:
+        return self.unit in _SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds.
+
+        Raises:
+            ValueError: when the unit is steps, epochs or samples.
+        """
+        if not self.is_time:
+            raise ValueError(f"{self} is no length of time")
+        return self.value * _SECONDS[self.unit]
+
+    def steps(self, steps_per_epoch: int, global_batch: int) -> int:
+        """Length in optimizer steps, rounded up, so that at least what was asked for is done.
+
+        Raises:
+            ValueError: when the unit is one of time.
+        """
+        if self.is_time:
+            raise ValueError(f"{self} has no fixed number of steps")
+        per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1.0 / global_batch}[self.unit]
+        return -int(-(self.value * per_unit) // 1)
+
+    def __str__(self) -> str:
+        number = str(int(self.value)) if float(self.value).is_integer() else repr(self.value)
+        return f"{number} {self.unit}"
+
+    @classmethod
+    def parse(cls, text: Any) -> "Duration":
+        if isinstance(text, cls):
+            return text
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise PydanticCustomError(
+                "duration", "a duration is a number and a unit, such as 2 epochs, 500 steps, 1e6 samples or 30 min"
+            )
+        return cls(float(match[1].replace("_", "")), unit)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": r"^[0-9][0-9_.eE+-]*\s*[a-z]+$", "examples": ["2 epochs", "500 steps"]}
+
+
+def _of_training(duration: Duration) -> Duration:
+    if duration.is_time:
+        raise PydanticCustomError("duration_unit", "give steps, epochs or samples: no result may depend on the clock")
+    return duration
+
+
+def _of_time(duration: Duration) -> Duration:
+    if not duration.is_time:
+        raise PydanticCustomError("duration_unit", "give a length of time: s, min or h")
+    return duration
+
+
+def _not_zero(duration: Duration) -> Duration:
+    if duration.value == 0:
+        raise PydanticCustomError("duration_zero", "must be greater than zero")
+    return duration
+
+
+def _checked(*checks: Any) -> BeforeValidator:
+    def parse(text: Any) -> Duration:
+        duration = Duration.parse(text)
+        for check in checks:
+            check(duration)
+        return duration
+
+    return BeforeValidator(parse)
+
+
+AnyDuration = Annotated[Duration, _checked(_not_zero)]
+TrainingDuration = Annotated[Duration, _checked(_of_training, _not_zero)]
+TrainingDurationOrZero = Annotated[Duration, _checked(_of_training)]
+TimeDuration = Annotated[Duration, _checked(_of_time, _not_zero)]
