@@ -17,7 +17,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Writes a new file and syncs it. Raises FileExistsError when `path` is there: nothing is followed or overwritten."""
+    """Writes a new file and syncs it. Raises FileExistsError when `path` is there: no link is followed."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(content)

@@ -50,15 +50,20 @@ def seeded(value: int) -> Iterator[None]:
     import torch
 
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(value)
     try:
+        seed_all(value)
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+
+
+def seed_all(value: int) -> None:
+    """Starts Python's, NumPy's and torch's CPU generator from `value`; inside `seeded`, which puts them back."""
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    sys.modules["torch"].default_generator.manual_seed(value)
 
 
 def seed_torch(value: int) -> None:

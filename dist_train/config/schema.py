@@ -50,9 +50,7 @@ class Custom(Section):
 
 def _tag(value: Any) -> str | None:
     """Which member of a union a section belongs to; pydantic asks for plain mappings and for built sections alike."""
-    if isinstance(value, Section):
-        return "custom" if isinstance(value, Custom) else value.name  # type: ignore[attr-defined]
-    name = value.get("name") if isinstance(value, dict) else None
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     if not isinstance(name, str):
         return None
     if ":" in name:

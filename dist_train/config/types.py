@@ -21,7 +21,8 @@ NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Count = Annotated[Int, Field(ge=1)]
 
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+RunName = Annotated[str, Field(pattern=RUN_NAME)]
 """A run's name is a folder's name, so it may not leave the run root, nor look like a flag."""
 
 IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
@@ -98,7 +99,7 @@ class Duration:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": r"^[0-9][0-9_.eE+-]*\s*[a-z]+$", "examples": ["2 epochs", "500 steps"]}
+        return {"type": "string", "pattern": r"^[0-9][0-9_.eE+-]*\s*[A-Za-z]+$"}
 
 
 def _of_training(duration: Duration) -> Duration:
@@ -129,7 +130,10 @@ def _checked(*checks: Any) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
-AnyDuration = Annotated[Duration, _checked(_not_zero)]
-TrainingDuration = Annotated[Duration, _checked(_of_training, _not_zero)]
-TrainingDurationOrZero = Annotated[Duration, _checked(_of_training)]
-TimeDuration = Annotated[Duration, _checked(_of_time, _not_zero)]
+_TRAINING_EXAMPLES = ["2 epochs", "500 steps", "1e6 samples"]
+_TIME_EXAMPLES = ["30 min", "2 h"]
+
+AnyDuration = Annotated[Duration, _checked(_not_zero), Field(examples=[*_TRAINING_EXAMPLES, *_TIME_EXAMPLES])]
+TrainingDuration = Annotated[Duration, _checked(_of_training, _not_zero), Field(examples=_TRAINING_EXAMPLES)]
+TrainingDurationOrZero = Annotated[Duration, _checked(_of_training), Field(examples=_TRAINING_EXAMPLES)]
+TimeDuration = Annotated[Duration, _checked(_of_time, _not_zero), Field(examples=_TIME_EXAMPLES)]

@@ -1,0 +1,74 @@
+"""Built-in models by name, and the user's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
+from dist_train.custom import construct
+from dist_train.models import cnn, mlp, resnet_cifar, torchvision
+from dist_train.models.start_weights import load_start_weights
+from dist_train.randomness import key, seeded
+
+BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
+    "mlp": mlp.build,
+    "cnn": cnn.build,
+    "resnet_cifar": resnet_cifar.build,
+}
+"""name -> (its section of the config, shape of one input without the batch, number of classes) -> module."""
+
+
+def build(config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | None, seed: int) -> nn.Module:
+    """The model in fp32 on the CPU, with the same weights on every rank: they are drawn from (seed, "init").
+
+    A model of the user's is called with its args, and with `shape` and `classes` if its signature has parameters of
+    these names and the args don't give them. torch.compile and DDP come later.
+
+    Args:
+        config: the section `model`.
+        shape: of one input, (C, H, W) for images; None where the data doesn't say.
+        classes: how many; None where the data doesn't say.
+        seed: of the run.
+
+    Raises:
+        UserError: when it cannot be built so, or the start weights don't fit.
+    """
+    with seeded(key(seed, "init")):
+        model = _build(config, shape, classes)
+    if config.start_weights is not None:
+        load_start_weights(model, config.start_weights)
+    if config.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _build(config: ModelConfig, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
+    if isinstance(config, CustomModel):
+        return _custom(config, shape, classes)
+    if shape is None or classes is None:
+        unknown = [name for name, value in (("shape", shape), ("classes", classes)) if value is None]
+        raise UserError(
+            f"model: {config.name} needs the data's {' and '.join(unknown)}; give the data set such an attribute"
+        )
+    if not isinstance(config, TorchvisionModel):
+        return BUILDERS[config.name](config, _fitting(config.name, shape), classes)
+    return torchvision.build(config, _fitting(config.name, shape), classes)
+
+
+def _fitting(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if name != "mlp" and len(shape) != 3:
+        raise UserError(f"model: {name} takes images (channels, height, width), the data's shape is {list(shape)}")
+    return shape
+
+
+def _custom(config: CustomModel, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
+    known = {name: value for name, value in (("shape", shape), ("classes", classes)) if value is not None}
+    model = construct(config, "model", offered=known)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model {config.name} gave a {type(model).__name__}, no torch.nn.Module", ExitCode.USER_CODE)
+    return model

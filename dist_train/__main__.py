@@ -1,0 +1,17 @@
+"""`python -m dist_train CONFIG [a.b=c …]`, and what torchrun starts."""
+
+import sys
+
+from dist_train.control.stop import StopFlag
+
+
+def _main() -> int:
+    # Before the slow imports, so that a signal that comes meanwhile is kept.
+    with StopFlag().handling_signals() as flag:
+        from dist_train.worker import main
+
+        return main(sys.argv[1:], flag)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

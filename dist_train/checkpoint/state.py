@@ -1,0 +1,114 @@
+"""All that survives a restart, as named tensors and JSON. No pickle.
+
+model.safetensors      parameters and buffers
+optimizer.safetensors  <parameter>/<key> for every tensor of the optimizer's state
+ema.safetensors        the averaged weights, where the config asks for them
+state.json             progress, the optimizer's other values, the gradient scaler
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dist_train.config.errors import ExitCode, UserError
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Where the training is. Nothing else is remembered between steps, except in the model and the optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        best_value: of the metric that picks the best checkpoint.
+        best_step: the step it was reached at.
+        stale: evaluations since then.
+        metrics: of the last evaluation.
+        finished: the training has reached its end, or early stopping has ended it.
+    """
+
+    step: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+    def samples_seen(self, global_batch: int) -> int:
+        return self.step * global_batch
+
+
+@dataclass(kw_only=True)
+class Snapshot:
+    """A copy on the CPU of everything, taken between two steps."""
+
+    model: Tensors
+    optimizer: Tensors
+    ema: Tensors | None
+    other: dict[str, Any]
+
+    def files(self) -> dict[str, bytes]:
+        files = {
+            "model.safetensors": safetensors.torch.save(self.model),
+            "optimizer.safetensors": safetensors.torch.save(self.optimizer),
+            "state.json": json.dumps(self.other, indent=1).encode(),
+        }
+        if self.ema is not None:
+            files["ema.safetensors"] = safetensors.torch.save(self.ema)
+        return files
+
+    @classmethod
+    def from_files(cls, files: dict[str, bytes]) -> "Snapshot":
+        ema = files.get("ema.safetensors")
+        return cls(
+            model=safetensors.torch.load(files["model.safetensors"]),
+            optimizer=safetensors.torch.load(files["optimizer.safetensors"]),
+            ema=None if ema is None else safetensors.torch.load(ema),
+            other=json.loads(files["state.json"]),
+        )
+
+
+def copied(tensors: dict[str, Tensor]) -> Tensors:
+    """Each tensor alone in contiguous memory of the CPU: tied weights are stored for each of their names."""
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """The optimizer's state by parameter name: tensors, and what is no tensor.
+
+    Raises:
+        UserError: when a value is neither a tensor nor representable in JSON.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: Tensors = {}
+    values: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else values)[f"{names[id(parameter)]}/{key}"] = value
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        kind = type(optimizer).__name__
+        raise UserError(f"the state of {kind} cannot be saved: {error}", ExitCode.CHECKPOINT_IO) from None
+    return tensors, values
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Tensors, values: Any) -> None:
+    """Puts back what optimizer_tensors gave; the hyperparameters stay the config's."""
+    groups = optimizer.state_dict()["param_groups"]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    in_order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for path, value in {**tensors, **values}.items():
+        name, key = path.rsplit("/", 1)
+        state.setdefault(in_order.index(name), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def progress(state: TrainState) -> dict[str, Any]:
+    return asdict(state)

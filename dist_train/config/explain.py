@@ -1,0 +1,192 @@
+"""pydantic's errors, each turned into what the user wrote, where, and what is allowed there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from dist_train.config import shape
+from dist_train.config.problems import Problem, did_you_mean, nearest, shown
+from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+
+_OTHER_NAMES = {
+    "epochs": "train.duration", "max_epochs": "train.duration", "num_epochs": "train.duration",
+    "steps": "train.duration", "max_steps": "train.duration",
+    "batch_size": "batch.global_size", "global_batch_size": "batch.global_size",
+    "accumulate_grad_batches": "batch.microbatches", "gradient_accumulation_steps": "batch.microbatches",
+    "num_workers": "loader.workers", "learning_rate": "optimizer.lr", "dataset": "data", "scheduler": "schedule",
+    "lr_scheduler": "schedule", "criterion": "task", "loss": "task", "transforms": "augment", "augmentation": "augment",
+    "warmup_epochs": "schedule.warmup", "warmup_steps": "schedule.warmup", "gradient_clip_val": "train.clip_norm",
+    "grad_clip": "train.clip_norm", "amp": "train.precision", "num_classes": "nothing: the data tells",
+}  # fmt: skip
+"""What other trainers call it."""
+
+_OWN_MESSAGES = {
+    "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
+}  # fmt: skip
+_WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
+
+
+def explain(error: ValidationError, tree: Tree) -> list[Problem]:
+    """The problems of a config, one for each key path.
+
+    Args:
+        tree: what was validated, with the places of all keys.
+    """
+    found: dict[str, Problem] = {}
+    for item in error.errors(include_url=False):
+        for problem in _problems(item, tree):
+            found.setdefault(problem.key, problem)
+    return list(found.values())
+
+
+def _problems(item: Any, tree: Tree) -> Iterator[Problem]:
+    if item["type"] == "contradiction":
+        for key, message in item["ctx"]["problems"]:
+            path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+            yield problem_at(_value_place(tree, path), path, message)
+        return
+    path, section, node = _walk(item["loc"], tree)
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        yield problem_at(_key_place(tree, path), path, _unknown_key(path, section, tree))
+    elif kind == "missing":
+        yield problem_at(_key_place(tree, path[:-1]), path, f"is missing: {_wanted(node)}")
+    elif shape.is_component(node):
+        yield _component_problem(path, node, tree)
+    else:
+        yield problem_at(_value_place(tree, path), path, _wrong_value(item, path, node, tree))
+
+
+def _walk(location: tuple[str | int, ...], tree: Tree) -> tuple[KeyPath, shape.Node, shape.Node]:
+    """The key path of pydantic's `loc`, which names the members of unions too, with the schema of the section that the
+    last key stands in, and of the key itself."""
+    path: list[str | int] = []
+    section = node = shape.root()
+    at: Tree | None = tree
+    steps = iter(location)
+    for step in steps:
+        option = shape.options(node)[0]
+        if shape.is_component(node):  # this step is the tag of a union
+            option = shape.chosen(node, at.plain() if at else None) or option
+            step = next(steps, None)  # type: ignore[assignment]
+            if step is None:
+                return tuple(path), section, option
+        if option.get("type") not in ("object", "array"):
+            break  # the step names a member of a union of plain values
+        section = option
+        node = option.get("items") or shape.keys(option).get(str(step)) or {}
+        path.append(step)
+        at = at.child(step) if at else None
+    return tuple(path), section, node
+
+
+def _at(tree: Tree, path: KeyPath) -> Tree | None:
+    at: Tree | None = tree
+    for key in path:
+        at = at.child(key) if at else None
+    return at
+
+
+def _key_place(tree: Tree, path: KeyPath) -> Place:
+    """Where the key stands, or the nearest one above it."""
+    at = _at(tree, path)
+    return at.key_place if at else _key_place(tree, path[:-1])
+
+
+def _value_place(tree: Tree, path: KeyPath) -> Place:
+    """Where the value stands; for a section that is its key."""
+    at = _at(tree, path)
+    return at.place if at and not isinstance(at.value, dict) else _key_place(tree, path)
+
+
+def _section_words(path: KeyPath, tree: Tree) -> str:
+    """`optimizer sgd`, `batch`, `augment.0 random_crop`."""
+    section = _at(tree, path)
+    name = section.child("name") if section and path else None
+    said = ".".join(map(str, path))
+    return f"{said} {name.value}" if name and isinstance(name.value, str) else said
+
+
+def _unknown_key(path: KeyPath, section: shape.Node, tree: Tree) -> str:
+    key, known = str(path[-1]), list(shape.keys(section))
+    if len(path) > 1 and "name" in known:
+        known.remove("name")  # it has one, or its keys would not be known
+    of = f" for {_section_words(path[:-1], tree)}" if len(path) > 1 else ""
+    return f"unknown key{of}{_where_it_belongs(key, path, known)} ({', '.join(known)})"
+
+
+def _where_it_belongs(key: str, path: KeyPath, known: list[str]) -> str:
+    places = [place for place in shape.key_paths() if place.rpartition(".")[2] == key]
+    if f"{path[0]}.{key}" in places and len(path) == 2:
+        return f"; it belongs to {', '.join(_owners(str(path[0]), key))}"
+    elsewhere = _OTHER_NAMES.get(key.lower())
+    if elsewhere is None and nearest(key, known):
+        return did_you_mean(key, known)
+    elsewhere = elsewhere or (places[0] if len(places) == 1 else None)
+    return f"; here that is {elsewhere}" if elsewhere else ""
+
+
+def _owners(section: str, key: str) -> Iterator[str]:
+    """The components of a section that have `key`."""
+    for option in shape.options(shape.keys(shape.root())[section]):
+        names = shape.names_of(option)
+        if key in shape.keys(option):
+            yield names[0] if len(names) == 1 else "torchvision's models" if names else "your own"
+
+
+def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
+    at = _at(tree, path)
+    name = at.child("name") if at and isinstance(at.value, dict) else None
+    kind, choices = "augmentation" if path[0] == "augment" else str(path[0]), shape.choices(node)
+    if at is None or not isinstance(at.value, dict):
+        hint = f"{{name: {at.value}}}" if at and isinstance(at.value, str) and at.value.isidentifier() else "{name: …}"
+        message = f"must be a section with a name, such as {hint}, not {shown(at.plain() if at else None)}"
+        return problem_at(_value_place(tree, path), path, message)
+    if name is None:
+        return problem_at(_key_place(tree, path), (*path, "name"), f"is missing: {choices}")
+    given = shown(name.plain())
+    near = did_you_mean(name.value, shape.component_names(node)) if isinstance(name.value, str) else ""
+    return problem_at(_value_place(tree, (*path, "name")), (*path, "name"), f"unknown {kind} {given}{near} ({choices})")
+
+
+def _wanted(node: shape.Node) -> str:
+    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.words(node)
+
+
+def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
+    at = _at(tree, path)
+    value = at.plain() if at else item["input"]
+    if item["type"] in _OWN_MESSAGES:
+        return f"{item['msg']}, not {shown(value)}" if item["type"] in _WITH_VALUE else item["msg"]
+    if item["type"] == "less_than" and item["ctx"]["lt"] == 2**63:
+        return f"must be below 2^63, not {shown(value)}"
+    if not node:
+        return f"{item['msg'][:1].lower()}{item['msg'][1:]}, not {shown(value)}"
+    near = did_you_mean(value, _fixed_values(node)) if isinstance(value, str) else ""
+    return f"must be {shape.words(node)}, not {shown(value)}{near or _hint(value, node)}"
+
+
+def _fixed_values(node: shape.Node) -> list[str]:
+    return [str(value) for option in shape.options(node) for value in option.get("enum", [option.get("const", "")])]
+
+
+def _hint(value: Any, node: shape.Node) -> str:
+    """What to do where a value only has the wrong type."""
+    kinds = {option.get("type") for option in shape.options(node)}
+    if isinstance(value, str) and "boolean" in kinds:
+        is_old = value.lower() in ("on", "off", "yes", "no", "y", "n")
+        return " (on, off, yes and no are text in YAML 1.2)" if is_old else " (without quotes)"
+    if isinstance(value, str) and kinds & {"integer", "number"}:
+        return " (without quotes or separators)" if _is_number(value) else ""
+    if kinds == {"string"} and isinstance(value, (int, float)) and not any(_fixed_values(node)):
+        return " (put it in quotes)"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        return False
+    return True

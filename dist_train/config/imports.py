@@ -1,0 +1,112 @@
+"""`package.module:Thing` of a config, imported at run time."""
+
+import difflib
+import functools
+import importlib
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from dist_train.config.errors import UserError
+from dist_train.config.problems import did_you_mean, printable
+
+_FORBIDDEN = {"builtins", "__main__", *sys.stdlib_module_names}
+
+
+def resolve(path: str, what: str) -> Any:
+    """The class or function that `path`, `package.module:Thing`, names; its module is imported, sys.path is not changed.
+
+    Python's own library is refused, and so is whatever comes from it under the name of another module: a config builds
+    models and data sets, it does not call `os.system`.
+
+    Args:
+        what: what it is for, such as `model`, for the message.
+
+    Raises:
+        UserError: when there is no such thing, when importing it fails, or when it may not be used.
+    """
+    asked = f"{what} {printable(path, 120)}"
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{asked}: it is written package.module:Thing")
+    _refuse(module_name, asked)
+    thing: Any = _module(module_name, asked)
+    for name in attribute.split("."):
+        thing = _attribute(thing, name, asked)
+    _check(thing, asked)
+    return thing
+
+
+def _refuse(module_name: str, asked: str) -> None:
+    top = module_name.partition(".")[0]
+    if top in _FORBIDDEN:
+        raise UserError(f"{asked}: {top} is part of Python itself, which no config may use; rename your module if it is yours")
+
+
+def _module(name: str, asked: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UserError(f"{asked}: {_not_found(name, error.name)}") from None
+        raise UserError(f"{asked}: {_failed(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{asked}: {_failed(error)}") from error
+
+
+def _not_found(name: str, missing: str) -> str:
+    parent = sys.modules.get(missing.rpartition(".")[0])
+    folders = list(getattr(parent, "__path__", [])) or [str(Path.cwd())]
+    near = did_you_mean(missing.rpartition(".")[2], (module.name for module in pkgutil.iter_modules(folders)))
+    of = f", which {name} needs," if missing != name else ""
+    return f"no module {missing}{of} in {folders[0]} or among the installed packages{near}"
+
+
+def _failed(error: BaseException) -> str:
+    """`importing it fails at data/birds.py:3: NameError: …`, with the place in the user's own file."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+        said = f"{type(error).__name__}: {error.msg}"
+    else:
+        place = _place(error.__traceback__)
+    return f"importing it fails at {place}: {printable(said, 300)}"
+
+
+def _place(trace: TracebackType | None) -> str:
+    frames = [frame for frame in traceback.extract_tb(trace) if not _is_machinery(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "its first line"
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)
+
+
+def _attribute(thing: Any, name: str, asked: str) -> Any:
+    owner = getattr(thing, "__name__", type(thing).__name__)
+    if name.startswith("__"):
+        raise UserError(f"{asked}: {name} is not for a config to use")
+    try:
+        return getattr(thing, name)
+    except AttributeError:
+        public = [other for other in dir(thing) if not other.startswith("_")]
+        near = difflib.get_close_matches(name, public, n=3, cutoff=0.5) or public[:8]
+        known = f"; it has {', '.join(near)}" if near else ""
+        raise UserError(f"{asked}: {owner} has no {name}{known}") from None
+
+
+def _check(thing: Any, asked: str) -> None:
+    """Whether it can be called and does not come from Python's own library, by whatever name it is reached."""
+    if isinstance(thing, ModuleType):
+        raise UserError(f"{asked}: that is a module; name the class or function in it")
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    home = getattr(thing, "__module__", None)
+    home = home if isinstance(home, str) else type(thing).__module__
+    if not callable(thing):
+        raise UserError(f"{asked}: a {type(thing).__name__}, not a class or function")
+    if home.partition(".")[0] in _FORBIDDEN - {"__main__"}:
+        raise UserError(f"{asked}: it comes from {home}, a part of Python itself, which no config may use")

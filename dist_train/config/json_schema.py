@@ -1,0 +1,55 @@
+"""The schema as JSON Schema: for editors (configs/schema.json), for error messages and for docs/config.md."""
+
+import json
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from dist_train.config.schema import RunConfig
+from dist_train.config.types import Duration
+
+_STANDARD_WORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""pydantic leaves a bound behind a validator function in its own words, which no editor knows."""
+_EXTENDS = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+    "description": "Files to begin from, relative to this one; what stands here goes on top.",
+}
+
+
+class _Generator(GenerateJsonSchema):
+    def encode_default(self, dft: Any) -> Any:
+        return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The JSON Schema of a resolved RunConfig, in standard words and without titles. Not to be changed by its readers."""
+    return _tidy(RunConfig.model_json_schema(schema_generator=_Generator))
+
+
+def _tidy(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tidy = {_STANDARD_WORDS.get(key, key): _tidy(value) for key, value in node.items() if not _is_noise(key, value)}
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = " ".join(tidy["description"].split())
+    if "oneOf" in tidy:  # a section without its name is legal where a parent file or a default names it
+        tidy["anyOf"] = tidy.pop("oneOf")
+        tidy.pop("discriminator", None)
+    return tidy
+
+
+def _is_noise(key: str, value: Any) -> bool:
+    return (key == "title" and isinstance(value, str)) or (key == "lt" and value == 2**63)
+
+
+def json_schema() -> str:
+    """The text of configs/schema.json: what an editor may complete and check in a config file, `extends` included."""
+    schema = dict(document())
+    schema.pop("required", None)  # a file may get its data and model from the one it extends
+    schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dist-train run"}
+    return json.dumps({**head, **schema}, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,88 @@
+"""What is wrong in a config and where: kept as data, printed as aligned lines. No pydantic and no torch here."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_SHOWN_PROBLEMS = 40
+_SHOWN_LENGTH = 60
+_WIDEST_COLUMN = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing to mend."""
+
+    where: str
+    """`configs/x.yaml:14:3` (file, line, column) or `command line`."""
+    key: str
+    """Key path, such as optimizer.lr; empty for a problem of the whole file."""
+    message: str
+    """What was given, what is allowed, what to do."""
+    order: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    """Problems are told in this order: by file, line and column, then the command line."""
+
+
+class ConfigError(Exception):
+    """A config that cannot be used; `str()` is the whole text for the user, a line per problem."""
+
+    def __init__(self, path: str, problems: Iterable[Problem]) -> None:
+        self.path = path
+        self.problems = sorted(problems, key=lambda problem: problem.order)
+        super().__init__(_text(path, self.problems))
+
+
+def _text(path: str, problems: Sequence[Problem]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    shown = problems[:_SHOWN_PROBLEMS]
+    wheres = [printable(problem.where, 200) for problem in shown]
+    keys = [printable(problem.key, 100) for problem in shown]
+    first, second = _width(wheres), _width(keys)
+    lines = [f"{printable(path, 200)}: {count}"]
+    for where, key, problem in zip(wheres, keys, shown, strict=True):
+        columns = f"{where:{first}}  {key:{second}}  " if second else f"{where:{first}}  "
+        lines.append(f"  {columns}{printable(problem.message, 2000)}")
+    if len(problems) > len(shown):
+        lines.append(f"  … and {len(problems) - len(shown):,} more")
+    return "\n".join(lines)
+
+
+def _width(column: Sequence[str]) -> int:
+    """Of a column: as wide as its longest entry, but one very long entry does not push all the others away."""
+    return min(max(map(len, column), default=0), _WIDEST_COLUMN)
+
+
+def printable(text: str, longest: int = _SHOWN_LENGTH) -> str:
+    """`text` in one line of at most `longest` characters, control characters written as escapes."""
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(value: Any) -> str:
+    """A value as the user would write it, in one short line."""
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return printable(str(value))
+    return printable(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, or None where nothing is like it."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower()[:100], by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`. Did you mean lr?`, or nothing where nothing is near."""
+    name = nearest(word, known)
+    return f". Did you mean {name}?" if name else ""
+
+
+def alternatives(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words)

@@ -1,0 +1,166 @@
+"""From a YAML file and `a.b=c` overrides to a RunConfig, or to the list of all that is wrong with them.
+
+The order of precedence: the files under `extends`, in their order, then the file itself, then the overrides.
+
+- Mappings are merged key by key, lists and single values replace each other.
+- A section of a component (data, model, task, optimizer, schedule) whose `name` differs from the one it goes on top of
+  replaces it whole: the other keys there belong to another component.
+- A task, optimizer or schedule without a `name` is the default one.
+
+Overrides: `optimizer.lr=0.1`, `augment.0.padding=2` for items of lists, `model=mlp` in short for `model.name=mlp`. The
+value is YAML 1.2. Components are switched before the other overrides are applied, whatever their order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dist_train.config.explain import explain
+from dist_train.config.overrides import Override, apply, parse_override
+from dist_train.config.problems import ConfigError, Problem, did_you_mean, shown
+from dist_train.config.schema import RunConfig
+from dist_train.config.tree import Place, Tree, merge, name_components, problem_at
+from dist_train.config.yaml12 import Unreadable, parse
+
+MAX_BYTES = 256 * 1024
+MAX_FILES = 64
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a file with `overrides` (`a.b=c`) on top. Reads the files and nothing else: creates nothing, imports
+    no component, needs no torch.
+
+    Raises:
+        ConfigError: with every problem of the files and of the overrides, each with its place.
+    """
+    path = Path(path)
+    problems: list[Problem] = []
+    files = _Files(problems)
+    tree = files.read(path, Place((0, 0, 0), str(path)), ())
+    parsed = [override for index, text in enumerate(overrides) if (override := parse_override(text, index, problems))]
+    if tree is None:
+        raise ConfigError(str(path), problems)
+    return _validated(path, tree, parsed, problems)
+
+
+def _validated(path: Path, tree: Tree, overrides: Sequence[Override], problems: list[Problem]) -> RunConfig:
+    apply(tree, overrides, problems)
+    name_components(tree)
+    config = None
+    try:
+        config = RunConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        known = [problem.key for problem in problems]  # a value that could not be read is null by now: that is no news
+        problems += [problem for problem in explain(error, tree) if not _is_below(problem.key, known)]
+    if problems or config is None:
+        raise ConfigError(str(path), problems)
+    return config
+
+
+def _is_below(key: str, known: Sequence[str]) -> bool:
+    return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in known if other)
+
+
+@dataclass
+class _Files:
+    problems: list[Problem]
+    opened: int = field(default=0, init=False)
+
+    def read(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> Tree | None:
+        """The tree of a file on top of those it extends; None where it cannot be had, with the problem added.
+
+        Args:
+            asked: where the file is named, for a problem of the file as a whole.
+            chain: the files that led here.
+        """
+        order = self.opened
+        self.opened += 1
+        if order >= MAX_FILES:
+            return self._add(asked, ("extends",), f"more than {MAX_FILES} files")
+        source = partial(_place, str(path), order)
+        try:
+            text = _text(path, asked, source, ("extends",) if chain else ())
+            real = path.resolve()
+            if real in chain:
+                loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
+                return self._add(asked, ("extends",), f"files that extend each other in a circle: {loop}")
+            tree = parse(text, source, self.problems)
+        except Unreadable as error:
+            self.problems.append(error.problem)
+            return None
+        if not isinstance(tree.value, dict):
+            return self._add(tree.place, (), _not_a_mapping(tree.value))
+        return self._extended(tree, path, (*chain, real))
+
+    def _add(self, place: Place, key: tuple[str, ...], message: str) -> None:
+        if not any(problem.where == place.text and problem.message == message for problem in self.problems):
+            self.problems.append(problem_at(place, key, message))
+
+    def _extended(self, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
+        extends = tree.value.pop("extends", None)
+        if extends is None:
+            return tree
+        whole: Tree | None = None
+        readable = True
+        for item in extends.value if isinstance(extends.value, list) else [extends]:
+            parent = self._parent(item, path, chain)
+            readable &= parent is not None
+            if parent is not None:
+                whole = merge(whole, parent) if whole else parent
+        return merge(whole, tree) if whole and readable else None
+
+    def _parent(self, item: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
+        if not isinstance(item.value, str) or not item.value:
+            return self._add(item.place, ("extends",), f"must be a file name or a list of file names, not {shown(item.plain())}")
+        return self.read(path.parent / item.value, item.place, chain)
+
+
+def _place(name: str, order: int, line: int, column: int) -> Place:
+    return Place((order, line, column), f"{name}:{line}:{column}")
+
+
+def _not_a_mapping(value: object) -> str:
+    if value is None:
+        return "the file is empty; a config needs at least data and model"
+    kind = "a list" if isinstance(value, list) else f"the single value {shown(value)}"
+    return f"a config is a mapping of `key: value` lines, and this is {kind}"
+
+
+def _text(path: Path, asked: Place, source: partial[Place], key: tuple[str, ...]) -> str:
+    """The text of a file; a byte order mark is taken off.
+
+    Raises:
+        Unreadable: when there is no such file, or no text of sensible size in it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device could be read once, or without end
+            raise Unreadable(problem_at(asked, key, f"{path} is {'a folder' if path.is_dir() else 'no regular file'}"))
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise Unreadable(problem_at(asked, key, f"no such file: {path}{_file_like(path)}")) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise Unreadable(problem_at(asked, key, f"cannot read {path}: {reason}")) from None
+    if len(data) > MAX_BYTES:
+        raise Unreadable(problem_at(asked, key, f"{path} is larger than {MAX_BYTES // 1024} KiB: not a config"))
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Unreadable(problem_at(source(1, 1), (), "the file is UTF-16; save it as UTF-8"))
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        place = source(before.count(b"\n") + 1, len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1)
+        raise Unreadable(problem_at(place, (), f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8")) from None
+
+
+def _file_like(path: Path) -> str:
+    try:
+        others = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+    except OSError:
+        return f" (nor a folder {path.parent})"
+    return did_you_mean(path.name, others)

@@ -1,0 +1,83 @@
+"""A config as it stands in its files: plain values, each with the place it was written at."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dist_train.config.problems import Problem
+from dist_train.config.schema import RunConfig
+
+KeyPath = tuple[str | int, ...]
+
+
+class Place(NamedTuple):
+    """Where something stands; places sort by file, line and column, then the command line."""
+
+    order: tuple[int, ...]
+    text: str
+
+
+@dataclass
+class Tree:
+    """A value of the file with the place of itself and of the key (or list dash) that holds it."""
+
+    value: Any
+    """dict[str, Tree], list[Tree], str, int, float, bool or None."""
+    place: Place
+    key_place: Place
+
+    def plain(self) -> Any:
+        """The value without its places."""
+        if isinstance(self.value, dict):
+            return {key: tree.plain() for key, tree in self.value.items()}
+        if isinstance(self.value, list):
+            return [tree.plain() for tree in self.value]
+        return self.value
+
+    def child(self, key: str | int) -> "Tree | None":
+        """What stands below at `key`, or None."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        is_index = isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value)
+        return self.value[key] if is_index else None
+
+
+def problem_at(place: Place, key: KeyPath, message: str) -> Problem:
+    return Problem(where=place.text, key=".".join(map(str, key)), message=message, order=place.order)
+
+
+_DEFAULT_NAMES: dict[str, str | None] = {
+    section: getattr(RunConfig.model_fields[section].default, "name", None)
+    for section in ("data", "model", "task", "optimizer", "schedule")
+}
+"""The sections that are components, with the name that stands for one that is not named; data and model have none."""
+
+
+def is_component(path: KeyPath) -> bool:
+    """Whether a section with a name of its own is expected at `path`."""
+    return (len(path) == 1 and path[0] in _DEFAULT_NAMES) or (len(path) == 2 and path[0] == "augment")
+
+
+def component_name(tree: Tree, path: KeyPath) -> Any:
+    """The name of the component that the section at `path` configures; None where it has none."""
+    name = tree.child("name")
+    return name.value if name else _DEFAULT_NAMES.get(str(path[0]))
+
+
+def name_components(root: Tree) -> None:
+    """Write the default name into the sections that leave it out."""
+    for section, name in _DEFAULT_NAMES.items():
+        tree = root.child(section)
+        if name and tree and isinstance(tree.value, dict) and "name" not in tree.value:
+            tree.value["name"] = Tree(name, tree.place, tree.key_place)
+
+
+def merge(parent: Tree, child: Tree, path: KeyPath = ()) -> Tree:
+    """`child` on top of `parent`, neither of them changed: mappings key by key, all else replaces."""
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
+        return child
+    if is_component(path) and component_name(parent, path) != component_name(child, path) and "name" in child.value:
+        return child
+    entries = dict(parent.value)
+    for key, tree in child.value.items():
+        entries[key] = merge(entries[key], tree, (*path, key)) if key in entries else tree
+    return Tree(entries, child.place, child.key_place)

@@ -1,0 +1,267 @@
+"""YAML 1.2 (core schema) read into a tree that knows where every key and value stands.
+
+PyYAML reads YAML 1.1, in which `1e-3` is text, `off` a boolean, `012` ten and `12:30` a number, and of two equal keys the
+last wins in silence. Here plain values mean what YAML 1.2.2, section 10.3 says, and equal keys are a problem. Nothing is
+ever constructed from a tag: the tree holds text, numbers, booleans, null, lists and mappings alone. A file that would
+cost much to read (aliases of aliases, deep nesting) is refused before it does.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+from yaml.parser import Parser
+from yaml.reader import Reader
+from yaml.resolver import BaseResolver
+from yaml.scanner import Scanner
+
+from dist_train.config.problems import Problem, printable
+from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+
+MAX_DEPTH = 32
+MAX_NODES = 10_000
+MAX_NUMBER_LENGTH = 100
+
+class Unreadable(Exception):
+    """No tree can be had from the text, for this one problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+# ---------------------------------------------------------------- what a plain scalar means
+
+_STANDARD = "tag:yaml.org,2002:"
+_PATTERNS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+
+
+class CoreResolver(BaseResolver):
+    """The core schema of YAML 1.2, and `<<` of YAML 1.1, which everybody uses."""
+
+
+for _name, (_pattern, _first) in _PATTERNS.items():
+    CoreResolver.add_implicit_resolver(_STANDARD + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
+
+
+def _integer(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
+def _float(text: str) -> float:
+    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1:] in "fn" else float(text)
+
+
+_CONSTRUCT: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda text: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": _integer,
+    "float": lambda text: _float(text.lower()),
+}
+
+
+# ---------------------------------------------------------------- composing
+
+
+class _Composer(Reader, Scanner, Parser, Composer, CoreResolver):  # type: ignore[misc]
+    """PyYAML's reader as far as nodes, with limits; it has no constructor."""
+
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
+        CoreResolver.__init__(self)
+        self._depth = 0
+        self._nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} values", problem_mark=self.peek_event().start_mark)
+        if self._depth >= MAX_DEPTH:
+            message = f"nested more than {MAX_DEPTH} levels deep"
+            raise yaml.MarkedYAMLError(problem=message, problem_mark=self.peek_event().start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+_ADVICE = {
+    "'\\t'": "a tab; YAML indents with spaces",
+    "mapping values are not allowed": "a second ': ' in one line, or a wrong indentation; text with ': ' in it needs quotes",
+    "could not find expected ':'": "a line without a colon, where `key: value` is expected",
+    "expected a single document": "a second document begins here (---); a config is one document",
+    "expected <block end>": "the indentation fits no line above",
+    "found undefined alias": "an alias (*) of an anchor (&) that does not exist; text that begins with * needs quotes",
+    "expected ',' or": "a list or mapping in brackets that is not closed, or a missing comma",
+    "expected the node content": "a value is missing here, or a bracket is not closed",
+    "cannot start any token": "a character that no plain text may begin with; put the text in quotes",
+    "expected alphabetic or numeric character": "text that begins with & or * needs quotes",
+}
+"""What PyYAML says, in words for somebody who does not know its parser."""
+
+
+def _advice(error: yaml.MarkedYAMLError) -> str:
+    said = " ".join(filter(None, [error.context, error.problem]))
+    return next((advice for part, advice in _ADVICE.items() if part in said), f"not YAML: {printable(said, 200)}")
+
+
+def parse(text: str, source: Callable[[int, int], Place], problems: list[Problem], key: KeyPath = ()) -> Tree:
+    """The tree of a text with one YAML document.
+
+    Args:
+        source: makes a place of a line and a column, both counted from 1.
+        problems: what is wrong with single keys and values is added here; such a value counts as null.
+        key: the key path that the document stands at.
+
+    Raises:
+        Unreadable: when there is no tree to be had.
+    """
+    start = source(1, 1)
+    try:
+        node = _document(_Composer(text))
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = source(before.count("\n") + 1, error.position - before.rfind("\n"))
+        raise Unreadable(problem_at(place, key, f"a character that YAML does not allow: {error.character:#x}")) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = source(mark.line + 1, mark.column + 1) if mark else start
+        raise Unreadable(problem_at(place, key, _advice(error))) from None
+    except (ValueError, OverflowError):  # PyYAML lets chr() fail on "\UFFFFFFFF"
+        raise Unreadable(problem_at(start, key, "an escape that stands for no character")) from None
+    if node is None:
+        return Tree(None, start, start)
+    return _Builder(source, problems).tree(node, key, source(node.start_mark.line + 1, node.start_mark.column + 1), 0)
+
+
+def _document(composer: _Composer) -> yaml.Node | None:
+    composer.get_event()  # the start of the stream
+    if composer.check_event(yaml.StreamEndEvent):
+        return None
+    node = composer.compose_document()
+    if not composer.check_event(yaml.StreamEndEvent):
+        raise yaml.MarkedYAMLError(problem="expected a single document", problem_mark=composer.peek_event().start_mark)
+    return node
+
+
+# ---------------------------------------------------------------- from nodes to the tree
+
+
+@dataclass
+class _Builder:
+    source: Callable[[int, int], Place]
+    problems: list[Problem]
+    built: int = field(default=0, init=False)
+
+    def tree(self, node: yaml.Node, key: KeyPath, key_place: Place, depth: int) -> Tree:
+        place = self._place(node)
+        self.built += 1
+        if self.built > MAX_NODES or depth > MAX_DEPTH:  # an alias may hold aliases, or itself
+            raise Unreadable(problem_at(place, key[:1], f"aliases (*) that expand to more than {MAX_NODES:,} values"))
+        if isinstance(node, yaml.MappingNode):
+            value = self._mapping(node, key, depth)
+        elif isinstance(node, yaml.SequenceNode):
+            value = self._sequence(node, key, depth)
+        else:
+            value = self._scalar(node, key)
+        return Tree(value, place, key_place)
+
+    def _place(self, node: yaml.Node) -> Place:
+        return self.source(node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def _add(self, node: yaml.Node, key: KeyPath, message: str) -> None:
+        self.problems.append(problem_at(self._place(node), key, message))
+
+    def _sequence(self, node: yaml.SequenceNode, key: KeyPath, depth: int) -> Any:
+        if node.tag != _STANDARD + "seq":
+            return self._add(node, key, _tag_refused(node.tag))
+        return [self.tree(item, (*key, i), self._place(item), depth + 1) for i, item in enumerate(node.value)]
+
+    def _mapping(self, node: yaml.MappingNode, key: KeyPath, depth: int) -> Any:
+        if node.tag != _STANDARD + "map":
+            return self._add(node, key, _tag_refused(node.tag))
+        entries: dict[str, Tree] = {}
+        for key_node, value_node in node.value:
+            name = self._name(key_node, key) if not _is_merge(key_node) else None
+            if name is None:
+                continue
+            if name in entries:
+                first = entries[name].key_place.text.rsplit(":", 2)
+                line = f", first in line {first[1]}" if len(first) == 3 else ""
+                self._add(key_node, (*key, name), f"given twice{line}")
+                continue
+            entries[name] = self.tree(value_node, (*key, name), self._place(key_node), depth + 1)
+        for name, tree in self._merged(node, key, depth):
+            entries.setdefault(name, tree)
+        return entries
+
+    def _merged(self, node: yaml.MappingNode, key: KeyPath, depth: int) -> Iterator[tuple[str, Tree]]:
+        """The entries that `<<` brings; a mapping's own keys win over them, and an earlier mapping over a later."""
+        for merge, value in node.value:
+            parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            if not _is_merge(merge):
+                continue
+            for part in parts:
+                tree = self.tree(part, key, self._place(merge), depth + 1)
+                if isinstance(tree.value, dict):
+                    yield from tree.value.items()
+                else:
+                    self._add(part, (*key, "<<"), "needs a mapping, or a list of mappings")
+
+    def _name(self, node: yaml.Node, key: KeyPath) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self._add(node, key, "a key is text, not a list or a mapping")
+            return None
+        if node.tag != _STANDARD + "str":
+            self._add(node, (*key, printable(node.value)), f"a key is text: write '{printable(node.value)}' in quotes")
+            return None
+        return self._text(node, key)
+
+    def _scalar(self, node: yaml.ScalarNode, key: KeyPath) -> Any:
+        kind = node.tag.removeprefix(_STANDARD)
+        if node.tag == "!" or kind in ("str", "merge"):
+            return self._text(node, key)
+        if kind not in _CONSTRUCT:
+            return self._add(node, key, _tag_refused(node.tag))
+        if len(node.value) > MAX_NUMBER_LENGTH:
+            return self._add(node, key, f"a number of {len(node.value):,} characters")
+        try:
+            return _CONSTRUCT[kind](node.value)
+        except (ValueError, KeyError):  # only where the tag is written out: !!int abc
+            return self._add(node, key, f"'{printable(node.value)}' is no {kind}")
+
+    def _text(self, node: yaml.ScalarNode, key: KeyPath) -> str | None:
+        if _CONTROL.search(node.value):
+            return self._add(node, key, f"a control character in the text '{printable(node.value)}'")
+        return node.value
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""In names and paths these only ever do harm: to a terminal, to a batch script, to a file system."""
+
+
+def _is_merge(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _STANDARD + "merge"
+
+
+def _tag_refused(tag: str) -> str:
+    name = tag.replace(_STANDARD, "!!")
+    return f"tags such as {printable(name)} are not read here: a config holds text, numbers, lists and mappings"

@@ -1,0 +1,35 @@
+"""How the ranks agree on what was asked of any of them, without waiting for each other."""
+
+import torch
+import torch.distributed as dist
+
+from dist_train.control.stop import Request, StopFlag
+from dist_train.process_group import ProcessGroup
+
+
+class Agreement:
+    """The maximum of all ranks' requests, one step late: it travels while the next step computes."""
+
+    def __init__(self, group: ProcessGroup, flag: StopFlag) -> None:
+        self._group = group
+        self._flag = flag
+        self._value = torch.zeros((), dtype=torch.int64)
+        self._under_way: dist.Work | None = None
+
+    def next(self) -> Request:
+        """The same answer on every rank; to be called by all of them after every step."""
+        agreed = self._finish()
+        self._value.fill_(int(self._flag.take()))
+        self._under_way = self._group.start_max_(self._value)
+        return agreed
+
+    def _finish(self) -> Request:
+        if self._under_way is None:
+            return Request.NONE
+        self._under_way.wait()
+        self._under_way = None
+        return Request(int(self._value))
+
+    def close(self) -> Request:
+        """Waits for what is under way, so that no rank leaves a peer waiting; the last answer."""
+        return self._finish()

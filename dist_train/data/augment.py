@@ -1,0 +1,128 @@
+"""Augmentation of single images, on uint8 in the loading process; every draw is keyed by (seed, epoch, sample).
+
+The steps are done in the order of the config's list, except that random_resized_crop comes first wherever it stands: it
+takes the place of the way from the file's size to the model's, so it is done while reading. What needs a whole
+microbatch, and what is better done on the device, is in dist_train/data/finish.py.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+
+from dist_train.config.errors import UserError
+from dist_train.config.schema import HorizontalFlip, RandAugment, RandomCrop, RandomResizedCrop
+from dist_train.data.datasets.base import Crop
+from dist_train.data.resize import resize
+from dist_train.randomness import key, seed_all, seeded, uniform
+
+_ATTEMPTS = 10
+"""To find a crop that fits into the image, as torchvision has it."""
+
+
+class Augment:
+    """The steps of a config's `augment` list that change single images."""
+
+    def __init__(self, items: Sequence[Any], seed: int) -> None:
+        self._seed = seed
+        self._crop = next((item for item in items if isinstance(item, RandomResizedCrop)), None)
+        self._steps = [(_STEPS[item.name], item) for item in items if item.name in _STEPS]
+
+    def crop(self, epoch: int, indices: np.ndarray) -> Crop | None:
+        """The random resized crop of each of the samples `indices`, where the config has one."""
+        return None if self._crop is None else resized_crop(self._crop, self._seed, epoch, indices)
+
+    def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
+        """Images [m, C, H, W] of any dtype to the same shape and dtype; `indices` is int64 [m]."""
+        for step, item in self._steps:
+            check_images(images, item.name)
+            images = step(item, images, self._seed, epoch, indices)
+        return images
+
+
+def check_images(images: Any, name: str) -> None:
+    """Raises UserError when `images` is no [m, C, H, W]; a user's data set may give anything."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        given = tuple(images.shape[1:]) if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"augment: {name} works on images [channels, height, width], and the data set gives {given}")
+
+
+def random_crop(item: RandomCrop, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Zero padding on each side, then a crop of the size before, its place uniform over all that there are."""
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, (item.padding,) * 4).numpy()
+    places = uniform(seed, "random_crop", epoch, indices, draws=2) * (2 * item.padding + 1)
+    top, left = places.astype(np.int64).T
+    # Indexing windows of the padded images copies row by row; torch's index, element by element, is 4 times slower.
+    windows = sliding_window_view(padded, (height, width), axis=(2, 3))
+    return torch.from_numpy(windows[np.arange(len(images)), :, top, left])
+
+
+def horizontal_flip(item: HorizontalFlip, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Left and right exchanged in each image with probability p."""
+    chosen = np.flatnonzero(uniform(seed, "horizontal_flip", epoch, indices)[:, 0] < item.p)
+    flipped = images.numpy().copy()
+    flipped[chosen] = flipped[chosen, ..., ::-1]
+    return torch.from_numpy(flipped)
+
+
+def rand_augment(item: RandAugment, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """torchvision's RandAugment, image by image: given a batch it would draw once for all of it."""
+    from torchvision.transforms.v2 import RandAugment as Transform
+
+    transform = Transform(num_ops=item.num_ops, magnitude=item.magnitude)
+    out = torch.empty_like(images)
+    with seeded(0):
+        for row, index in enumerate(indices.tolist()):
+            seed_all(key(seed, "rand_augment", epoch, index))
+            out[row] = transform(images[row])
+    return out
+
+
+_STEPS: dict[str, Callable[[Any, Tensor, int, int, np.ndarray], Tensor]] = {
+    "random_crop": random_crop,
+    "horizontal_flip": horizontal_flip,
+    "rand_augment": rand_augment,
+}
+
+
+def resized_crop(item: RandomResizedCrop, seed: int, epoch: int, indices: np.ndarray) -> Crop:
+    """A function that crops row k of the samples `indices` and resizes it; the box is drawn by the image's own size."""
+    draws = uniform(seed, "random_resized_crop", epoch, indices, draws=2 * _ATTEMPTS + 2)
+
+    def crop(row: int, image: Tensor, height: int, width: int) -> Tensor:
+        top, left, rows, columns = crop_box(item, image.shape[-2], image.shape[-1], draws[row])
+        return resize(image[..., top : top + rows, left : left + columns], height, width)
+
+    return crop
+
+
+def crop_box(item: RandomResizedCrop, height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a part of random area and shape (Szegedy et al., 2014, section 6).
+
+    As torchvision draws it: the area uniform, the logarithm of the ratio uniform; after ten that do not fit, the
+    largest part in the middle whose ratio is allowed. `draws` are 22 numbers in [0, 1).
+    """
+    smallest, largest = sorted(item.scale)
+    narrow, wide = sorted(item.ratio)
+    for area_draw, ratio_draw in draws[:-2].reshape(_ATTEMPTS, 2).tolist():
+        area = height * width * (smallest + (largest - smallest) * area_draw)
+        ratio = math.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * ratio_draw)
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            top, left = int(draws[-2] * (height - rows + 1)), int(draws[-1] * (width - columns + 1))
+            return top, left, rows, columns
+    return _middle(height, width, narrow, wide)
+
+
+def _middle(height: int, width: int, narrow: float, wide: float) -> tuple[int, int, int, int]:
+    rows, columns = height, width
+    if width / height < narrow:
+        rows = max(1, min(height, round(width / narrow)))
+    elif width / height > wide:
+        columns = max(1, min(width, round(height * wide)))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns

@@ -1,0 +1,36 @@
+"""The data sets by name."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from dist_train.config.schema import DataConfig
+from dist_train.data.datasets import custom, digits, image_folder, synthetic, torchvision_sets
+from dist_train.data.datasets.base import ImageSet, Splits
+
+FirstPerNode = Callable[[], AbstractContextManager[None]]
+
+__all__ = ["ImageSet", "Splits", "build"]
+
+_BUILDERS: dict[str, Callable[[Any, FirstPerNode], Splits]] = {
+    "digits": digits.build,
+    "image_folder": image_folder.build,
+    "cifar10": torchvision_sets.build,
+    "cifar100": torchvision_sets.build,
+    "mnist": torchvision_sets.build,
+    "fashion_mnist": torchvision_sets.build,
+    "synthetic": synthetic.build,
+}
+
+
+def build(config: DataConfig, first_per_node: FirstPerNode = nullcontext) -> Splits:
+    """Training, evaluation and test set of a run. Nothing is decoded; what must be downloaded is, by one rank a node.
+
+    Args:
+        config: the run's `data` section.
+        first_per_node: gives a context whose block one rank per node runs before the others do.
+
+    Raises:
+        UserError: with ExitCode.DATA, when the data is not there or not as it should be.
+    """
+    return _BUILDERS.get(config.name, custom.build)(config, first_per_node)

@@ -1,0 +1,86 @@
+"""What a data set is to the loader, and the two things every set needs: images in memory, and a seeded split."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.data.permutation import Permutation
+from dist_train.randomness import key
+
+Crop = Callable[[int, Tensor, int, int], Tensor]
+"""(row of the batch, image [C, h, w], height, width) to [C, height, width]: a random resized crop, when one is due."""
+
+
+class ImageSet(ABC):
+    """Labelled uint8 images of one shape, read a batch at a time."""
+
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    in_memory = False
+    """Whether reading costs so little that loading processes would only be in the way."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
+        """Images uint8 [m, *shape] and targets int64 [m] of the samples `indices`, int64 [m].
+
+        `crop` takes the place of the set's own way from an image's size on disk to `shape`.
+        """
+
+
+class TensorImages(ImageSet):
+    """Images held in memory: uint8 [N, C, H, W], targets int64 [N]."""
+
+    in_memory = True
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images, self.targets = images, targets
+        self.shape = tuple(images.shape[1:])  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(indices)
+        images = self.images.index_select(0, rows)
+        return crop_each(images, crop), self.targets.index_select(0, rows)
+
+
+def crop_each(images: Tensor, crop: Crop | None) -> Tensor:
+    """Every image of [m, C, H, W] cropped and resized to the size it had."""
+    if crop is None:
+        return images
+    height, width = images.shape[-2:]
+    return torch.stack([crop(row, image, height, width) for row, image in enumerate(images)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The data of a run.
+
+    Attributes:
+        train, evaluation, test: ImageSets, or map-style data sets of (input, target). Evaluation and test hold nothing
+            of train. Test is there where a run is to be judged at its very end, on what chose nothing.
+        classes: their names, in the order of the targets, where they have names.
+        shape: channels, height, width of an input, where it is an image.
+    """
+
+    train: Any
+    evaluation: Any
+    test: Any | None = None
+    classes: tuple[str, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out) of a seeded random split, int64 and ascending; at least one in each for size ≥ 2."""
+    count = min(max(round(size * fraction), 1), size - 1)
+    order = Permutation(size, key(seed, "split"))(np.arange(size))
+    return np.sort(order[count:]), np.sort(order[:count])

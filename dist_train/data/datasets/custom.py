@@ -1,0 +1,51 @@
+"""The user's own data sets, `package.module:Thing`.
+
+`Thing(split="train", **args)` and `Thing(split="evaluation", **args)` are called, and `Thing(split="test", **args)`
+where `Thing.has_test` is true. What comes back has `__len__` and `__getitem__`, which returns (input, target): tensors,
+numbers, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through `augment`.
+A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`, the names of
+the classes; `shape`, of an input (else the first sample is looked at); `in_memory`, true where reading is so cheap that
+loading processes would only be in the way.
+
+Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
+alone, since those are set for every sample.
+"""
+
+from typing import Any
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.imports import resolve
+from dist_train.config.schema import Custom
+from dist_train.custom import construct
+from dist_train.data.datasets.base import Splits
+from dist_train.randomness import key, seeded
+
+
+def build(config: Custom, first_per_node: Any) -> Splits:
+    thing = resolve(config.name, "data")
+    splits = ["train", "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
+    made = {split: construct(config, "data", offered={}, split=split) for split in splits}
+    for split, dataset in made.items():
+        _check(config.name, split, dataset)
+    train = made["train"]
+    classes = getattr(train, "classes", None)
+    return Splits(
+        **made, classes=None if classes is None else tuple(str(name) for name in classes), shape=_shape_of(train)
+    )
+
+
+def _check(name: str, split: str, dataset: Any) -> None:
+    missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
+    if missing and not hasattr(dataset, "__getitems__"):
+        raise UserError(f"{name} for split {split} has no {' and no '.join(missing)}: a map-style data set is needed")
+    if len(dataset) == 0:
+        raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
+
+
+def _shape_of(dataset: Any) -> tuple[int, ...] | None:
+    if hasattr(dataset, "shape"):
+        return tuple(dataset.shape)
+    with seeded(key(0, "shape")):
+        sample = dataset[0]
+    shape = getattr(sample[0], "shape", None) if isinstance(sample, tuple | list) else None
+    return None if shape is None else tuple(shape)

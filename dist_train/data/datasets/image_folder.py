@@ -1,0 +1,137 @@
+"""A folder of images for each class; a file is opened when its sample is asked for, and not before."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import ImageFolder
+from dist_train.data.datasets.base import Crop, ImageSet, Splits, held_out
+from dist_train.data.decode import decode_file
+from dist_train.data.resize import centre_crop, resize_shorter_side
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class FileList:
+    """Paths in one array of bytes, and the class of each.
+
+    A list of a million strings would be copied page by page into every forked loading process, by their reference
+    counts; two arrays are not.
+    """
+
+    def __init__(self, paths: list[bytes], targets: list[int]) -> None:
+        self._bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self.targets = torch.tensor(targets, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].tobytes()
+
+
+class FolderImages(ImageSet):
+    """The samples `rows` of a list of files, RGB, as square images of `image_size` pixels.
+
+    Without a crop given: the shorter side is resized to `resize`, then the middle is cut out.
+    """
+
+    def __init__(self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None) -> None:
+        self._files, self._rows = files, rows
+        self._image_size, self._resize = image_size, resize or image_size
+        self.shape = (3, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
+        size = self._image_size
+        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        rows = self._rows[indices]
+        for place, row in enumerate(rows.tolist()):
+            image = decode_file(self._files[row])
+            images[place] = crop(place, image, size, size) if crop else self._centre(image)
+        return images, self._files.targets[torch.from_numpy(rows)]
+
+    def path(self, index: int) -> str:
+        """The file of a sample, to name it to the user."""
+        return os.fsdecode(self._files[self._rows[index]])
+
+    def _centre(self, image: Tensor) -> Tensor:
+        return centre_crop(resize_shorter_side(image, self._resize), self._image_size)
+
+
+def build(config: ImageFolder, first_per_node: Any) -> Splits:
+    root = Path(config.root)
+    train_folder = root / config.train if config.train else root
+    classes = tuple(_subfolders(train_folder))
+
+    def images(files: FileList, rows: np.ndarray) -> FolderImages:
+        return FolderImages(files, rows, config.image_size, config.resize)
+
+    def all_of(folder: Path) -> FolderImages:
+        files = list_files(folder, classes)
+        return images(files, np.arange(len(files)))
+
+    if config.eval is not None:
+        train, evaluation = all_of(train_folder), all_of(root / config.eval)
+    else:
+        assert config.eval_fraction is not None  # the schema asks for one of the two
+        files = list_files(train_folder, classes)
+        kept, held = held_out(len(files), config.eval_fraction, config.split_seed)
+        train, evaluation = images(files, kept), images(files, held)
+    test = all_of(root / config.test) if config.test else None
+    return Splits(train=train, evaluation=evaluation, test=test, classes=classes, shape=train.shape)
+
+
+def list_files(folder: Path, classes: tuple[str, ...]) -> FileList:
+    """All images under `folder`/<class>, at any depth, sorted by class and path, so that every machine has one order.
+
+    Raises:
+        UserError: when a folder can't be read, is of no known class, or has no image in it.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    paths: list[bytes] = []
+    targets: list[int] = []
+    for name in _subfolders(folder):
+        if name not in numbers:
+            raise UserError(f"{folder / name} is no class of the training set: {_some(classes)}", ExitCode.DATA)
+        found = sorted(_images_under(folder / name))
+        if not found:
+            raise UserError(f"class folder {folder / name} has no image ({' '.join(EXTENSIONS)})", ExitCode.DATA)
+        paths += found
+        targets += [numbers[name]] * len(found)
+    return FileList(paths, targets)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Sorted names, never none."""
+    try:
+        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
+    if not names:
+        raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
+    return names
+
+
+def _images_under(folder: Path) -> Iterator[bytes]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA) from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.fsencode(os.path.join(parent, name))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"

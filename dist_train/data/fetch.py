@@ -1,0 +1,111 @@
+"""What a loading process does with a request for samples: read them, augment them, stack them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.data.augment import Augment, check_images
+from dist_train.data.datasets.base import ImageSet, crop_each
+from dist_train.randomness import key, seed_all, seeded
+
+
+class Request(NamedTuple):
+    """Samples to load together: `parts` consecutive microbatches of one step, beginning with `number`."""
+
+    step: int
+    number: int
+    parts: int
+    epoch: int
+    indices: np.ndarray
+    """int64 [parts × m]"""
+
+
+class Loaded(NamedTuple):
+    """The answer to a request, still on the CPU and still uint8."""
+
+    step: int
+    number: int
+    parts: int
+    indices: Tensor
+    inputs: Any
+    targets: Any
+
+
+class Failure(NamedTuple):
+    """A UserError on its way out of a loading process; raised as an exception it would lose its exit code there."""
+
+    message: str
+    code: ExitCode
+
+
+class Fetch(Dataset):
+    """A data set as the DataLoader sees it: asked for a request, it gives the samples stacked.
+
+    Every draw depends on (seed, epoch, index): it makes no difference which process loads a sample, or beside which.
+    """
+
+    def __init__(self, dataset: Any, seed: int, augment: Augment | None) -> None:
+        """Without `augment`, as in evaluation, an epoch makes no difference either."""
+        self._dataset, self._seed, self._augment = dataset, seed, augment
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, request: Request) -> Loaded | Failure:
+        try:
+            inputs, targets = self._read(request)
+        except UserError as error:
+            return Failure(str(error), error.code)
+        indices = torch.from_numpy(request.indices)
+        return Loaded(request.step, request.number, request.parts, indices, inputs, targets)
+
+    def _read(self, request: Request) -> tuple[Any, Any]:
+        epoch, indices, augment = request.epoch, request.indices, self._augment
+        crop = augment.crop(epoch, indices) if augment else None
+        if isinstance(self._dataset, ImageSet):
+            inputs, targets = self._dataset.__getitems__(indices, crop)
+        else:
+            inputs, targets = self._samples(epoch, indices)
+            if crop is not None:
+                check_images(inputs, "random_resized_crop")
+                inputs = crop_each(inputs, crop)
+        return (augment(inputs, epoch, indices) if augment else inputs), targets
+
+    def _samples(self, epoch: int, indices: np.ndarray) -> tuple[Any, Any]:
+        """Samples of a user's own data set, one by one, each with the global generators set for it."""
+        purpose, position = ("sample", [epoch]) if self._augment else ("evaluation sample", [])
+        samples = []
+        with seeded(0):
+            for index in indices.tolist():
+                seed_all(key(self._seed, purpose, *position, index))
+                try:
+                    samples.append(self._dataset[index])
+                except Exception as error:
+                    error.add_note(f"while reading sample {index:,} of {type(self._dataset).__name__}")
+                    raise
+        return _stacked(samples)
+
+
+def _stacked(samples: list[Any]) -> tuple[Any, Any]:
+    batch = default_collate(samples)
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise UserError("a sample must be a pair (input, target)", ExitCode.USER_CODE)
+    return batch[0], batch[1]
+
+
+def each_tensor(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with every tensor in its dicts, lists and tuples replaced by `function` of it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: each_tensor(function, item) for name, item in value.items()}
+    if hasattr(value, "_fields"):
+        return type(value)(*(each_tensor(function, item) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(each_tensor(function, item) for item in value)
+    return value

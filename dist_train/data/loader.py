@@ -1,0 +1,191 @@
+"""From samples to microbatches on the rank's device: one DataLoader for a whole life of the training."""
+
+import atexit
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dist_train.config.errors import UserError
+from dist_train.config.schema import LoaderConfig, RunConfig
+from dist_train.data.augment import Augment
+from dist_train.data.batch import Microbatch
+from dist_train.data.datasets.base import Splits
+from dist_train.data.fetch import Failure, Fetch, Loaded, Request, each_tensor
+from dist_train.data.finish import Finish, Mix
+from dist_train.data.sampler import ShardedSampler
+from dist_train.data.workers import number_of_workers, start_method, start_worker
+from dist_train.ranks import Ranks
+
+
+def train_batches(
+    config: RunConfig,
+    splits: Splits,
+    ranks: Ranks,
+    device: torch.device,
+    first_step: int,
+    last_step: int,
+    num_classes: int | None,
+) -> Iterator[list[Microbatch]]:
+    """This rank's microbatches, ready for the model, for each step in [first_step, last_step), through all epochs.
+
+    The loading processes start at once and end with the iterator.
+
+    Raises:
+        UserError: at once when the training set does not fill a global batch, later when a sample can't be read.
+    """
+    sampler = train_sampler(config, splits.train, ranks)
+    batches = (last_step - first_step) * len(sampler.share)
+    workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
+    fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed))
+    finish = Finish(config.augment, device, Mix.from_config(config.augment, config.seed, num_classes))
+    loading = Loading(fetch, _Requests(sampler, first_step, last_step, workers), config.loader, workers, device)
+    return _by_step(loading, finish, device, len(sampler.share))
+
+
+def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
+    """The order of the training samples, and this rank's share of it."""
+    return ShardedSampler(
+        dataset,
+        global_batch=config.batch.global_size,
+        microbatches=ranks.world_size if config.batch.microbatches == "auto" else config.batch.microbatches,
+        num_replicas=ranks.world_size,
+        rank=ranks.rank,
+        seed=config.seed,
+    )
+
+
+def number_of_batches(samples: int, batch_size: int) -> int:
+    """Batches that an evaluation set is cut into; the last one may be smaller."""
+    return -(-samples // batch_size)
+
+
+def evaluation_batches(
+    config: RunConfig, dataset: Any, numbers: Sequence[int], device: torch.device, local_world_size: int = 1
+) -> Iterator[tuple[int, Microbatch]]:
+    """The batches `numbers` of an evaluation set, in that order.
+
+    Batch k has the samples [k·b, min((k+1)·b, N)) with b = eval.batch_size: together all of them, each once.
+    """
+    requests = (_evaluation_request(k, config.eval.batch_size, len(dataset)) for k in numbers)
+    workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
+    loading = Loading(Fetch(dataset, config.seed, augment=None), requests, config.loader, workers, device)
+    finish = Finish(config.augment, device)
+    return _numbered(loading, finish, device)
+
+
+def _evaluation_request(number: int, batch_size: int, samples: int) -> Request:
+    indices = np.arange(number * batch_size, min((number + 1) * batch_size, samples))
+    return Request(step=0, number=number, parts=1, epoch=0, indices=indices)
+
+
+def _numbered(loading: "Loading", finish: Finish, device: torch.device) -> Iterator[tuple[int, Microbatch]]:
+    with loading:
+        for loaded in loading:
+            for microbatch in _microbatches(loaded, finish, device):
+                yield microbatch.number, microbatch
+
+
+def _by_step(loading: "Loading", finish: Finish, device: torch.device, share: int) -> Iterator[list[Microbatch]]:
+    ready: list[Microbatch] = []
+    with loading:
+        for loaded in loading:
+            ready += _microbatches(loaded, finish, device)
+            if len(ready) == share:
+                yield ready
+                ready = []
+
+
+def _microbatches(loaded: Loaded, finish: Finish, device: torch.device) -> Iterator[Microbatch]:
+    size = len(loaded.indices) // loaded.parts
+    here = each_tensor(lambda tensor: tensor.to(device, non_blocking=True), (loaded.inputs, loaded.targets))
+    for part in range(loaded.parts):
+        rows, number = slice(part * size, (part + 1) * size), loaded.number + part
+        inputs, targets = here if loaded.parts == 1 else each_tensor(partial(_cut, rows), here)
+        inputs, targets = finish(inputs, targets, loaded.step, number)
+        yield Microbatch(step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets)
+
+
+def _cut(rows: slice, tensor: Tensor) -> Tensor:
+    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds, so the last bit."""
+    return tensor[rows].clone()
+
+
+class _Requests:
+    """The batch sampler of the DataLoader.
+
+    Loading processes are asked for single microbatches, so that several work for one step. Without any, the rank loads
+    all of a step at once, which costs less.
+    """
+
+    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, workers: int) -> None:
+        self._sampler, self._first, self._last, self._workers = sampler, first_step, last_step, workers
+
+    def __iter__(self) -> Iterator[Request]:
+        if self._workers:
+            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
+                yield Request(step, number, 1, epoch, indices)
+        else:
+            share = self._sampler.share
+            for step, epoch, indices in self._sampler.steps(self._first, self._last):
+                yield Request(step, share.start, len(share), epoch, indices.ravel())
+
+
+class Loading:
+    """A DataLoader at work: iterate over it to get what was requested, in order; close it to end its processes."""
+
+    def __init__(
+        self, fetch: Fetch, requests: Iterable[Request], config: LoaderConfig, workers: int, device: torch.device
+    ) -> None:
+        options: dict[str, Any] = {}
+        if workers:
+            options = {
+                "prefetch_factor": config.prefetch,
+                "multiprocessing_context": start_method(device),
+                "worker_init_fn": start_worker,
+            }
+        loader: DataLoader = DataLoader(
+            fetch,
+            batch_sampler=requests,  # type: ignore[arg-type]  # torch asks for lists of indices, and needs none
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=config.pin_memory and device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one
+            **options,
+        )
+        others = set(multiprocessing.active_children())
+        self._batches: Any = iter(loader)
+        self._workers = [process for process in multiprocessing.active_children() if process not in others]
+        # Its processes ignore SIGTERM, which is what multiprocessing ends them with at exit, to wait for them forever.
+        atexit.register(self.close)
+
+    def __enter__(self) -> "Loading":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Loaded]:
+        for answer in self._batches:
+            if isinstance(answer, Failure):
+                raise UserError(answer.message, answer.code)
+            yield answer
+
+    def close(self) -> None:
+        """Ends the loading processes; what they had ready is lost."""
+        atexit.unregister(self.close)
+        # Dropping the iterator would do the same, but not while a traceback still holds it.
+        getattr(self._batches, "_shutdown_workers", lambda: None)()
+        for process in self._workers:
+            if process.is_alive():  # stuck in the user's code
+                process.kill()
+            process.join()
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

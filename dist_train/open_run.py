@@ -1,0 +1,95 @@
+"""Which run this is: its directory, its config with everything settled, and the checkpoint to go on from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_train.checkpoint.resume import check_same
+from dist_train.checkpoint.store import CheckpointStore, Found, locate
+from dist_train.config.errors import UserError
+from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
+from dist_train.config.schema import RunConfig
+from dist_train.run_directory import recorded_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What rank 0 found out about the run, for all ranks.
+
+    Attributes:
+        config: with everything that was `auto` and depends on the world size filled in.
+        found: the checkpoint to go on from.
+        notes: lines for the user.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    found: Found | None
+    notes: tuple[str, ...]
+
+
+def open_run(
+    config: RunConfig, world_size: int, run_dir: Path | None, resume: str | None, allowed: Sequence[str]
+) -> Opened:
+    """Finds the run directory and the checkpoint, checks that they fit the config, and makes the directory.
+
+    Args:
+        config: as given.
+        world_size: number of ranks of this life.
+        run_dir: where the run lives; a new directory without it.
+        resume: `none` to begin anew, a checkpoint to begin from; `auto` for the run directory's newest, or without one
+            the latest run's.
+        allowed: keys that may differ from the config that the run began with.
+
+    Raises:
+        UserError: when the checkpoints are damaged, or do not fit.
+    """
+    if run_dir is None:
+        run_dir = (latest_run_dir(config) if resume == "auto" else None) or new_run_dir(config)
+    run_dir = run_dir.resolve()
+    found, skipped = _find(run_dir, resume)
+    before = recorded_config(found.path.parents[1]) if found else None
+    config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
+    notes = [f"{line}, going on from {found.path.name}" for line in skipped] if found else []
+    if before is not None:
+        notes += check_same(before, config, allowed)
+    try:
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {run_dir}: {error.strerror}") from None
+    if run_dir.parent == (Path(config.run_root) / config.name).resolve():
+        point_latest_at(run_dir)
+    CheckpointStore(run_dir / "checkpoints").sweep()
+    return Opened(config=config, run_dir=run_dir, found=found, notes=tuple(notes))
+
+
+def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
+    """The checkpoint to go on from, and lines about those that were skipped."""
+    store, skipped = CheckpointStore(run_dir / "checkpoints"), []
+    if resume == "none":
+        if store.all():
+            raise UserError(
+                f"{run_dir} holds checkpoints, and --resume none would begin anew on top of them: give another "
+                "--run-dir, or leave --resume none out"
+            )
+        return None, []
+    found = store.newest()
+    if found is None and resume not in (None, "auto"):
+        found = locate(Path(str(resume)), skipped.append)
+    return found, [*skipped, *(found.skipped if found else ())]
+
+
+def _settle_microbatches(config: RunConfig, before: int | str | None, world_size: int) -> RunConfig:
+    """`auto` is the world size of the run's first life, and stays that."""
+    if config.batch.microbatches != "auto":
+        return config
+    content = config.model_dump(mode="json")
+    content["batch"]["microbatches"] = before or world_size
+    try:
+        return RunConfig.model_validate(content)
+    except ValueError:
+        parts, size = before or world_size, config.batch.global_size
+        raise UserError(
+            f"batch.global_size {size} does not divide among {parts} ranks, one microbatch each: "
+            "make it a multiple, or set batch.microbatches"
+        ) from None

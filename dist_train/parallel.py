@@ -1,0 +1,330 @@
+"""Data parallelism: DistributedDataParallel, with gradients added along one fixed tree (dist_train/tree.py).
+
+A rank works off its share of a step's microbatches. All but the last run under no_sync, and their gradients are added
+up inside the rank as a binary counter does. The last one's backward triggers DDP's buckets; a communication hook folds
+the rank's other microbatches in, then adds the ranks' nodes: each rank receives one chunk of everybody's (all-to-all),
+adds it along the tree, and hands the sum to all (all-gather). That moves as many bytes as a ring all-reduce, and
+overlaps the rest of the backward: on gloo in a thread with a process group of its own, on CUDA on a stream of its own.
+
+Floating-point buffers (BatchNorm's statistics) start every microbatch of a step from the same values and become the
+mean over all microbatches, along the same tree; integer buffers advance once a step.
+"""
+
+import inspect
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import RunConfig
+from dist_train.config.shares import share
+from dist_train.data.batch import Microbatch
+from dist_train.process_group import ProcessGroup
+from dist_train.randomness import key, seed_torch
+from dist_train.tree import BinaryCounter, LastLeaf, nodes_of_all, tree_sum
+
+
+class Parallel:
+    """A model on all ranks.
+
+    Attributes:
+        module: the model itself, for evaluation and checkpoints.
+        parameters: those that are trained.
+    """
+
+    def __init__(self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int) -> None:
+        self.module = module
+        self._config = config
+        ranks = group.ranks
+        self._shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        self._ddp = DistributedDataParallel(
+            module,
+            device_ids=[group.device] if group.device.type == "cuda" else None,
+            bucket_cap_mb=config.distributed.bucket_mb,
+            gradient_as_bucket_view=True,
+            **_no_forward_sync(),  # _Buffers takes care of them
+        )
+        self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [parameter for _, parameter in self._named]
+        self._group = group
+        self._loss_scale = ranks.world_size / microbatches
+        self._buffers = _Buffers(module)
+        self._sum: _ExactSum | None = None
+        exchange = _Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
+        if config.exact:
+            self._sum = _ExactSum(exchange, self._shares[ranks.rank], microbatches, self.parameters, group.device)
+            self._sum.before_first_bucket = self._buffers.start_mean
+            self._loss_scale = 1.0
+            self._ddp.register_comm_hook(None, self._sum.hook)
+        self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
+        self._checked = False
+
+    def __call__(self, inputs: Tensor) -> Any:
+        return self._ddp(inputs)
+
+    def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
+        """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
+        and one backward in the body. After the last one, `.grad` of every parameter holds the mean over the V
+        microbatches' gradients, the same bits on every rank.
+        """
+        self._buffers.begin_step()
+        for microbatch in microbatches:
+            last = microbatch is microbatches[-1]
+            seed_torch(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
+            self._buffers.begin(microbatch.number)
+            with nullcontext() if last else self._ddp.no_sync():
+                yield microbatch, self._loss_scale
+            self._check_all_have_gradients()
+            if not last:
+                self._buffers.keep()
+                if self._sum is not None:
+                    self._sum.keep(microbatch.number)
+        self._buffers.finish_step()
+
+    def _check_all_have_gradients(self) -> None:
+        """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
+        if not self._checked:
+            unused = [name for name, parameter in self._named if parameter.grad is None]
+            if unused:
+                raise UserError(
+                    f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
+                    f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
+                    ExitCode.USER_CODE,
+                )
+            self._checked = True
+
+    def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
+        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
+
+        Args:
+            counts: by number of this rank's microbatches, how many valid targets they have.
+        """
+        total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
+        factor = global_batch / max(1, int(self._group.sum_(total)))
+        torch._foreach_mul_([p.grad for p in self.parameters], factor)
+
+    def close(self) -> None:
+        """Ends the reduction thread."""
+        if self._sum is not None:
+            self._sum.close()
+
+
+def _no_forward_sync() -> dict[str, bool]:
+    """The argument has another name since torch 2.13."""
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+class _Exchange:
+    """Adds what all ranks hold of one flat tensor, along the tree."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, shares: Sequence[range], microbatches: int) -> None:
+        self._group = group
+        self._world_size = len(shares)
+        self._nodes = nodes_of_all(shares, microbatches)
+        self._mine = self._nodes[rank]
+        self._root = (0, microbatches)
+
+    def mean_into(self, target: Tensor, values: Sequence[Tensor]) -> None:
+        """Writes the mean over all V microbatches into `target`.
+
+        Args:
+            target: flat [n]; may be one of `values`.
+            values: this rank's nodes, each flat [n], in the order of tree.cover.
+        """
+        ranks, n = self._world_size, target.numel()
+        if ranks == 1:
+            torch.div(values[0], self._root[1], out=target)
+            return
+        chunk = -(-n // ranks)
+        received = target.new_empty(sum(len(nodes) for nodes in self._nodes) * chunk)
+        dist.all_to_all_single(
+            received,
+            _by_destination(values, ranks, chunk),
+            [len(nodes) * chunk for nodes in self._nodes],
+            [len(values) * chunk] * ranks,
+            group=self._group,
+        )
+        nodes = [node for of_rank in self._nodes for node in of_rank]
+        total = tree_sum(dict(zip(nodes, received.split(chunk), strict=True)), self._root, torch.add)
+        mean = total.div_(self._root[1])
+        whole = target if n == chunk * ranks else target.new_empty(chunk * ranks)
+        dist.all_gather_into_tensor(whole, mean, group=self._group)
+        if whole is not target:
+            target.copy_(whole[:n])
+
+
+def _by_destination(values: Sequence[Tensor], ranks: int, chunk: int) -> Tensor:
+    """For rank 0 its chunk of every value, then for rank 1, and so on; the last chunk is filled up with zeros."""
+    n = values[0].numel()
+    if len(values) == 1 and n == ranks * chunk:
+        return values[0]
+    out = values[0].new_zeros(len(values), ranks * chunk)
+    for row, value in zip(out, values, strict=True):
+        row[:n].copy_(value)
+    return out.view(len(values), ranks, chunk).transpose(0, 1).reshape(-1)
+
+
+class _ExactSum:
+    """DDP's communication hook."""
+
+    def __init__(
+        self,
+        exchange: _Exchange,
+        own: range,
+        microbatches: int,
+        parameters: list[nn.Parameter],
+        device: torch.device,
+    ) -> None:
+        self._exchange = exchange
+        self._microbatches = microbatches
+        self._last = LastLeaf.of(own, microbatches)
+        self._parameters = parameters
+        self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
+        self._nodes = BinaryCounter(microbatches, _add_lists)
+        self._runner: _Thread | _Stream = _Stream(device) if device.type == "cuda" else _Thread()
+        self._buckets = 0
+        self.before_first_bucket = lambda: None
+
+    def keep(self, number: int) -> None:
+        """Takes a microbatch's gradients away from the parameters, into the counter."""
+        self._nodes.push(number, [parameter.grad for parameter in self._parameters])
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        # The last forward is over when the first bucket arrives, so the buffers are final.
+        if bucket.index() == 0:
+            self.before_first_bucket()
+        partial = dict(self._nodes.nodes)
+        if bucket.is_last():
+            self._nodes = BinaryCounter(self._microbatches, _add_lists)
+        flat, places = bucket.buffer(), [self._place[id(p)] for p in bucket.parameters()]
+        gradients = bucket.gradients()
+        return self._runner.submit(lambda: self._reduce(flat, gradients, places, partial))
+
+    def submit(self, work: Any) -> Future[Tensor]:
+        return self._runner.submit(work)
+
+    def _reduce(self, flat: Tensor, gradients: list[Tensor], places: list[int], partial: dict[Any, Any]) -> Tensor:
+        for node in self._last.folded:
+            torch._foreach_add_(gradients, [partial[node][place] for place in places])
+        beside = [torch.cat([partial[node][i].reshape(-1) for i in places]) for node in self._last.beside]
+        self._exchange.mean_into(flat, [*beside, flat])
+        return flat
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    torch._foreach_add_(left, right)
+    return left
+
+
+class _Thread:
+    """Runs the sums one after another beside the backward, in the same order on every rank."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[Any, Future[Tensor]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="exact-sum", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Any) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        self._work.put((work, future))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, future = item
+            try:
+                future.set_result(work())
+            except BaseException as error:  # it is raised where the main thread waits
+                future.set_exception(error)
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+
+class _Stream:
+    """Runs the sums on a CUDA stream beside the backward; the future makes whoever waits for it wait for the stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def submit(self, work: Any) -> Future[Tensor]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        future: Future[Tensor] = Future(devices=[self._device])
+        with torch.cuda.stream(self._stream):
+            future.set_result(work())
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+class _Buffers:
+    """The model's buffers over a step of several microbatches."""
+
+    def __init__(self, module: nn.Module) -> None:
+        buffers = list(module.buffers())
+        self._floats = [b for b in buffers if b.is_floating_point()]
+        self._integers = [b for b in buffers if not b.is_floating_point()]
+
+    def bind(self, exact: _ExactSum | None, exchange: _Exchange, own: range, microbatches: int) -> None:
+        self._exact, self._exchange, self._own, self._microbatches = exact, exchange, own, microbatches
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
+        self._nodes = BinaryCounter(self._microbatches, torch.Tensor.add_)
+        self._mean: Future[Tensor] | None = None
+
+    @torch.no_grad()
+    def begin(self, number: int) -> None:
+        self._number = number
+        if number != self._own.start:
+            for now, before in zip((self._floats, self._integers), self._before, strict=True):
+                if now:
+                    torch._foreach_copy_(now, before)
+
+    def keep(self) -> None:
+        """Takes the statistics of the microbatch that has just run."""
+        if self._floats:
+            self._nodes.push(self._number, torch.cat([b.reshape(-1) for b in self._floats]))
+
+    def start_mean(self) -> None:
+        """Begins the mean over all microbatches; called once the last forward is over."""
+        if self._floats and self._exact is not None:
+            self.keep()
+            values = [self._nodes.nodes[node] for node in sorted(self._nodes.nodes)]
+            self._mean = self._exact.submit(lambda: self._mean_of(values))
+
+    def _mean_of(self, values: list[Tensor]) -> Tensor:
+        target = torch.empty_like(values[0])
+        self._exchange.mean_into(target, values)
+        return target
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        if not self._floats:
+            return
+        if self._exact is None:
+            self.keep()
+            flat = self._mean_of([self._nodes.nodes[node] for node in sorted(self._nodes.nodes)])
+        else:
+            assert self._mean is not None, "no gradient bucket arrived"
+            flat = self._mean.wait()
+        parts = flat.split([b.numel() for b in self._floats])
+        torch._foreach_copy_(self._floats, [part.view_as(b) for part, b in zip(parts, self._floats, strict=True)])

@@ -1,0 +1,141 @@
+"""The process group: opened once, closed once, and there even for a single rank, so that no caller asks for it.
+
+Gradients travel on the device's group (nccl or gloo). Everything small, and every wait for work that only one rank
+does, travels on a gloo group of its own on the host, whose time limit is long: a rank that waits there is not stuck.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_train.config.errors import UserError
+from dist_train.config.problems import ConfigError
+from dist_train.config.schema import DistributedConfig
+from dist_train.ranks import Ranks
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=30)
+"""Time limit of the host group: longer than any download or evaluation by one rank alone. A peer that dies is noticed
+at once all the same, by its closed connection."""
+
+
+class ProcessGroup:
+    """All ranks of one generation. A context manager.
+
+    Attributes:
+        ranks: this process's place.
+        backend: nccl or gloo.
+        device: where this rank computes.
+    """
+
+    def __init__(self, ranks: Ranks, config: DistributedConfig) -> None:
+        self.ranks = ranks
+        self.backend = _choose_backend(config.backend)
+        self.device = _choose_device(self.backend, ranks)
+        self._timeout = timedelta(seconds=config.timeout.seconds)
+
+    def __enter__(self) -> "ProcessGroup":
+        if self.ranks.nodes == 1:
+            _stay_on_loopback()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
+        dist.init_process_group(self.backend, timeout=self._timeout, **alone)
+        self._host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure the peers may be gone, and an orderly end would wait for them.
+        if kind is None:
+            dist.destroy_process_group()
+
+    def for_reduction(self) -> dist.ProcessGroup:
+        """A group of its own for the exact sum, whose thread must not share one with DDP."""
+        return dist.new_group(backend=self.backend, timeout=self._timeout)
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank has called it, however long one of them takes."""
+        dist.barrier(group=self._host)
+
+    @contextmanager
+    def first_per_node(self) -> Iterator[None]:
+        """One rank of each node goes first, the others follow when it is done; for downloads."""
+        if not self.ranks.is_first_on_node:
+            self.wait_for_all()
+        yield
+        if self.ranks.is_first_on_node:
+            self.wait_for_all()
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """What `function` gives on rank 0, on every rank; and where it fails there, the same error on every rank.
+
+        Raises:
+            UserError: rank 0's, on all ranks, so that none is left waiting.
+        """
+        result: Any = None
+        if self.ranks.is_first:
+            try:
+                result = function()
+            except (UserError, ConfigError) as error:
+                self.broadcast_object((None, error))
+                raise
+        value, error = self.broadcast_object((result, None))
+        if error is not None:
+            raise error
+        return value
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. For small things."""
+        holder = [value if self.ranks.is_first else None]
+        dist.broadcast_object_list(holder, src=0, group=self._host, device=torch.device("cpu"))
+        return holder[0]
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's CPU tensors, on every rank's CPU: a checkpoint is read once and handed on."""
+        mine = dict(tensors or {})
+        layout = self.broadcast_object([(name, t.shape, t.dtype) for name, t in mine.items()])
+        everyone = {name: mine[name] if mine else torch.empty(shape, dtype=dtype) for name, shape, dtype in layout}
+        for tensor in everyone.values():
+            dist.broadcast(tensor.view(-1).view(torch.uint8) if tensor.dim() else tensor, src=0, group=self._host)
+        return everyone
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds a CPU tensor over all ranks, in place. Exact for integers, and for floats that one rank at most has."""
+        dist.all_reduce(tensor, group=self._host)
+        return tensor
+
+    def start_max_(self, tensor: Tensor) -> dist.Work:
+        """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
+        return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
+
+
+def _choose_backend(wanted: str) -> str:
+    if wanted == "auto":
+        return "nccl" if torch.cuda.is_available() else "gloo"
+    if wanted == "nccl" and not torch.cuda.is_available():
+        raise UserError("distributed.backend is nccl, and torch sees no GPU here: use gloo or auto, or see nvidia-smi")
+    return wanted
+
+
+def _choose_device(backend: str, ranks: Ranks) -> torch.device:
+    if backend != "nccl":
+        return torch.device("cpu")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {ranks.local_rank} has no GPU: torch sees {torch.cuda.device_count()} here; "
+            f"start as many ranks as GPUs with --nproc-per-node {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _stay_on_loopback() -> None:
+    """On one node gloo needs no other interface, and a host name that resolves to nothing does no harm then."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,0 +1,111 @@
+"""Everything that a life of the training needs, built by worker.py and handed to loop.py."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dist_train.checkpoint.keeper import Keeper
+from dist_train.checkpoint.state import TrainState
+from dist_train.config.errors import UserError
+from dist_train.config.schema import RunConfig
+from dist_train.control.agreement import Agreement
+from dist_train.control.due import Due
+from dist_train.data.batch import Microbatch
+from dist_train.ema import Ema
+from dist_train.evaluate import Evaluation
+from dist_train.meter import Meter
+from dist_train.parallel import Parallel
+from dist_train.schedule import Schedule
+from dist_train.tasks.base import Task
+from dist_train.tracking.tracker import NullTracker, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One rank's parts.
+
+    Attributes:
+        batches: from the step to begin with and the step to end before: this rank's microbatches of each step.
+        evaluation: the figures of the evaluation split, with the averaged weights where there are some.
+        autocast: the context of a forward.
+    """
+
+    config: RunConfig
+    microbatch_size: int
+    parallel: Parallel
+    task: Task
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    batches: Callable[[int, int], Iterator[list[Microbatch]]]
+    evaluation: Callable[[], Evaluation]
+    autocast: Callable[[], AbstractContextManager[Any]]
+    meter: Meter
+    tracker: Tracker | NullTracker
+    checkpoints: Keeper
+    agreement: Agreement
+    due: Due
+
+    def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
+        """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
+        if not self.task.counts_every_sample:
+            self.parallel.rescale(counts, self.config.batch.global_size)
+
+    def update(self, lr: float) -> Tensor:
+        """Clips, steps the optimizer and the average; returns the L2 norm of the gradient before clipping, 0-dim.
+
+        Every rank has the same gradient, so each finds the same norm and the same scaler decision without asking.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = self.parallel.parameters
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.train.clip_norm is not None:
+            clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.parallel.module)
+        return norm
+
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluates, writes it down, and keeps `state`'s account of the best."""
+        figures = self.evaluation()
+        state.metrics = figures.metrics
+        _note_best(self.config, state)
+        state.finished = state.step == self.due.total_steps or gives_up(self.config, state)
+        row = {
+            "step": state.step,
+            "epoch": self.meter.epoch(state.step),
+            "samples_seen": state.samples_seen(self.config.batch.global_size),
+            "split": "evaluation",
+            **figures.metrics,
+            "per_class": figures.per_class,
+        }
+        self.tracker.log_evaluation(row, figures.confusion)
+
+
+def _note_best(config: RunConfig, state: TrainState) -> None:
+    wanted, stopping = config.eval.best, config.train.early_stopping
+    if wanted not in state.metrics:
+        names = ", ".join(state.metrics)
+        raise UserError(f"eval.best is {wanted}, which the task does not report; it reports {names}")
+    value = state.metrics[wanted] if config.eval.best_is == "max" else -state.metrics[wanted]
+    best = state.best_value if state.best_value is None or config.eval.best_is == "max" else -state.best_value
+    if best is None or value > best:
+        state.best_value, state.best_step = state.metrics[wanted], state.step
+    margin = stopping.min_delta if stopping else 0.0
+    state.stale = 0 if best is None or value > best + margin else state.stale + 1
+
+
+def gives_up(config: RunConfig, state: TrainState) -> bool:
+    """Whether early stopping has had enough."""
+    stopping = config.train.early_stopping
+    return stopping is not None and state.stale >= stopping.patience

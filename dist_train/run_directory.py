@@ -1,0 +1,105 @@
+"""The run directory, as rank 0 keeps it: the resolved config, what it ran on, and how far it has come."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_train.checkpoint.state import TrainState
+from dist_train.config.dump import to_yaml
+from dist_train.config.schema import RunConfig
+from dist_train.config.source import load
+from dist_train.files import write_atomic
+from dist_train.ranks import Ranks
+
+CONFIG = "config.yaml"
+STATE = "state.json"
+
+
+def recorded_config(run_dir: Path) -> RunConfig | None:
+    """The config that the run began with."""
+    path = run_dir / CONFIG
+    return load(path) if path.is_file() else None
+
+
+class RunRecord(Protocol):
+    """How a run tells the world outside how far it is."""
+
+    def begin(self, config: RunConfig, total_steps: int) -> None: ...
+
+    def update(self, status: str, state: TrainState, signal: str | None = None) -> None: ...
+
+
+class NoRecord:
+    """The other ranks'."""
+
+    def begin(self, config: RunConfig, total_steps: int) -> None:
+        pass
+
+    def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
+        pass
+
+
+class DirectoryRecord:
+    """Rank 0's: config.yaml, environment.json and state.json."""
+
+    def __init__(self, run_dir: Path, ranks: Ranks, generation: int) -> None:
+        self._run_dir = run_dir
+        self._ranks = ranks
+        self._generation = generation
+        self._facts: dict[str, Any] = {}
+
+    def begin(self, config: RunConfig, total_steps: int) -> None:
+        """Writes what this life runs with."""
+        self._facts = {"global_batch": config.batch.global_size, "metric": config.eval.best, "total_steps": total_steps}
+        write_atomic(self._run_dir / CONFIG, to_yaml(config))
+        facts = {**versions(), "world_size": self._ranks.world_size, "nodes": self._ranks.nodes, "pid": os.getpid()}
+        write_atomic(self._run_dir / "environment.json", json.dumps(facts, indent=1))
+
+    def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
+        """Replaces state.json."""
+        best = None
+        if state.best_step is not None:
+            best = {"metric": self._facts["metric"], "value": state.best_value, "step": state.best_step}
+        content = {
+            "status": status,
+            "step": state.step,
+            "total_steps": self._facts["total_steps"],
+            "samples_seen": state.samples_seen(self._facts["global_batch"]),
+            "best": best,
+            "metrics": state.metrics,
+            "world_size": self._ranks.world_size,
+            "generation": self._generation,
+            "signal": signal,
+            "updated": time.time(),
+        }
+        write_atomic(self._run_dir / STATE, json.dumps(content, indent=1))
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers could depend on besides config and data; no environment variables, which hold secrets."""
+    import torch
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The user's code, as far as git knows it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

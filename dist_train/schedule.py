@@ -1,0 +1,91 @@
+"""The learning rate as a pure function of the step. No torch here: the launcher draws the curve with it.
+
+Steps count from 0, so a training of T steps uses lr(0) to lr(T - 1). With a warm-up of w steps the rate is
+peak·(t + 1)/(w + 1) before step w and reaches the peak at step w; what the schedule calls its progress runs from 0 at
+step w to 1 at step T, as in torch's own schedulers.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, ScheduleConfig, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A schedule laid out over one training.
+
+    Attributes:
+        config: the section `schedule`.
+        peak: the highest learning rate, `optimizer.lr`.
+        total_steps: of the whole training, whatever ends it earlier.
+        steps_per_epoch: to count warm-up and milestones given in epochs.
+        global_batch: to count those given in samples.
+    """
+
+    config: ScheduleConfig
+    peak: float
+    total_steps: int
+    steps_per_epoch: int
+    global_batch: int
+
+    def lr(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0; from total_steps on it stays at its end."""
+        return self.peak * self._warmth(step) * _SHAPES[self.config.name](self.config, self, step)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the one that has the peak learning rate. As many as the training or more: never reached."""
+        if isinstance(self.config, OneCycle):
+            return 0  # its rise is its warm-up
+        return self.config.warmup.steps(self.steps_per_epoch, self.global_batch)
+
+    def progress(self, step: int) -> float:
+        """Share of the way from the end of the warm-up to the end of the training, 0 to 1."""
+        begin = min(self.warmup_steps, self.total_steps - 1)
+        return min(max((step - begin) / (self.total_steps - begin), 0.0), 1.0)
+
+    def _warmth(self, step: int) -> float:
+        return min((step + 1) / (self.warmup_steps + 1), 1.0)
+
+
+def _constant(config: Constant, schedule: Schedule, step: int) -> float:
+    return 1.0
+
+
+def _cosine(config: Cosine, schedule: Schedule, step: int) -> float:
+    return _anneal(1.0, config.final, schedule.progress(step))
+
+
+def _one_cycle(config: OneCycle, schedule: Schedule, step: int) -> float:
+    """As torch's OneCycleLR: the peak at step rise·T - 1, the end at step T - 1, the last one."""
+    top, last = config.rise * schedule.total_steps - 1, schedule.total_steps - 1
+    if step < top:
+        return _anneal(config.start, 1.0, step / top)
+    return _anneal(1.0, config.final, min((step - top) / (last - top), 1.0))
+
+
+def _step(config: Step, schedule: Schedule, step: int) -> float:
+    at = (milestone.steps(schedule.steps_per_epoch, schedule.global_batch) for milestone in config.milestones)
+    return config.gamma ** sum(step >= milestone for milestone in at)
+
+
+def _polynomial(config: Polynomial, schedule: Schedule, step: int) -> float:
+    return config.final + (1 - config.final) * (1 - schedule.progress(step)) ** config.power
+
+
+def _anneal(begin: float, end: float, progress: float) -> float:
+    """Half a cosine from begin to end."""
+    return end + (begin - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+_SHAPES: dict[str, Callable[[Any, Schedule, int], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "one_cycle": _one_cycle,
+    "step": _step,
+    "polynomial": _polynomial,
+}
+"""name -> (its section, the layout, step) -> share of the peak, before warm-up."""

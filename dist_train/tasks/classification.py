@@ -1,0 +1,145 @@
+"""One class of several."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.tasks.base import Sums, Task, counted
+
+_NO_CLASS = -(2**62)
+"""Given to cross_entropy where no target is to be ignored, so that its own default, -100, fails as out of range."""
+_LARGEST_CONFUSION = 2_000
+"""Classes up to which the confusion matrix is kept; above, it would be the larger part of an evaluation's memory."""
+
+
+class Classification(Task):
+    """Cross-entropy of the class scores, with figures as scikit-learn defines them.
+
+    Args:
+        classes: C, how many there are.
+        label_smoothing: share of the target spread evenly over all classes, in the training loss alone (Szegedy et
+            al., Rethinking the Inception Architecture, 2015, section 7).
+        ignore_index: samples with this target count nowhere, neither in the loss nor in the figures. Without it every
+            sample counts, and a target outside 0 to C - 1 is an error.
+    """
+
+    def __init__(self, *, classes: int, label_smoothing: float = 0.0, ignore_index: int | None = None) -> None:
+        self.classes = classes
+        self.counts_every_sample = ignore_index is None
+        self._label_smoothing = label_smoothing
+        self._ignored = _NO_CLASS if ignore_index is None else ignore_index
+
+    def loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        """Summed in fp32.
+
+        Args:
+            output: [m, C] scores before softmax, of any floating dtype.
+            target: int64 [m] classes, or float [m, C] shares of the classes as mixup and cutmix make them.
+        """
+        self._check(output)
+        loss = self._cross_entropy(output, target, "sum", self._label_smoothing)
+        if self.counts_every_sample or target.is_floating_point():
+            return loss, len(target)
+        return loss, (target != self._ignored).sum()
+
+    def statistics(self, output: Tensor, target: Tensor) -> Sums:
+        """Sums for one batch; nothing here waits for a GPU.
+
+        Args:
+            output: [m, C] scores, of any floating dtype; a NaN never counts as right in top5.
+            target: int64 [m].
+
+        Returns:
+            loss: float64 [], without label smoothing; each sample's in fp32, added in fp64.
+            count, top5: int64 [].
+            right, predicted, support: int64 [C], samples of the class that were recognised, samples taken for it,
+                samples of it.
+            confusion: int64 [C, C], row true, column predicted; not there above 2,000 classes.
+        """
+        self._check(output)
+        scores = output.detach().float()
+        valid = target != self._ignored
+        true = torch.where(valid, target, 0)
+        guess = scores.argmax(dim=1)
+        sums = {
+            "loss": self._cross_entropy(scores, target, "none", 0.0).double().sum(),
+            "count": valid.sum(),
+            "top5": (valid & (_rank(scores, true) < 5)).sum(),
+            "right": _histogram(true, valid & (guess == true), self.classes),
+            "predicted": _histogram(guess, valid, self.classes),
+            "support": _histogram(true, valid, self.classes),
+        }
+        if self.classes <= _LARGEST_CONFUSION:
+            cells = _histogram(true * self.classes + guess, valid, self.classes**2)
+            sums["confusion"] = cells.view(self.classes, self.classes)
+        return sums
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """loss, accuracy, top5; precision, recall and f1, each the mean over all C classes (macro), where a ratio of
+        nothing to nothing is 0; and the same over all samples at once (micro).
+        """
+        count = counted(sums)
+        accuracy = sums["right"].sum().item() / count
+        by_class = _ratios(sums)
+        return {
+            "loss": sums["loss"].item() / count,
+            "accuracy": accuracy,
+            "top5": sums["top5"].item() / count,
+            **{name: float(values.mean()) for name, values in by_class.items()},
+            # With one true and one predicted class a sample, each miss is one false positive and one false negative.
+            **{f"{name}_micro": accuracy for name in by_class},
+        }
+
+    def per_class(self, sums: Sums) -> dict[str, list[Any]]:
+        """precision, recall, f1 and support (samples of the class) of classes 0 to C - 1."""
+        ratios = {name: values.tolist() for name, values in _ratios(sums).items()}
+        return {**ratios, "support": sums["support"].tolist()}
+
+    def confusion(self, sums: Sums) -> np.ndarray | None:
+        return sums["confusion"].numpy() if "confusion" in sums else None
+
+    def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(
+            output.float(), target, ignore_index=self._ignored, reduction=reduction, label_smoothing=label_smoothing
+        )
+
+    def _check(self, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != self.classes:
+            given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UserError(
+                f"classification takes scores of shape [samples, {self.classes}] from the model, which gave {given}",
+                ExitCode.USER_CODE,
+            )
+
+
+def _rank(scores: Tensor, true: Tensor) -> Tensor:
+    """int64 [m]: how many classes come before the true one, by score and then by number, as in argmax.
+
+    Without sorting, and without torch.topk, whose order of equal scores is left open.
+    """
+    own = scores.gather(1, true[:, None])
+    before = torch.arange(scores.shape[1], device=scores.device) < true[:, None]
+    return (~(scores <= own) | ((scores == own) & before)).sum(dim=1)
+
+
+def _histogram(values: Tensor, counts: Tensor, size: int) -> Tensor:
+    """int64 [size]: how often each value is there where counts is true. bincount would wait for the GPU."""
+    return torch.zeros(size, dtype=torch.int64, device=values.device).scatter_add_(0, values, counts.long())
+
+
+def _ratios(sums: Sums) -> dict[str, np.ndarray]:
+    """float64 [C] each."""
+    right, predicted, support = (sums[name].numpy() for name in ("right", "predicted", "support"))
+    return {
+        "precision": _ratio(right, predicted),
+        "recall": _ratio(right, support),
+        "f1": _ratio(2 * right, predicted + support),
+    }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 0.0)

@@ -1,0 +1,146 @@
+"""What a tracker is told, and what a sink is. No torch, no wandb here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dist_train.config.schema import RunConfig
+
+Row = dict[str, Any]
+Note = Callable[[str], None]
+
+POSITION = ("step", "epoch", "samples_seen")
+"""The keys of a row that say where it belongs; every other number in it is a metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the process found when it started; with the config, all that describes a run."""
+
+    run_dir: Path
+    config: RunConfig
+    name: str
+    model: str
+    parameters: int
+    world_size: int
+    nodes: int
+    backend: str
+    device: str
+    threads: int
+    global_batch: int
+    microbatches: int
+    train_samples: int
+    evaluation_samples: int
+    steps_per_epoch: int
+    total_steps: int
+    first_step: int
+    """Steps done before this life: 0, or the checkpoint's."""
+    resumed_from: str | None
+    generation: int
+    classes: tuple[str, ...] | None
+    stop_step: int | None = None
+    """Where this life ends when it is to end before total_steps."""
+
+    @property
+    def epochs(self) -> int:
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that holds `step`, both counted from 1; step 0 is at the start of the first."""
+        return max(step - 1, 0) // self.steps_per_epoch + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a life ended.
+
+    Attributes:
+        status: done, stopped (saved, to be resumed) or failed.
+        metrics: the last evaluation's row, empty where there was none.
+        best: {"metric", "value", "step"} of the best evaluation, if any.
+        seconds: from begin to here.
+        checkpoint: the newest one, if any.
+    """
+
+    status: Literal["done", "stopped", "failed"]
+    metrics: Row
+    best: Row | None
+    seconds: float
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Consecutive training rows, and what one line says of them.
+
+    Attributes:
+        rows: the rows as metrics.jsonl gets them, "time" included.
+        summary: the last row, with the loss averaged over all of them; without "time".
+        samples_per_s: of all ranks together, evaluations not counted; None before there are two steps to compare.
+        seconds_left: to the end of this life, evaluations counted; None while that would be a guess.
+    """
+
+    rows: list[Row]
+    summary: Row
+    samples_per_s: float | None
+    seconds_left: float | None
+
+
+class Sink:
+    """One place that metrics go to. Does nothing by itself: a sink overrides what concerns it.
+
+    Any method may raise: the tracker then says so once and goes on without this sink. None may block for more than a
+    moment, finish and close apart, which may take some seconds.
+    """
+
+    name = "sink"
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        """Opens the sink. `note` says one line to the user, and may be called during any later call."""
+
+    def tick(self, step: int) -> None:
+        """A step was done; called for every step, so it takes microseconds."""
+
+    def log_steps(self, interval: Interval) -> None:
+        """One tracking interval has passed."""
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        """An evaluation is finished. `row` carries "time"; `confusion` is int64 [actual class, predicted class]."""
+
+    def note(self, line: str) -> None:
+        """One line for people."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """The life is over; called at most once, close follows."""
+
+    def close(self) -> None:
+        """Gives back files, processes and the terminal; may be called again, and without finish after an error."""
+
+
+def metrics_of(row: Row) -> Iterator[tuple[str, int | float]]:
+    """The (name, number) pairs of a row's metrics: no position, no text, nothing nested."""
+    for key, value in row.items():
+        if key not in POSITION and isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+
+
+def prefix_of(split: str) -> str:
+    """The group that an evaluation's metrics are shown under: `eval`, or the name of another split."""
+    return "eval" if split == "evaluation" else split
+
+
+def confusion_cells(confusion: np.ndarray, classes: tuple[str, ...] | None, most: int) -> list[list[Any]]:
+    """[actual, predicted, count] of every cell; of a matrix with more than `most`, the largest counts only."""
+    flat = confusion.ravel()
+    keep = range(flat.size) if flat.size <= most else sorted(flat.argsort()[::-1][:most].tolist())
+    width = confusion.shape[1]
+    names = classes or tuple(str(number) for number in range(width))
+    return [
+        [names[cell // width], names[cell % width], int(flat[cell])] for cell in keep if flat.size <= most or flat[cell]
+    ]

@@ -1,0 +1,180 @@
+"""The terminal's view: lines that stay, and below them one progress line that is redrawn in place.
+
+The styling is rich's, the redrawing is ours. rich's Live hides the cursor and would leave it hidden where a process is
+killed, needs a thread or a few milliseconds a frame, and this line is one write: nothing to restore, nothing to join.
+"""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from dist_train.tracking.base import Interval, Row, RunFacts
+from dist_train.tracking.stream import Stream
+from dist_train.tracking.words import clock, joined, measures, number
+
+REDRAW_S = 0.25
+"""Between two frames, each of which costs about 0.05 ms."""
+_BAR = 24
+_PAINTS = ("", "dim", "green", "bright_black")
+_STYLES = {"✓": "bold green", "!": "bold yellow", "✗": "bold red", "↻": "bold cyan"}
+
+
+class TerminalView:
+    """Draws on `output`, a terminal. From begin to close, what others print to stdout and stderr appears above."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._stream = Stream(output)
+        self._output = output
+        self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=10_000)
+        # Rendering a line with rich takes ten times as long as putting together what it rendered once.
+        self._paints = {style: self._ansi(Text("|", style)).split("|") for style in _PAINTS}
+        self._facts: RunFacts | None = None
+        self._step = 0
+        self._due = 0.0
+        self._drawn = False
+        self._middle_of_line = False
+        self._interval: Interval | None = None
+        self._interval_at = 0.0
+        self._last_share = ""
+        self._replaced: list[tuple[str, Any, Any]] = []
+
+    def begin(self, facts: RunFacts) -> None:
+        self._facts, self._step = facts, facts.first_step
+        for name in ("stdout", "stderr"):
+            original = getattr(sys, name)
+            if original is not None and original.isatty():
+                above = _Above(original, self)
+                self._replaced.append((name, original, above))
+                setattr(sys, name, above)
+        self._draw()
+
+    def tick(self, step: int) -> None:
+        self._step = step
+        if time.monotonic() >= self._due:
+            self._draw()
+
+    def interval(self, interval: Interval) -> None:
+        self._interval, self._interval_at = interval, time.monotonic()
+
+    def evaluation(self, row: Row) -> None:
+        assert self._facts is not None
+        shown = measures(row)
+        if row.get("split", "evaluation") == "evaluation":
+            share = [value for label, value in shown if label == "accuracy"]
+            self._last_share = share[0] if share else self._last_share
+        name = f"epoch {number(row['epoch'])}" if row.get("split", "evaluation") == "evaluation" else row["split"]
+        self.line(f"  {name:<9} {joined(shown)}")
+
+    def line(self, text: str) -> None:
+        styled = Text(text)
+        if text[:1] in _STYLES:
+            styled.stylize(_STYLES[text[0]], 0, 1)
+        if text.startswith("  ") and (gap := text.find("  ", 2)) > 0:
+            styled.stylize("dim", 0, gap)
+        self._stream.write(self._erased() + self._ansi(styled) + "\n")
+        if self._facts is not None:
+            self._draw()
+
+    def close(self) -> None:
+        """Takes the progress line away and gives stdout and stderr back."""
+        self._stream.write(self._erased())
+        self._facts = None
+        for name, original, above in self._replaced:
+            if getattr(sys, name) is above:
+                setattr(sys, name, original)
+        self._replaced.clear()
+
+    def make_room(self, text: str) -> None:
+        """Somebody else is about to print `text`."""
+        if self._drawn:
+            self._stream.write(self._erased())
+        if text:
+            self._middle_of_line = not text.endswith("\n")
+
+    def _erased(self) -> str:
+        """What has to be written before a new line: nothing, or the end of the progress line, or of somebody's line."""
+        drawn, self._drawn = self._drawn, False
+        started, self._middle_of_line = self._middle_of_line, False
+        return "\r\x1b[K" if drawn else "\n" if started else ""
+
+    def _draw(self) -> None:
+        if self._facts is None:
+            return
+        self._due = time.monotonic() + REDRAW_S
+        room = self._width() - 1  # one cell short: a full line would wrap, and could not be erased
+        line = self._erased()
+        for text, style in self._pieces(self._facts):
+            before, after = self._paints[style]
+            line += f"{before}{text[:room]}{after}"
+            room -= len(text[:room])
+        self._stream.write(line, patience=0.0)
+        self._drawn = True
+
+    def _pieces(self, facts: RunFacts) -> Iterator[tuple[str, str]]:
+        """(text, style) of the progress line from left to right; every character is one cell wide."""
+        yield "epoch ", "dim"
+        yield f"{facts.epoch_of(self._step):>{len(str(facts.epochs))}}/{facts.epochs} ", ""
+        filled = _BAR * self._step // max(facts.total_steps, 1)
+        tip = "╸" if 0 < filled < _BAR else ""
+        yield "━" * filled + tip, "green"
+        yield "━" * (_BAR - filled - len(tip)), "bright_black"
+        yield f"  {self._step:,}/{facts.total_steps:,} steps", ""
+        if self._interval is None:
+            yield "  …", ""
+            return
+        for label, value in self._figures(self._interval.summary):
+            yield f"  {label} ", "dim"
+            yield value, ""
+        yield from self._speed(self._interval)
+
+    def _figures(self, row: Row) -> Iterator[tuple[str, str]]:
+        if "loss" in row:
+            yield "loss", number(float(row["loss"]))
+        if self._last_share:
+            yield "acc", self._last_share
+        if "lr" in row:
+            yield "lr", f"{row['lr']:.3g}"
+
+    def _speed(self, interval: Interval) -> Iterator[tuple[str, str]]:
+        if interval.samples_per_s is not None:
+            yield f"  {interval.samples_per_s:,.0f} samples/s", ""
+        if interval.seconds_left is not None:
+            left = interval.seconds_left - (time.monotonic() - self._interval_at)
+            if left > 0:
+                yield f"  {clock(left)} left", ""
+
+    def _ansi(self, text: Text) -> str:
+        with self._console.capture() as captured:
+            self._console.print(text, end="", soft_wrap=True)
+        return captured.get()
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._output.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
+
+class _Above:
+    """Stands in for sys.stdout or sys.stderr: the progress line makes room for what is printed, tracebacks too."""
+
+    def __init__(self, output: Any, view: TerminalView) -> None:
+        self._output = output
+        self._view = view
+
+    def write(self, text: str) -> int:
+        self._view.make_room(text)
+        return self._output.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)

@@ -1,0 +1,113 @@
+"""metrics.jsonl: the primary record, one JSON object a line.
+
+Everything outside a row's "time" is a function of config and samples seen, so the file is the same for any number of
+ranks, and for a run that was interrupted and resumed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.files import sync_folder
+from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
+
+
+class JsonlSink(Sink):
+    """Appends rows, each call written out before it returns."""
+
+    name = "metrics.jsonl"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._already: set[tuple[Any, Any]] = set()
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        kept = rewind(self._path, facts.first_step)
+        # A checkpoint is older or younger than the evaluation of its step: what was evaluated then may come again.
+        self._already = {(row.get("split"), row["step"]) for row in kept if row["step"] == facts.first_step}
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def log_steps(self, interval: Interval) -> None:
+        self._write([{"kind": "train", **row} for row in interval.rows])
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        if (row.get("split"), row["step"]) not in self._already:
+            self._write([{"kind": "evaluation", **row}])
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _write(self, rows: list[Row]) -> None:
+        assert self._file is not None
+        view = memoryview("".join(f"{to_json(row)}\n" for row in rows).encode())
+        while view:  # write(2) may take less than it is given
+            view = view[os.write(self._file, view) :]
+
+
+def to_json(row: Row) -> str:
+    """One line of strict JSON. Floats come back bit for bit; what JSON has no number for is "nan", "inf" or "-inf"."""
+    return json.dumps(_strict(row), allow_nan=False, ensure_ascii=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def rewind(path: Path, step: int) -> list[Row]:
+    """Drops what is not to be kept when a run goes on after `step`, and returns the kept evaluation rows.
+
+    Dropped are rows of later steps, lines that a crash left half-written, and with step 0, a run that starts from
+    the beginning, everything. The file is replaced in one go, so that a crash here leaves the old one or the new one.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    evaluations: list[Row] = []
+    try:
+        with open(temporary, "wb") as target:
+            for line, row in _kept(path, step):
+                target.write(line)
+                if row.get("kind") == "evaluation":
+                    evaluations.append(row)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return evaluations
+
+
+def _kept(path: Path, step: int) -> Iterator[tuple[bytes, Row]]:
+    if step == 0 or not path.exists():
+        return
+    with open(path, "rb") as source:
+        for line in source:
+            row = _row(line)
+            if row is not None and row["step"] <= step:
+                yield line, row
+
+
+def _row(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,78 @@
+"""Writing to stderr so that no reader, and none at all, can stop a training."""
+
+import contextlib
+import os
+import select
+from typing import TextIO
+
+from dist_train.tracking.words import ascii_only
+
+PATIENCE_S = 1.0
+"""How long a line waits for a reader that is not reading (`| less`, Ctrl-S) before it is left out."""
+
+
+class Stream:
+    """An output that never raises: closed, broken or unread, the text is dropped."""
+
+    def __init__(self, output: TextIO | None) -> None:
+        self._output = output
+        self._dropped = 0
+        self._poll = _poll(output)
+        self._unicode = _can("✓·×↻…━╸", getattr(output, "encoding", None))
+
+    @property
+    def unicode(self) -> bool:
+        """Whether the output's encoding has the few signs we use beyond ASCII."""
+        return self._unicode
+
+    def write(self, text: str, patience: float = PATIENCE_S) -> None:
+        """Writes and flushes `text`, which is left out when nobody takes it for `patience` seconds."""
+        if self._output is None:
+            return
+        if not self._ready(patience if self._dropped == 0 else 0.0):
+            self._dropped += text.count("\n")
+            return
+        if self._dropped:
+            text, self._dropped = f"({self._dropped:,} lines left out: nobody read them)\n{text}", 0
+        try:
+            self._output.write(text if self._unicode else ascii_only(text))
+            self._output.flush()
+        except (OSError, ValueError):  # the reader is gone, or the file is closed
+            self._give_up()
+
+    def _ready(self, patience: float) -> bool:
+        if self._poll is None:
+            return True
+        try:
+            events = self._poll.poll(patience * 1000)
+        except OSError:
+            return True  # the write will tell
+        return bool(events)
+
+    def _give_up(self) -> None:
+        output, self._output = self._output, None
+        # What is left in the file's buffer would fail again, and change the exit code, when Python flushes it at exit.
+        # Not closed: the next file opened would get its number, and with it what C++ code writes to stderr.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            assert output is not None
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, output.fileno())
+            os.close(null)
+
+
+def _poll(output: TextIO | None) -> "select.poll | None":
+    try:
+        assert output is not None
+        poll = select.poll()
+        poll.register(output.fileno(), select.POLLOUT)
+    except (AssertionError, OSError, ValueError, AttributeError):  # no file behind it
+        return None
+    return poll
+
+
+def _can(text: str, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

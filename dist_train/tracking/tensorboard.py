@@ -1,0 +1,54 @@
+"""TensorBoard event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.config.errors import UserError
+from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink, metrics_of, prefix_of
+
+
+def require_tensorboard() -> None:
+    """Raises UserError when the package is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tracking.tensorboard is true, and the package tensorboard is not installed: "
+            "pip install 'dist-train[tensorboard]', or set tracking.tensorboard: false"
+        )
+
+
+class TensorboardSink(Sink):
+    """Scalars by step, under the names that W&B has them under."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = facts.first_step + 1 if facts.first_step else None  # hides what an earlier life had gone on to
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        if facts.first_step == 0:
+            self._writer.add_text("config", f"```json\n{facts.config.model_dump_json(indent=2)}\n```")
+
+    def log_steps(self, interval: Interval) -> None:
+        step = interval.summary["step"]
+        for key, value in metrics_of(interval.summary):
+            self._writer.add_scalar(f"train/{key}", value, step)
+        if interval.samples_per_s is not None:
+            self._writer.add_scalar("train/samples_per_s", interval.samples_per_s, step)
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        for key, value in metrics_of(row):
+            self._writer.add_scalar(f"{prefix_of(row.get('split', 'evaluation'))}/{key}", value, row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,157 @@
+"""The tracker: one object that the loop tells what happened, and that passes it on to every sink."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_train.config.schema import RunConfig
+from dist_train.ranks import Ranks
+from dist_train.tracking.base import Interval, Outcome, Row, RunFacts, Sink
+from dist_train.tracking.console import ConsoleSink
+from dist_train.tracking.jsonl import JsonlSink
+from dist_train.tracking.log_file import LogFileSink
+from dist_train.tracking.pace import Pace
+from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
+from dist_train.tracking.wandb_sink import WandbSink, wandb_mode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class NullTracker:
+    """The tracker of every rank but the first: takes everything, says nothing."""
+
+    def begin(self, facts: RunFacts) -> None:
+        """Opens every sink; on a resumed run, what lies after its first step is dropped."""
+
+    def tick(self, step: int) -> None:
+        """`step` steps are done; called after each, and takes microseconds."""
+
+    def log_steps(self, rows: list[Row]) -> None:
+        """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}."""
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        """A finished evaluation: {"step", "epoch", "samples_seen", "split", metrics…, "per_class"}.
+
+        `confusion` holds counts, int64 [actual class, predicted class].
+        """
+
+    def note(self, line: str) -> None:
+        """One line for the console and the log."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Says how it ended and closes every sink; takes seconds at the most."""
+
+    def close(self) -> None:
+        """Closes every sink without a word, where an error leaves nothing to finish."""
+
+    def __enter__(self) -> NullTracker:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+class Tracker(NullTracker):
+    """The first rank's tracker. No failure of a sink ends or slows the run: the sink is dropped with one line."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+        self._pace: Pace | None = None
+        self._last_step = 0
+
+    def begin(self, facts: RunFacts) -> None:
+        self._pace = Pace(facts)
+        self._last_step = facts.first_step
+        self._each(lambda sink: sink.begin(facts, self.note))
+
+    def tick(self, step: int) -> None:
+        assert self._pace is not None
+        self._pace.tick(step)
+        self._each(lambda sink: sink.tick(step))
+
+    def log_steps(self, rows: list[Row]) -> None:
+        assert self._pace is not None
+        if not rows:
+            return
+        speed = self._pace.samples_per_s()
+        clock = {"unix": time.time(), "samples_per_s": speed}
+        interval = Interval(
+            rows=[{**row, "time": clock} for row in rows],
+            summary=_summary(rows),
+            samples_per_s=speed,
+            seconds_left=self._pace.seconds_left(),
+        )
+        self._each(lambda sink: sink.log_steps(interval))
+        self._last_step = rows[-1]["step"]
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        assert self._pace is not None
+        self._pace.evaluated()
+        timed = {**row, "time": {"unix": time.time()}}
+        self._each(lambda sink: sink.log_evaluation(timed, confusion))
+
+    def note(self, line: str) -> None:
+        self._each(lambda sink: sink.note(line))
+
+    def finish(self, outcome: Outcome) -> None:
+        self._each(lambda sink: sink.finish(outcome))
+        self.close()
+
+    def close(self) -> None:
+        self._each(lambda sink: sink.close())
+        self._sinks.clear()
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in self._sinks.copy():
+            if sink not in self._sinks:  # dropped by a note that an earlier sink of this round gave
+                continue
+            try:
+                call(sink)
+            except Exception as error:  # whatever a sink's library throws, training is worth more
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self._sinks.remove(sink)
+        try:
+            sink.close()
+        except Exception as second:
+            error.add_note(str(second))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.note(f"! {sink.name} stopped: {reason}; training goes on, {self._what_is_left(sink)}")
+
+    def _what_is_left(self, dropped: Sink) -> str:
+        if isinstance(dropped, JsonlSink):
+            return f"its rows end at step {self._last_step:,}"
+        if any(isinstance(sink, JsonlSink) for sink in self._sinks):
+            return "metrics.jsonl is complete"
+        return "and metrics.jsonl had stopped before"
+
+
+def _summary(rows: list[Row]) -> Row:
+    last = {key: value for key, value in rows[-1].items() if key != "time"}
+    losses = [row["loss"] for row in rows if "loss" in row]
+    return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
+
+
+def build(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
+    """The tracker of this rank; sinks open nothing before begin. The console is last, so its last word is the last.
+
+    Raises:
+        UserError: on every rank, when a tracker is asked for whose package is missing.
+    """
+    if config.tracking.tensorboard:
+        require_tensorboard()
+    if not ranks.is_first:
+        return NullTracker()
+    sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl"), LogFileSink(run_dir / "logs" / "rank0.log")]
+    if config.tracking.tensorboard:
+        sinks.append(TensorboardSink(run_dir / "tensorboard"))
+    mode = wandb_mode(config.tracking.wandb.mode)
+    if mode != "disabled":
+        sinks.append(WandbSink(mode))
+    return Tracker([*sinks, ConsoleSink()])

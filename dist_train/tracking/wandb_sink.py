@@ -1,0 +1,273 @@
+"""The training's end of W&B: rows go down a pipe to a process of their own, and nothing ever waits for it.
+
+In the training process itself, wandb.init can hang for minutes, wandb replaces sys.exit and sys.excepthook, and waits
+for the network when Python exits. So wandb.py runs beside it; this file never imports wandb, writes without blocking,
+and ends that process if it is not done in time. W&B's own copy of the run then still lies in the run directory.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import select
+import signal
+import string
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.files import write_atomic
+from dist_train.tracking.base import (
+    POSITION,
+    Interval,
+    Note,
+    Outcome,
+    Row,
+    RunFacts,
+    Sink,
+    confusion_cells,
+    metrics_of,
+    prefix_of,
+)
+
+MOST_WAITING = 32 * 2**20
+"""Bytes kept for a process that does not read; more means that it never will."""
+MOST_CELLS = 10_000
+"""Cells of a confusion matrix that W&B draws; its tables end there."""
+PATIENCE_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
+"""How long finish waits for the upload. Somebody, or a scheduler with a limit, waits for a stop."""
+OPENING_S = 5.0
+"""How long it waits at most where the run is not even open yet: the server hardly is there."""
+SILENT_S = 2.0
+"""Of which this long without a word to the user."""
+HURRY_S = 5.0
+"""Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
+
+_PRIVACY = ("disabled", "offline", "online")
+
+
+def wandb_mode(configured: str) -> str:
+    """auto, online, offline or disabled: of the config and WANDB_MODE (or WANDB_DISABLED), whichever tells less."""
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    asked = {"dryrun": "offline", "run": "online", "shared": "online"}.get(asked, asked)
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+        asked = "disabled"
+    if asked not in _PRIVACY:
+        return configured
+    if configured == "auto":
+        return "auto" if asked == "online" else asked
+    return min(configured, asked, key=_PRIVACY.index)
+
+
+class WandbSink(Sink):
+    """Starts dist_train.tracking.wandb and talks to it in JSON lines, both ways."""
+
+    name = "wandb"
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._process: subprocess.Popen[bytes] | None = None
+        self._facts: RunFacts | None = None
+        self._note: Note = lambda line: None
+        self._outgoing = bytearray()
+        self._incoming = b""
+        self._opened = False
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        folder = facts.run_dir / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._facts, self._note = facts, note
+        self._process = _start(folder / "process.log")
+        self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")))
+
+    def log_steps(self, interval: Interval) -> None:
+        row = interval.summary
+        values = {
+            **_group("train", row),
+            "train/epoch": row.get("epoch"),
+            "train/samples_seen": row.get("samples_seen"),
+        }
+        if interval.samples_per_s is not None:
+            values["train/samples_per_s"] = interval.samples_per_s
+        self._send(log={"train/step": row["step"], **values})
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        assert self._facts is not None
+        prefix = prefix_of(row.get("split", "evaluation"))
+        message: dict[str, Any] = {"log": {"train/step": row["step"], **_group(prefix, row)}}
+        if confusion is not None:
+            message["confusion"] = {
+                "key": f"{prefix}/confusion_matrix",
+                "cells": confusion_cells(confusion, self._facts.classes, MOST_CELLS),
+            }
+        self._send(**message)
+
+    def finish(self, outcome: Outcome) -> None:
+        summary = {f"final/{key}": value for key, value in metrics_of(outcome.metrics)}
+        if outcome.best is not None:
+            summary[f"best/{outcome.best['metric']}"] = outcome.best["value"]
+            summary["best/step"] = outcome.best["step"]
+        self._send(summary={**summary, "status": outcome.status}, finish=int(outcome.status == "failed"))
+        patience = min(PATIENCE_S[outcome.status], math.inf if self._opened else OPENING_S)
+        if self._over_within(SILENT_S):
+            return
+        doing = "uploading" if self._opened else "connecting"
+        self._note(f"wandb  still {doing}, {patience - SILENT_S:.0f} s more at most")
+        if self._over_within(patience - SILENT_S):
+            return
+        self._hurry()
+        if not self._over_within(HURRY_S):
+            raise RuntimeError("it did not end in time")
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if process.poll() is None:
+            _end(process)
+
+    def _send(self, **message: Any) -> None:
+        if self._process is None:
+            return
+        self._outgoing += json.dumps(message, default=_plain).encode() + b"\n"
+        self._push()
+        self._listen()
+        if len(self._outgoing) > MOST_WAITING:
+            raise RuntimeError("it has stopped taking data")
+
+    def _push(self) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # _listen says why it broke
+            while self._outgoing:
+                del self._outgoing[: os.write(self._process.stdin.fileno(), self._outgoing)]
+
+    def _listen(self) -> None:
+        """Passes on what the process has to say. Raises RuntimeError when it ended without being told to."""
+        assert self._process is not None and self._process.stdout is not None
+        while True:
+            try:
+                chunk = os.read(self._process.stdout.fileno(), 65536)
+            except BlockingIOError:
+                return
+            if not chunk:
+                break
+            *lines, self._incoming = (self._incoming + chunk).split(b"\n")
+            for line in lines:
+                self._heard(json.loads(line))
+            if self._process is None:
+                return
+        raise RuntimeError("its process ended; the reason is in wandb/process.log")
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "note" in message:
+            self._opened = True
+            self._note(message["note"])
+        if "error" in message:
+            raise RuntimeError(message["error"])
+        if message.get("over"):
+            self.close()
+
+    def _hurry(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def _over_within(self, limit_s: float) -> bool:
+        """Writes what is left and waits for the process to say that it is over."""
+        deadline = time.monotonic() + limit_s
+        while self._process is not None and (left := deadline - time.monotonic()) > 0:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            unsent = [self._process.stdin] if self._outgoing else []
+            select.select([self._process.stdout], unsent, [], left)
+            self._push()
+            self._listen()
+        return self._process is None
+
+
+def run_id(path: Path) -> str:
+    """The W&B id of this run directory: made in its first life and kept, so that W&B too sees one run."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.read_text().strip()
+        if found:
+            return found
+    made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    write_atomic(path, f"{made}\n")
+    return made
+
+
+def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
+    """What wandb.init is to be told. Config and facts, and nothing of the environment."""
+    wandb = facts.config.tracking.wandb
+    found = (
+        "model",
+        "parameters",
+        "world_size",
+        "nodes",
+        "backend",
+        "device",
+        "threads",
+        "global_batch",
+        "microbatches",
+    )
+    sizes = ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "generation", "resumed_from")
+    return {
+        "mode": mode,
+        "id": identity,
+        "name": f"{facts.name}-{facts.run_dir.name}",
+        "project": wandb.project,
+        "entity": wandb.entity,
+        "group": wandb.group,
+        "tags": list(wandb.tags),
+        "dir": str(facts.run_dir.absolute()),
+        "config": {
+            **facts.config.model_dump(mode="json"),
+            "facts": {name: getattr(facts, name) for name in found + sizes},
+        },
+        "argv": sys.argv,
+        "training_pid": os.getpid(),
+    }
+
+
+def _group(prefix: str, row: Row) -> Row:
+    return {f"{prefix}/{key}": value for key, value in metrics_of(row) if key not in POSITION}
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _start(log: Path) -> subprocess.Popen[bytes]:
+    """A session of its own, so that Ctrl-C does not end it before the last rows have arrived."""
+    import dist_train
+
+    root = str(Path(dist_train.__file__).parents[1])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    with open(log, "ab") as chatter:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dist_train.tracking.wandb"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=chatter,
+            bufsize=0,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    assert process.stdin is not None and process.stdout is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    os.set_blocking(process.stdout.fileno(), False)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(0.5)  # its input is closed, which ends it if it still reads
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

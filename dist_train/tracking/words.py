@@ -1,0 +1,169 @@
+"""Numbers and lines as people read them; what terminal and plain console share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dist_train.tracking.base import POSITION, Interval, Outcome, Row, RunFacts, metrics_of, prefix_of
+
+SHARES = {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
+"""Metrics between 0 and 1 that are shown in percent, in this order."""
+_ASCII = str.maketrans(
+    {"✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "...", "━": "=", "╸": "-", "\u2009": " "}
+)
+
+
+def ascii_only(text: str) -> str:
+    """`text` for an output that knows ASCII alone."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+def seconds(value: float) -> str:
+    """0.3 s, 12 s, 1 m 38 s, 2 h 5 m."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} m"
+
+
+def clock(value: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    whole = round(value)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float) -> str:
+    """A metric to four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def near(path: Path) -> str:
+    """`path` as one would type it: relative where it lies under the current folder."""
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def header(facts: RunFacts) -> list[str]:
+    """The first lines of a run: what is trained, by whom, on what, and where it lies."""
+    parts = [
+        facts.name,
+        f"{facts.model} {_parameters(facts.parameters)}",
+        _ranks(facts),
+        _batch(facts),
+        f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval",
+    ]
+    lines = [" · ".join(parts), f"run  {near(facts.run_dir)}"]
+    if facts.resumed_from is not None:
+        origin = near(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
+        lines.append(f"↻ from step {facts.first_step:,} of {facts.total_steps:,}  ({origin})")
+    return lines
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:,.1f} M parameters" if count >= 50_000 else f"{count:,} parameters"
+
+
+def _ranks(facts: RunFacts) -> str:
+    where = "CPU" if facts.device.startswith("cpu") else "GPU" if facts.device.startswith("cuda") else facts.device
+    count = "1 rank" if facts.world_size == 1 else f"{facts.world_size:,} ranks"
+    nodes = f" of {facts.nodes:,} nodes" if facts.nodes > 1 else ""
+    return f"{count}{nodes} on {where} ({facts.backend})"
+
+
+def _batch(facts: RunFacts) -> str:
+    if facts.microbatches == 1:
+        return f"global batch {facts.global_batch:,}"
+    each = facts.global_batch // facts.microbatches
+    return f"global batch {facts.global_batch:,} = {facts.microbatches:,} microbatches of {each:,}"
+
+
+def measures(row: Row) -> list[tuple[str, str]]:
+    """(label, value) of the metrics worth a place on the screen: loss and shares; else the first few there are."""
+    found = dict(metrics_of(row))
+    known = [(label, f"{100 * found[key]:.1f}") for key, label in SHARES.items() if key in found]
+    if known:
+        label, first = known[0]
+        known[0] = (label, f"{first} %")
+        return ([("loss", number(found["loss"]))] if "loss" in found else []) + known
+    return [(key, number(value)) for key, value in list(found.items())[:5]]
+
+
+def joined(pairs: list[tuple[str, str]]) -> str:
+    return "  ".join(f"{label} {value}" for label, value in pairs)
+
+
+def summary(facts: RunFacts, outcome: Outcome) -> list[str]:
+    """The last lines of a life; none after a failure, which is told by whoever knows the reason."""
+    if outcome.status == "failed":
+        return []
+    if outcome.status == "stopped":
+        promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
+        return [f"stopped. To go on: dist-train train --resume {near(facts.run_dir)}{promise}"]
+    return [_done(facts, outcome), *_checkpoint(facts, outcome)]
+
+
+def _done(facts: RunFacts, outcome: Outcome) -> str:
+    line = f"✓ done in {seconds(outcome.seconds)}"
+    left_out = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
+    pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in left_out] or measures(outcome.metrics)
+    if not pairs:
+        return line
+    split = outcome.metrics.get("split", "evaluation")
+    where = "" if split == "evaluation" else f"{prefix_of(split)} "
+    head = f"{line}: {where}{joined(pairs[:1])}"
+    best = _best(facts, outcome)
+    rest = joined(pairs[1:])
+    return "   ".join(part for part in (f"{head}  ({best})" if best else head, rest) if part)
+
+
+def _best(facts: RunFacts, outcome: Outcome) -> str:
+    if not outcome.best:
+        return ""
+    metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
+    epoch = f"best at epoch {facts.epoch_of(step)}"
+    if outcome.metrics.get(metric) == value and outcome.metrics.get("split", "evaluation") == "evaluation":
+        return epoch
+    shown = f"{100 * value:.1f} %" if metric in SHARES else number(value)
+    return f"{SHARES.get(metric, metric)} was {shown}, {epoch}"
+
+
+def _checkpoint(facts: RunFacts, outcome: Outcome) -> list[str]:
+    if outcome.checkpoint is None:
+        return []
+    path = near(outcome.checkpoint)
+    lines = [f"  checkpoint  {path}"]
+    if facts.classes is not None and facts.config.task.name == "classification":
+        lines.append(f"  try it      dist-train predict {path} IMAGE...")
+    return lines
+
+
+def plain_interval(interval: Interval) -> str:
+    """One key=value line for machines and log files."""
+    values = {**interval.summary, "samples_per_s": interval.samples_per_s, "seconds_left": interval.seconds_left}
+    return "train " + _key_values(values)
+
+
+def plain_evaluation(row: Row) -> str:
+    position = {key: row[key] for key in ("split", *POSITION) if key in row}
+    return "evaluation " + _key_values({**position, **dict(metrics_of(row))})
+
+
+def _key_values(values: dict[str, Any]) -> str:
+    return " ".join(f"{key}={text}" for key, text in _texts(values))
+
+
+def _texts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, float):
+            yield key, f"{value:.0f}" if key in ("samples_per_s", "seconds_left") else f"{value:.6g}"
+        elif isinstance(value, int | str) and not isinstance(value, bool):
+            yield key, str(value)

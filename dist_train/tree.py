@@ -1,0 +1,94 @@
+"""The one order in which microbatches are added: a fixed binary tree over their numbers.
+
+A node is a range (a, b) of microbatch numbers; its children are (a, m) and (m, b) with m the middle. Floating-point
+addition is commutative but not associative, so a sum along this tree is the same to the last bit however its leaves and
+nodes are shared out, as long as every process adds along the tree.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+Node = tuple[int, int]
+T = TypeVar("T")
+
+
+def children(node: Node) -> tuple[Node, Node]:
+    middle = (node[0] + node[1]) // 2
+    return (node[0], middle), (middle, node[1])
+
+
+def cover(share: range, node: Node) -> list[Node]:
+    """The largest nodes at or below `node` that lie inside `share`, from left to right: together they are the share."""
+    if share.start <= node[0] and node[1] <= share.stop:
+        return [node]
+    if node[1] <= share.start or share.stop <= node[0]:
+        return []
+    left, right = children(node)
+    return cover(share, left) + cover(share, right)
+
+
+def tree_sum(values: Mapping[Node, T], node: Node, add: Callable[[T, T], T]) -> T:
+    """The sum of `node` from the values of any set of nodes that covers it."""
+    if node in values:
+        return values[node]
+    left, right = children(node)
+    return add(tree_sum(values, left, add), tree_sum(values, right, add))
+
+
+@lru_cache
+def _siblings(root: Node) -> dict[Node, tuple[Node, Node]]:
+    """For each right child: its left sibling and their parent."""
+    if root[1] - root[0] == 1:
+        return {}
+    left, right = children(root)
+    return {right: (left, root), **_siblings(left), **_siblings(right)}
+
+
+class BinaryCounter:
+    """Adds a share's leaves as they come, keeping no more than log2 V partial sums: each is a node of the tree.
+
+    Args:
+        microbatches: V, the number of leaves.
+        add: adds its second argument to its first, in place or not, and returns the sum.
+    """
+
+    def __init__(self, microbatches: int, add: Callable[[T, T], T]) -> None:
+        self._siblings = _siblings((0, microbatches))
+        self._add = add
+        self.nodes: dict[Node, T] = {}
+
+    def push(self, number: int, value: T) -> None:
+        """Adds leaf `number`; leaves come in ascending order."""
+        node = (number, number + 1)
+        while node in self._siblings and self._siblings[node][0] in self.nodes:
+            left, parent = self._siblings[node]
+            node, value = parent, self._add(self.nodes.pop(left), value)
+        self.nodes[node] = value
+
+
+@dataclass(frozen=True)
+class LastLeaf:
+    """What becomes of a share's last leaf: which finished nodes are added to it, and which stand beside the result."""
+
+    folded: tuple[Node, ...]
+    """Left siblings, in the order in which they are added."""
+    beside: tuple[Node, ...]
+    """The share's other nodes, from left to right; all of them lie to the left of the result."""
+
+    @classmethod
+    def of(cls, share: range, microbatches: int) -> "LastLeaf":
+        nodes: BinaryCounter = BinaryCounter(microbatches, lambda left, right: left)
+        for number in share[:-1]:
+            nodes.push(number, None)
+        siblings, node, folded = _siblings((0, microbatches)), (share[-1], share[-1] + 1), []
+        while node in siblings and siblings[node][0] in nodes.nodes:
+            left, node = siblings[node]
+            folded.append(left)
+        return cls(tuple(folded), tuple(sorted(set(nodes.nodes) - set(folded))))
+
+
+def nodes_of_all(shares: Sequence[range], microbatches: int) -> list[list[Node]]:
+    """What each rank brings to the exchange."""
+    return [cover(share, (0, microbatches)) for share in shares]

@@ -1,0 +1,109 @@
+"""`dist-train`: the commands and their help. A command's module is imported when it is used: help is instant.
+
+Results go to stdout, everything said to a person to stderr. A mistake is one line and exit code 2.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from importlib import metadata
+from typing import Any
+
+import click
+
+from dist_train.config.errors import ExitCode, UserError
+from launch.console import mark, say
+
+COMMANDS = {
+    "train": "Train what a config describes, on all GPUs or CPU cores.",
+    "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
+    "predict": "Classes and probabilities for images.",
+    "config": "Show or check a config, or print the schema.",
+    "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",
+    "runs": "What there is: state, step, best metric, where.",
+}
+"""Name and one line; the command itself is `launch.commands.NAME:command`."""
+
+
+class Commands(click.Group):
+    """A group whose members are modules."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"launch.commands.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{_hint(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    if name.endswith((".yaml", ".yml")):
+        return f". To train it: dist-train train {name}"
+    return f". Did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
+
+
+def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        try:
+            version = metadata.version("dist-train")
+        except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+            version = "(not installed)"
+        click.echo(f"dist-train {version}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="dist-train COMMAND --help tells more. Exit codes: 0 done, 2 config or usage, 3 run directory in use, "
+    "4 cannot resume, 10 user code failed, 11 non-finite, 12 out of memory, 13 data, 14 checkpoint I/O, 15 hang, "
+    "75 saved, start me again, 130/143 stopped and saved.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def commands() -> None:
+    """Distributed training for PyTorch: the same bits for any number of processes."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Ends the process."""
+    try:
+        code = commands.main(args=arguments, prog_name="dist-train", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        code = ExitCode.CONFIG
+    except click.ClickException as error:
+        say(f"{_command_of(error)}: {_one_line(error)}")
+        code = ExitCode.CONFIG
+    except UserError as error:
+        say(f"{mark('✗', 'red')} {error}")
+        code = error.code
+    except (KeyboardInterrupt, click.Abort):
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.DONE
+    sys.exit(int(code or 0))
+
+
+def _command_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "dist-train"
+
+
+def _one_line(error: click.ClickException) -> str:
+    text = " ".join(error.format_message().split())
+    return text[:1].lower() + text[1:] if text.startswith(("No ", "Missing", "Invalid", "Got", "Option")) else text

@@ -1,0 +1,41 @@
+"""`dist-train config`."""
+
+import sys
+
+import click
+
+from launch.commands.common import existing_config, load, split_config
+from launch.console import mark, say
+
+
+@click.group()
+def command() -> None:
+    """Show or check a config, or print the schema."""
+
+
+@command.command()
+@click.argument("words", nargs=-1, metavar="CONFIG [a.b=c]...")
+def show(words: tuple[str, ...]) -> None:
+    """The resolved config as YAML: every key with the value that a run would use."""
+    config, overrides = split_config(words)
+    resolved = load(existing_config(config), overrides)
+    from dist_train.config.dump import to_yaml
+
+    sys.stdout.write(to_yaml(resolved))
+
+
+@command.command()
+@click.argument("words", nargs=-1, metavar="CONFIG [a.b=c]...")
+def validate(words: tuple[str, ...]) -> None:
+    """Check a config: all its problems at once, with file, line and column; exit code 2 if there are any."""
+    config, overrides = split_config(words)
+    load(existing_config(config), overrides)
+    say(f"{mark('✓', 'green')} {config}: valid")
+
+
+@command.command()
+def schema() -> None:
+    """The JSON Schema of a config file, for editors and generators."""
+    from dist_train.config.json_schema import json_schema
+
+    sys.stdout.write(json_schema())

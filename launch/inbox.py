@@ -1,0 +1,78 @@
+"""Signals as a box to look into: a handler puts them there and does nothing else."""
+
+import select
+import signal
+import socket
+import time
+from types import FrameType, TracebackType
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Save and stop."""
+OTHERS = (signal.SIGUSR2,)
+"""Passed on to the ranks: save and go on."""
+_FORCING = (signal.SIGINT, signal.SIGTERM)
+_ECHO = 0.1
+"""Seconds within which the same signal again is an echo: `timeout` and srun send theirs to process and group."""
+
+
+class Inbox:
+    """Collects this process's signals while it is open.
+
+    SIGHUP is kept out: a closed terminal does not end a training, whose output is in its logs anyway.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        """The first signal that asked to save and stop."""
+        self.kill: int | None = None
+        """The signal that asked to end everything at once."""
+        self._forced = False
+        self._others: list[int] = []
+        self._last: tuple[int, float] = (0, 0.0)
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Inbox":
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in (*STOPS, *OTHERS):
+            self._previous[number] = signal.signal(number, self._receive)
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)  # wakes wait()
+        self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, seconds: float) -> None:
+        """Returns when a signal has come or the time is over."""
+        if select.select([self._reader], [], [], seconds)[0]:
+            self._reader.recv(4096)
+
+    def take_others(self) -> list[int]:
+        """Signals to pass on since the last call."""
+        taken, self._others = self._others, []
+        return taken
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        echo = self._last[0] == number and now - self._last[1] < _ECHO
+        self._last = (number, now)
+        if echo:
+            return
+        if number in OTHERS:
+            self._others.append(number)
+            return
+        if self._forced and number in _FORCING:
+            self.kill = number
+        self._forced = self._forced or number in _FORCING  # a SIGTERM that follows SIGUSR1 still lets the saving end
+        self.stop = self.stop or number
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    return

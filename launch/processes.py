@@ -1,0 +1,122 @@
+"""What /proc says about processes, and the two prctl(2) calls that keep a family together. Linux."""
+
+import ctypes
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Of one process: its parent's id, its state letter, its start in clock ticks since boot."""
+
+    parent: int
+    state: str
+    started: int
+
+
+def stat(pid: int) -> Stat | None:
+    """None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
+    return Stat(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+
+
+def myself() -> dict[str, object]:
+    """What tells this process from any other, also after its id was given to another one."""
+    own = stat(os.getpid())
+    return {"pid": os.getpid(), "started": own.started if own else 0, "host": socket.gethostname()}
+
+
+def is_alive(facts: dict) -> bool:
+    """Whether the process that wrote `facts` (see `myself`) on this host still runs; a zombie does not."""
+    found = stat(int(facts["pid"]))
+    return found is not None and found.started == facts["started"] and found.state not in "ZX"
+
+
+def descendants(root: int) -> list[int]:
+    """Ids of all processes below `root`, zombies included."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        found = stat(int(name)) if name.isdigit() else None
+        if found is not None:
+            children.setdefault(found.parent, []).append(int(name))
+    family, waiting = [], [root]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        family += below
+        waiting += below
+    return family
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(mask >> (number - 1) & 1)
+
+
+def send(pid: int, number: int, *, group: bool = False) -> None:
+    """Sends a signal to a process, or to the process group that it leads; one that has just ended is no error."""
+    try:
+        (os.killpg if group else os.kill)(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def become_subreaper() -> None:
+    """From now on, orphans below this process become its children, so that none is lost."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def sweep(*, patience: float, give_up: float = 5.0) -> list[int]:
+    """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end."""
+    begun = time.monotonic()
+    if patience > 0:
+        _signal_all(_living(), signal.SIGTERM)
+    while left := _living():
+        waited = time.monotonic() - begun
+        if waited > patience + give_up:
+            return left
+        if waited >= patience:
+            _signal_all(left, signal.SIGKILL)
+        time.sleep(0.02)
+    return []
+
+
+def _signal_all(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        send(pid, number)
+
+
+def _living() -> list[int]:
+    """What still runs below this process; its dead children are reaped on the way."""
+    family = []
+    for pid in descendants(os.getpid()):
+        found = stat(pid)
+        if found is None:
+            continue
+        if found.state not in "ZX":
+            family.append(pid)
+        elif found.parent == os.getpid():
+            _reap(pid)
+    return family
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return

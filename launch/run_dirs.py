@@ -1,0 +1,201 @@
+"""Run directories: which one a command means, how a new one is called, and which there are."""
+
+import contextlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.errors import UserError
+from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
+from dist_train.config.schema import RunConfig
+from launch.processes import is_alive, myself
+from launch.records import read_all, read_json
+
+CHECKPOINTS = "checkpoints"
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Where a run lives and what it begins from."""
+
+    folder: Path
+    resume: str
+    """For the worker: `auto`, `none`, or a checkpoint's directory."""
+    note: str | None = None
+    """What the user might not expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the command line said of it."""
+
+    run_dir: str | None
+    resume: str | None
+    """`auto`, `none`, a run directory or a checkpoint."""
+    job: str | None
+    """A name that all nodes of this start know: SLURM's job, or --rdzv-id."""
+    nodes: int
+
+
+def config_of(resume: str | None, run_dir: str | None) -> Path | None:
+    """The resolved config that a run left, for a command line that names a run and no config."""
+    for given in (resume, run_dir):
+        if given is None or given in ("auto", "none"):
+            continue
+        folder = Path(given)
+        for place in (folder, folder.parent.parent) if is_checkpoint(folder) else (folder,):
+            if (place / "config.yaml").is_file():
+                return place / "config.yaml"
+    return None
+
+
+def choose(config: RunConfig, wish: Wish) -> Choice:
+    """The run directory that is meant; looks, and creates nothing.
+
+    Raises:
+        UserError: when the wish cannot be met, with what to do about it.
+    """
+    source = _existing(wish.resume)
+    job = _safe_name(wish.job) if wish.job else None
+    if wish.run_dir is not None:
+        return _in_named(Path(wish.run_dir), wish.resume, source)
+    if source is not None and not is_checkpoint(source):
+        return Choice(folder=source.resolve(), resume="auto")
+    if job is not None:
+        return _in_named(Path(config.run_root) / config.name / job, wish.resume, source)
+    if wish.nodes > 1:
+        raise UserError(
+            f"{wish.nodes} nodes have to agree on one run directory, and each would make its own: "
+            "give them all the same --run-dir DIR (or the same --rdzv-id)"
+        )
+    if source is not None:
+        return Choice(folder=new_run_dir(config), resume=str(source))
+    latest = latest_run_dir(config) if wish.resume == "auto" else None
+    if latest is not None:
+        return Choice(folder=latest, resume="auto")
+    return Choice(folder=new_run_dir(config), resume="none")
+
+
+def _in_named(folder: Path, resume: str | None, source: Path | None) -> Choice:
+    """A directory that was named, or that the job's id names, so that a requeued job comes back to it."""
+    held = has_checkpoints(folder)
+    folder = folder.resolve() if folder.is_dir() else folder
+    if resume == "none" and held:
+        raise UserError(
+            f"{folder} holds checkpoints, and --resume none would begin anew on top of them: give another --run-dir, "
+            "or leave --resume none out to go on from them"
+        )
+    if source is None or source.resolve() == folder.resolve():
+        return Choice(folder=folder, resume="auto" if held else "none")
+    if not is_checkpoint(source):
+        raise UserError(f"--run-dir {folder} and --resume {source} are two runs: give one of them, or a checkpoint")
+    if held:
+        note = f"{folder} holds checkpoints of its own: going on from its newest, not from {source}"
+        return Choice(folder=folder, resume="auto", note=note)
+    return Choice(folder=folder, resume=str(source.resolve()))
+
+
+def _existing(resume: str | None) -> Path | None:
+    """The run or checkpoint that --resume names."""
+    if resume in (None, "auto", "none"):
+        return None
+    folder = Path(str(resume))
+    if not folder.is_dir():
+        raise UserError(f"--resume {resume}: no such directory; it takes auto, none, a run directory or a checkpoint")
+    if not (is_checkpoint(folder) or is_run(folder)):
+        raise UserError(
+            f"--resume {resume}: neither a run directory (config.yaml, {CHECKPOINTS}/) nor a checkpoint (manifest.json)"
+        )
+    return folder.resolve()
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", CHECKPOINTS, "state.json", "generations"))
+
+
+def has_checkpoints(folder: Path) -> bool:
+    return newest_checkpoint(folder) is not None
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """Name of the newest complete checkpoint, such as `step-00001200`."""
+    names = (path.name for path in (folder / CHECKPOINTS).glob("step-*") if path.is_dir())
+    return max(names, default=None)
+
+
+def _safe_name(job: str) -> str:
+    if _FOLDER_NAME.fullmatch(job) is None:
+        raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
+    return job
+
+
+def make(folder: Path) -> None:
+    """Creates the run directory with the part that the launcher keeps.
+
+    Raises:
+        UserError: when the file system does not let us.
+    """
+    try:
+        (folder / "generations").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None
+
+
+def is_below_root(config: RunConfig, folder: Path) -> bool:
+    """Whether a run lives where `latest` is kept for its name."""
+    return folder.absolute().parent.resolve() == (Path(config.run_root) / config.name).resolve()
+
+
+def point_latest(folder: Path) -> None:
+    """Makes `latest` beside the run point to it, where the file system lets us: it is a convenience."""
+    with contextlib.suppress(OSError):
+        point_latest_at(folder)
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes free where `folder` is or will be."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_dir():
+            return shutil.disk_usage(place).free
+    return None
+
+
+def list_runs(root: Path) -> list[dict[str, Any]]:
+    """What there is under a run root, the oldest first."""
+    folders = (path for path in root.glob("*/*") if path.is_dir() and not path.is_symlink() and is_run(path))
+    return [describe(folder) for folder in sorted(folders, key=lambda path: path.name)]
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """One run in a few words: name, state, step, total_steps, best, updated, path."""
+    state = read_json(folder / "state.json") or {}
+    status = state.get("status", "starting")
+    if status in ("running", "starting") and not _owner_lives(folder):
+        status = "died"
+    return {
+        "name": f"{folder.parent.name}/{folder.name}",
+        "state": status,
+        "step": state.get("step"),
+        "total_steps": state.get("total_steps"),
+        "best": state.get("best"),
+        "metrics": state.get("metrics"),
+        "updated": state.get("updated"),
+        "path": str(folder),
+    }
+
+
+def _owner_lives(folder: Path) -> bool:
+    """Whether a supervisor of the last generation still runs, as far as can be seen from this host."""
+    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
+    if not generations:
+        return True  # started by plain torchrun: no one has said who owns it
+    owners = read_all(generations[-1] / "nodes")
+    here = myself()["host"]
+    return any(owner["host"] != here or is_alive(owner) for owner in owners)

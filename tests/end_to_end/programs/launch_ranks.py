@@ -1,0 +1,31 @@
+"""Plans and supervises `ranks.py`: `launch_ranks.py FOLDER RANKS MAX_RESTARTS ACTION [ARGUMENT …]`, as the CLI would."""
+
+import sys
+from pathlib import Path
+
+from dist_train.config.schema import RunConfig
+from launch import host
+from launch.plan import Flags, make_plan
+from launch.supervisor import supervise
+
+PROGRAM = Path(__file__).with_name("ranks.py")
+
+
+def main() -> None:
+    folder, ranks, restarts, action, *more = sys.argv[1:]
+    config = RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}})
+    config = config.model_copy(update={"batch": config.batch.model_copy(update={"global_size": 60})})
+    plan = make_plan(
+        config,
+        Flags(nproc_per_node=ranks, max_restarts=int(restarts)),
+        host.look(),
+        folder=Path(folder),
+        program=(str(PROGRAM),),
+        arguments=(action, folder, *more),
+        resume="none",
+    )
+    sys.exit(supervise(plan))
+
+
+if __name__ == "__main__":
+    main()

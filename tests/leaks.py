@@ -1,0 +1,120 @@
+"""What a test may not leave behind: processes, threads, a changed environment, another working directory."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = "DIST_TRAIN_TEST_PROCESS"
+"""Set to our pid and inherited by everything that a test starts, so that an orphan is still known as ours."""
+PATIENCE = 3.0
+"""Seconds that a process or a thread may take to be gone."""
+SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+"""Variables that pytest, scikit-learn or torch set in their own process, at a time of their choosing."""
+
+
+def mark_this_process() -> None:
+    os.environ[MARK] = str(os.getpid())
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A snapshot of what a test found."""
+
+    processes: frozenset[int]
+    threads: frozenset[threading.Thread]
+    environment: dict[str, str]
+    folder: str
+
+    @classmethod
+    def now(cls) -> "Surroundings":
+        return cls(frozenset(_processes()), frozenset(threading.enumerate()), dict(os.environ), os.getcwd())
+
+    def violations(self) -> list[str]:
+        """One line for everything that is different now. Environment and folder are put back."""
+        return [*self._new_processes(), *self._new_threads(), *self._changed_variables(), *self._changed_folder()]
+
+    def _new_processes(self) -> list[str]:
+        deadline = time.monotonic() + PATIENCE
+        while left := _processes().keys() - self.processes:
+            if time.monotonic() > deadline:
+                return [f"process {pid} is still alive: {_processes().get(pid, '')}" for pid in sorted(left)]
+            time.sleep(0.02)
+        return []
+
+    def _new_threads(self) -> list[str]:
+        deadline = time.monotonic() + PATIENCE
+        while left := [t for t in threading.enumerate() if t not in self.threads and not t.daemon]:
+            if time.monotonic() > deadline:
+                return [f"thread {thread.name!r} still runs" for thread in left]
+            time.sleep(0.02)
+        return []
+
+    def _changed_variables(self) -> list[str]:
+        names = (os.environ.keys() | self.environment.keys()) - SET_BY_IMPORTS
+        changed = sorted(name for name in names if os.environ.get(name) != self.environment.get(name))
+        # Names alone: a value may be a secret.
+        found = [f"environment variable {name} was changed; use monkeypatch" for name in changed]
+        for name in changed:
+            if name in self.environment:
+                os.environ[name] = self.environment[name]
+            else:
+                del os.environ[name]
+        return found
+
+    def _changed_folder(self) -> list[str]:
+        now = os.getcwd()
+        if now == self.folder:
+            return []
+        os.chdir(self.folder)
+        return [f"the working directory was changed to {now}; use monkeypatch.chdir"]
+
+
+def _processes() -> dict[int, str]:
+    """Command lines of the living processes that this one has started, by pid, however far they have moved away."""
+    ours = _descendants(os.getpid()) | _marked()
+    helpers = _helpers()
+    return {pid: command for pid in ours - helpers if (command := _command(pid))}
+
+
+def _helpers() -> set[int]:
+    """The servers that multiprocessing keeps for the life of this process."""
+    from multiprocessing import forkserver, resource_tracker
+
+    pids = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}  # type: ignore[attr-defined]
+    return {pid for pid in pids if pid}
+
+
+def _descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        children = {int(c) for t in threads for c in Path(f"/proc/{pid}/task/{t}/children").read_text().split()}
+    except OSError:  # ended meanwhile
+        return found
+    for child in children:
+        found |= {child} | _descendants(child)
+    return found
+
+
+def _marked() -> set[int]:
+    wanted = f"{MARK}={os.getpid()}".encode()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if wanted in file.read().split(b"\0"):
+                        found.add(int(name))
+            except OSError:  # ended meanwhile, or another user's
+                continue
+    return found
+
+
+def _command(pid: int) -> str:
+    """Empty for a process that has ended and only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""

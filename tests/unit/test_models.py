@@ -1,0 +1,196 @@
+"""Models: sizes, shapes, the same weights for the same seed, start weights, the user's own."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dist_train import models
+from dist_train.config.errors import UserError
+from dist_train.config.schema import Cnn, CustomModel, Mlp, ResnetCifar, TorchvisionModel
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build(config, shape=(3, 32, 32), classes=10, seed=0) -> nn.Module:
+    return models.build(config, shape=shape, classes=classes, seed=seed)
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_resnet_cifar_has_the_papers_sizes(depth, millions):
+    """He et al., 2015, table 6."""
+    digits = 1 if depth == 110 else 2
+    assert round(parameters(build(ResnetCifar(depth=depth))) / 1e6, digits) == millions
+
+
+def test_resnet_cifar_shortcuts_have_no_parameters():
+    layers = [m for m in build(ResnetCifar(depth=20)).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 20
+
+
+def test_resnet_cifar_shortcut_takes_every_second_pixel_and_fills_channels_with_zeros():
+    block = build(ResnetCifar(depth=8)).stage2[0]
+    x = torch.rand(2, 16, 8, 8)
+    shortcut = block._shortcut(x)
+    assert torch.equal(shortcut[:, :16], x[:, :, ::2, ::2])
+    assert shortcut.shape == (2, 32, 4, 4) and not shortcut[:, 16:].any()
+
+
+@pytest.mark.parametrize("config", [Mlp(hidden=[16, 8], dropout=0.1), Cnn(width=4, dropout=0.1), ResnetCifar(depth=8)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13), (1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 1, 1)])
+def test_built_in_models_take_images_of_any_size(config, shape):
+    model = build(config, shape, classes=7)
+    out = model(torch.rand(3, *shape))
+    assert out.shape == (3, 7)
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_cnn_is_small():
+    assert parameters(build(Cnn())) == pytest.approx(0.1e6, rel=0.1)
+
+
+def test_mlp_layers():
+    model = build(Mlp(hidden=[128, 64]), (1, 8, 8))
+    assert [(m.in_features, m.out_features) for m in model if isinstance(m, nn.Linear)] == [
+        (64, 128),
+        (128, 64),
+        (64, 10),
+    ]
+    assert build(Mlp(hidden=[]), (2,), 3)(torch.rand(4, 2)).shape == (4, 3)
+
+
+def test_weights_depend_on_the_seed_alone():
+    first = build(Cnn(width=4)).state_dict()
+    torch.manual_seed(99)
+    random.seed(99)
+    before = torch.get_rng_state()
+    again, other = build(Cnn(width=4)).state_dict(), build(Cnn(width=4), seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), before), "building a model moves the global generator"
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert not torch.equal(other["head.weight"], first["head.weight"])
+    assert all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64) for t in first.values())
+
+
+def test_start_weights(tmp_path):
+    trained = build(Cnn(width=4), seed=5)
+    trained.state_dict()["block1.1.running_mean"].fill_(3.0)
+    file = tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), file)
+    model = build(Cnn(width=4, start_weights=str(file)))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_start_weights_in_low_precision_become_fp32(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    state = {
+        n: t.bfloat16() if t.is_floating_point() else t for n, t in build(Cnn(width=4), seed=5).state_dict().items()
+    }
+    save_file(state, file)
+    model = build(Cnn(width=4, start_weights=str(file)))
+    assert model.head.weight.dtype == torch.float32
+    assert torch.equal(model.head.weight, state["head.weight"].float())
+
+
+def test_start_weights_that_do_not_fit_are_named(tmp_path):
+    state = build(Cnn(width=4)).state_dict()
+    state["head.weight"] = torch.zeros(5, 16)
+    state["extra"] = state.pop("block1.0.weight")
+    file = tmp_path / "weights.safetensors"
+    save_file(state, file)
+    with pytest.raises(UserError) as caught:
+        build(Cnn(width=4, start_weights=str(file)))
+    for part in ("missing: block1.0.weight", "not in the model: extra", "head.weight [5, 16], the model's is [10, 16]"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])
+def test_start_weights_that_cannot_be_read(tmp_path, content):
+    file = tmp_path / "weights.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"start_weights: .*weights\.safetensors cannot be read"):
+        build(Mlp(start_weights=str(file)))
+
+
+def test_switches():
+    model = build(Cnn(width=4, channels_last=True, sync_batchnorm=True))
+    assert model.block1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    kinds = {type(m) for m in model.modules()}
+    assert nn.SyncBatchNorm in kinds and nn.BatchNorm2d not in kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "args"),
+    [
+        ("resnet18", (3, 32, 32), {}),
+        ("mobilenet_v3_small", (3, 64, 64), {"width_mult": 0.5}),
+        ("googlenet", (3, 64, 64), {}),
+        ("vit_b_32", (3, 64, 64), {}),
+    ],
+)
+def test_torchvision_models_give_one_tensor_of_scores(name, shape, args):
+    model = build(TorchvisionModel(name=name, args=args), shape, classes=7)
+    assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        (TorchvisionModel(name="resnet18"), (1, 28, 28), "takes images of 3 channels, the data's have 1"),
+        (TorchvisionModel(name="resnet18", args={"widht": 2}), (3, 32, 32), "torchvision's resnet18.*widht"),
+        (TorchvisionModel(name="resnet18", args={"weights": "DEFAULT"}), (3, 32, 32), "model.start_weights"),
+        (TorchvisionModel(name="vit_b_16"), (3, 32, 48), "takes square images, the data's are 32×48"),
+        (TorchvisionModel(name="vit_b_16"), (3, 33, 33), "vit_b_16"),
+        (Cnn(), (2,), r"takes images \(channels, height, width\), the data's shape is \[2\]"),
+        (Cnn(), None, "cnn needs the data's shape; give the data set such an attribute"),
+    ],
+)
+def test_what_cannot_be_built_says_why(config, shape, message):
+    with pytest.raises(UserError, match=message):
+        build(config, shape)
+
+
+class Told(nn.Linear):
+    """A user's model that asks for the number of classes."""
+
+    def __init__(self, classes: int, width: int = 4) -> None:
+        super().__init__(width, classes)
+
+
+class Untold(nn.Linear):
+    """One that doesn't, and whose weights come from every generator there is."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.weight.data += np.random.rand() + random.random()
+
+
+def no_module():
+    return 3
+
+
+def test_the_users_own():
+    told = build(CustomModel(name=f"{__name__}:Told", args={"width": 6}), shape=None, classes=5)
+    assert isinstance(told, Told) and (told.in_features, told.out_features) == (6, 5)
+    assert build(CustomModel(name=f"{__name__}:Told", args={"classes": 3}), classes=5).out_features == 3
+    untold = CustomModel(name=f"{__name__}:Untold")
+    assert torch.equal(build(untold, None, None).weight, build(untold, None, None).weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("Told", {"widht": 3}, r"Told\(classes, width=4\) cannot be called so: .*widht"),
+        ("no_module", {}, "gave a int, no torch.nn.Module"),
+        ("Missing", {}, "Missing"),
+    ],
+)
+def test_the_users_own_with_a_mistake(name, args, message):
+    with pytest.raises(UserError, match=message):
+        build(CustomModel(name=f"{__name__}:{name}", args=args))
