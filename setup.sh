@@ -49,8 +49,9 @@ tell_progress() {
         sleep 15 &
         sleeper=$!
         wait "$sleeper"
-        line=$(grep -vE '^ *$|already satisfied' "$log" | tail -n 1 || true)
-        echo "  $((SECONDS))s  ${line:0:100}"
+        line=$(grep -E '^ *(Downloading|Downloaded|Building|Preparing|Prepared|Installing|Using cached) ' "$log" | tail -n 1)
+        line=${line#"${line%%[! ]*}"}
+        printf '  %3d s  %5d MB in .venv  %s\n' "$SECONDS" "$(du -sm .venv | cut -f 1)" "${line:0:70}"
     done
 }
 
@@ -60,7 +61,11 @@ rm -f "$ready" # an install that is interrupted must not look finished
 [[ $installer == uv ]] || find_python >/dev/null
 make_venv
 version=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-echo "setting up .venv (python $version) … torch is about 5 GB, a minute or two on a fast line"
+if compgen -G ".venv/lib*/python*/site-packages/torch" >/dev/null; then
+    echo "bringing .venv (python $version) up to date …"
+else
+    echo "setting up .venv (python $version) … torch is about 5 GB, a minute or two on a fast line"
+fi
 
 : >"$log"
 tell_progress &

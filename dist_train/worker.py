@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -143,7 +143,7 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     record = DirectoryRecord(opened.run_dir, ranks, _generation(opened.run_dir)) if ranks.is_first else NoRecord()
     tracker = tracking.build(config, ranks, opened.run_dir)
     judged = ema.module if ema else model
-    figures = partial(_figures, config, judged, task, group)
+    figures = partial(figures_of, config, judged, task, group)
     limit = config.train.stop_after
     flag.limit(limit.seconds if limit is not None and limit.is_time else None)
     run = Run(
@@ -172,7 +172,17 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
             infinite_norm_is_fine=scaler.is_enabled(),
         ),
         tracker=tracker,
-        checkpoints=_checkpoints(opened, ranks, model, optimizer, ema, scaler, tracker, record),
+        checkpoints=_checkpoints(
+            opened,
+            ranks,
+            model,
+            optimizer,
+            ema,
+            scaler,
+            tracker,
+            record,
+            {"classes": splits.classes, "shape": splits.shape},
+        ),
         agreement=Agreement(group, flag),
         due=due,
     )
@@ -187,7 +197,8 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     )
 
 
-def _figures(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
+def figures_of(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
+    """The figures of `model` on one split, on all ranks together."""
     return evaluate(
         model,
         task,
@@ -215,6 +226,7 @@ def _checkpoints(
     scaler: torch.amp.GradScaler,
     tracker: NullTracker,
     record: RunRecord,
+    data: Mapping[str, Any],
 ) -> Keeper:
     if not ranks.is_first:
         return NoCheckpoints()
@@ -225,7 +237,7 @@ def _checkpoints(
             model=copied(model.state_dict()),
             optimizer=copied(tensors),
             ema=copied(ema.state()) if ema else None,
-            other={"progress": progress(state), "optimizer": values, "scaler": scaler.state_dict()},
+            other={"progress": progress(state), "optimizer": values, "scaler": scaler.state_dict(), "data": data},
         )
 
     config = opened.config

@@ -102,8 +102,12 @@ class Generation:
 
     def __init__(self, plan: LaunchPlan, inbox: Inbox) -> None:
         self.plan, self.inbox = plan, inbox
+        self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
         self.folder = self._claim()
-        self.outcome = self.folder / f"agent{f'-node{plan.node}' if plan.node else ''}.json"
+        suffix = f"-{self.name}" if plan.node != 0 else ""
+        self.outcome = self.folder / f"agent{suffix}.json"
+        self.verdict = self.folder / f"verdict{suffix}.json"
+        self.agent_log = plan.logs / f"agent{suffix}.log"
         self.told: tuple | None = None
         """What the failure was, so that the same is not told twice."""
         self._asked: set[tuple[int, int]] = set()
@@ -113,19 +117,22 @@ class Generation:
 
     def _claim(self) -> Path:
         """The next generation's folder. Each node counts its own, so that nodes agree without asking each other."""
-        name = f"node{self.plan.node}" if self.plan.node is not None else f"{myself()['host']}-{os.getpid()}"
         root = self.plan.folder / "generations"
-        taken = [int(path.parent.parent.name) for path in root.glob(f"*/nodes/{name}.json")]
-        folder = root / str(max(taken, default=0) + 1)
-        for part in ("nodes", "ranks", "errors"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        self.plan.logs.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "nodes" / f"{name}.json", {**myself(), "command": self.plan.command})
-        return folder
+        taken = [int(path.parent.parent.name) for path in root.glob(f"*/nodes/{self.name}.json")]
+        for number in itertools.count(max(taken, default=0) + 1):
+            folder = root / str(number)
+            for part in ("nodes", "ranks", "errors"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another that does not know its number either, on this host
+                with open(folder / "nodes" / f"{self.name}.json", "x") as claim:
+                    json.dump({**myself(), "command": self.plan.command}, claim)
+                return folder
+        raise AssertionError("itertools.count ends never")
 
     def run(self, told: tuple | None) -> int:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
         kills = host.oom_kills()
+        self.plan.logs.mkdir(parents=True, exist_ok=True)
         agent = self._start_agent()
         try:
             while agent.poll() is None:
@@ -141,7 +148,7 @@ class Generation:
                 agent.stdin.close()
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
-        outcome = read_json(self.outcome) or {"error": "torch's elastic agent died", "ranks": []}
+        outcome = read_json(self.outcome) or {"error": "it died", "ranks": []}
         if outcome["error"] is None and all(rank["exit_code"] == 0 for rank in outcome["ranks"]):
             return self._ended_well()
         return self._ended_badly(outcome, told, out_of_memory=host.oom_kills() > kills)
@@ -153,16 +160,15 @@ class Generation:
             "arguments": [*self.plan.torchrun_arguments, *training],
             "generation": str(self.folder.absolute()),
             "logs": str(self.plan.logs.absolute()),
-            "log": str(self.plan.logs.absolute() / f"agent{self.plan.node or 0}.log"),
+            "log": str(self.agent_log.absolute()),
             "tee": self.plan.tee,
             "outcome": str(self.outcome.absolute()),
         }
-        environment = {**os.environ, **self.plan.environment, "DIST_TRAIN_GENERATION": self.folder.name}
         agent = subprocess.Popen(
             [sys.executable, "-m", "launch.agent"],
             stdin=subprocess.PIPE,
             cwd=HOME,  # so that no folder called launch in the user's own hides this one
-            env=environment,
+            env={**os.environ, **self.plan.environment},
             start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
         )
         assert agent.stdin is not None
@@ -204,7 +210,7 @@ class Generation:
 
     def _end_stragglers(self, sessions: list[dict], alive: list[dict]) -> None:
         """Once a rank has failed the others have a few seconds: torch's agent would wait for half a minute."""
-        gone = [session for session in sessions if session not in alive and "ended" not in session]
+        gone = [session for session in sessions if session not in alive and session.get("ended") != 0]
         if not gone and not any((self.folder / "errors").iterdir()):
             return
         self._failing_since = self._failing_since or time.monotonic()
@@ -258,9 +264,8 @@ class Generation:
         return verdict.failures(sessions, reports, outcome["ranks"], self._ended_by_us)
 
     def _agent_failed(self, outcome: dict) -> str:
-        log = self.plan.logs / f"agent{self.plan.node or 0}.log"
         why = outcome["error"] or "no rank said why"
-        return f"{mark('✗', 'red')} the ranks could not be started: {why}\n  log of the agent: {log}"
+        return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self.agent_log}"
 
 
 def _code_of(number: int) -> int:

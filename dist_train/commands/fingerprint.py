@@ -15,7 +15,7 @@ TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
 
 def fingerprint(found: Found) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names."""
     digest = hashlib.sha256()
     for file in TENSOR_FILES:
         if file in found.manifest["files"]:
@@ -26,7 +26,7 @@ def fingerprint(found: Found) -> str:
 
 
 def _tensors(content: bytes) -> Iterator[tuple[str, str, list[int], bytes]]:
-    """(name, dtype, shape, bytes) of each tensor of a safetensors file: a header length, uint64, a JSON header, the data."""
+    """(name, dtype, shape, bytes) of the tensors of a safetensors file: length of its header, JSON header, data."""
     (length,) = struct.unpack("<Q", content[:8])
     data = memoryview(content)[8 + length :]
     for name, entry in json.loads(content[8 : 8 + length]).items():

@@ -12,8 +12,10 @@ from dist_train.config.yaml12 import CoreResolver
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what YAML 1.2 reads back as itself. Text that YAML 1.1 would take for something else is quoted too, for the
-    sake of other readers."""
+    """Writes what YAML 1.2 reads back as itself.
+
+    Text that YAML 1.1 would take for something else is quoted too, for the sake of other readers.
+    """
 
     yaml_implicit_resolvers = {
         first: [*CoreResolver.yaml_implicit_resolvers.get(first, []), *Resolver.yaml_implicit_resolvers.get(first, [])]

@@ -17,7 +17,7 @@ _FORBIDDEN = {"builtins", "__main__", *sys.stdlib_module_names}
 
 
 def resolve(path: str, what: str) -> Any:
-    """The class or function that `path`, `package.module:Thing`, names; its module is imported, sys.path is not changed.
+    """The class or function that `path`, `package.module:Thing`, names; sys.path stays as it is.
 
     Python's own library is refused, and so is whatever comes from it under the name of another module: a config builds
     models and data sets, it does not call `os.system`.
@@ -43,7 +43,9 @@ def resolve(path: str, what: str) -> Any:
 def _refuse(module_name: str, asked: str) -> None:
     top = module_name.partition(".")[0]
     if top in _FORBIDDEN:
-        raise UserError(f"{asked}: {top} is part of Python itself, which no config may use; rename your module if it is yours")
+        raise UserError(
+            f"{asked}: {top} is part of Python itself, which no config may use; rename your module if it is yours"
+        )
 
 
 def _module(name: str, asked: str) -> ModuleType:

@@ -24,7 +24,7 @@ class _Generator(GenerateJsonSchema):
 
 @cache
 def document() -> dict[str, Any]:
-    """The JSON Schema of a resolved RunConfig, in standard words and without titles. Not to be changed by its readers."""
+    """The JSON Schema of a resolved RunConfig, in standard words, without titles. Its readers must not change it."""
     return _tidy(RunConfig.model_json_schema(schema_generator=_Generator))
 
 

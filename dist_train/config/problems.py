@@ -30,7 +30,8 @@ class ConfigError(Exception):
 
     def __init__(self, path: str, problems: Iterable[Problem]) -> None:
         self.path = path
-        self.problems = sorted(problems, key=lambda problem: problem.order)
+        once = dict.fromkeys(problems)  # two files may extend the same broken one
+        self.problems = sorted(once, key=lambda problem: problem.order)
         super().__init__(_text(path, self.problems))
 
 

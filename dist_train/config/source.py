@@ -13,7 +13,7 @@ value is YAML 1.2. Components are switched before the other overrides are applie
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -30,8 +30,9 @@ MAX_FILES = 64
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a file with `overrides` (`a.b=c`) on top. Reads the files and nothing else: creates nothing, imports
-    no component, needs no torch.
+    """The config of a file with `overrides` (`a.b=c`) on top.
+
+    Reads the files and does nothing else: creates nothing, imports no component, needs no torch.
 
     Raises:
         ConfigError: with every problem of the files and of the overrides, each with its place.
@@ -76,46 +77,46 @@ class _Files:
             asked: where the file is named, for a problem of the file as a whole.
             chain: the files that led here.
         """
-        order = self.opened
-        self.opened += 1
-        if order >= MAX_FILES:
-            return self._add(asked, ("extends",), f"more than {MAX_FILES} files")
-        source = partial(_place, str(path), order)
         try:
-            text = _text(path, asked, source, ("extends",) if chain else ())
-            real = path.resolve()
-            if real in chain:
-                loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
-                return self._add(asked, ("extends",), f"files that extend each other in a circle: {loop}")
-            tree = parse(text, source, self.problems)
+            tree, real = self._alone(path, asked, chain)
         except Unreadable as error:
             self.problems.append(error.problem)
             return None
-        if not isinstance(tree.value, dict):
-            return self._add(tree.place, (), _not_a_mapping(tree.value))
         return self._extended(tree, path, (*chain, real))
 
-    def _add(self, place: Place, key: tuple[str, ...], message: str) -> None:
-        if not any(problem.where == place.text and problem.message == message for problem in self.problems):
-            self.problems.append(problem_at(place, key, message))
+    def _alone(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
+        """The tree of one file, and the file's real path."""
+        key = ("extends",) if chain else ()
+        order = self.opened
+        self.opened += 1
+        if order >= MAX_FILES:
+            raise Unreadable(problem_at(asked, key, f"more than {MAX_FILES} files"))
+        source = partial(_place, str(path), order)
+        text = _text(path, asked, source, key)
+        real = path.resolve()
+        if real in chain:
+            loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
+            raise Unreadable(problem_at(asked, key, f"files that extend each other in a circle: {loop}"))
+        tree = parse(text, source, self.problems)
+        if not isinstance(tree.value, dict):
+            raise Unreadable(problem_at(tree.place, (), _not_a_mapping(tree.value)))
+        return tree, real
 
     def _extended(self, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
         extends = tree.value.pop("extends", None)
         if extends is None:
             return tree
-        whole: Tree | None = None
-        readable = True
-        for item in extends.value if isinstance(extends.value, list) else [extends]:
-            parent = self._parent(item, path, chain)
-            readable &= parent is not None
-            if parent is not None:
-                whole = merge(whole, parent) if whole else parent
-        return merge(whole, tree) if whole and readable else None
+        items = extends.value if isinstance(extends.value, list) else [extends]
+        layers = [*(self._parent(item, path, chain) for item in items), tree]
+        readable = [layer for layer in layers if layer]
+        return reduce(merge, readable) if len(readable) == len(layers) else None
 
     def _parent(self, item: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
-        if not isinstance(item.value, str) or not item.value:
-            return self._add(item.place, ("extends",), f"must be a file name or a list of file names, not {shown(item.plain())}")
-        return self.read(path.parent / item.value, item.place, chain)
+        if isinstance(item.value, str) and item.value:
+            return self.read(path.parent / item.value, item.place, chain)
+        message = f"must be a file name or a list of file names, not {shown(item.plain())}"
+        self.problems.append(problem_at(item.place, ("extends",), message))
+        return None
 
 
 def _place(name: str, order: int, line: int, column: int) -> Place:
@@ -155,7 +156,9 @@ def _text(path: Path, asked: Place, source: partial[Place], key: tuple[str, ...]
     except UnicodeDecodeError as error:
         before = data[: error.start]
         place = source(before.count(b"\n") + 1, len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1)
-        raise Unreadable(problem_at(place, (), f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8")) from None
+        raise Unreadable(
+            problem_at(place, (), f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8")
+        ) from None
 
 
 def _file_like(path: Path) -> str:

@@ -1,9 +1,9 @@
 """YAML 1.2 (core schema) read into a tree that knows where every key and value stands.
 
-PyYAML reads YAML 1.1, in which `1e-3` is text, `off` a boolean, `012` ten and `12:30` a number, and of two equal keys the
-last wins in silence. Here plain values mean what YAML 1.2.2, section 10.3 says, and equal keys are a problem. Nothing is
-ever constructed from a tag: the tree holds text, numbers, booleans, null, lists and mappings alone. A file that would
-cost much to read (aliases of aliases, deep nesting) is refused before it does.
+PyYAML reads YAML 1.1, in which `1e-3` is text, `off` a boolean, `012` ten and `12:30` a number, and of two equal keys
+the last wins in silence. Here plain values mean what YAML 1.2.2, section 10.3 says, and equal keys are a problem.
+Nothing is ever constructed from a tag: the tree holds text, numbers, booleans, null, lists and mappings alone. A file
+that would cost much to read (aliases of aliases, deep nesting) is refused before it does.
 """
 
 import re
@@ -22,8 +22,9 @@ from dist_train.config.problems import Problem, printable
 from dist_train.config.tree import KeyPath, Place, Tree, problem_at
 
 MAX_DEPTH = 32
-MAX_NODES = 10_000
+MAX_NODES = 5_000
 MAX_NUMBER_LENGTH = 100
+
 
 class Unreadable(Exception):
     """No tree can be had from the text, for this one problem."""
@@ -92,7 +93,9 @@ class _Composer(Reader, Scanner, Parser, Composer, CoreResolver):  # type: ignor
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} values", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_NODES:,} values", problem_mark=self.peek_event().start_mark
+            )
         if self._depth >= MAX_DEPTH:
             message = f"nested more than {MAX_DEPTH} levels deep"
             raise yaml.MarkedYAMLError(problem=message, problem_mark=self.peek_event().start_mark)
@@ -105,7 +108,7 @@ class _Composer(Reader, Scanner, Parser, Composer, CoreResolver):  # type: ignor
 
 _ADVICE = {
     "'\\t'": "a tab; YAML indents with spaces",
-    "mapping values are not allowed": "a second ': ' in one line, or a wrong indentation; text with ': ' in it needs quotes",
+    "mapping values are not allowed": "a second ': ' in one line, or a wrong indentation; quote text with ': ' in it",
     "could not find expected ':'": "a line without a colon, where `key: value` is expected",
     "expected a single document": "a second document begins here (---); a config is one document",
     "expected <block end>": "the indentation fits no line above",
@@ -140,7 +143,9 @@ def parse(text: str, source: Callable[[int, int], Place], problems: list[Problem
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = source(before.count("\n") + 1, error.position - before.rfind("\n"))
-        raise Unreadable(problem_at(place, key, f"a character that YAML does not allow: {error.character:#x}")) from None
+        raise Unreadable(
+            problem_at(place, key, f"a character that YAML does not allow: {error.character:#x}")
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = source(mark.line + 1, mark.column + 1) if mark else start
@@ -237,7 +242,7 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, key: KeyPath) -> Any:
         kind = node.tag.removeprefix(_STANDARD)
-        if node.tag == "!" or kind in ("str", "merge"):
+        if kind in ("str", "merge"):
             return self._text(node, key)
         if kind not in _CONSTRUCT:
             return self._add(node, key, _tag_refused(node.tag))
@@ -250,7 +255,8 @@ class _Builder:
 
     def _text(self, node: yaml.ScalarNode, key: KeyPath) -> str | None:
         if _CONTROL.search(node.value):
-            return self._add(node, key, f"a control character in the text '{printable(node.value)}'")
+            self._add(node, key, f"a control character in the text '{printable(node.value)}'")
+            return None
         return node.value
 
 

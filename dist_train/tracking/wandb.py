@@ -8,21 +8,23 @@ SIGTERM means hurry: an init or an upload under way is given up, and the data st
 W&B's "stop this run" from the web page, and is handed on to the training, which saves and stops.
 """
 
-import inspect
 import json
 import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from dist_train.tracking.words import near
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""
+FLUSH_S = 1.0
+"""Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
 ORPHAN_CHECK_S = 5.0
 
 
@@ -35,6 +37,7 @@ class _Signals:
 
     def __init__(self, training_pid: int) -> None:
         self._may_give_up = False
+        self.hurried = False
         signal.signal(signal.SIGTERM, self._hurry)
         signal.signal(signal.SIGALRM, self._hurry)
         signal.signal(signal.SIGINT, lambda *_: os.kill(training_pid, signal.SIGINT))
@@ -51,13 +54,15 @@ class _Signals:
             self._may_give_up = False
 
     def _hurry(self, *_: Any) -> None:
+        self.hurried = True
         if self._may_give_up:
             raise _Hurry("it took too long")
 
 
 def main() -> None:
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    out = os.dup(1)
     os.dup2(2, 1)
+    signals = _Signals(os.getppid())
     messages = _messages(os.getppid())
     begin = next(messages, {}).get("begin")
     if begin is None:
@@ -66,15 +71,13 @@ def main() -> None:
     os.environ.update(WANDB_SILENT="true", WANDB_CONSOLE="off")
     sys.argv = begin["argv"]
     try:
-        _serve(begin, messages, _Signals(begin["training_pid"]), out)
-    except BrokenPipeError:  # the training is gone
-        pass
+        _serve(begin, messages, signals, out)
     except BaseException as error:
         _say(out, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _Signals, out: TextIO) -> None:
+def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _Signals, out: int) -> None:
     import wandb
 
     if wandb.setup().settings.mode == "disabled":  # by `wandb disabled`, in its settings file
@@ -95,11 +98,10 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
     _close(run, exit_code, signals, out)
 
 
-def _open(begin: dict[str, Any], signals: _Signals, out: TextIO) -> Any:
+def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
     """An online run if that is wanted and can be had, else an offline one; says which."""
-
     reason = ""
-    if begin["mode"] != "offline":
+    if begin["mode"] != "offline" and not signals.hurried:
         try:
             with signals.may_give_up(2 * INIT_S):
                 if _has_credentials():
@@ -120,13 +122,11 @@ def _open(begin: dict[str, Any], signals: _Signals, out: TextIO) -> Any:
 def _stop_service(signals: _Signals) -> None:
     """Ends wandb's service, which has the run's id in use and may go on trying for minutes; the next init starts one.
 
-    Killed, because asking it waits until it has given up; it is this process's only child.
+    Killed, because asking it waits until it has given up.
     """
     import wandb
 
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
+    _kill_service()
     try:
         with signals.may_give_up(INIT_S):
             wandb.teardown()
@@ -134,21 +134,32 @@ def _stop_service(signals: _Signals) -> None:
         print(f"teardown: {error!r}", file=sys.stderr)
 
 
+def _kill_service() -> None:
+    """wandb's service is this process's only child."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def _has_credentials() -> bool:
     """Whether wandb finds a key or token in the environment, a settings file or netrc. Asks nobody, no network."""
     import wandb
 
-    if "prompt" in inspect.signature(wandb.login).parameters:
-        return bool(wandb.login(prompt=False, verify=False))
-    return bool(wandb.api.api_key)  # before login could be told not to ask
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     import wandb
 
-    settings = {"silent": True, "console": "off", "init_timeout": INIT_S, "x_stats_pid": begin["training_pid"]}
-    settings["program"] = begin["argv"][0]
-    fields = wandb.Settings.model_fields
+    settings = {
+        "silent": True,
+        "console": "off",
+        "init_timeout": INIT_S,
+        "program": begin["argv"][0],
+        "x_stats_pid": begin["training_pid"],
+        "x_transaction_log_flush_interval": FLUSH_S,
+    }
+    fields = wandb.Settings.model_fields  # the x_ ones come and go with wandb's versions
     keys = ("id", "name", "project", "entity", "group", "tags", "dir", "config")
     return wandb.init(
         mode=mode,
@@ -159,7 +170,7 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     )
 
 
-def _close(run: Any, exit_code: int, signals: _Signals, out: TextIO) -> None:
+def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:
     import wandb
 
     folder, offline = Path(run.settings.sync_dir), run.offline
@@ -168,6 +179,8 @@ def _close(run: Any, exit_code: int, signals: _Signals, out: TextIO) -> None:
             run.finish(exit_code=exit_code)
             wandb.teardown()
     except _Hurry:
+        time.sleep(2 * FLUSH_S)
+        _kill_service()
         if not offline:
             _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {near(folder)}")
         _say(out, over=True)
@@ -215,9 +228,9 @@ def _short(error: Exception) -> str:
     return text.rsplit(": ", 1)[-1][:120]
 
 
-def _say(out: TextIO, **message: Any) -> None:
-    out.write(json.dumps(message) + "\n")
-    out.flush()
+def _say(out: int, **message: Any) -> None:
+    with suppress(BrokenPipeError):  # a training that is gone still gets its last rows written, and its end
+        os.write(out, json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,10 @@ OPENING_S = 5.0
 """How long it waits at most where the run is not even open yet: the server hardly is there."""
 SILENT_S = 2.0
 """Of which this long without a word to the user."""
-HURRY_S = 5.0
+HURRY_S = 8.0
 """Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
+ENDING_S = 3.0
+"""How long close waits for it after an error of the training, to mark the run as failed."""
 
 _PRIVACY = ("disabled", "offline", "online")
 
@@ -77,6 +79,7 @@ class WandbSink(Sink):
         self._outgoing = bytearray()
         self._incoming = b""
         self._opened = False
+        self._hurried = False
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         folder = facts.run_dir / "wandb"
@@ -131,8 +134,11 @@ class WandbSink(Sink):
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        if process.poll() is None:
-            _end(process)
+        try:  # its input is closed, which ends it, unless it has been told to hurry and did not
+            process.wait(0 if self._hurried else ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def _send(self, **message: Any) -> None:
         if self._process is None:
@@ -176,6 +182,7 @@ class WandbSink(Sink):
             self.close()
 
     def _hurry(self) -> None:
+        self._hurried = True
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
@@ -263,11 +270,3 @@ def _start(log: Path) -> subprocess.Popen[bytes]:
     os.set_blocking(process.stdin.fileno(), False)
     os.set_blocking(process.stdout.fileno(), False)
     return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(0.5)  # its input is closed, which ends it if it still reads
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

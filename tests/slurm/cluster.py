@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
-NODES = ("n1", "n2")
+NODES = ("127.0.0.1", "127.0.0.2")
 FINISHED = {
     "COMPLETED",
     "FAILED",
@@ -29,6 +29,8 @@ FINISHED = {
     "BOOT_FAIL",
     "DEADLINE",
 }
+REQUEUE_WAIT = 10
+"""Seconds after which SLURM starts a requeued job again; 120 unless told otherwise."""
 PATH_WITH_DAEMONS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 CONFIGURATION = """\
@@ -37,7 +39,7 @@ SlurmctldHost=localhost
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire={requeue_wait}
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -65,7 +67,7 @@ SlurmdParameters=config_overrides
 PartitionName=low Nodes={names} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes={names} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000 State=UNKNOWN"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr={name} Port={port} CPUs=4 RealMemory=2000 State=UNKNOWN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,18 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run(["scancel", "--user", getpass.getuser()], check=False)
-        jobs_left = not _becomes_true(lambda: not self.run(["squeue", "--noheader"], check=False).stdout.strip(), 30)
-        left = self._stop()
-        if jobs_left or left:
-            raise RuntimeError(f"the cluster left behind: {left or 'jobs in its queue'}")
+        try:
+            self.cancel_all()
+        finally:
+            left = self._stop()
+        if left:
+            raise RuntimeError(f"the cluster left behind: {left}")
+
+    def cancel_all(self) -> None:
+        """Returns when no job is left and both nodes are idle. Raises TimeoutError."""
+        self.run(["scancel", "--user", getpass.getuser()])
+        wait_until(lambda: not self.run(["squeue", "--noheader"]).stdout.strip(), 30, "the queue to be empty")
+        wait_until(self._is_up, 30, "both nodes to be idle")
 
     def run(self, command: Sequence[str], *, check: bool = True, timeout: float = 60, **more: object) -> "Finished":
         """Runs a command inside the cluster (SLURM_CONF set), and returns it finished, with its output as text.
@@ -182,6 +191,7 @@ class Cluster:
         controller, *others = _free_ports(1 + len(NODES))
         nodes = [NODE.format(name=n, host=socket.gethostname(), port=p) for n, p in zip(NODES, others, strict=True)]
         values = {"folder": self.folder, "user": getpass.getuser(), "controller_port": controller}
+        values["requeue_wait"] = REQUEUE_WAIT
         text = CONFIGURATION.format(**values, nodes="\n".join(nodes), names=",".join(NODES))
         self.configuration.write_text(text)
 

@@ -1,8 +1,9 @@
-"""Plans and supervises `ranks.py`: `launch_ranks.py FOLDER RANKS MAX_RESTARTS ACTION [ARGUMENT …]`, as the CLI would."""
+"""Plans and supervises `ranks.py` as the CLI would: `launch_ranks.py FOLDER RANKS MAX_RESTARTS ACTION [ARGUMENT …]`."""
 
 import sys
 from pathlib import Path
 
+from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
 from launch import host
 from launch.plan import Flags, make_plan
@@ -24,7 +25,11 @@ def main() -> None:
         arguments=(action, folder, *more),
         resume="none",
     )
-    sys.exit(supervise(plan))
+    try:
+        sys.exit(supervise(plan))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
 
 
 if __name__ == "__main__":

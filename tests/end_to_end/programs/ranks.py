@@ -1,7 +1,7 @@
 """A small worker program for the launcher's tests: what each rank does is said on its command line.
 
-`ranks.py ACTION [ARGUMENT …]` accepts the flags that the launcher adds. Every rank joins the process group first, unless
-the action is one that needs no torch.
+`ranks.py ACTION FOLDER [--gloo] …` accepts the flags that the launcher adds. With --gloo the ranks work together as in
+a training, so that the death of one reaches the others; without, they need no torch and notice nothing.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 RANK = int(os.environ["RANK"])
@@ -51,18 +52,29 @@ def stubborn(folder: Path) -> None:
     time.sleep(600)
 
 
-def all_reduce_for_ever(act: "dict[int, object]", folder: Path) -> None:
-    """Collectives over gloo, until rank 1 does something else."""
+def work_together(folder: Path, act: Callable[[], None] | None) -> None:
+    """Collectives over gloo, until one rank does something else."""
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     for step in range(10_000):
-        if step == 3 and RANK in act:
+        if step == 3:
             (folder / f"ready{RANK}").touch()
-            act[RANK]()  # type: ignore[operator]
+            if act is not None:
+                act()
         dist.all_reduce(torch.ones(4))
         time.sleep(0.01)
+
+
+def work_alone(folder: Path, act: Callable[[], None] | None) -> None:
+    """The same without torch: the other ranks notice nothing and go on."""
+    (folder / f"ready{RANK}").touch()
+    while not all((folder / f"ready{rank}").exists() for rank in range(int(os.environ["WORLD_SIZE"]))):
+        time.sleep(0.02)
+    if act is not None:
+        act()
+    time.sleep(600)
 
 
 def look_up(labels: list[int], index: int) -> int:
@@ -79,8 +91,12 @@ def say_user_error() -> None:
     raise UserError("data.root: no such folder: give another", ExitCode.DATA)
 
 
-def sleep_long() -> None:
-    time.sleep(600)
+def run_out_of_memory() -> None:
+    raise MemoryError("no 4 TB here")
+
+
+def go_on() -> None:
+    return
 
 
 ACTS = {
@@ -88,9 +104,9 @@ ACTS = {
     "user-error": say_user_error,
     "segfault": lambda: ctypes.string_at(0),
     "leave-with-3": lambda: sys.exit(3),
-    "leave-early": lambda: os._exit(0) if len(sys.argv) < 0 else sys.exit(0),
-    "out-of-memory": lambda: (_ for _ in ()).throw(MemoryError("no 4 TB here")),
-    "sleep": sleep_long,
+    "leave-early": lambda: sys.exit(0),
+    "out-of-memory": run_out_of_memory,
+    "go-on": go_on,
 }
 
 
@@ -100,6 +116,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rank", type=int, default=1)
+    parser.add_argument("--gloo", action="store_true")
     parser.add_argument("--resume")
     parser.add_argument("--supervised", action="store_true")
     given = parser.parse_args()
@@ -111,7 +128,8 @@ def main() -> None:
     elif given.action == "stubborn":
         stubborn(given.folder)
     else:
-        all_reduce_for_ever({given.rank: ACTS[given.action]}, given.folder)
+        work = work_together if given.gloo else work_alone
+        work(given.folder, ACTS[given.action] if given.rank == RANK else None)
 
 
 if __name__ == "__main__":

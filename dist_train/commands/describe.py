@@ -1,0 +1,94 @@
+"""`python -m dist_train.commands.describe CONFIG [a.b=c …]`: what only torch can tell of a plan, as JSON.
+
+Nothing is downloaded, trained or written.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dist_train import models
+from dist_train.checkpoint.state import optimizer_tensors
+from dist_train.config.errors import UserError
+from dist_train.config.problems import ConfigError
+from dist_train.config.schema import RunConfig
+from dist_train.config.source import load
+from dist_train.control.due import Due
+from dist_train.data import datasets
+from dist_train.optim import build as build_optimizer
+from dist_train.schedule import Schedule
+
+CURVE_POINTS = 40
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """Sizes of data, model and training. Without the data, what depends on it is None, and `problem` says so."""
+    facts: dict[str, Any] = dict.fromkeys(
+        ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "parameters", "trainable_parameters")
+    )
+    facts |= {"model": config.model.name, "state_bytes": None, "lr": [], "problem": None}
+    try:
+        splits = datasets.build(_without_download(config).data)
+        facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
+        facts |= _length(config, len(splits.train))
+        classes = len(splits.classes) if splits.classes else None
+        facts |= _size(config, models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed))
+    except UserError as error:
+        facts["problem"] = str(error)
+    return facts
+
+
+def _without_download(config: RunConfig) -> RunConfig:
+    if not hasattr(config.data, "download"):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"download": False})})
+
+
+def _length(config: RunConfig, samples: int) -> dict[str, Any]:
+    steps_per_epoch = samples // config.batch.global_size
+    if steps_per_epoch == 0:
+        raise UserError(f"{samples} training samples do not fill a global batch of {config.batch.global_size}")
+    total = Due.of(config, steps_per_epoch).total_steps
+    schedule = Schedule(
+        config=config.schedule,
+        peak=config.optimizer.lr,
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        global_batch=config.batch.global_size,
+    )
+    points = [schedule.lr(i * (total - 1) // (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+    return {"steps_per_epoch": steps_per_epoch, "total_steps": total, "lr": points}
+
+
+def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters, and the bytes of a checkpoint: those of a step with no gradient are those of any other."""
+    optimizer = build_optimizer(config.optimizer, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    weights = [*model.state_dict().values()]
+    state_bytes = sum(t.nbytes for t in weights) * (2 if config.train.ema_decay is not None else 1)
+    optimizer.step()
+    state_bytes += sum(t.nbytes for t in optimizer_tensors(optimizer, model)[0].values())
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "state_bytes": state_bytes,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        config = load(argv[0], argv[1:])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(describe(config)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

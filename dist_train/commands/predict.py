@@ -1,0 +1,104 @@
+"""`python -m dist_train.commands.predict CHECKPOINT IMAGE…|FOLDER`: the class of images, and how sure the model is."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train import models
+from dist_train.checkpoint.state import Snapshot
+from dist_train.checkpoint.store import locate, read
+from dist_train.commands.common import reporting, run_of, weights_of
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import ImageFolder, RunConfig
+from dist_train.data.datasets.image_folder import EXTENSIONS
+from dist_train.data.decode import decode_file
+from dist_train.data.finish import Finish
+from dist_train.data.resize import centre_crop, resize_shorter_side
+
+GREY = (0.299, 0.587, 0.114)
+"""Luma of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dist-train predict", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run directory (its best one)")
+    parser.add_argument("images", nargs="+", type=Path, help="image files or folders of them")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    with reporting():
+        rows = predict(arguments.checkpoint, list(_files(arguments.images)))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    width = max(len(row["class"]) for row in rows)
+    for row in rows:
+        print(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {row['file']}")
+    return 0
+
+
+def predict(target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """For each file its path, class and that class's probability.
+
+    Raises:
+        UserError: when the model is no classifier of images, or a file is no image.
+    """
+    config = run_of(target)
+    if config.task.name != "classification":
+        raise UserError(f"predict is for classification, and this run's task is {config.task.name}")
+    found = locate(target, lambda line: print(line, file=sys.stderr), best=True)
+    saved = Snapshot.from_files({name: read(found.path, name, found.manifest) for name in found.manifest["files"]})
+    shape, classes = saved.other["data"]["shape"], saved.other["data"]["classes"]
+    if not classes or not shape or len(shape) != 3:
+        raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
+    model = models.build(config.model, shape=tuple(shape), classes=len(classes), seed=config.seed)
+    model.load_state_dict(weights_of(saved))
+    model.eval()
+    return [_row(file, _probabilities(model, config, shape, file), classes) for file in files]
+
+
+def _row(file: Path, probabilities: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    best = int(probabilities.argmax())
+    return {"file": str(file), "class": classes[best], "probability": float(probabilities[best])}
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], file: Path) -> Tensor:
+    """Float32 [classes], of one image prepared as the evaluation prepares them."""
+    finish = Finish(config.augment, torch.device("cpu"))
+    inputs, _ = finish(_fitted(decode_file(str(file)), config, shape)[None], torch.zeros(1, dtype=torch.int64), 0, 0)
+    return model(inputs)[0].softmax(0)
+
+
+def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
+    """uint8 [3, h, w] to uint8 `shape`: grey where the model is, the shorter side resized, the middle cut out."""
+    channels, height, width = shape
+    if channels == 1:
+        weights = torch.tensor(GREY).view(3, 1, 1)
+        image = (image * weights).sum(0, keepdim=True).round().to(torch.uint8)
+    if height != width:
+        raise UserError(f"predict takes models of square images, this one's are {height}×{width}")
+    shorter = config.data.resize or height if isinstance(config.data, ImageFolder) else height
+    return centre_crop(resize_shorter_side(image, shorter), height)
+
+
+def _files(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            if not inside:
+                raise UserError(f"{path}: no images there ({' '.join(EXTENSIONS)})", ExitCode.DATA)
+            yield from inside
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"{path}: no such file or folder", ExitCode.DATA)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""`slurm_cluster`: a real SLURM of two nodes, started once for the tests in this folder."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, missing_programs
+
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of them in one worker of a parallel run: one cluster is enough."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[Cluster]:
+    missing = missing_programs()
+    if missing:
+        pytest.skip(f"no SLURM here: {', '.join(missing)} missing (Debian: slurmctld slurmd slurm-client munge)")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd needs root to start jobs")
+    # Not tmp_path: munged's socket must have a path of fewer than 108 characters.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    try:
+        with Cluster(folder) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def slurm_cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, idle before and after each test."""
+    yield running_cluster
+    running_cluster.cancel_all()

@@ -1,0 +1,349 @@
+"""The data sets: what they hold, how they split, and what they say when something is wrong with the files."""
+
+import pickle
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import Cifar10, Custom, Digits, ImageFolder, Mnist, Synthetic
+from dist_train.data import datasets, decode
+from dist_train.data.decode import decode_file
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of six PNGs in train/, of two in eval/; image k of a class is uniformly grey, 10 k + its class."""
+    for split, count in (("train", 6), ("eval", 2)):
+        for number, name in enumerate(("ant", "bee")):
+            for k in range(count):
+                save(tmp_path / split / name / f"{k}.png", np.full((20, 30, 3), 10 * k + number, dtype=np.uint8))
+    return tmp_path
+
+
+def everything(dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    return dataset.__getitems__(np.arange(len(dataset)))
+
+
+# ---------------------------------------------------------------- digits, synthetic
+
+
+def test_digits_are_scikit_learns():
+    splits = datasets.build(Digits())
+    assert (len(splits.train), len(splits.evaluation), splits.shape) == (1438, 359, (1, 8, 8))
+    assert splits.classes == tuple("0123456789")
+    images = torch.cat([everything(splits.train)[0], everything(splits.evaluation)[0]])
+    targets = torch.cat([everything(splits.train)[1], everything(splits.evaluation)[1]])
+    assert images.dtype == torch.uint8 and images.max() == 255
+    bunch = load_digits()
+    ours = sorted((target, image) for target, image in zip(targets.tolist(), images.flatten(1).tolist(), strict=True))
+    scaled = np.round(bunch.data * 255 / 16).astype(int).tolist()
+    assert ours == sorted(zip(bunch.target.tolist(), scaled, strict=True))
+
+
+def test_the_split_follows_its_seed():
+    first, same, other = (everything(datasets.build(Digits(split_seed=s)).evaluation)[0] for s in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert len(datasets.build(Digits(eval_fraction=0.5)).evaluation) == 898
+
+
+def test_synthetic_images_are_functions_of_their_index():
+    splits = datasets.build(Synthetic(shape=[2, 5, 7], classes=3, size=100, eval_size=20))
+    images, targets = everything(splits.train)
+    assert images.shape == (100, 2, 5, 7) and images.dtype == torch.uint8 and targets.dtype == torch.int64
+    some = np.array([7, 99, 7, 0])
+    assert torch.equal(splits.train.__getitems__(some)[0], images[some])
+    assert torch.equal(splits.train.__getitems__(some)[1], targets[some])
+    assert set(targets.tolist()) == {0, 1, 2}
+    assert len(images.flatten(1).unique(dim=0)) == 100
+    evaluation = everything(splits.evaluation)[0]
+    assert not any(torch.equal(a, b) for a in evaluation for b in images)
+
+
+def test_synthetic_images_can_be_learned():
+    splits = datasets.build(Synthetic(shape=[3, 16, 16], classes=10, size=2000, eval_size=500))
+    (images, targets), (others, wanted) = everything(splits.train), everything(splits.evaluation)
+    means = torch.stack([images[targets == c].float().mean(0) for c in range(10)]).flatten(1)
+    nearest = torch.cdist(others.float().flatten(1), means).argmin(1)
+    assert (nearest == wanted).float().mean() > 0.95
+
+
+# ---------------------------------------------------------------- image_folder
+
+
+def test_image_folder_reads_each_file_with_its_class(folder: Path):
+    config = ImageFolder(root=str(folder), train="train", eval="eval", image_size=16)
+    splits = datasets.build(config)
+    assert (splits.classes, splits.shape, splits.test) == (("ant", "bee"), (3, 16, 16), None)
+    images, targets = everything(splits.train)
+    assert targets.tolist() == [0] * 6 + [1] * 6
+    assert images.shape == (12, 3, 16, 16)
+    assert images.flatten(1).float().mean(1).tolist() == [10 * k + c for c in range(2) for k in range(6)]
+    assert everything(splits.evaluation)[1].tolist() == [0, 0, 1, 1]
+    assert splits.train.path(7) == str(folder / "train" / "bee" / "1.png")
+
+
+def test_image_folder_splits_one_folder(folder: Path):
+    config = ImageFolder(root=str(folder / "train"), eval_fraction=0.25, image_size=4)
+    splits = datasets.build(config)
+    kept, held = ({s.path(k) for k in range(len(s))} for s in (splits.train, splits.evaluation))
+    assert (len(kept), len(held)) == (9, 3)
+    assert not kept & held
+
+
+def test_image_folder_resizes_the_shorter_side_and_cuts_the_middle(tmp_path: Path):
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, 15:25] = 200  # the middle, after halving 10 columns wide in 20
+    save(tmp_path / "a" / "0.png", pixels)
+    save(tmp_path / "a" / "1.png", pixels)
+    splits = datasets.build(ImageFolder(root=str(tmp_path), eval_fraction=0.5, image_size=4, resize=10))
+    images, _ = splits.train.__getitems__(np.arange(1))
+    assert (images == 200).all()
+
+
+def test_image_folder_opens_no_file_before_it_is_asked(folder: Path):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"not an image")
+    splits = datasets.build(ImageFolder(root=str(folder), train="train", eval="eval"))
+    with pytest.raises(UserError, match=r"train/bee/2\.png: it is no image") as error:
+        splits.train.__getitems__(np.array([8]))
+    assert error.value.code == ExitCode.DATA
+
+
+def test_image_folder_with_a_hundred_thousand_files_is_small_to_hand_to_a_process():
+    from dist_train.data.datasets.image_folder import FileList
+
+    paths = [f"/data/train/n{k % 1000:08d}/n{k:08d}.JPEG".encode() for k in range(100_000)]
+    files = FileList(paths, [k % 1000 for k in range(100_000)])
+    assert [files[k] for k in (0, 1, 99_999)] == [paths[0], paths[1], paths[-1]]
+    assert len(pickle.dumps(files)) < 60 * 100_000
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda f: SimpleNamespace(root="nowhere"), r"cannot read the image folder .*nowhere/train: No such file"),
+        (lambda f: (f / "train" / "empty").mkdir(), r"train/empty has no image"),
+        (lambda f: save(f / "eval" / "cat" / "0.png", noise(4, 4, 3)), r"eval/cat is no class .*ant, bee"),
+        (lambda f: [p.unlink() for p in (f / "eval" / "ant").iterdir()], r"eval/ant has no image"),
+    ],
+    ids=["no folder", "empty class", "unknown class", "empty class of eval"],
+)
+def test_image_folder_says_what_is_wrong_with_the_folders(folder: Path, break_it, message: str):
+    other = break_it(folder)
+    root = getattr(other, "root", str(folder))
+    with pytest.raises(UserError, match=message) as error:
+        datasets.build(ImageFolder(root=root, train="train", eval="eval"))
+    assert error.value.code == ExitCode.DATA
+
+
+def test_image_folder_without_class_folders(tmp_path: Path):
+    save(tmp_path / "0.png", noise(4, 4, 3))
+    with pytest.raises(UserError, match="has no folder in it"):
+        datasets.build(ImageFolder(root=str(tmp_path), eval_fraction=0.5))
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("mode, extension", [(m, e) for m in ("RGB", "L") for e in ("jpg", "png", "bmp", "webp")])
+def test_decoding_is_pillows(tmp_path: Path, mode: str, extension: str):
+    path = tmp_path / f"image.{extension}"
+    Image.fromarray(noise(21, 17, 3)).convert(mode).save(path)
+    expected = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    decoded = decode_file(str(path))
+    assert decoded.dtype == torch.uint8 and decoded.shape == (3, 21, 17)
+    # Both use libjpeg, but perhaps not the same release of it.
+    assert (decoded.int() - expected.int()).abs().max() <= (2 if extension == "jpg" else 0)
+
+
+def test_transparency_is_dropped_and_sixteen_bits_are_scaled(tmp_path: Path):
+    rgba = noise(8, 9, 4)
+    save(tmp_path / "rgba.png", rgba)
+    assert torch.equal(decode_file(str(tmp_path / "rgba.png")), torch.from_numpy(rgba[..., :3]).permute(2, 0, 1))
+    grey = noise(8, 9)
+    save(tmp_path / "deep.png", grey.astype(np.uint16) * 257)
+    for reader in (decode_file, lambda path: decode._pillow(bytearray(Path(path).read_bytes()))):
+        assert torch.equal(reader(str(tmp_path / "deep.png")), torch.from_numpy(grey).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_exif_orientation_is_respected(tmp_path: Path, extension: str):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+    pixels[:, :16] = 255  # the left half, which becomes the upper one
+    save(tmp_path / f"turned.{extension}", pixels, exif=exif.tobytes())
+    image = decode_file(str(tmp_path / f"turned.{extension}"))
+    assert image.shape == (3, 32, 16)
+    assert image[:, :12].min() > 240 and image[:, 20:].max() < 15
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path: Path):
+    Image.fromarray(noise(5, 6, 3)).save(tmp_path / "png.jpg", format="PNG")
+    assert decode_file(str(tmp_path / "png.jpg")).shape == (3, 5, 6)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "webp"])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.6])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, extension: str, keep: float):
+    path = tmp_path / f"broken.{extension}"
+    save(path, noise(32, 32, 3))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match=rf"cannot read the image .*broken\.{extension}: ") as error:
+        decode_file(str(path))
+    assert error.value.code == ExitCode.DATA
+    assert "\n" not in str(error.value) and ".cpp" not in str(error.value)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path):
+    with pytest.raises(UserError, match="gone.png: No such file"):
+        decode_file(str(tmp_path / "gone.png"))
+
+
+# ---------------------------------------------------------------- torchvision's
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small CIFAR-10 in its real file format; torchvision's checksums are those of the large one."""
+    base = tmp_path / "cifar-10-batches-py"
+    base.mkdir()
+    names = ["data_batch_1", "data_batch_2", "test_batch"]
+    for seed, name in enumerate(names):
+        batch = {"data": noise(20, 3072, seed=seed), "labels": [k % 10 for k in range(20)]}
+        (base / name).write_bytes(pickle.dumps(batch))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}))
+    thing = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(thing, "train_list", [[name, None] for name in names[:2]])
+    monkeypatch.setattr(thing, "test_list", [[names[2], None]])
+    monkeypatch.setattr(thing, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    return tmp_path
+
+
+def test_cifar10_is_held_as_one_tensor(cifar: Path):
+    splits = datasets.build(Cifar10(root=str(cifar)))
+    assert splits.test is None
+    assert splits.shape == (3, 32, 32)
+    assert splits.classes is not None and splits.classes[3] == "class 3"
+    images, targets = everything(splits.train)
+    assert torch.equal(images[:20], torch.from_numpy(noise(20, 3072, seed=0)).reshape(20, 3, 32, 32))
+    assert targets.tolist() == [k % 10 for k in range(20)] * 2
+    assert len(splits.evaluation) == 20
+
+
+def test_with_a_share_held_out_the_official_test_images_are_the_test_split(cifar: Path):
+    splits = datasets.build(Cifar10(root=str(cifar), eval_fraction=0.25))
+    assert (len(splits.train), len(splits.evaluation), len(splits.test)) == (30, 10, 20)
+
+
+def test_the_download_is_done_in_the_nodes_turn(cifar: Path):
+    turns = []
+
+    @contextmanager
+    def first_per_node():
+        turns.append("begin")
+        yield
+        turns.append("end")
+
+    datasets.build(Cifar10(root=str(cifar)), first_per_node)
+    assert turns == ["begin", "end"]
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (Cifar10, r"cifar10 is not in .* could not be downloaded \(.*\): put cifar-10-python\.tar\.gz into /"),
+        (Mnist, r"put train-images-idx3-ubyte\.gz, .* into /.*/MNIST/raw"),
+    ],
+)
+def test_without_a_network_it_says_which_files_to_put_where(tmp_path: Path, monkeypatch, config, message: str):
+    def no_network(*_args, **_options):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_a, **_k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("::", 1))]
+    )
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=message) as error:
+        datasets.build(config(root=str(tmp_path)))
+    assert error.value.code == ExitCode.DATA
+    assert "\n" not in str(error.value)
+
+
+def test_without_download_it_says_how_to_get_one(tmp_path: Path):
+    with pytest.raises(UserError, match="data.download is false: set it to true"):
+        datasets.build(Cifar10(root=str(tmp_path), download=False))
+
+
+# ---------------------------------------------------------------- the user's own
+
+
+class Pairs:
+    """A data set as a user writes it."""
+
+    classes = ("low", "high")
+    has_test = True
+
+    def __init__(self, split: str, size: int = 10) -> None:
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((2, 3), float(index)), index % 2
+
+
+class WithoutTest(Pairs):
+    has_test = False
+
+
+class Endless:
+    def __init__(self, split: str) -> None:
+        pass
+
+    def __iter__(self):
+        return iter(())
+
+
+def test_a_users_data_set_is_built_for_each_split():
+    splits = datasets.build(Custom(name=f"{__name__}:Pairs", args={"size": 4}))
+    assert [s.split for s in (splits.train, splits.evaluation, splits.test)] == ["train", "evaluation", "test"]
+    assert (splits.classes, splits.shape, len(splits.train)) == (("low", "high"), (2, 3), 4)
+    assert datasets.build(Custom(name=f"{__name__}:WithoutTest")).test is None
+
+
+@pytest.mark.parametrize(
+    "name, args, message",
+    [
+        ("Endless", {}, "has no __len__ and no __getitem__: a map-style data set is needed"),
+        ("Pairs", {"size": 0}, "is empty"),
+        ("Pairs", {"sise": 4}, "sise"),
+        ("Paris", {}, "has no Paris"),
+    ],
+)
+def test_a_users_data_set_that_is_none_says_so(name: str, args: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        datasets.build(Custom(name=f"{__name__}:{name}", args=args))

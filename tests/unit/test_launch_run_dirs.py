@@ -1,0 +1,116 @@
+"""Which run directory a command line means, and what `runs` says of those there are."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.config.errors import UserError
+from dist_train.config.schema import RunConfig
+from launch import run_dirs
+from launch.processes import myself
+from launch.run_dirs import Wish
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    sections = {"data": {"name": "digits"}, "model": {"name": "mlp"}}
+    return RunConfig.model_validate({"name": "digits", "run_root": str(tmp_path / "runs"), **sections})
+
+
+def make_run(folder: Path, *steps: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").touch()
+    for step in steps:
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").touch()
+    return folder
+
+
+def choose(config: RunConfig, **wish: Any) -> run_dirs.Choice:
+    return run_dirs.choose(config, Wish(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **wish}))
+
+
+def test_nothing_said_is_a_new_directory(config, tmp_path):
+    first, second = choose(config), choose(config)
+    assert first.folder.parent == tmp_path / "runs" / "digits" and first.resume == "none"
+    assert first.folder != second.folder
+    assert not (tmp_path / "runs").exists()  # choosing makes nothing
+
+
+def test_a_named_directory_goes_on_if_it_holds_checkpoints(config, tmp_path):
+    assert choose(config, run_dir=str(tmp_path / "mine")).resume == "none"
+    make_run(tmp_path / "mine", 10)
+    assert choose(config, run_dir=str(tmp_path / "mine")).resume == "auto"
+    with pytest.raises(UserError, match="holds checkpoints"):
+        choose(config, run_dir=str(tmp_path / "mine"), resume="none")
+
+
+def test_auto_goes_on_with_the_latest(config, tmp_path):
+    assert choose(config, resume="auto").resume == "none"
+    run = make_run(tmp_path / "runs" / "digits" / "one", 10)
+    run_dirs.point_latest(run)
+    chosen = choose(config, resume="auto")
+    assert (chosen.folder.resolve(), chosen.resume) == (run, "auto")
+
+
+def test_a_run_goes_on_in_place_and_a_checkpoint_begins_a_new_one(config, tmp_path):
+    run = make_run(tmp_path / "runs" / "digits" / "one", 10)
+    assert choose(config, resume=str(run)) == run_dirs.Choice(folder=run, resume="auto")
+    checkpoint = run / "checkpoints" / "step-00000010"
+    chosen = choose(config, resume=str(checkpoint))
+    assert chosen.folder != run and chosen.resume == str(checkpoint)
+    assert run_dirs.config_of(str(run), None) == run / "config.yaml"
+    assert run_dirs.config_of(str(checkpoint), None) == run / "config.yaml"
+
+
+def test_a_requeued_job_goes_on_from_its_own_checkpoints(config, tmp_path):
+    source = make_run(tmp_path / "runs" / "digits" / "one", 10) / "checkpoints" / "step-00000010"
+    first = choose(config, job="slurm-7", resume=str(source))
+    assert first.folder.name == "slurm-7" and first.resume == str(source)
+    make_run(first.folder, 20)
+    again = choose(config, job="slurm-7", resume=str(source))
+    assert again.resume == "auto" and again.note is not None and "its newest" in again.note
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"nodes": 2}, "agree on one run directory"),
+        ({"resume": "nowhere"}, "no such directory"),
+        ({"job": "../../x"}, "letters, digits"),
+        ({"job": "-rf"}, "letters, digits"),
+    ],
+)
+def test_wishes_that_cannot_be_met(config, wish, words):
+    with pytest.raises(UserError, match=words):
+        choose(config, **wish)
+
+
+def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="neither a run directory"):
+        choose(config, resume=str(tmp_path))
+    make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    with pytest.raises(UserError, match="two runs"):
+        choose(config, run_dir=str(tmp_path / "a"), resume=str(tmp_path / "b"))
+
+
+def test_runs_are_listed_with_their_state(tmp_path):
+    for name, owner in {"a": myself(), "b": {**myself(), "started": 1}, "c": {**myself(), "host": "elsewhere"}}.items():
+        folder = make_run(tmp_path / "digits" / name)
+        (folder / "state.json").write_text(json.dumps({"status": "running", "step": 3, "total_steps": 10}))
+        (folder / "generations" / "1" / "nodes").mkdir(parents=True)
+        (folder / "generations" / "1" / "nodes" / "node0.json").write_text(json.dumps(owner))
+    done = make_run(tmp_path / "digits" / "d")
+    (done / "state.json").write_text(json.dumps({"status": "done"}))
+    os.symlink("d", tmp_path / "digits" / "latest")
+    found = run_dirs.list_runs(tmp_path)
+    assert [(run["name"], run["state"]) for run in found] == [
+        ("digits/a", "running"),
+        ("digits/b", "died"),
+        ("digits/c", "running"),  # another host's processes cannot be seen from here
+        ("digits/d", "done"),
+    ]

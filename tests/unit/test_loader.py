@@ -1,0 +1,357 @@
+"""A microbatch has the same bits for any number of ranks and of loading processes, from any step on; and no loading
+process outlives its rank."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import (
+    BatchConfig,
+    Cnn,
+    Custom,
+    Cutmix,
+    EvalConfig,
+    HorizontalFlip,
+    ImageFolder,
+    LoaderConfig,
+    Mixup,
+    Normalize,
+    RandAugment,
+    RandomCrop,
+    RandomResizedCrop,
+    RunConfig,
+    Synthetic,
+)
+from dist_train.data import datasets
+from dist_train.data.loader import evaluation_batches, number_of_batches, train_batches
+from dist_train.data.workers import number_of_workers, start_method
+from dist_train.ranks import Ranks
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+NORMALIZE = Normalize(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+RECIPES = {
+    "plain": [],
+    "crop and flip": [RandomCrop(padding=2), HorizontalFlip(), NORMALIZE],
+    "strong": [RandomResizedCrop(), HorizontalFlip(), RandAugment(), NORMALIZE, Mixup(), Cutmix()],
+}
+
+
+class Drawing:
+    """A user's data set that draws from every global generator there is."""
+
+    def __init__(self, split: str, size: int = 50) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int):
+        numbers = [random.random(), np.random.random(), torch.rand(()).item(), float(index)]
+        return torch.tensor(numbers, dtype=torch.float64), {"class": index % 3, "weight": 0.5}
+
+
+class Broken(Drawing):
+    def __getitem__(self, index: int):
+        if index == 7:
+            raise KeyError("no label")
+        return super().__getitem__(index)
+
+
+def config(data, augment=(), workers: int | str = 0, batch: int = 24, parts: int = 6, **more) -> RunConfig:
+    return RunConfig(
+        data=data,
+        augment=list(augment),
+        model=Cnn(),
+        loader=LoaderConfig(workers=workers),
+        batch=BatchConfig(global_size=batch, microbatches=parts),
+        seed=3,
+        **more,
+    )
+
+
+def rank_of(rank: int, world: int) -> Ranks:
+    return Ranks(rank=rank, local_rank=rank, world_size=world, local_world_size=world, node=0)
+
+
+def load(run: RunConfig, splits, world: int = 1, first: int = 0, last: int = 5) -> dict:
+    """What all ranks together get: {(step, number): (indices, inputs, targets)}."""
+    found: dict = {}
+    for rank in range(world):
+        for offset, step in enumerate(train_batches(run, splits, rank_of(rank, world), CPU, first, last, 10)):
+            assert {m.step for m in step} == {first + offset}
+            for m in step:
+                assert (m.step, m.number) not in found
+                found[m.step, m.number] = (m.indices, m.inputs, m.targets)
+    assert sorted(found) == [(s, v) for s in range(first, last) for v in range(6)]
+    return found
+
+
+def assert_same_bits(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    for place in left:
+        for a, b in zip(left[place], right[place], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)  # nested, and checks dtypes and shapes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for name in "abc":
+        (root / name).mkdir()
+        for k in range(22):
+            size = (*draw.integers(20, 50, 2), 3)
+            Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(root / name / f"{k}.jpg")
+    return root
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_images_in_memory_are_the_same_for_any_number_of_ranks(recipe: str):
+    data = Synthetic(shape=[3, 12, 12], size=60)
+    run, splits = config(data, RECIPES[recipe]), datasets.build(data)
+    alone = load(run, splits)
+    for world in (2, 3, 4, 5):
+        assert_same_bits(load(run, splits, world), alone)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_image_files_are_the_same_for_any_number_of_ranks_and_loading_processes(folder: Path, recipe: str):
+    data = ImageFolder(root=str(folder), eval_fraction=0.1, image_size=16)
+    splits = datasets.build(data)
+    alone = load(config(data, RECIPES[recipe]), splits)
+    for world, workers in ((2, 0), (5, 0), (1, 1), (2, 2), (3, 1)):
+        assert_same_bits(load(config(data, RECIPES[recipe], workers), splits, world), alone)
+
+
+def test_a_users_random_draws_are_the_same_for_any_number_of_ranks_and_loading_processes():
+    data = Custom(name=f"{__name__}:Drawing")
+    splits = datasets.build(data)
+    alone = load(config(data), splits)
+    for world, workers in ((4, 0), (1, 2), (2, 1)):
+        assert_same_bits(load(config(data, workers=workers), splits, world), alone)
+    draws = torch.cat([inputs for _, inputs, _ in alone.values()])
+    assert len(draws[:, :3].unique()) == draws[:, :3].numel()  # 2 epochs of 48 samples, and no draw twice
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_beginning_in_the_middle_goes_on_as_if_never_stopped(first: int):
+    data = Synthetic(shape=[3, 12, 12], size=60)  # two steps an epoch
+    run, splits = config(data, RECIPES["strong"]), datasets.build(data)
+    whole = {place: found for place, found in load(run, splits).items() if place[0] >= first}
+    assert_same_bits(load(run, splits, 2, first), whole)
+
+
+def test_the_global_generators_are_left_alone():
+    data = Custom(name=f"{__name__}:Drawing")
+    torch.manual_seed(1)
+    random.seed(1)
+    expected = torch.rand(2), random.random()
+    torch.manual_seed(1)
+    random.seed(1)
+    load(config(data), datasets.build(data))
+    assert torch.equal(torch.rand(2), expected[0]) and random.random() == expected[1]
+
+
+def test_what_reaches_the_model():
+    data = Synthetic(shape=[3, 12, 12], size=60)
+    run, splits = config(data, RECIPES["strong"]), datasets.build(data)
+    for indices, inputs, targets in load(run, splits).values():
+        assert indices.dtype == torch.int64 and indices.shape == (4,)
+        assert inputs.dtype == torch.float32 and inputs.shape == (4, 3, 12, 12) and inputs.is_contiguous()
+        assert targets.dtype == torch.float32 and targets.shape == (4, 10)
+        assert inputs.storage_offset() == 0  # of its own, aligned memory
+
+
+def test_without_augmentation_an_input_is_its_sample():
+    data = Synthetic(shape=[3, 12, 12], size=60)
+    splits = datasets.build(data)
+    for indices, inputs, targets in load(config(data), splits, 2).values():
+        images, classes = splits.train.__getitems__(indices.numpy())
+        assert torch.equal(inputs, images.float() / 255)
+        assert torch.equal(targets, classes)
+
+
+def test_auto_microbatches_are_as_many_as_ranks():
+    data = Synthetic(shape=[1, 4, 4], size=60)
+    run = config(data).model_copy(update={"batch": BatchConfig(global_size=12)})
+    (step,) = train_batches(run, datasets.build(data), rank_of(1, 3), CPU, 0, 1, 10)
+    assert [(m.number, len(m.indices)) for m in step] == [(1, 4)]
+
+
+def test_too_few_samples_are_an_error_at_once():
+    data = Synthetic(size=20)
+    with pytest.raises(UserError, match="20 samples.*24"):
+        train_batches(config(data), datasets.build(data), rank_of(0, 1), CPU, 0, 1, 10)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 7, 101])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_drops_and_repeats_nothing(samples: int, workers: int):
+    data = Synthetic(shape=[3, 4, 4], eval_size=samples)
+    run = config(data, RECIPES["crop and flip"], workers, eval=EvalConfig(batch_size=4))
+    dataset = datasets.build(data).evaluation
+    count = number_of_batches(samples, 4)
+    batches = dict(evaluation_batches(run, dataset, range(count), CPU))
+    assert list(batches) == list(range(count))
+    assert torch.cat([b.indices for b in batches.values()]).tolist() == list(range(samples))
+    images, targets = dataset.__getitems__(np.arange(samples))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (NORMALIZE.mean, NORMALIZE.std))
+    assert torch.equal(torch.cat([b.inputs for b in batches.values()]), (images.float() / 255 - mean) / std)
+    assert torch.equal(torch.cat([b.targets for b in batches.values()]), targets)
+
+
+def test_a_share_of_the_evaluation_is_that_part_of_it():
+    data = Custom(name=f"{__name__}:Drawing")
+    run = config(data, eval=EvalConfig(batch_size=8))
+    dataset = datasets.build(data).evaluation
+    whole = dict(evaluation_batches(run, dataset, range(7), CPU))
+    part = dict(evaluation_batches(run, dataset, [6, 2], CPU))
+    assert list(part) == [6, 2] and len(part[6].indices) == 2
+    assert all(torch.equal(part[k].inputs, whole[k].inputs) for k in part)
+    assert list(evaluation_batches(run, dataset, [], CPU)) == []
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_with_its_exit_code(tmp_path: Path, workers: int):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(20):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{k}.png")
+    (tmp_path / "b" / "3.png").write_bytes(b"")
+    data = ImageFolder(root=str(tmp_path), eval_fraction=0.01, image_size=8)
+    with pytest.raises(UserError, match=r"b/3\.png: the file is empty") as error:
+        load(config(data, workers=workers), datasets.build(data))
+    assert error.value.code == ExitCode.DATA
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_users_data_set_says_where_and_for_which_sample(workers: int):
+    data = Custom(name=f"{__name__}:Broken")
+    with pytest.raises(KeyError) as error:
+        load(config(data, workers=workers), datasets.build(data))
+    text = str(error.value) + "".join(getattr(error.value, "__notes__", []))
+    assert "no label" in text and "sample 7 of Broken" in text
+    assert not multiprocessing.active_children()
+
+
+# ---------------------------------------------------------------- loading processes
+
+
+def test_how_many_loading_processes():
+    memory, files = datasets.build(Synthetic(size=30)).train, object()
+    cores = len(os.sched_getaffinity(0))
+    cuda, auto = torch.device("cuda"), LoaderConfig()
+    assert number_of_workers(auto, memory, cuda, 1, 100) == 0
+    assert number_of_workers(auto, files, cuda, 1, 100) == min(8, cores)
+    assert number_of_workers(auto, files, cuda, 10**6, 100) == 1
+    assert number_of_workers(auto, files, CPU, 1, 100) == min(8, cores - 1)
+    assert number_of_workers(auto, files, CPU, 10**6, 100) == 0
+    assert number_of_workers(LoaderConfig(workers=5), memory, CPU, 1, 100) == 5
+    assert number_of_workers(LoaderConfig(workers=5), files, CPU, 1, 2) == 2
+    assert (start_method(CPU), start_method(cuda)) == ("fork", "forkserver")
+
+
+def test_closing_ends_the_loading_processes_at_once():
+    data = Synthetic(shape=[3, 12, 12], size=10_000)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    begun = time.monotonic()
+    batches.close()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - begun < 3
+
+
+def test_loading_processes_leave_the_signals_of_a_stop_to_their_rank():
+    data = Synthetic(shape=[3, 12, 12], size=10_000)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 200, 10)
+    next(batches)
+    for process in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(process.pid, number)
+    assert sum(1 for _ in batches) == 199
+
+
+A_RANK = """
+import multiprocessing, sys, torch
+from dist_train.config.schema import Synthetic
+from dist_train.data import datasets, loader, workers
+from tests.unit.test_loader import CPU, config, rank_of
+loader.start_method = lambda device: workers.start_method(torch.device(sys.argv[1]))
+data = Synthetic(shape=[3, 12, 12], size=10_000)
+batches = loader.train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+next(batches)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+sys.stdin.readline()
+raise SystemError("the rank fails in the middle")
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("end", ["an error", "SIGKILL"])
+def test_loading_processes_end_with_their_rank(device: str, end: str):
+    """With CUDA they come from a fork server; the way they start is the same on a CPU, and so is their end."""
+    rank = subprocess.Popen(
+        [sys.executable, "-c", A_RANK, device],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert rank.stdin and rank.stdout and rank.stderr
+    workers = [int(pid) for pid in rank.stdout.readline().split()]
+    assert len(workers) == 2 and all(_alive(pid) for pid in workers)
+    pids = {*workers, _parent(workers[0])}  # the rank, or the fork server
+    if end == "SIGKILL":
+        rank.kill()
+    else:
+        rank.stdin.write("\n")
+        rank.stdin.close()
+    begun = time.monotonic()
+    while any(_alive(pid) for pid in pids) and time.monotonic() - begun < 30:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in pids)
+    assert rank.wait(30) == (-signal.SIGKILL if end == "SIGKILL" else 1)
+    if end == "an error":
+        assert "the rank fails in the middle" in rank.stderr.read()
+    for stream in (rank.stdin, rank.stdout, rank.stderr):
+        stream.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return _stat(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on (proc_pid_stat(5)), after the name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
