@@ -63,10 +63,8 @@ def run_pairs(
         ends = {id(command): run(command, ranks) for command in order}
         speeds = [Speed.of(ends[id(side)], warm_up=warm_up, global_batch=global_batch) for side in (ours, plain)]
         done.append((speeds[0], speeds[1]))
-        print(
-            f"  pair {number + 1}/{pairs}: {1e3 * speeds[0].step_s:.2f} ms against {1e3 * speeds[1].step_s:.2f} ms a step",
-            file=sys.stderr,
-        )
+        step_times = " against ".join(f"{1e3 * speed.step_s:.2f} ms" for speed in speeds)
+        print(f"  pair {number + 1}/{pairs}: {step_times} a step", file=sys.stderr)
     return done
 
 

@@ -98,7 +98,7 @@ def _memory(facts: dict[str, Any]) -> str:
     state = facts.get("state_bytes")
     optimizer = f", {size(max(0, state - 4 * parameters))} optimizer state" if state else ""
     weights, gradients = size(4 * parameters), size(4 * trained)
-    return f"{parameters / 1e6:.3g} M parameters: {weights} weights, {gradients} gradients{optimizer} a rank"
+    return f"{quantity(parameters)} parameters: {weights} weights, {gradients} gradients{optimizer} a rank"
 
 
 def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
@@ -124,6 +124,12 @@ def _count(number: int, noun: str) -> str:
 
 def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
+
+
+def quantity(count: float) -> str:
+    """`25.6 M`."""
+    unit, factor = ("M", 1e6) if count >= 1e6 else ("k", 1e3)
+    return f"{count / factor:.3g} {unit}"
 
 
 def size(count: float) -> str:

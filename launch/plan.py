@@ -149,7 +149,8 @@ def make_plan(
     nodes, node = _place(flags, host)
     device, backend, ranks = _ranks(config, flags, host, nodes)
     microbatches = nodes * ranks if config.batch.microbatches == "auto" else config.batch.microbatches
-    _fits(config, nodes * ranks, microbatches)
+    if resume is not None:  # a training
+        _fits(config, nodes * ranks, microbatches)
     threads = config.distributed.threads_per_rank if device == "cpu" else max(1, host.cores // ranks)
     return LaunchPlan(
         nodes=nodes,

@@ -169,18 +169,20 @@ def free_space(folder: Path) -> int | None:
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
     """What there is under a run root, the oldest first."""
-    folders = (path for path in root.glob("*/*") if path.is_dir() and not path.is_symlink() and is_run(path))
-    return [describe(folder) for folder in sorted(folders, key=lambda path: path.name)]
+    places = (*root.glob("*"), *root.glob("*/*"))
+    folders = (path for path in places if path.is_dir() and not path.is_symlink() and is_run(path))
+    return [describe(folder, root) for folder in sorted(folders, key=lambda path: path.name)]
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, root: Path) -> dict[str, Any]:
     """One run in a few words: name, state, step, total_steps, best, updated, path."""
     state = read_json(folder / "state.json") or {}
     status = state.get("status", "starting")
-    if status in ("running", "starting") and not _owner_lives(folder):
-        status = "died"
+    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
+    if status in ("running", "starting") and generations and not _owner_lives(generations[-1]):
+        status = "failed" if any(generations[-1].glob("verdict*.json")) else "died"
     return {
-        "name": f"{folder.parent.name}/{folder.name}",
+        "name": str(folder.relative_to(root)),
         "state": status,
         "step": state.get("step"),
         "total_steps": state.get("total_steps"),
@@ -191,11 +193,7 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _owner_lives(folder: Path) -> bool:
-    """Whether a supervisor of the last generation still runs, as far as can be seen from this host."""
-    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
-    if not generations:
-        return True  # started by plain torchrun: no one has said who owns it
-    owners = read_all(generations[-1] / "nodes")
+def _owner_lives(generation: Path) -> bool:
+    """Whether a supervisor of the generation still runs, as far as can be seen from this host."""
     here = myself()["host"]
-    return any(owner["host"] != here or is_alive(owner) for owner in owners)
+    return any(owner["host"] != here or is_alive(owner) for owner in read_all(generation / "nodes"))

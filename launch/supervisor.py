@@ -228,7 +228,6 @@ class Generation:
         number = self.inbox.stop or by_name
         if number is None or state.get("status") == "done":
             return ExitCode.DONE
-        say(f"stopped. To go on:  dist-train train --resume {self.plan.folder}")
         if number == signal.SIGUSR1 or (number == signal.SIGTERM and self.plan.scheduler):
             return ExitCode.REQUEUE
         return _code_of(number)

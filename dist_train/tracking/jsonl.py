@@ -29,8 +29,9 @@ class JsonlSink(Sink):
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         kept = rewind(self._path, facts.first_step)
-        # A checkpoint is older or younger than the evaluation of its step: what was evaluated then may come again.
-        self._already = {(row.get("split"), row["step"]) for row in kept if row["step"] == facts.first_step}
+        # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
+        # was written down before comes again, and is the same.
+        self._already = {(row.get("split"), row["step"]) for row in kept}
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     def log_steps(self, interval: Interval) -> None:

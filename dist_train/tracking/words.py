@@ -129,11 +129,11 @@ def _best(facts: RunFacts, outcome: Outcome) -> str:
     if not outcome.best:
         return ""
     metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
-    epoch = f"best at epoch {facts.epoch_of(step)}"
-    if outcome.metrics.get(metric) == value and outcome.metrics.get("split", "evaluation") == "evaluation":
-        return epoch
+    label, epoch = SHARES.get(metric, metric), facts.epoch_of(step)
     shown = f"{100 * value:.1f} %" if metric in SHARES else number(value)
-    return f"{SHARES.get(metric, metric)} was {shown}, {epoch}"
+    if outcome.metrics.get("split", "evaluation") != "evaluation":
+        return f"checkpoint of epoch {epoch}, evaluation {label} {shown}"
+    return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {shown}, epoch {epoch}"
 
 
 def _checkpoint(facts: RunFacts, outcome: Outcome) -> list[str]:

@@ -58,7 +58,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
-KillWait=10
+KillWait=30
 SlurmdTimeout=10
 JobRequeue=1
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1

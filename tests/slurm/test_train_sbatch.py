@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,16 @@ class Submitted:
         return sum('"train"' in row for row in rows)
 
     def wait_for_training(self) -> None:
-        wait_until(lambda: self.steps_seen() >= 5, 90, f"training to begin; the log:\n{self.log_text()}")
+        self._wait(lambda: self.steps_seen() >= 5, "training to begin")
+
+    def wait_for_line(self, words: str) -> None:
+        self._wait(lambda: words in self.log_text(), f"the words {words!r}")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(condition, 90, what)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; the log:\n{self.log_text()}") from error
 
     def wait_for_end(self) -> Job:
         return self.cluster.wait(self.id, timeout=180)
@@ -131,7 +140,7 @@ def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):
     run = _train(slurm_cluster, tmp_path, TWO_NODES)
     run.wait_for_training()
     slurm_cluster.run(["scancel", str(run.id)])
-    wait_until(lambda: "not started again" in run.log_text(), 30, f"the end; the log:\n{run.log_text()}")
+    run.wait_for_line("not started again")
     job = run.wait_for_end()
     assert (job.state, job.restarts) == ("CANCELLED", 0)
     state = json.loads((run.folder / "state.json").read_text())

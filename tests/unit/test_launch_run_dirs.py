@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ def test_runs_are_listed_with_their_state(tmp_path):
         (folder / "state.json").write_text(json.dumps({"status": "running", "step": 3, "total_steps": 10}))
         (folder / "generations" / "1" / "nodes").mkdir(parents=True)
         (folder / "generations" / "1" / "nodes" / "node0.json").write_text(json.dumps(owner))
+    make_run(tmp_path / "digits" / "e")  # started by plain torchrun
+    shutil.copytree(tmp_path / "digits" / "b", tmp_path / "digits" / "f")
+    (tmp_path / "digits" / "f" / "generations" / "1" / "verdict.json").write_text("{}")
     done = make_run(tmp_path / "digits" / "d")
     (done / "state.json").write_text(json.dumps({"status": "done"}))
     os.symlink("d", tmp_path / "digits" / "latest")
@@ -113,4 +117,6 @@ def test_runs_are_listed_with_their_state(tmp_path):
         ("digits/b", "died"),
         ("digits/c", "running"),  # another host's processes cannot be seen from here
         ("digits/d", "done"),
+        ("digits/e", "starting"),
+        ("digits/f", "failed"),
     ]

@@ -56,15 +56,14 @@ def test_a_resumed_run_leaves_the_same_rows_as_an_uninterrupted_one(tmp_path: Pa
 def test_an_evaluation_that_is_repeated_after_a_resume_is_there_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     _run(path)
-    tracker = Tracker([JsonlSink(path)])
-    tracker.begin(facts(tmp_path, config(), TOTAL))
-    tracker.log_evaluation(evaluation_row(TOTAL), None)
-    tracker.log_evaluation({**evaluation_row(TOTAL), "split": "test"}, None)
-    tracker.close()
-    assert [row["split"] for row in _rows(path) if row["kind"] == "evaluation" and row["step"] == TOTAL] == [
-        "evaluation",
-        "test",
-    ]
+    for _ in range(2):
+        tracker = Tracker([JsonlSink(path)])
+        tracker.begin(facts(tmp_path, config(), TOTAL))
+        tracker.log_evaluation(evaluation_row(TOTAL), None)
+        tracker.log_evaluation({**evaluation_row(2 * EPOCH), "split": "test"}, None)  # of the best step
+        tracker.close()
+    seen = [(row["split"], row["step"]) for row in _rows(path) if row["kind"] == "evaluation"]
+    assert seen == [*(("evaluation", step) for step in range(EPOCH, TOTAL + 1, EPOCH)), ("test", 2 * EPOCH)]
 
 
 def test_a_run_from_the_start_begins_an_empty_file(tmp_path: Path) -> None:

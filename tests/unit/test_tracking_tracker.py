@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.tensorboard import TensorboardSink
 from dist_train.tracking.tracker import Tracker, build
+from dist_train.tracking.words import summary
 from tests.unit.tracking_runs import BATCH, EPOCH, TOTAL, config, facts, outcome, told
 
 
@@ -164,3 +166,12 @@ def test_metrics_are_written_before_log_steps_returns(tmp_path: Path) -> None:
     told(tracker, tmp_path, config(), last=7)
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 7
     tracker.close()
+
+
+def test_the_last_line_tells_the_test_split_from_the_evaluation_split(tmp_path: Path) -> None:
+    last = outcome(TOTAL, tmp_path)
+    best = {"metric": "accuracy", "value": 0.99, "step": 2 * EPOCH}
+    here = facts(tmp_path, config())
+    assert "accuracy 97.6 %  (best accuracy 99.0 %, epoch 2)" in summary(here, replace(last, best=best))[0]
+    test = replace(last, best=best, metrics={"split": "test", "accuracy": 0.95})
+    assert "test accuracy 95.0 %  (checkpoint of epoch 2, evaluation accuracy 99.0 %)" in summary(here, test)[0]

@@ -1,0 +1,141 @@
+"""Gradients of W ranks are those of one process on the whole batch; parameters stay equal on all ranks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import RunConfig
+from dist_train.config.shares import share
+from dist_train.data.batch import Microbatch
+from dist_train.parallel import Parallel
+from dist_train.process_group import ProcessGroup
+
+GLOBAL = 24
+
+
+def _config(exact, microbatches):
+    return RunConfig.model_validate(
+        {
+            "data": {"name": "digits"},
+            "model": {"name": "mlp"},
+            "exact": exact,
+            "batch": {"global_size": GLOBAL, "microbatches": microbatches},
+            "distributed": {"bucket_mb": 0.0005},  # several buckets
+        }
+    )
+
+
+def _model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 3))
+
+
+def _data(step=0):
+    draw = torch.Generator().manual_seed(step)
+    return torch.randn(GLOBAL, 6, generator=draw), torch.randint(0, 3, (GLOBAL,), generator=draw)
+
+
+def _microbatches(ranks, count, step=0):
+    inputs, targets = _data(step)
+    size = GLOBAL // count
+    for number in share(ranks.rank, ranks.world_size, count):
+        rows = torch.arange(number * size, (number + 1) * size)
+        yield Microbatch(step=step, number=number, indices=rows, inputs=inputs[rows], targets=targets[rows])
+
+
+def _backward(parallel, ranks, count, step=0):
+    for microbatch, factor in parallel.each(list(_microbatches(ranks, count, step))):
+        (F.cross_entropy(parallel(microbatch.inputs), microbatch.targets) * factor).backward()
+
+
+def _gradients(ranks, exact, microbatches):
+    with ProcessGroup(ranks, _config(exact, microbatches).distributed) as group:
+        parallel = Parallel(_model(), group, _config(exact, microbatches), microbatches)
+        _backward(parallel, ranks, microbatches)
+        parallel.close()
+        return [p.grad.tolist() for p in parallel.parameters]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("world_size", "microbatches"), [(1, 1), (1, 4), (2, 2), (2, 8), (3, 3), (3, 8), (4, 6)])
+def test_they_are_those_of_the_whole_batch(run_ranks, exact, world_size, microbatches):
+    model, (inputs, targets) = _model().double(), _data()
+    F.cross_entropy(model(inputs.double()), targets).backward()
+    found = run_ranks(_gradients, world_size, exact, microbatches)
+    assert all(gradients == found[0] for gradients in found)
+    for gradient, parameter in zip(found[0], model.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(gradient).double(), parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def _train(ranks, exact):
+    with ProcessGroup(ranks, _config(exact, 6).distributed) as group:
+        parallel = Parallel(_model(), group, _config(exact, 6), 6)
+        optimizer = torch.optim.SGD(parallel.parameters, lr=0.1, momentum=0.9)
+        for step in range(10):
+            optimizer.zero_grad()
+            _backward(parallel, ranks, 6, step)
+            optimizer.step()
+        parallel.close()
+        return [p.tolist() for p in parallel.parameters]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_parameters_are_equal_on_all_ranks_after_many_steps(run_ranks, exact):
+    of_ranks = run_ranks(_train, 3, exact)
+    assert of_ranks[0] == of_ranks[1] == of_ranks[2]
+    alone = run_ranks(_train, 1, exact)[0]
+    assert (alone == of_ranks[0]) or not exact
+    for left, right in zip(alone, of_ranks[0], strict=True):
+        torch.testing.assert_close(torch.tensor(left), torch.tensor(right))
+
+
+class _Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.forgotten = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.used(inputs)
+
+
+def _unused(ranks):
+    with ProcessGroup(ranks, _config(True, 2).distributed) as group:
+        parallel = Parallel(_Half(), group, _config(True, 2), 2)
+        try:
+            _backward(parallel, ranks, 2)
+        except UserError as error:
+            return str(error), error.code
+        finally:
+            parallel.close()
+
+
+def test_a_parameter_without_a_gradient_is_named(run_ranks):
+    for message, code in run_ranks(_unused, 2):
+        assert "2 parameters: forgotten.weight, forgotten.bias" in message
+        assert code == ExitCode.USER_CODE
+
+
+def _rescaled(ranks):
+    """Half of the targets are not valid, unevenly over the microbatches."""
+    config = _config(True, 4)
+    with ProcessGroup(ranks, config.distributed) as group:
+        parallel, counts = Parallel(_model(), group, config, 4), {}
+        for microbatch, factor in parallel.each(list(_microbatches(ranks, 4))):
+            targets = microbatch.targets.masked_fill(microbatch.indices < 9, -100)
+            loss = F.cross_entropy(parallel(microbatch.inputs), targets, ignore_index=-100, reduction="sum")
+            counts[microbatch.number] = (targets != -100).sum()
+            (loss * factor / (GLOBAL // 4)).backward()
+        parallel.rescale(counts, GLOBAL)
+        parallel.close()
+        return [p.grad.tolist() for p in parallel.parameters]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_loss_is_a_mean_over_the_valid_targets_of_all_ranks(run_ranks, world_size):
+    model, (inputs, targets) = _model().double(), _data()
+    F.cross_entropy(model(inputs[9:].double()), targets[9:]).backward()
+    for gradients in run_ranks(_rescaled, world_size):
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(torch.tensor(gradient).double(), parameter.grad, rtol=1e-4, atol=1e-7)
