@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,7 +78,9 @@ class DirectoryRecord:
             "signal": signal,
             "updated": time.time(),
         }
-        write_atomic(self._run_dir / STATE, json.dumps(content, indent=1))
+        # A full disk must not end the training for it: the checkpoint has all that counts.
+        with suppress(OSError):
+            write_atomic(self._run_dir / STATE, json.dumps(content, indent=1))
 
 
 def versions() -> dict[str, Any]:

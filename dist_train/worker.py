@@ -296,7 +296,7 @@ def live(life: Life) -> Request:
     run.checkpoints.close()
     metrics = dict(state.metrics)
     if state.finished and (figures := life.judge(state)) is not None:
-        metrics = figures.metrics
+        metrics = {"split": "test", **figures.metrics}
     best = None
     if state.best_step is not None:
         best = {"metric": run.config.eval.best, "value": state.best_value, "step": state.best_step}

@@ -105,6 +105,15 @@ def assert_same_bits(left: dict, right: dict) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=0)  # nested, and checks dtypes and shapes
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As a rank has by default; beside other tests on the same cores, more would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")

@@ -1,0 +1,207 @@
+"""The rules of the house: who may import what, who may know what, and how long things may grow."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from launch.commands.train import prepare
+from launch.plan import Flags
+
+ROOT = Path(__file__).resolve().parents[1]
+OUR_FILES = sorted([*ROOT.glob("dist_train/**/*.py"), *ROOT.glob("launch/**/*.py")])
+CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
+LONGEST_FILE, LONGEST_FUNCTION = 330, 60
+TABLES = {"dist_train/config/schema.py"}
+"""Lists of what may be written, with nothing to follow from one line to the next: as long as they have to be."""
+RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
+COLLECTIVES = set(
+    "all_gather all_gather_into_tensor all_gather_object all_reduce all_to_all all_to_all_single barrier broadcast "
+    "broadcast_object_list destroy_process_group gather gather_object init_process_group irecv isend monitored_barrier "
+    "new_group recv reduce reduce_scatter reduce_scatter_tensor scatter scatter_object_list send".split()
+)
+RUNS_CODE_FROM_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, at the top or inside of a function: `from a.b import c` is a.b.c."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import; write the whole name"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and value of every string constant."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def calls(path: Path) -> Iterator[tuple[ast.Call, str]]:
+    """Every call, with what is called as it is written: `torch.load`."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def belongs_to(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def assert_none(violations: list[str], rule: str) -> None:
+    assert not violations, f"{rule}:\n  " + "\n  ".join(violations)
+
+
+def test_the_launcher_knows_of_the_worker_only_its_configuration():
+    found = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in OUR_FILES
+        if path.is_relative_to(ROOT / "launch")
+        for line, name in imports(path)
+        if belongs_to(name, "dist_train") and not belongs_to(name, "dist_train.config")
+    ]
+    assert_none(found, "launch/ imports from dist_train only dist_train.config")
+
+
+def test_the_worker_does_not_know_the_launcher():
+    found = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in OUR_FILES
+        if path.is_relative_to(ROOT / "dist_train")
+        for line, name in imports(path)
+        if belongs_to(name, "launch")
+    ]
+    assert_none(found, "nothing in dist_train/ imports from launch/")
+
+
+def test_the_command_line_is_there_without_the_heavy_libraries():
+    script = (
+        "import sys, launch.cli; print(*{'torch', 'numpy', 'wandb', 'pydantic', 'rich', 'yaml'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_configuration_is_read_without_torch():
+    script = "import sys, dist_train.config.source; print(*{'torch', 'wandb', 'rich'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_wandb_is_behind_one_door():
+    found = [
+        f"{name_of(path)}:{line}"
+        for path in OUR_FILES
+        for line, name in imports(path)
+        if belongs_to(name, "wandb") and name_of(path) != "dist_train/tracking/wandb.py"
+    ]
+    assert_none(found, "wandb is imported in tracking/wandb.py alone")
+
+
+def test_collectives_are_called_in_two_files():
+    allowed = {"dist_train/process_group.py", "dist_train/parallel.py"}
+    found = []
+    for path in OUR_FILES:
+        if name_of(path) in allowed:
+            continue
+        found += [
+            f"{name_of(path)}:{line} imports {name}"
+            for line, name in imports(path)
+            if name.rpartition(".")[0].startswith("torch.distributed") and name.rpartition(".")[2] in COLLECTIVES
+        ]
+        found += [
+            f"{name_of(path)}:{call.lineno} calls {called}"
+            for call, called in calls(path)
+            if re.fullmatch(r"(dist|torch\.distributed|distributed)\.(\w+)", called)
+            and called.rpartition(".")[2] in COLLECTIVES
+        ]
+    assert_none(found, "collectives are called in process_group.py and parallel.py alone")
+
+
+def test_slurm_is_known_in_one_place():
+    allowed = {"launch/host.py", "launch/slurm.py"}
+    found = [
+        f"{name_of(path)}:{line} {text}"
+        for path in OUR_FILES
+        for line, text in texts(path)
+        if re.fullmatch(r"SLURM_\w+", text) and name_of(path) not in allowed
+    ]
+    assert_none(found, "SLURM_* is read in launch/host.py and launch/slurm.py alone")
+
+
+def test_who_a_rank_is_has_one_source():
+    allowed = {"dist_train/ranks.py", "launch/entry.py"}
+    found = [
+        f"{name_of(path)}:{line} {text}"
+        for path in OUR_FILES
+        for line, text in texts(path)
+        if text in RANK_VARIABLES and name_of(path) not in allowed
+    ]
+    assert_none(found, "RANK and the like are read in dist_train/ranks.py, and in launch/entry.py, alone")
+
+
+def test_nothing_runs_code_that_came_as_data():
+    found = []
+    for path in OUR_FILES:
+        found += [
+            f"{name_of(path)}:{line} imports {name}"
+            for line, name in imports(path)
+            if belongs_to(name, *RUNS_CODE_FROM_DATA)
+        ]
+        found += [f"{name_of(path)}:{call.lineno} {called}" for call, called in calls(path) if _runs_code(call, called)]
+    assert_none(found, "no pickle, torch.load, yaml.load, eval, exec, os.system or shell=True")
+
+
+def _runs_code(call: ast.Call, called: str) -> bool:
+    in_a_shell = any(
+        k.arg == "shell" and not (isinstance(k.value, ast.Constant) and not k.value.value) for k in call.keywords
+    )
+    loads = re.fullmatch(r"(torch|yaml)\.(unsafe_|full_)?load(_all)?", called) is not None
+    return in_a_shell or loads or called in {"eval", "exec", "os.system", "os.popen"}
+
+
+def test_no_file_outgrows_a_reader():
+    found = [
+        f"{name_of(path)} has {lines} lines"
+        for path in OUR_FILES
+        if name_of(path) not in TABLES and (lines := len(path.read_text().splitlines())) > LONGEST_FILE
+    ]
+    assert_none(found, f"files have at most {LONGEST_FILE} lines")
+
+
+def test_no_function_outgrows_a_screen():
+    found = [
+        f"{name_of(path)}:{node.lineno} {node.name} has {lines} lines"
+        for path in OUR_FILES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+    assert_none(found, f"functions have at most {LONGEST_FUNCTION} lines")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_validates_and_plans(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, config, plan, _ = prepare((str(path),), run_dir=None, resume=None, allow_change=(), **asdict(Flags()))
+    assert plan.world_size >= 1
+    assert plan.folder.parent == Path(config.run_root) / config.name
+    assert list(tmp_path.iterdir()) == []  # planning writes nothing
