@@ -55,6 +55,7 @@ SIGNALS = {Request.INTERRUPT: "SIGINT", Request.TERMINATE: "SIGTERM", Request.RE
 def main(argv: Sequence[str], flag: StopFlag) -> int:
     """Trains as the arguments say; returns the exit code. Under the launcher, errors are left to it."""
     arguments = parse(argv)
+    flag.supervised = arguments.supervised
     ranks = Ranks.from_environment()
     try:
         request = work(arguments, ranks, flag)
@@ -132,6 +133,8 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     classes = len(splits.classes) if splits.classes else None
     model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed).to(device)
     optimizer = optim.build(config.optimizer, model)
+    if config.model.sync_batchnorm and device.type == "cpu":
+        raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     ema = Ema(model, config.train.ema_decay) if config.train.ema_decay is not None else None
     due = Due.of(config, sampler.steps_per_epoch)

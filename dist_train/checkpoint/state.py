@@ -102,12 +102,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
     """Puts back what optimizer_tensors gave; the hyperparameters stay the config's."""
     groups = optimizer.state_dict()["param_groups"]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    in_order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    in_order = [p for group in optimizer.param_groups for p in group["params"]]
+    place = {names[id(parameter)]: index for index, parameter in enumerate(in_order)}
     state: dict[int, dict[str, Any]] = {}
     for path, value in {**tensors, **values}.items():
         name, key = path.rsplit("/", 1)
-        state.setdefault(in_order.index(name), {})[key] = value
+        state.setdefault(place[name], {})[key] = _laid_out_like(in_order[place[name]], value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out_like(parameter: Tensor, value: Any) -> Any:
+    """In the parameter's memory format: fused optimizers go through both side by side, as they lie in memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def progress(state: TrainState) -> dict[str, Any]:

@@ -42,7 +42,7 @@ EXIT_CODES = {
     Request.INTERRUPT: ExitCode.INTERRUPTED,
 }
 _SAME_EVENT_S = 0.1
-"""A scheduler's signal reaches a rank twice, directly and from the launcher; that is one request."""
+"""A scheduler's signal can reach a rank twice, directly and through torchrun; that is one request."""
 
 
 class StopFlag:
@@ -52,6 +52,8 @@ class StopFlag:
         self.request = Request.NONE
         self._since = float("inf")
         self._deadline = float("inf")
+        self.supervised = False
+        """A launcher stands over this process and ends it when it is asked twice; one event may reach us twice then."""
 
     def limit(self, seconds: float | None) -> None:
         """From `seconds` from now on it asks to stop by itself."""
@@ -70,7 +72,7 @@ class StopFlag:
     def _handle(self, number: int, _: FrameType | None) -> None:
         now, request = time.monotonic(), REQUESTS[signal.Signals(number)]
         if request >= Request.TERMINATE:
-            if now - self._since > _SAME_EVENT_S:
+            if not self.supervised and now - self._since > _SAME_EVENT_S:
                 os._exit(128 + number)
             self._since = min(self._since, now)
         self.request = max(self.request, request)

@@ -51,6 +51,16 @@ def test_the_same_signal_twice_at_once_is_one_request():
         assert flag.take() == Request.TERMINATE
 
 
+def test_under_the_launcher_a_second_signal_is_left_to_it():
+    flag = StopFlag()
+    flag.supervised = True
+    with flag.handling_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.15)  # more than what counts as one event
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.take() == Request.TERMINATE
+
+
 def test_a_time_limit_is_a_request():
     flag = StopFlag()
     flag.limit(3600)
