@@ -56,34 +56,54 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Evaluation:
     """Evaluates `model` on `count` batches, on all ranks together; every rank gets the figures."""
-    per_batch: dict[int, dict[str, Tensor]] = {}
+    sums = _Sums(count)
     with _evaluating(model):
         for number, batch in batches(own_batches(group.ranks, count, mode)):
             with autocast():
                 output = model(batch.inputs)
-            per_batch[number] = task.statistics(output, batch.targets)
-    sums = _reduce(per_batch, count, group)
-    return Evaluation(metrics=task.metrics(sums), per_class=task.per_class(sums), confusion=task.confusion(sums))
+            sums.add(number, task.statistics(output, batch.targets))
+    total = sums.over_all_ranks(group)
+    return Evaluation(metrics=task.metrics(total), per_class=task.per_class(total), confusion=task.confusion(total))
 
 
-def _reduce(per_batch: dict[int, dict[str, Tensor]], count: int, group: ProcessGroup) -> dict[str, Tensor]:
-    """Adds the batches up in the order of their numbers, whoever worked them off."""
-    layouts = [{name: (t.shape, t.dtype) for name, t in statistics.items()} for statistics in per_batch.values()][:1]
-    layout = group.broadcast_object(layouts[0] if layouts else {})  # rank 0 always has a batch, unless there are none
-    sums = {}
-    for name, (shape, dtype) in layout.items():
-        if dtype.is_floating_point:
-            # Each batch's sum is filled in by one rank and zero on the others: adding the ranks changes no bit.
-            table = torch.zeros(count, *shape, dtype=torch.float64)
-            for number, statistics in per_batch.items():
-                table[number] = statistics[name].to("cpu", torch.float64)
-            sums[name] = group.sum_(table).sum(0)
-        else:
-            own = torch.zeros(shape, dtype=torch.int64)
-            for statistics in per_batch.values():
-                own += statistics[name].cpu()
-            sums[name] = group.sum_(own)
-    return sums
+class _Sums:
+    """This rank's statistics: counts are added as they come, and float sums are kept batch by batch, so that they can
+    be added in the order of the batches, whoever worked them off."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._counts: dict[str, Tensor] = {}
+        self._floats: dict[str, dict[int, Tensor]] = {}
+
+    def add(self, number: int, statistics: dict[str, Tensor]) -> None:
+        for name, value in statistics.items():
+            if value.dtype.is_floating_point:
+                self._floats.setdefault(name, {})[number] = value
+            else:
+                self._counts[name] = self._counts[name] + value if name in self._counts else value.clone()
+
+    def over_all_ranks(self, group: ProcessGroup) -> dict[str, Tensor]:
+        """The sums over the whole split, int64 and float64 on the CPU."""
+        sums = {}
+        for name, shape, is_float in group.broadcast_object(self._layout()):
+            table = torch.zeros((self._count, *shape) if is_float else shape, dtype=_dtype(is_float))
+            if is_float:
+                # Each batch is filled in by one rank and zero on the others: adding the ranks changes no bit.
+                for number, value in self._floats.get(name, {}).items():
+                    table[number] = value.to("cpu", torch.float64)
+            elif name in self._counts:
+                table += self._counts[name].cpu()
+            sums[name] = group.sum_(table).sum(0) if is_float else group.sum_(table)
+        return sums
+
+    def _layout(self) -> list[tuple[str, torch.Size, bool]]:
+        """What there is to add, in one order for all ranks. Rank 0's, which has a batch unless there are none."""
+        counts = [(name, value.shape, False) for name, value in self._counts.items()]
+        return counts + [(name, next(iter(values.values())).shape, True) for name, values in self._floats.items()]
+
+
+def _dtype(is_float: bool) -> torch.dtype:
+    return torch.float64 if is_float else torch.int64
 
 
 @contextmanager

@@ -65,7 +65,8 @@ def open_run(
 
 def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
     """The checkpoint to go on from, and lines about those that were skipped."""
-    store, skipped = CheckpointStore(run_dir / "checkpoints"), []
+    store = CheckpointStore(run_dir / "checkpoints")
+    skipped: list[str] = []
     if resume == "none":
         if store.all():
             raise UserError(

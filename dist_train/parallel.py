@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,6 @@ class Parallel:
             self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
         self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
-        self._checked = False
 
     def __call__(self, inputs: Tensor) -> Any:
         return self._ddp(inputs)
@@ -91,15 +90,13 @@ class Parallel:
 
     def _check_all_have_gradients(self) -> None:
         """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
-        if not self._checked:
-            unused = [name for name, parameter in self._named if parameter.grad is None]
-            if unused:
-                raise UserError(
-                    f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
-                    f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
-                    ExitCode.USER_CODE,
-                )
-            self._checked = True
+        unused = [name for name, parameter in self._named if parameter.grad is None]
+        if unused:
+            raise UserError(
+                f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
+                f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
+                ExitCode.USER_CODE,
+            )
 
     def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
@@ -109,7 +106,7 @@ class Parallel:
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
         factor = global_batch / max(1, int(self._group.sum_(total)))
-        torch._foreach_mul_([p.grad for p in self.parameters], factor)
+        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def close(self) -> None:
         """Ends the reduction thread."""
@@ -117,7 +114,7 @@ class Parallel:
             self._sum.close()
 
 
-def _no_forward_sync() -> dict[str, bool]:
+def _no_forward_sync() -> dict[str, Any]:
     """The argument has another name since torch 2.13."""
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
@@ -189,14 +186,14 @@ class _ExactSum:
         self._last = LastLeaf.of(own, microbatches)
         self._parameters = parameters
         self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
-        self._nodes = BinaryCounter(microbatches, _add_lists)
+        self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
         self._runner: _Thread | _Stream = _Stream(device) if device.type == "cuda" else _Thread()
         self._buckets = 0
         self.before_first_bucket = lambda: None
 
     def keep(self, number: int) -> None:
         """Takes a microbatch's gradients away from the parameters, into the counter."""
-        self._nodes.push(number, [parameter.grad for parameter in self._parameters])
+        self._nodes.push(number, [cast(Tensor, parameter.grad) for parameter in self._parameters])
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -248,8 +245,8 @@ class _Thread:
             work, future = item
             try:
                 future.set_result(work())
-            except BaseException as error:  # it is raised where the main thread waits
-                future.set_exception(error)
+            except Exception as error:  # it is raised where the main thread waits
+                future.set_exception(error)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._work.put(None)
@@ -288,7 +285,7 @@ class _Buffers:
     @torch.no_grad()
     def begin_step(self) -> None:
         self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
-        self._nodes = BinaryCounter(self._microbatches, torch.Tensor.add_)
+        self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
         self._mean: Future[Tensor] | None = None
 
     @torch.no_grad()

@@ -46,9 +46,11 @@ class ProcessGroup:
             _stay_on_loopback()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
+        alone: dict[str, Any] = (
+            {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
+        )
         dist.init_process_group(self.backend, timeout=self._timeout, **alone)
-        self._host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._host = _new_group("gloo", PATIENCE)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -58,7 +60,7 @@ class ProcessGroup:
 
     def for_reduction(self) -> dist.ProcessGroup:
         """A group of its own for the exact sum, whose thread must not share one with DDP."""
-        return dist.new_group(backend=self.backend, timeout=self._timeout)
+        return _new_group(self.backend, self._timeout)
 
     def wait_for_all(self) -> None:
         """Returns when every rank has called it, however long one of them takes."""
@@ -86,9 +88,9 @@ class ProcessGroup:
             except (UserError, ConfigError) as error:
                 self.broadcast_object((None, error))
                 raise
-        value, error = self.broadcast_object((result, None))
-        if error is not None:
-            raise error
+        value, failure = self.broadcast_object((result, None))
+        if failure is not None:
+            raise failure
         return value
 
     def broadcast_object(self, value: Any) -> Any:
@@ -111,9 +113,15 @@ class ProcessGroup:
         dist.all_reduce(tensor, group=self._host)
         return tensor
 
-    def start_max_(self, tensor: Tensor) -> dist.Work:
+    def start_max_(self, tensor: Tensor) -> Any:
         """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
+
+
+def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend=backend, timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # of all ranks, so this one is in it
+    return group
 
 
 def _choose_backend(wanted: str) -> str:

@@ -8,7 +8,7 @@ nodes are shared out, as long as every process adds along the tree.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Node = tuple[int, int]
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def _siblings(root: Node) -> dict[Node, tuple[Node, Node]]:
     return {right: (left, root), **_siblings(left), **_siblings(right)}
 
 
-class BinaryCounter:
+class BinaryCounter(Generic[T]):
     """Adds a share's leaves as they come, keeping no more than log2 V partial sums: each is a node of the tree.
 
     Args:
@@ -79,7 +79,7 @@ class LastLeaf:
 
     @classmethod
     def of(cls, share: range, microbatches: int) -> "LastLeaf":
-        nodes: BinaryCounter = BinaryCounter(microbatches, lambda left, right: left)
+        nodes: BinaryCounter[None] = BinaryCounter(microbatches, lambda left, right: left)
         for number in share[:-1]:
             nodes.push(number, None)
         siblings, node, folded = _siblings((0, microbatches)), (share[-1], share[-1] + 1), []

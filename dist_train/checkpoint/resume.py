@@ -38,7 +38,8 @@ def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[s
     Raises:
         UserError: (exit 4) when a key that the result depends on has changed and is not allowed to.
     """
-    lines, refused = [], []
+    lines: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
     for path, before, after in differences(old, new):
         covered = any(path == key or path.startswith(f"{key}.") for key in (*SAFE_TO_CHANGE, *allowed))
         (lines if covered else refused).append((path, f"{path}: was {before}, is {after}"))
@@ -81,12 +82,13 @@ def hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
     if facts is None:
         return None
     path, world_size, other, has_ema = facts
-    parts = {
-        "model": group.broadcast_tensors(snapshot.model if snapshot else None),
-        "optimizer": group.broadcast_tensors(snapshot.optimizer if snapshot else None),
-        "ema": group.broadcast_tensors(snapshot.ema if snapshot else None) if has_ema else None,
-    }
-    return Resumed(path=path, snapshot=Snapshot(**parts, other=other), world_size=world_size)
+    everywhere = Snapshot(
+        model=group.broadcast_tensors(snapshot.model if snapshot else None),
+        optimizer=group.broadcast_tensors(snapshot.optimizer if snapshot else None),
+        ema=group.broadcast_tensors(snapshot.ema if snapshot else None) if has_ema else None,
+        other=other,
+    )
+    return Resumed(path=path, snapshot=everywhere, world_size=world_size)
 
 
 def restore(

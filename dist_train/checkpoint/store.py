@@ -108,7 +108,7 @@ class CheckpointStore:
         Raises:
             UserError: (exit 4) when there are some, and all of them are damaged.
         """
-        skipped = []
+        skipped: list[str] = []
         for path in self.all():
             try:
                 return Found(path, verify(path), tuple(skipped))

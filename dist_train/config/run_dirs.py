@@ -1,4 +1,4 @@
-"""What run directories are called, and which is the latest. The launcher makes them, and so does a rank started without it."""
+"""What run directories are called, and which is the latest; for the launcher, and for ranks started without it."""
 
 import os
 import secrets

@@ -189,7 +189,8 @@ class HorizontalFlip(Section):
 
 
 class RandomResizedCrop(Section):
-    """A random part of the image, resized to the size that the images have (Szegedy et al., 2014, section 6)."""
+    """A random part of the image, resized to the size that the images have (Szegedy et al., 2014, section 6). It always
+    comes first."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.08, 1.0]
@@ -251,7 +252,7 @@ class LoaderConfig(Section):
 
     workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loading processes per rank; 0 loads in the rank itself. `auto`: 0 for data held in memory, else the cores divided
-    among the node's ranks, at most 8."""
+    among the node's ranks, less the rank's own on a CPU, at most 8."""
     prefetch: Count = 2
     """Microbatches that each loading process keeps ready."""
     pin_memory: Bool = True
@@ -575,7 +576,8 @@ class RunConfig(Section):
     `false` leaves the order to the all-reduce of the process group."""
     data: DataConfig
     augment: list[Augmentation] = []
-    """Done in this order: first what changes single images, then normalize, then mixup or cutmix."""
+    """Done in this order: first what changes single images, then normalize, then mixup or cutmix; with both of these,
+    each microbatch draws one."""
     loader: LoaderConfig = LoaderConfig()
     model: ModelConfig
     task: TaskConfig = Classification()

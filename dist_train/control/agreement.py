@@ -1,7 +1,8 @@
 """How the ranks agree on what was asked of any of them, without waiting for each other."""
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
 
 from dist_train.control.stop import Request, StopFlag
 from dist_train.process_group import ProcessGroup
@@ -14,7 +15,7 @@ class Agreement:
         self._group = group
         self._flag = flag
         self._value = torch.zeros((), dtype=torch.int64)
-        self._under_way: dist.Work | None = None
+        self._under_way: Any = None
 
     def next(self) -> Request:
         """The same answer on every rank; to be called by all of them after every step."""

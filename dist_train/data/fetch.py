@@ -1,17 +1,22 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import ImageSet, crop_each
 from dist_train.randomness import key, seed_all, seeded
+
+_SMALL = 1 << 20
+"""Bytes up to which an array goes through the pipe: less work than the file descriptor of shared memory, which takes
+half a millisecond on each side."""
 
 
 class Request(NamedTuple):
@@ -25,15 +30,36 @@ class Request(NamedTuple):
     """int64 [parts × m]"""
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
     """The answer to a request, still on the CPU and still uint8."""
 
     step: int
     number: int
     parts: int
-    indices: Tensor
+    indices: Any
     inputs: Any
     targets: Any
+
+    def packed(self) -> "Loaded":
+        """For the way out of a loading process: small tensors as arrays."""
+        return self._each(_packed)
+
+    def unpacked(self) -> "Loaded":
+        return self._each(torch.as_tensor)
+
+    def pin_memory(self) -> "Loaded":
+        """The DataLoader calls this, in a thread, on the way to a GPU."""
+        return self._each(lambda array: torch.as_tensor(array).pin_memory())
+
+    def _each(self, function: Callable[[Any], Any]) -> "Loaded":
+        arrays = {name: each_array(function, getattr(self, name)) for name in ("indices", "inputs", "targets")}
+        return replace(self, **arrays)
+
+
+def _packed(tensor: Tensor) -> Tensor | np.ndarray:
+    small = tensor.nbytes <= _SMALL and tensor.dtype != torch.bfloat16  # which NumPy does not know
+    return tensor.numpy() if small else tensor
 
 
 class Failure(NamedTuple):
@@ -61,8 +87,15 @@ class Fetch(Dataset):
             inputs, targets = self._read(request)
         except UserError as error:
             return Failure(str(error), error.code)
-        indices = torch.from_numpy(request.indices)
-        return Loaded(request.step, request.number, request.parts, indices, inputs, targets)
+        loaded = Loaded(
+            step=request.step,
+            number=request.number,
+            parts=request.parts,
+            indices=torch.from_numpy(request.indices),
+            inputs=inputs,
+            targets=targets,
+        )
+        return loaded if get_worker_info() is None else loaded.packed()
 
     def _read(self, request: Request) -> tuple[Any, Any]:
         epoch, indices, augment = request.epoch, request.indices, self._augment
@@ -98,14 +131,14 @@ def _stacked(samples: list[Any]) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def each_tensor(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with every tensor in its dicts, lists and tuples replaced by `function` of it."""
-    if isinstance(value, Tensor):
+def each_array(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with every tensor and array in its dicts, lists and tuples replaced by `function` of it."""
+    if isinstance(value, Tensor | np.ndarray):
         return function(value)
     if isinstance(value, dict):
-        return {name: each_tensor(function, item) for name, item in value.items()}
+        return {name: each_array(function, item) for name, item in value.items()}
     if hasattr(value, "_fields"):
-        return type(value)(*(each_tensor(function, item) for item in value))
+        return type(value)(*(each_array(function, item) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(each_tensor(function, item) for item in value)
+        return type(value)(each_array(function, item) for item in value)
     return value

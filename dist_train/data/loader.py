@@ -16,7 +16,7 @@ from dist_train.config.schema import LoaderConfig, RunConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
-from dist_train.data.fetch import Failure, Fetch, Loaded, Request, each_tensor
+from dist_train.data.fetch import Failure, Fetch, Loaded, Request, each_array
 from dist_train.data.finish import Finish, Mix
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
@@ -103,10 +103,10 @@ def _by_step(loading: "Loading", finish: Finish, device: torch.device, share: in
 
 def _microbatches(loaded: Loaded, finish: Finish, device: torch.device) -> Iterator[Microbatch]:
     size = len(loaded.indices) // loaded.parts
-    here = each_tensor(lambda tensor: tensor.to(device, non_blocking=True), (loaded.inputs, loaded.targets))
+    here = each_array(lambda tensor: tensor.to(device, non_blocking=True), (loaded.inputs, loaded.targets))
     for part in range(loaded.parts):
         rows, number = slice(part * size, (part + 1) * size), loaded.number + part
-        inputs, targets = here if loaded.parts == 1 else each_tensor(partial(_cut, rows), here)
+        inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
         inputs, targets = finish(inputs, targets, loaded.step, number)
         yield Microbatch(step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets)
 
@@ -174,7 +174,7 @@ class Loading:
         for answer in self._batches:
             if isinstance(answer, Failure):
                 raise UserError(answer.message, answer.code)
-            yield answer
+            yield answer.unpacked()
 
     def close(self) -> None:
         """Ends the loading processes; what they had ready is lost."""

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "slurm" / "train.sbatch")
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 QUIET = "tracking.wandb.mode=disabled"
-SHORT, LONG = "train.stop_after=20 steps", "train.stop_after=150 steps"
+STEPS = "train.stop_after=120 steps"
+"""Some seconds: long enough to be stopped in the middle."""
 TWO_NODES = ("--nodes=2", "--cpus-per-task=1")
 ENVIRONMENT = {"DIST_TRAIN_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -80,18 +81,11 @@ def _fingerprint(run: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The fingerprint that one process reaches after some steps."""
-    known: dict[str, str] = {}
-
-    def fingerprint(steps: str) -> str:
-        if steps not in known:
-            folder = tmp_path_factory.mktemp("alone")
-            _python("launch", "train", DIGITS, "--nproc-per-node=1", "--run-dir=run", steps, QUIET, cwd=folder)
-            known[steps] = _fingerprint(folder / "run")
-        return known[steps]
-
-    return fingerprint
+def alone(tmp_path_factory) -> str:
+    """The fingerprint that one process reaches after as many steps."""
+    folder = tmp_path_factory.mktemp("alone")
+    _python("launch", "train", DIGITS, "--nproc-per-node=1", "--run-dir=run", STEPS, QUIET, cwd=folder)
+    return _fingerprint(folder / "run")
 
 
 def test_the_script_is_sound():
@@ -106,14 +100,13 @@ def test_without_a_config_it_says_how_to_call_it():
     assert (done.returncode, done.stderr.startswith("usage: sbatch")) == (2, True)
 
 
-@pytest.mark.parametrize("ranks", [1, 2], ids=["1 rank a node", "2 ranks a node"])
-def test_two_nodes_end_in_the_bits_of_one_process(slurm_cluster, tmp_path, alone, ranks):
-    run = _train(slurm_cluster, tmp_path, ["--nodes=2", f"--cpus-per-task={ranks}"], SHORT)
+def test_two_nodes_of_two_ranks_end_in_the_bits_of_one_process(slurm_cluster, tmp_path, alone):
+    run = _train(slurm_cluster, tmp_path, ["--nodes=2", "--cpus-per-task=2"], STEPS)
     job = run.wait_for_end()
     assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
-    assert json.loads((run.folder / "state.json").read_text())["world_size"] == 2 * ranks
-    assert [path.name for path in (run.folder / "checkpoints").glob("step-*")] == ["step-00000020"]
-    assert run.fingerprint() == alone(SHORT)
+    assert json.loads((run.folder / "state.json").read_text())["world_size"] == 4
+    assert [path.name for path in (run.folder / "checkpoints").glob("step-*")] == ["step-00000120"]
+    assert run.fingerprint() == alone
 
 
 def test_a_mistake_in_the_config_fails_the_job_with_code_2(slurm_cluster, tmp_path):
@@ -125,7 +118,7 @@ def test_a_mistake_in_the_config_fails_the_job_with_code_2(slurm_cluster, tmp_pa
 
 
 def test_near_the_time_limit_it_saves_is_requeued_and_goes_on(slurm_cluster, tmp_path, alone):
-    run = _train(slurm_cluster, tmp_path, TWO_NODES, LONG)
+    run = _train(slurm_cluster, tmp_path, TWO_NODES, STEPS)
     run.wait_for_training()
     # What `--signal=B:USR1@120` does, without the minutes of waiting for it.
     slurm_cluster.run(["scancel", "--batch", "--signal=USR1", str(run.id)])
@@ -133,7 +126,7 @@ def test_near_the_time_limit_it_saves_is_requeued_and_goes_on(slurm_cluster, tmp
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), run.log_text()
     assert "start 1:" in run.log_text()
     assert "start 2:" in run.log_text()
-    assert run.fingerprint() == alone(LONG)
+    assert run.fingerprint() == alone
 
 
 def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):
@@ -148,22 +141,24 @@ def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):
     assert (run.folder / f"checkpoints/step-{state['step']:08d}").is_dir()
 
 
+@pytest.mark.long
 def test_a_preempted_job_saves_within_its_grace_and_goes_on(slurm_cluster, tmp_path, alone):
-    run = _train(slurm_cluster, tmp_path, ["--nodes=2", "--exclusive", "--cpus-per-task=1"], LONG)
+    run = _train(slurm_cluster, tmp_path, ["--nodes=2", "--exclusive", "--cpus-per-task=1"], STEPS)
     run.wait_for_training()
     urgent = slurm_cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=true", cwd=tmp_path)
     assert slurm_cluster.wait(urgent).state == "COMPLETED"
     job = run.wait_for_end()
     assert (job.state, job.restarts) == ("COMPLETED", 1), run.log_text()
-    assert run.fingerprint() == alone(LONG)
+    assert run.fingerprint() == alone
 
 
+@pytest.mark.long
 def test_a_task_of_an_array_is_requeued_by_its_own_name(slurm_cluster, tmp_path, alone):
     options = ["--array=3", "--nodes=1", "--cpus-per-task=1"]
-    array = _train(slurm_cluster, tmp_path, options, LONG)
+    array = _train(slurm_cluster, tmp_path, options, STEPS)
     run = Submitted(slurm_cluster, f"{array.id}_3", tmp_path / f"runs/digits/slurm-{array.id}_3", array.log)
     run.wait_for_training()
     slurm_cluster.run(["scancel", "--batch", "--signal=USR1", str(run.id)])
     job = run.wait_for_end()
     assert (job.state, job.restarts) == ("COMPLETED", 1), run.log_text()
-    assert run.fingerprint() == alone(LONG)
+    assert run.fingerprint() == alone

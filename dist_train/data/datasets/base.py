@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.data.permutation import Permutation
 from dist_train.randomness import key
 
@@ -80,7 +81,9 @@ class Splits:
 
 
 def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out) of a seeded random split, int64 and ascending; at least one in each for size ≥ 2."""
+    """Indices (kept, held out) of a seeded random split, int64 and ascending; at least one in each."""
+    if size < 2:
+        raise UserError("one sample cannot be split into training and evaluation: bring more data", ExitCode.DATA)
     count = min(max(round(size * fraction), 1), size - 1)
     order = Permutation(size, key(seed, "split"))(np.arange(size))
     return np.sort(order[count:]), np.sort(order[:count])

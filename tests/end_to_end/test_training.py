@@ -1,0 +1,151 @@
+"""The commands as a person types them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_train.checkpoint.store import locate
+from dist_train.commands.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+CONFIG = """
+name: digits
+data: {name: digits}
+model: {name: cnn, width: 8, dropout: 0.1}
+optimizer: {name: sgd, lr: 0.1}
+batch: {microbatches: 4, global_size: 64}
+train: {duration: 2 epochs}
+tracking: {every: 2 steps, wandb: {mode: disabled}}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "digits.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(folder, *command, code=0):
+    """Runs a command of .venv/bin to its end; returns stdout and stderr."""
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout, done.stderr
+
+
+def of(run_dir):
+    return fingerprint(locate(run_dir, print))
+
+
+def test_launcher_torchrun_and_one_plain_process_end_in_the_same_bits(folder):
+    _, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "launched")
+    assert "2 ranks on CPU (gloo)" in said and "done in" in said
+    run(folder, "python", "-m", "dist_train", "digits.yaml", "--run-dir", "plain")
+    ranks = ["--standalone", "--nproc-per-node", "3"]
+    run(folder, "torchrun", *ranks, "-m", "dist_train", "digits.yaml", "--run-dir", "torchrun")
+    assert of(folder / "launched") == of(folder / "plain") == of(folder / "torchrun")
+    printed, _ = run(folder, "dist-train", "fingerprint", "launched")
+    assert printed.strip() == of(folder / "plain")
+
+
+def test_a_saved_run_answers_the_other_commands(folder):
+    run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2")
+    latest = folder / "runs" / "digits" / "latest"
+    state = json.loads((latest / "state.json").read_text())
+    assert state["status"] == "done" and state["metrics"]["accuracy"] > 0.9
+    evaluated = json.loads(run(folder, "dist-train", "evaluate", str(latest), "--nproc-per-node", "1", "--json")[0])
+    assert evaluated["accuracy"] == state["best"]["value"] and evaluated["step"] == state["best"]["step"]
+    assert {"loss", "precision", "recall", "f1", "confusion", "per_class"} <= evaluated.keys()
+    listed = json.loads(run(folder, "dist-train", "runs", "--json")[0])
+    assert [(item["state"], item["step"]) for item in listed] == [("done", 44)]
+    _write_digits(folder / "images")
+    rows = json.loads(run(folder, "dist-train", "predict", str(latest), "images", "--json")[0])
+    right = sum(row["class"] == Path(row["file"]).stem.split("-")[0] for row in rows)
+    assert len(rows) == 10 and right >= 8
+    assert all(0 < row["probability"] <= 1 for row in rows)
+
+
+def _write_digits(folder):
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder.mkdir()
+    digits = load_digits()
+    for number in range(10):
+        pixels = (digits.images[number] * 255 / 16).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{digits.target[number]}-{number}.png")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_stopped_by_a_signal_and_resumed_it_ends_as_if_nothing_had_happened(folder, number, code):
+    run(folder, "python", "-m", "dist_train", "digits.yaml", "--run-dir", "whole")
+    command = ["train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "pieces", "train.duration=2 epochs"]
+    started = subprocess.Popen(
+        [BIN / "dist-train", *command], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    with started:
+        for line in started.stderr:
+            if line.startswith("train step="):
+                break
+        started.send_signal(number)
+        rest = started.stderr.read()
+    assert started.returncode == code, rest
+    state = json.loads((folder / "pieces" / "state.json").read_text())
+    assert state["status"] == "stopped" and 0 < state["step"] < 44
+    assert "To go on: dist-train train --resume" in rest
+    run(folder, "dist-train", "train", "--resume", "pieces", "--nproc-per-node", "1")
+    assert of(folder / "pieces") == of(folder / "whole")
+
+
+def test_a_mistake_costs_nothing(folder):
+    before = sorted(folder.iterdir())
+    _, said = run(folder, "dist-train", "train", "digits.yaml", "optimizer.lrr=1", "batch.global_size=33", code=2)
+    assert "Did you mean lr?" in said and "the nearest are 32 and 36" in said
+    assert "Traceback" not in said
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(folder):
+    before = sorted(folder.rglob("*"))
+    out, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--dry-run")
+    told = out + said
+    assert "torchrun" in told and "nothing was started, nothing was written" in told
+    assert re.search(r"22 an epoch", told) and "44" in told
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_data_that_is_not_there_is_one_line_and_exit_code_13(folder):
+    missing = "data={name: cifar10, root: nothing-here, download: false}"
+    _, said = run(folder, "dist-train", "train", "digits.yaml", missing, "--nproc-per-node", "2", code=13)
+    assert "nothing-here" in said and "Traceback" not in said
+
+
+def test_a_loss_that_is_not_finite_ends_with_11_and_is_not_saved(folder):
+    _, said = run(folder, "dist-train", "train", "digits.yaml", "optimizer.lr=1e30", "--run-dir", "run", code=11)
+    assert "not finite" in said and "Traceback" not in said
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def test_w_and_b_reads_back_the_whole_run(folder):
+    """Offline, by its own library, over a stop and a resume: one run, every interval once, the final figures."""
+    offline = ["tracking.wandb.mode=offline", "--nproc-per-node", "2", "--run-dir", "run"]
+    run(folder, "dist-train", "train", "digits.yaml", *offline, "train.stop_after=13 steps")
+    run(folder, "dist-train", "train", "digits.yaml", *offline)
+    files = sorted((folder / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    lives = [
+        json.loads(run(folder, "wandb", "leet", "inspect", "--json", str(file))[0].splitlines()[0]) for file in files
+    ]
+    assert len(lives) == 2
+    text = "".join(run(folder, "wandb", "leet", "inspect", "--json", str(file))[0] for file in files)
+    assert "train/loss" in text and "eval/accuracy" in text
+    assert len({path.name.rpartition("-")[2] for path in (folder / "run" / "wandb").glob("offline-run-*")}) == 1
