@@ -16,7 +16,7 @@ find_python() {
         fi
     done
     echo "dist-train needs Python 3.11 or newer with its venv module, and found none on PATH." >&2
-    echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3" >&2
+    echo "Install one (Debian: apt install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3" >&2
     exit 2
 }
 
@@ -43,13 +43,10 @@ install_packages() {
 
 # A line now and then, so that minutes of download are not silence.
 tell_progress() {
-    local line sleeper=
-    trap 'kill "$sleeper"; exit' TERM
-    while true; do
-        sleep 15 &
-        sleeper=$!
-        wait "$sleeper"
-        line=$(grep -E '^ *(Downloading|Downloaded|Building|Preparing|Prepared|Installing|Using cached) ' "$log" | tail -n 1)
+    local line
+    while kill -0 $$ 2>/dev/null; do # for as long as the script itself lives
+        read -rt 15 <> <(:) && continue # a sleep without a process that could be left behind
+        line=$(grep -E '^ *(Download(ing|ed)|Building|Prepar(ing|ed)|Installing|Using cached) ' "$log" | tail -n 1 || true)
         line=${line#"${line%%[! ]*}"}
         printf '  %3d s  %5d MB in .venv  %s\n' "$SECONDS" "$(du -sm .venv | cut -f 1)" "${line:0:70}"
     done
@@ -70,9 +67,9 @@ fi
 : >"$log"
 tell_progress &
 ticker=$!
-trap 'kill "$ticker" && wait "$ticker" || true' EXIT
+trap 'kill "$ticker" 2>/dev/null || true' EXIT
 if ! install_packages >"$log" 2>&1; then
-    tail -n 20 "$log"
+    tail -n 10 "$log"
     echo "✗ the installation failed; all of its output is in $log. Run the same command again to go on."
     exit 1
 fi

@@ -1,86 +1,129 @@
-"""Two programs measured in turn: what else the machine does meanwhile falls on both, and the ratios stay comparable."""
+"""Two programs measured in turn, so that what else the machine does meanwhile falls on both alike.
 
-import json
+Both run all the time; one computes, the other is held by SIGSTOP. They change places every second or so, which makes a
+pair of short measurements that belong together.
+"""
+
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import stamps
+from launch.processes import descendants, send
+
 ROOT = Path(__file__).resolve().parents[1]
+POLL = 0.002
+"""Seconds between two looks at the number of steps."""
 Command = Callable[[Path], list[str]]
-"""From the file for the times to torchrun's arguments: `-m MODULE …`."""
+"""From an empty folder, in which `stamps` is to be written, to torchrun's last arguments: `-m MODULE …`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """One run of one side, without its first steps.
+    """One side of a pair.
 
     Attributes:
         step_s: median time from the end of one step to the end of the next, on rank 0, in seconds.
-        samples_per_s: over all measured steps together, so it also has what only some steps do.
+        samples_per_s: over all of these steps together, so it also has what only some steps do.
     """
 
     step_s: float
     samples_per_s: float
 
     @classmethod
-    def of(cls, ends: Sequence[float], *, warm_up: int, global_batch: int) -> "Speed":
-        """`ends`: when each step ended, in seconds; the first `warm_up` are left out."""
-        measured = ends[warm_up:]
-        steps = [after - before for before, after in zip(measured, measured[1:], strict=False)]
-        if not steps:
-            raise ValueError(f"{len(ends)} steps leave none to measure after {warm_up} to warm up")
+    def of(cls, ends: Sequence[float], *, global_batch: int) -> "Speed":
+        """`ends`: when consecutive steps ended, in seconds."""
+        steps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
         return cls(step_s=statistics.median(steps), samples_per_s=global_batch * len(steps) / sum(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """Of the pairs' ratios, the median and the extremes."""
+    """Of the pairs' ratios, the median, the quartiles and the extremes."""
 
     median: float
-    low: float
-    high: float
+    quartiles: tuple[float, float]
+    range: tuple[float, float]
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> "Ratio":
-        return cls(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return cls(median=statistics.median(ratios), quartiles=(low, high), range=(min(ratios), max(ratios)))
 
     def __str__(self) -> str:
-        return f"{self.median:.3f}  ({self.low:.3f} to {self.high:.3f})"
+        return (
+            f"{self.median:.3f}  (middle half {self.quartiles[0]:.3f} to {self.quartiles[1]:.3f},"
+            f" all {self.range[0]:.3f} to {self.range[1]:.3f})"
+        )
+
+
+class Side:
+    """One program under torchrun, on `ranks` ranks of one thread each. A context manager: its end is the program's."""
+
+    def __init__(self, command: Command, ranks: int) -> None:
+        self._command, self._ranks = command, ranks
+
+    def __enter__(self) -> "Side":
+        self._folder = tempfile.TemporaryDirectory(prefix="dist-train-bench-")
+        folder = Path(self._folder.name)
+        self._stamps, self._log = folder / "stamps", folder / "log"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self._ranks)]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [*torchrun, *self._command(folder)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in [self._process.pid, *descendants(self._process.pid)]:
+            send(pid, signal.SIGKILL)
+        self._process.wait()
+        self._folder.cleanup()
+
+    def run(self, steps: int) -> list[float]:
+        """Lets it go on for `steps` whole steps: when the one before them and each of them ended.
+
+        Raises:
+            RuntimeError: with the end of what it said, when it ends meanwhile.
+        """
+        before = stamps.count(self._stamps)
+        self._tell_ranks(signal.SIGCONT)
+        while stamps.count(self._stamps) < before + steps + 1:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"ended with {self._process.returncode}:\n{self._log.read_text()[-3000:]}")
+            time.sleep(POLL)
+        self._tell_ranks(signal.SIGSTOP)
+        return stamps.read(self._stamps)[before : before + steps + 1]
+
+    def _tell_ranks(self, number: int) -> None:
+        for pid in descendants(self._process.pid):
+            send(pid, number)
 
 
 def run_pairs(
-    ours: Command, plain: Command, *, pairs: int, ranks: int, warm_up: int, global_batch: int
+    ours: Command, plain: Command, *, pairs: int, steps: int, ranks: int, warm_up: int, global_batch: int
 ) -> list[tuple[Speed, Speed]]:
     """(ours, plain) of each pair. Which of the two goes first changes from pair to pair."""
     done = []
-    for number in range(pairs):
-        order = (ours, plain) if number % 2 == 0 else (plain, ours)
-        ends = {id(command): run(command, ranks) for command in order}
-        speeds = [Speed.of(ends[id(side)], warm_up=warm_up, global_batch=global_batch) for side in (ours, plain)]
-        done.append((speeds[0], speeds[1]))
-        step_times = " against ".join(f"{1e3 * speed.step_s:.2f} ms" for speed in speeds)
-        print(f"  pair {number + 1}/{pairs}: {step_times} a step", file=sys.stderr)
+    with ExitStack() as stack:
+        sides = []
+        for command in (ours, plain):
+            sides.append(stack.enter_context(Side(command, ranks)))
+            sides[-1].run(warm_up)
+        for number in range(pairs):
+            order = sides if number % 2 == 0 else sides[::-1]
+            speeds = {side: Speed.of(side.run(steps), global_batch=global_batch) for side in order}
+            done.append((speeds[sides[0]], speeds[sides[1]]))
     return done
-
-
-def run(command: Command, ranks: int) -> list[float]:
-    """Runs one side under torchrun, on `ranks` ranks of one thread each; when each step ended, in seconds.
-
-    Raises:
-        RuntimeError: with the end of what it said, when it fails.
-    """
-    with tempfile.TemporaryDirectory(prefix="dist-train-bench-") as folder:
-        times = Path(folder) / "times.json"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        result = subprocess.run(
-            [*launch, *command(times)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command(times))} ended with {result.returncode}:\n{result.stderr[-3000:]}")
-        return json.loads(times.read_text())

@@ -1,15 +1,13 @@
 """What one writes by hand for torchrun after PyTorch's tutorials on DDP: the other side of step_overhead.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.plain_ddp --model cnn --steps 200 --times times.json
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.plain_ddp --model cnn --steps 200
 
 Of dist-train it has the model and the bytes of the images, nothing else. A tutorial's script reads the loss after every
-step; this one after every tenth, and it converts images to floats a batch at a time, not one by one.
+step; this one after every tenth, and it makes floats of the images a batch at a time, not one by one.
 """
 
 import argparse
-import json
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -21,15 +19,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from benchmarks.images import tensor_dataset
 from benchmarks.models import CONFIGS, build
+from benchmarks.stamps import Writer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=CONFIGS, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--global-batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--times", type=Path, help="where rank 0 writes when each step ended")
+    parser.add_argument("--stamps", type=Path, help="where rank 0 tells when each step ended")
     args = parser.parse_args()
 
     cuda = torch.cuda.is_available()
@@ -37,27 +36,24 @@ def main() -> None:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    first = dist.get_rank() == 0
+    step_ended = Writer(args.stamps) if args.stamps and first else lambda: None
 
     dataset = tensor_dataset("train")
     sampler = DistributedSampler(dataset, drop_last=True)
-    loader = DataLoader(
-        dataset,
-        batch_size=args.global_batch // dist.get_world_size(),
-        sampler=sampler,
-        drop_last=True,
-        pin_memory=cuda,
-    )
+    batch_size = args.global_batch // dist.get_world_size()
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, pin_memory=cuda)
+
     torch.manual_seed(0)
     model = DistributedDataParallel(build(args.model).to(device), device_ids=[device] if cuda else None)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
     scheduler = CosineAnnealingLR(optimizer, T_max=args.steps)
 
-    ends: list[float] = []
-    epoch = 0
     model.train()
-    while len(ends) < args.steps:
-        sampler.set_epoch(epoch)
+    step = 0
+    while step < args.steps:
+        sampler.set_epoch(step // len(loader))
         for images, targets in loader:
             images = images.to(device, non_blocking=True).float().div_(255)
             targets = targets.to(device, non_blocking=True)
@@ -66,15 +62,13 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             scheduler.step()
-            if (len(ends) + 1) % 10 == 0 and dist.get_rank() == 0:
-                print(f"epoch {epoch} step {len(ends) + 1} loss {loss.item():.4f}")
-            ends.append(time.perf_counter())
-            if len(ends) == args.steps:
+            step += 1
+            step_ended()
+            if step % 10 == 0 and first:
+                print(f"step {step} loss {loss.item():.4f}", flush=True)
+            if step == args.steps:
                 break
-        epoch += 1
 
-    if args.times and dist.get_rank() == 0:
-        args.times.write_text(json.dumps(ends))
     dist.destroy_process_group()
 
 

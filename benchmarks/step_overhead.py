@@ -1,10 +1,10 @@
 """What does dist-train add to a step? The same model, data and batch here and in a plain torchrun + DDP script.
 
-    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--exact false] [--json]
+    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20] [--exact false] [--json]
 
-Both sides run alternately, on 2 ranks of one thread each, from images in memory. A step lasts from the end of one
-optimizer step to the end of the next on rank 0; the median step of a run is its step time. The ratio of a pair is ours
-divided by theirs; of these, the median over the pairs is printed, with the smallest and the largest.
+Both sides run on 2 ranks of one thread each, from images in memory, alternately (benchmarks/pairs.py). A step lasts
+from the end of one optimizer step to the end of the next on rank 0. Each pair gives a ratio of ours to theirs, of
+median step times and of samples/s; the median of these ratios over all pairs is the result.
 """
 
 import argparse
@@ -14,39 +14,44 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pairs import Command, Ratio, Speed, run_pairs
 
-RANKS, GLOBAL_BATCH, WARM_UP = 2, 64, 10
+RANKS, GLOBAL_BATCH, WARM_UP = 2, 64, 15
+ENDLESS = 1_000_000
+"""Steps of either training: it is ended from outside."""
 CONFIG = str(Path(__file__).with_name("step_overhead.yaml"))
-WORKS = {"cnn": ("model=cnn", 200), "resnet20": ("model=resnet_cifar", 50)}
-"""For each model the override that chooses it, and the steps that take some seconds on two CPU cores."""
+WORKS = {"cnn": ("model=cnn", 20), "resnet20": ("model=resnet_cifar", 10)}
+"""For each model the override that chooses it, and the steps of a slice: a second or two on a CPU core."""
 
 
-def ours(model: str, steps: int, exact: str) -> Command:
-    def command(times: Path) -> list[str]:
-        overrides = [WORKS[model][0], f"train.duration={steps} steps", f"batch.microbatches={RANKS}", f"exact={exact}"]
-        run_dir = str(times.parent / "run")
-        return ["-m", "benchmarks.timed_worker", str(times), CONFIG, *overrides, "--run-dir", run_dir]
+def ours(model: str, exact: str) -> Command:
+    overrides = [WORKS[model][0], f"train.duration={ENDLESS} steps", f"batch.microbatches={RANKS}", f"exact={exact}"]
 
-    return command
-
-
-def plain(model: str, steps: int) -> Command:
-    def command(times: Path) -> list[str]:
-        batch = ["--global-batch", str(GLOBAL_BATCH)]
-        return ["-m", "benchmarks.plain_ddp", "--model", model, "--steps", str(steps), *batch, "--times", str(times)]
+    def command(folder: Path) -> list[str]:
+        stamps, run_dir = str(folder / "stamps"), str(folder / "run")
+        return ["-m", "benchmarks.timed_worker", stamps, CONFIG, *overrides, "--run-dir", run_dir]
 
     return command
 
 
-def compare(model: str, *, pairs: int, steps: int, exact: str) -> dict[str, object]:
+def plain(model: str) -> Command:
+    size = ["--steps", str(ENDLESS), "--global-batch", str(GLOBAL_BATCH)]
+
+    def command(folder: Path) -> list[str]:
+        return ["-m", "benchmarks.plain_ddp", "--model", model, *size, "--stamps", str(folder / "stamps")]
+
+    return command
+
+
+def compare(model: str, *, pairs: int, steps: int, exact: str) -> dict[str, Any]:
     """Runs the pairs of one model: the ratios, and each side's median over the pairs."""
-    print(f"{model}, {steps} steps, exact: {exact}", file=sys.stderr)
     done = run_pairs(
-        ours(model, steps, exact),
-        plain(model, steps),
+        ours(model, exact),
+        plain(model),
         pairs=pairs,
+        steps=steps,
         ranks=RANKS,
         warm_up=WARM_UP,
         global_batch=GLOBAL_BATCH,
@@ -55,7 +60,7 @@ def compare(model: str, *, pairs: int, steps: int, exact: str) -> dict[str, obje
         "model": model,
         "exact": exact == "true",
         "pairs": pairs,
-        "steps": steps,
+        "steps_a_pair": steps,
         "step_time_ratio": asdict(Ratio.of([a.step_s / b.step_s for a, b in done])),
         "samples_per_s_ratio": asdict(Ratio.of([a.samples_per_s / b.samples_per_s for a, b in done])),
         "ours": _middle([a for a, _ in done]),
@@ -70,28 +75,28 @@ def _middle(speeds: Sequence[Speed]) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_overhead", description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each side (default 5)")
-    parser.add_argument("--steps", type=int, help="of each run (default 200, for resnet20 50)")
+    parser.add_argument("--pairs", type=int, default=15, help="pairs of slices (default 15)")
+    parser.add_argument("--steps", type=int, help="of each slice (default 20, for resnet20 10)")
     parser.add_argument("--model", choices=[*WORKS, "all"], default="all")
-    parser.add_argument("--exact", choices=("true", "false"), default="true", help="how gradients are added (ours)")
+    parser.add_argument("--exact", choices=("true", "false"), default="true", help="how our side adds gradients")
     parser.add_argument("--json", action="store_true", help="a JSON list on stdout")
     args = parser.parse_args(argv)
-    models = list(WORKS) if args.model == "all" else [args.model]
-    results = [
-        compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact) for model in models
-    ]
+    results = []
+    for model in WORKS if args.model == "all" else [args.model]:
+        print(f"{model} …", file=sys.stderr)
+        results.append(compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact))
     print(json.dumps(results, indent=2) if args.json else "\n".join(map(_text, results)))
     return 0
 
 
-def _text(result: dict) -> str:
-    sides = [f"{1e3 * result[side]['step_s']:.2f} ms" for side in ("ours", "plain")]
-    rates = [f"{result[side]['samples_per_s']:,.0f}" for side in ("ours", "plain")]
+def _text(result: dict[str, Any]) -> str:
+    times = " against ".join(f"{1e3 * result[side]['step_s']:.2f} ms" for side in ("ours", "plain"))
+    rates = " against ".join(f"{result[side]['samples_per_s']:,.0f}" for side in ("ours", "plain"))
     return (
-        f"{result['model']}, {'exact' if result['exact'] else 'exact: false'}, ours / plain torchrun + DDP,"
-        f" median of {result['pairs']} pairs (least to most):\n"
-        f"  step time  {Ratio(**result['step_time_ratio'])}   {sides[0]} / {sides[1]}\n"
-        f"  samples/s  {Ratio(**result['samples_per_s_ratio'])}   {rates[0]} / {rates[1]}"
+        f"{result['model']}, exact: {str(result['exact']).lower()}, dist-train / plain torchrun + DDP, "
+        f"{result['pairs']} pairs of {result['steps_a_pair']} steps\n"
+        f"  step time {Ratio(**result['step_time_ratio'])}, {times}\n"
+        f"  samples/s {Ratio(**result['samples_per_s_ratio'])}, {rates}"
     )
 
 

@@ -1,43 +1,39 @@
-"""A rank of dist-train that notes when each of its steps ended.
+"""A rank of dist-train that tells when each of its steps ended.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.timed_worker TIMES CONFIG [a.b=c …] --run-dir DIR
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.timed_worker STAMPS CONFIG [a.b=c …] --run-dir DIR
 
-The training is the one of `python -m dist_train`; only `dist_train.loop.train_step` is called through a clock. From one
-end of it to the next lies all that the loop does for a step: loading, metrics, console, agreement on stopping.
+The training is the one of `python -m dist_train`, with one call added after `dist_train.loop.train_step`. From one such
+call to the next lies all that the loop does for a step: loading, metrics, console, agreement on stopping.
 """
 
-import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.stamps import Writer
 from dist_train import loop
 from dist_train.control.stop import StopFlag
 from dist_train.ranks import Ranks
 from dist_train.worker import main
 
 
-def timed(function: Callable[..., Any], ends: list[float]) -> Callable[..., Any]:
-    """`function`, and after each call the time in `ends`, in seconds."""
+def followed(function: Callable[..., Any], by: Callable[[], None]) -> Callable[..., Any]:
+    """`function`, and after each call of it one of `by`."""
 
     def call(*args: Any) -> Any:
         result = function(*args)
-        ends.append(time.perf_counter())
+        by()
         return result
 
     return call
 
 
-def _main(times: Path, argv: list[str]) -> int:
-    ends: list[float] = []
-    loop.train_step = timed(loop.train_step, ends)
-    with StopFlag().handling_signals() as flag:
-        code = main(argv, flag)
+def _main(stamps: Path, argv: list[str]) -> int:
     if Ranks.from_environment().is_first:
-        times.write_text(json.dumps(ends))
-    return code
+        loop.train_step = followed(loop.train_step, Writer(stamps))
+    with StopFlag().handling_signals() as flag:
+        return main(argv, flag)
 
 
 if __name__ == "__main__":

@@ -61,13 +61,16 @@ class Parallel:
         exchange = _Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
         if config.exact:
             self._sum = _ExactSum(exchange, self._shares[ranks.rank], microbatches, self.parameters, group.device)
-            self._sum.before_first_bucket = self._buffers.start_mean
             self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
         self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
+        self._in_last = False
 
     def __call__(self, inputs: Tensor) -> Any:
-        return self._ddp(inputs)
+        output = self._ddp(inputs)
+        if self._in_last:  # the buffers are final, and their mean has the whole backward to travel in
+            self._buffers.start_mean()
+        return output
 
     def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
         """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
@@ -76,7 +79,7 @@ class Parallel:
         """
         self._buffers.begin_step()
         for microbatch in microbatches:
-            last = microbatch is microbatches[-1]
+            last = self._in_last = microbatch is microbatches[-1]
             seed_torch(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
@@ -151,7 +154,7 @@ class _Exchange:
             group=self._group,
         )
         nodes = [node for of_rank in self._nodes for node in of_rank]
-        total = tree_sum(dict(zip(nodes, received.split(chunk), strict=True)), self._root, torch.add)
+        total = tree_sum(dict(zip(nodes, received.split(chunk), strict=True)), self._root, torch.Tensor.add_)
         mean = total.div_(self._root[1])
         whole = target if n == chunk * ranks else target.new_empty(chunk * ranks)
         dist.all_gather_into_tensor(whole, mean, group=self._group)
@@ -188,8 +191,6 @@ class _ExactSum:
         self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
         self._runner: _Thread | _Stream = _Stream(device) if device.type == "cuda" else _Thread()
-        self._buckets = 0
-        self.before_first_bucket = lambda: None
 
     def keep(self, number: int) -> None:
         """Takes a microbatch's gradients away from the parameters, into the counter."""
@@ -198,9 +199,6 @@ class _ExactSum:
             parameter.grad = None
 
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        # The last forward is over when the first bucket arrives, so the buffers are final.
-        if bucket.index() == 0:
-            self.before_first_bucket()
         partial = dict(self._nodes.nodes)
         if bucket.is_last():
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
@@ -321,7 +319,7 @@ class _Buffers:
             self.keep()
             flat = self._mean_of([self._nodes.nodes[node] for node in sorted(self._nodes.nodes)])
         else:
-            assert self._mean is not None, "no gradient bucket arrived"
+            assert self._mean is not None, "no forward of the last microbatch"
             flat = self._mean.wait()
         parts = flat.split([b.numel() for b in self._floats])
         torch._foreach_copy_(self._floats, [part.view_as(b) for part, b in zip(parts, self._floats, strict=True)])

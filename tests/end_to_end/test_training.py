@@ -86,25 +86,31 @@ def _write_digits(folder):
         Image.fromarray(pixels).save(folder / f"{digits.target[number]}-{number}.png")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
-def test_stopped_by_a_signal_and_resumed_it_ends_as_if_nothing_had_happened(folder, number, code):
+def test_stopped_three_times_and_resumed_it_ends_as_if_nothing_had_happened(folder):
+    """By the signal of a scheduler, of a person, and the one that asks to be requeued; on two ranks, then on one."""
     run(folder, "python", "-m", "dist_train", "digits.yaml", "--run-dir", "whole")
-    command = ["train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "pieces", "train.duration=2 epochs"]
-    started = subprocess.Popen(
-        [BIN / "dist-train", *command], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    with started:
+    steps = [0]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)):
+        said = _stopped_by(number, code, folder)
+        assert "To go on: dist-train train --resume" in said
+        state = json.loads((folder / "pieces" / "state.json").read_text())
+        assert state["status"] == "stopped" and steps[-1] < state["step"] < 44
+        steps.append(state["step"])
+    run(folder, "dist-train", "train", "--resume", "pieces", "--nproc-per-node", "1")
+    assert of(folder / "pieces") == of(folder / "whole")
+
+
+def _stopped_by(number, code, folder):
+    """Starts or resumes `pieces`, and stops it at its first line of metrics."""
+    command = [BIN / "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "pieces"]
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as started:
         for line in started.stderr:
             if line.startswith("train step="):
                 break
         started.send_signal(number)
         rest = started.stderr.read()
     assert started.returncode == code, rest
-    state = json.loads((folder / "pieces" / "state.json").read_text())
-    assert state["status"] == "stopped" and 0 < state["step"] < 44
-    assert "To go on: dist-train train --resume" in rest
-    run(folder, "dist-train", "train", "--resume", "pieces", "--nproc-per-node", "1")
-    assert of(folder / "pieces") == of(folder / "whole")
+    return rest
 
 
 def test_a_mistake_costs_nothing(folder):
@@ -141,11 +147,14 @@ def test_w_and_b_reads_back_the_whole_run(folder):
     offline = ["tracking.wandb.mode=offline", "--nproc-per-node", "2", "--run-dir", "run"]
     run(folder, "dist-train", "train", "digits.yaml", *offline, "train.stop_after=13 steps")
     run(folder, "dist-train", "train", "digits.yaml", *offline)
-    files = sorted((folder / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    lives = [
-        json.loads(run(folder, "wandb", "leet", "inspect", "--json", str(file))[0].splitlines()[0]) for file in files
-    ]
-    assert len(lives) == 2
-    text = "".join(run(folder, "wandb", "leet", "inspect", "--json", str(file))[0] for file in files)
-    assert "train/loss" in text and "eval/accuracy" in text
-    assert len({path.name.rpartition("-")[2] for path in (folder / "run" / "wandb").glob("offline-run-*")}) == 1
+    lives = sorted((folder / "run" / "wandb").glob("offline-run-*"))
+    assert len(lives) == 2 and len({life.name.rpartition("-")[2] for life in lives}) == 1
+    records = [json.loads(line) for life in lives for line in _inspected(folder, life).splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    steps = [row["train/step"] for row in history if "train/loss" in row]
+    assert steps == [*range(2, 13, 2), 13, *range(14, 45, 2)]
+    assert [row["train/step"] for row in history if "eval/accuracy" in row] == [22, 44]
+
+
+def _inspected(folder, life):
+    return run(folder, "wandb", "leet", "inspect", "--json", str(next(life.glob("*.wandb"))))[0]
