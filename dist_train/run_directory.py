@@ -27,6 +27,11 @@ def recorded_config(run_dir: Path) -> RunConfig | None:
     return load(path) if path.is_file() else None
 
 
+def generation(run_dir: Path) -> int:
+    """Which life of the process group this is, as the launcher counts them; 0 without it."""
+    return max((int(path.name) for path in (run_dir / "generations").glob("[0-9]*")), default=0)
+
+
 class RunRecord(Protocol):
     """How a run tells the world outside how far it is."""
 

@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from dist_train.checkpoint.state import Snapshot, TrainState, load_optimizer
+from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found, read
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
-from dist_train.ema import Ema
 from dist_train.process_group import ProcessGroup
 
 
@@ -89,29 +85,3 @@ def hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
         other=other,
     )
     return Resumed(path=path, snapshot=everywhere, world_size=world_size)
-
-
-def restore(
-    resumed: Resumed,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-    scaler: torch.amp.GradScaler,
-) -> TrainState:
-    """Puts a checkpoint's content into the objects of this life.
-
-    Raises:
-        UserError: (exit 4) when the model is not the one that was saved.
-    """
-    snapshot = resumed.snapshot
-    try:
-        model.load_state_dict(snapshot.model)
-        load_optimizer(optimizer, model, snapshot.optimizer, snapshot.other["optimizer"])
-        if ema is not None and snapshot.ema is not None:
-            ema.load(snapshot.ema)
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{resumed.path} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
-    if scaler.is_enabled():
-        scaler.load_state_dict(snapshot.other["scaler"])
-    return resumed.state
