@@ -1,7 +1,7 @@
 """Two programs measured in turn, so that what else the machine does meanwhile falls on both alike.
 
-Both run all the time; one computes, the other is held by SIGSTOP. They change places every second or so, which makes a
-pair of short measurements that belong together.
+The two of a pair run at the same time, but one of them computes and the other is held by SIGSTOP; they change places
+every second or so. Every pair is started anew, because how fast a process is also depends on where its memory lies.
 """
 
 import os
@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,22 +46,33 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """Of the pairs' ratios, the median, the quartiles and the extremes."""
+    """Of the pairs' ratios, the median and the extremes."""
 
     median: float
-    quartiles: tuple[float, float]
-    range: tuple[float, float]
+    low: float
+    high: float
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> "Ratio":
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        return cls(median=statistics.median(ratios), quartiles=(low, high), range=(min(ratios), max(ratios)))
+        return cls(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
 
     def __str__(self) -> str:
-        return (
-            f"{self.median:.3f}  (middle half {self.quartiles[0]:.3f} to {self.quartiles[1]:.3f},"
-            f" all {self.range[0]:.3f} to {self.range[1]:.3f})"
-        )
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The slices of one pair of programs: ours and theirs, alternately."""
+
+    slices: tuple[tuple[Speed, Speed], ...]
+
+    def ratio(self, quantity: str) -> float:
+        """Ours divided by theirs: the median over the slices, of `step_s` or `samples_per_s`."""
+        return statistics.median(getattr(ours, quantity) / getattr(plain, quantity) for ours, plain in self.slices)
+
+    def median(self, side: int, quantity: str) -> float:
+        """Of ours (0) or theirs (1)."""
+        return statistics.median(getattr(both[side], quantity) for both in self.slices)
 
 
 class Side:
@@ -112,18 +122,19 @@ class Side:
             send(pid, number)
 
 
-def run_pairs(
-    ours: Command, plain: Command, *, pairs: int, steps: int, ranks: int, warm_up: int, global_batch: int
-) -> list[tuple[Speed, Speed]]:
-    """(ours, plain) of each pair. Which of the two goes first changes from pair to pair."""
+def run_pair(
+    ours: Command, plain: Command, *, slices: int, steps: int, ranks: int, warm_up: int, global_batch: int
+) -> Pair:
+    """Measures `slices` times `steps` steps of either side. Which of the two goes first changes from slice to slice."""
     done = []
-    with ExitStack() as stack:
-        sides = []
-        for command in (ours, plain):
-            sides.append(stack.enter_context(Side(command, ranks)))
-            sides[-1].run(warm_up)
-        for number in range(pairs):
-            order = sides if number % 2 == 0 else sides[::-1]
-            speeds = {side: Speed.of(side.run(steps), global_batch=global_batch) for side in order}
-            done.append((speeds[sides[0]], speeds[sides[1]]))
-    return done
+    with Side(ours, ranks) as first, Side(plain, ranks) as second:
+        sides = (first, second)
+        for side in sides:
+            side.run(warm_up)
+        for number in range(slices):
+            speeds = {
+                side: Speed.of(side.run(steps), global_batch=global_batch)
+                for side in (sides if number % 2 == 0 else sides[::-1])
+            }
+            done.append((speeds[first], speeds[second]))
+    return Pair(slices=tuple(done))

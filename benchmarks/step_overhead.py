@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import Command, Ratio, Speed, run_pairs
+from benchmarks.pairs import Command, Pair, Ratio, run_pair
 
-RANKS, GLOBAL_BATCH, WARM_UP = 2, 64, 15
+RANKS, GLOBAL_BATCH, WARM_UP, SLICES = 2, 64, 15, 8
 ENDLESS = 1_000_000
 """Steps of either training: it is ended from outside."""
 CONFIG = str(Path(__file__).with_name("step_overhead.yaml"))
@@ -47,43 +47,38 @@ def plain(model: str) -> Command:
 
 def compare(model: str, *, pairs: int, steps: int, exact: str) -> dict[str, Any]:
     """Runs the pairs of one model: the ratios, and each side's median over the pairs."""
-    done = run_pairs(
-        ours(model, exact),
-        plain(model),
-        pairs=pairs,
-        steps=steps,
-        ranks=RANKS,
-        warm_up=WARM_UP,
-        global_batch=GLOBAL_BATCH,
-    )
+    done = []
+    for number in range(1, pairs + 1):
+        size = {"slices": SLICES, "steps": steps, "ranks": RANKS, "warm_up": WARM_UP, "global_batch": GLOBAL_BATCH}
+        done.append(run_pair(ours(model, exact), plain(model), **size))
+        print(f"{model}, pair {number} of {pairs}: {done[-1].ratio('step_s'):.3f}", file=sys.stderr)
     return {
         "model": model,
         "exact": exact == "true",
         "pairs": pairs,
-        "steps_a_pair": steps,
-        "step_time_ratio": asdict(Ratio.of([a.step_s / b.step_s for a, b in done])),
-        "samples_per_s_ratio": asdict(Ratio.of([a.samples_per_s / b.samples_per_s for a, b in done])),
-        "ours": _middle([a for a, _ in done]),
-        "plain": _middle([b for _, b in done]),
+        "steps_a_pair": SLICES * steps,
+        "step_time_ratio": asdict(Ratio.of([pair.ratio("step_s") for pair in done])),
+        "samples_per_s_ratio": asdict(Ratio.of([pair.ratio("samples_per_s") for pair in done])),
+        "ours": _middle(done, 0),
+        "plain": _middle(done, 1),
     }
 
 
-def _middle(speeds: Sequence[Speed]) -> dict[str, float]:
+def _middle(pairs: Sequence[Pair], side: int) -> dict[str, float]:
     names = ("step_s", "samples_per_s")
-    return {name: statistics.median(getattr(speed, name) for speed in speeds) for name in names}
+    return {name: statistics.median(pair.median(side, name) for pair in pairs) for name in names}
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_overhead", description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=15, help="pairs of slices (default 15)")
-    parser.add_argument("--steps", type=int, help="of each slice (default 20, for resnet20 10)")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of programs (default 5)")
+    parser.add_argument("--steps", type=int, help=f"of each of the {SLICES} slices (default 20, for resnet20 10)")
     parser.add_argument("--model", choices=[*WORKS, "all"], default="all")
     parser.add_argument("--exact", choices=("true", "false"), default="true", help="how our side adds gradients")
     parser.add_argument("--json", action="store_true", help="a JSON list on stdout")
     args = parser.parse_args(argv)
     results = []
     for model in WORKS if args.model == "all" else [args.model]:
-        print(f"{model} …", file=sys.stderr)
         results.append(compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact))
     print(json.dumps(results, indent=2) if args.json else "\n".join(map(_text, results)))
     return 0
@@ -95,8 +90,8 @@ def _text(result: dict[str, Any]) -> str:
     return (
         f"{result['model']}, exact: {str(result['exact']).lower()}, dist-train / plain torchrun + DDP, "
         f"{result['pairs']} pairs of {result['steps_a_pair']} steps\n"
-        f"  step time {Ratio(**result['step_time_ratio'])}, {times}\n"
-        f"  samples/s {Ratio(**result['samples_per_s_ratio'])}, {rates}"
+        f"  step time  {Ratio(**result['step_time_ratio'])}  {times}\n"
+        f"  samples/s  {Ratio(**result['samples_per_s_ratio'])}  {rates}"
     )
 
 

@@ -11,9 +11,7 @@ mean over all microbatches, along the same tree; integer buffers advance once a 
 """
 
 import inspect
-import queue
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -29,6 +27,7 @@ from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.process_group import ProcessGroup
 from dist_train.randomness import key, seed_torch
+from dist_train.side_work import SideStream, SideThread
 from dist_train.tree import BinaryCounter, LastLeaf, nodes_of_all, tree_sum
 
 
@@ -61,16 +60,13 @@ class Parallel:
         exchange = _Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
         if config.exact:
             self._sum = _ExactSum(exchange, self._shares[ranks.rank], microbatches, self.parameters, group.device)
+            self._sum.more = self._buffers.take
             self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
         self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
-        self._in_last = False
 
     def __call__(self, inputs: Tensor) -> Any:
-        output = self._ddp(inputs)
-        if self._in_last:  # the buffers are final, and their mean has the whole backward to travel in
-            self._buffers.start_mean()
-        return output
+        return self._ddp(inputs)
 
     def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
         """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
@@ -79,7 +75,7 @@ class Parallel:
         """
         self._buffers.begin_step()
         for microbatch in microbatches:
-            last = self._in_last = microbatch is microbatches[-1]
+            last = microbatch is microbatches[-1]
             seed_torch(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
@@ -132,6 +128,7 @@ class _Exchange:
         self._nodes = nodes_of_all(shares, microbatches)
         self._mine = self._nodes[rank]
         self._root = (0, microbatches)
+        self._space: dict[torch.dtype, Tensor] = {}
 
     def mean_into(self, target: Tensor, values: Sequence[Tensor]) -> None:
         """Writes the mean over all V microbatches into `target`.
@@ -145,21 +142,34 @@ class _Exchange:
             torch.div(values[0], self._root[1], out=target)
             return
         chunk = -(-n // ranks)
-        received = target.new_empty(sum(len(nodes) for nodes in self._nodes) * chunk)
+        nodes = [node for of_rank in self._nodes for node in of_rank]
+        received = self._received(target, len(nodes) * chunk)
         dist.all_to_all_single(
             received,
             _by_destination(values, ranks, chunk),
-            [len(nodes) * chunk for nodes in self._nodes],
+            [len(of_rank) * chunk for of_rank in self._nodes],
             [len(values) * chunk] * ranks,
             group=self._group,
         )
-        nodes = [node for of_rank in self._nodes for node in of_rank]
-        total = tree_sum(dict(zip(nodes, received.split(chunk), strict=True)), self._root, torch.Tensor.add_)
-        mean = total.div_(self._root[1])
+        parts = dict(zip(nodes, received.split(chunk), strict=True))
+        mean = tree_sum(parts, self._root, torch.Tensor.add_).div_(self._root[1])  # lies where the first part did
         whole = target if n == chunk * ranks else target.new_empty(chunk * ranks)
-        dist.all_gather_into_tensor(whole, mean, group=self._group)
+        if target.device.type == "cpu":
+            # gloo's all-gather copies through memory of its own; its all-to-all of equal parts does the same without.
+            copies = received[: chunk * ranks].view(ranks, chunk)
+            copies[1:] = mean
+            dist.all_to_all_single(whole, copies.view(-1), group=self._group)
+        else:
+            dist.all_gather_into_tensor(whole, mean, group=self._group)
         if whole is not target:
             target.copy_(whole[:n])
+
+    def _received(self, like: Tensor, size: int) -> Tensor:
+        """Memory that is used again, which can be: sums run one after another. New pages cost as much as the sum."""
+        space = self._space.get(like.dtype)
+        if space is None or space.numel() < size:
+            space = self._space[like.dtype] = like.new_empty(size)
+        return space[:size]
 
 
 def _by_destination(values: Sequence[Tensor], ranks: int, chunk: int) -> Tensor:
@@ -190,7 +200,10 @@ class _ExactSum:
         self._parameters = parameters
         self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
-        self._runner: _Thread | _Stream = _Stream(device) if device.type == "cuda" else _Thread()
+        self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
+        self.more: Callable[[], list[Tensor]] = list
+        """Gives what is to be averaged beside the gradients, as _Exchange.mean_into takes it, or nothing."""
+        self.mean_of_more: Tensor | None = None
 
     def keep(self, number: int) -> None:
         """Takes a microbatch's gradients away from the parameters, into the counter."""
@@ -199,74 +212,43 @@ class _ExactSum:
             parameter.grad = None
 
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        # The last forward is over when the first bucket arrives, so what it leaves behind is final.
+        more = self.more() if bucket.index() == 0 else []
         partial = dict(self._nodes.nodes)
         if bucket.is_last():
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
         flat, places = bucket.buffer(), [self._place[id(p)] for p in bucket.parameters()]
         gradients = bucket.gradients()
-        return self._runner.submit(lambda: self._reduce(flat, gradients, places, partial))
+        return self._runner.submit(lambda: self._reduce(flat, gradients, places, partial, more))
 
-    def submit(self, work: Any) -> Future[Tensor]:
-        return self._runner.submit(work)
-
-    def _reduce(self, flat: Tensor, gradients: list[Tensor], places: list[int], partial: dict[Any, Any]) -> Tensor:
+    def _reduce(
+        self, flat: Tensor, gradients: list[Tensor], places: list[int], partial: dict[Any, Any], more: list[Tensor]
+    ) -> Tensor:
         for node in self._last.folded:
             torch._foreach_add_(gradients, [partial[node][place] for place in places])
-        beside = [torch.cat([partial[node][i].reshape(-1) for i in places]) for node in self._last.beside]
-        self._exchange.mean_into(flat, [*beside, flat])
+        values = [torch.cat([partial[node][i].reshape(-1) for i in places]) for node in self._last.beside] + [flat]
+        if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
+            joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]
+            self._exchange.mean_into(joined[-1], joined)
+            mean, self.mean_of_more = joined[-1].split([flat.numel(), more[0].numel()])
+            return flat.copy_(mean)
+        self._exchange.mean_into(flat, values)
+        if more:
+            self._exchange.mean_into(more[-1], more)
+            self.mean_of_more = more[-1]
         return flat
 
     def close(self) -> None:
         self._runner.close()
 
 
+_SMALL = 1 << 19
+"""Numbers in a bucket up to which a copy costs less than a way of their own for the buffers."""
+
+
 def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     torch._foreach_add_(left, right)
     return left
-
-
-class _Thread:
-    """Runs the sums one after another beside the backward, in the same order on every rank."""
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[Any, Future[Tensor]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="exact-sum", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Any) -> Future[Tensor]:
-        future: Future[Tensor] = Future()
-        self._work.put((work, future))
-        return future
-
-    def _run(self) -> None:
-        while (item := self._work.get()) is not None:
-            work, future = item
-            try:
-                future.set_result(work())
-            except Exception as error:  # it is raised where the main thread waits
-                future.set_exception(error)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self._work.put(None)
-        self._thread.join()
-
-
-class _Stream:
-    """Runs the sums on a CUDA stream beside the backward; the future makes whoever waits for it wait for the stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-
-    def submit(self, work: Any) -> Future[Tensor]:
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        future: Future[Tensor] = Future(devices=[self._device])
-        with torch.cuda.stream(self._stream):
-            future.set_result(work())
-        return future
-
-    def close(self) -> None:
-        pass
 
 
 class _Buffers:
@@ -284,7 +266,6 @@ class _Buffers:
     def begin_step(self) -> None:
         self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
-        self._mean: Future[Tensor] | None = None
 
     @torch.no_grad()
     def begin(self, number: int) -> None:
@@ -299,27 +280,23 @@ class _Buffers:
         if self._floats:
             self._nodes.push(self._number, torch.cat([b.reshape(-1) for b in self._floats]))
 
-    def start_mean(self) -> None:
-        """Begins the mean over all microbatches; called once the last forward is over."""
-        if self._floats and self._exact is not None:
-            self.keep()
-            values = [self._nodes.nodes[node] for node in sorted(self._nodes.nodes)]
-            self._mean = self._exact.submit(lambda: self._mean_of(values))
-
-    def _mean_of(self, values: list[Tensor]) -> Tensor:
-        target = torch.empty_like(values[0])
-        self._exchange.mean_into(target, values)
-        return target
+    def take(self) -> list[Tensor]:
+        """The statistics of this rank's nodes, from left to right; called once the last forward is over."""
+        if not self._floats:
+            return []
+        self.keep()
+        return [self._nodes.nodes[node] for node in sorted(self._nodes.nodes)]
 
     @torch.no_grad()
     def finish_step(self) -> None:
         if not self._floats:
             return
-        if self._exact is None:
-            self.keep()
-            flat = self._mean_of([self._nodes.nodes[node] for node in sorted(self._nodes.nodes)])
+        if self._exact is not None:
+            flat = self._exact.mean_of_more
+            assert flat is not None, "no gradient bucket arrived"
         else:
-            assert self._mean is not None, "no forward of the last microbatch"
-            flat = self._mean.wait()
+            values = self.take()
+            flat = values[-1]
+            self._exchange.mean_into(flat, values)
         parts = flat.split([b.numel() for b in self._floats])
         torch._foreach_copy_(self._floats, [part.view_as(b) for part, b in zip(parts, self._floats, strict=True)])

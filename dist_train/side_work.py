@@ -1,0 +1,53 @@
+"""Where the sums of gradients run while the backward goes on."""
+
+import queue
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+
+class SideThread:
+    """Runs the sums one after another beside the backward, in the same order on every rank."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[Any, Future[Tensor]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="exact-sum", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Any) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        self._work.put((work, future))
+        return future
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, future = item
+            try:
+                future.set_result(work())
+            except Exception as error:  # it is raised where the main thread waits
+                future.set_exception(error)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+
+class SideStream:
+    """Runs the sums on a CUDA stream beside the backward; the future makes whoever waits for it wait for the stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def submit(self, work: Any) -> Future[Tensor]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        future: Future[Tensor] = Future(devices=[self._device])
+        with torch.cuda.stream(self._stream):
+            future.set_result(work())
+        return future
+
+    def close(self) -> None:
+        pass
