@@ -264,7 +264,8 @@ class _Buffers:
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
+        if len(self._own) > 1:
+            self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
 
     @torch.no_grad()
