@@ -77,7 +77,8 @@ class Duration:
 
     def __str__(self) -> str:
         number = str(int(self.value)) if float(self.value).is_integer() else repr(self.value)
-        return f"{number} {self.unit}"
+        unit = self.unit[:-1] if number == "1" and not self.is_time else self.unit
+        return f"{number} {unit}"
 
     @classmethod
     def parse(cls, text: Any) -> "Duration":
