@@ -216,6 +216,7 @@ class _ExactSum:
         more = self.more() if bucket.index() == 0 else []
         partial = dict(self._nodes.nodes)
         if bucket.is_last():
+            self._in_use = self._nodes  # for a step: memory given back now could be handed out while a stream reads it
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
         flat, places = bucket.buffer(), [self._place[id(p)] for p in bucket.parameters()]
         gradients = bucket.gradients()

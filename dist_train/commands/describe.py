@@ -18,6 +18,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.control.due import Due
 from dist_train.data import datasets
+from dist_train.data.datasets import Splits
 from dist_train.optim import build as build_optimizer
 from dist_train.schedule import Schedule
 
@@ -31,20 +32,26 @@ def describe(config: RunConfig) -> dict[str, Any]:
     )
     facts |= {"model": config.model.name, "state_bytes": None, "lr": [], "problem": None}
     try:
-        splits = datasets.build(_without_download(config).data)
+        splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
         classes = len(splits.classes) if splits.classes else None
         facts |= _size(config, models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed))
     except UserError as error:
         facts["problem"] = str(error)
+        if facts["total_steps"] is None and config.train.duration.unit == "steps":
+            facts["total_steps"] = int(config.train.duration.value)
     return facts
 
 
-def _without_download(config: RunConfig) -> RunConfig:
-    if not hasattr(config.data, "download"):
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"download": False})})
+def _splits(config: RunConfig) -> Splits:
+    """The data, if it is there; a plan downloads nothing."""
+    if not getattr(config.data, "download", False):
+        return datasets.build(config.data)
+    try:
+        return datasets.build(config.data.model_copy(update={"download": False}))
+    except UserError:
+        raise UserError(f"{config.data.name} is not there yet; the training downloads it") from None
 
 
 def _length(config: RunConfig, samples: int) -> dict[str, Any]:
