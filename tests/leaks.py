@@ -73,9 +73,9 @@ class Surroundings:
 
 def _processes() -> dict[int, str]:
     """Command lines of the living processes that this one has started, by pid, however far they have moved away."""
-    ours = _descendants(os.getpid()) | _marked()
-    helpers = _helpers()
-    return {pid: command for pid in ours - helpers if (command := _command(pid))}
+    parents = _parents()
+    ours = {pid for pid in parents if _descends(pid, parents) or _is_marked(pid)}
+    return {pid: command for pid in ours - _helpers() if (command := _command(pid))}
 
 
 def _helpers() -> set[int]:
@@ -86,30 +86,30 @@ def _helpers() -> set[int]:
     return {pid for pid in pids if pid}
 
 
-def _descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-        children = {int(c) for t in threads for c in Path(f"/proc/{pid}/task/{t}/children").read_text().split()}
-    except OSError:  # ended meanwhile
-        return found
-    for child in children:
-        found |= {child} | _descendants(child)
-    return found
-
-
-def _marked() -> set[int]:
-    wanted = f"{MARK}={os.getpid()}".encode()
-    found = set()
+def _parents() -> dict[int, int]:
+    """The parent of every process but this one. (/proc/PID/task/TID/children may leave out some while others end.)"""
+    found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if wanted in file.read().split(b"\0"):
-                        found.add(int(name))
-            except OSError:  # ended meanwhile, or another user's
+                stat = Path(f"/proc/{name}/stat").read_text(errors="replace")
+            except OSError:  # ended meanwhile
                 continue
+            found[int(name)] = int(stat.rpartition(")")[2].split()[1])
     return found
+
+
+def _descends(pid: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+    return pid == os.getpid()
+
+
+def _is_marked(pid: int) -> bool:
+    try:
+        return f"{MARK}={os.getpid()}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return False
 
 
 def _command(pid: int) -> str:

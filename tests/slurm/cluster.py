@@ -196,6 +196,7 @@ class Cluster:
         self.configuration.write_text(text)
 
     def _start(self, name: str, *command: str) -> None:
+        command = ("setpriv", "--pdeathsig", "KILL", *command)  # a pytest that is killed leaves no daemon behind
         with (self.folder / f"{name}.out").open("wb") as output:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder
