@@ -498,6 +498,9 @@ class TrainConfig(Section):
     """Keep an exponential moving average of the weights with this decay, and evaluate it."""
     early_stopping: EarlyStopping | None = None
     """End the training when the best metric no longer improves."""
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss or gradient is not finite. `skip`: leave the step's update out. `rollback`: take back the updates
+    since the last checkpoint that was due, too."""
 
 
 class EvalConfig(Section):
@@ -522,6 +525,8 @@ class CheckpointConfig(Section):
     """Time between saves; there is always one at the end."""
     keep: Annotated[Int, Field(ge=2)] = 3
     """Newest checkpoints kept, beside the best one. At least two, so that one damaged file is no loss."""
+    background: Literal["auto"] | Bool = "auto"
+    """Write in a process of its own while the training goes on. `auto`: where the state is large enough to pay."""
 
 
 class WandbConfig(Section):
@@ -545,6 +550,8 @@ class TrackingConfig(Section):
     every: TrainingDuration = Duration(10.0, "steps")
     """Interval of the training metrics on console and trackers; metrics.jsonl has every step."""
     wandb: WandbConfig = WandbConfig()
+    samples: Bool = False
+    """Write samples.jsonl: which samples each step's microbatches were made of."""
     tensorboard: Bool = False
     """Event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
 
