@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_train.checkpoint.keeper import Keeper
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.state import TrainState
-from dist_train.checkpoint.store import is_checkpoint, locate
+from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, locate
 from dist_train.control.stop import Request
 from dist_train.evaluate import Evaluation
 from dist_train.learner import Learner
@@ -47,6 +48,8 @@ def live(life: Life) -> Request:
     for line in life.notes:
         run.tracker.note(line)
     life.record.update("running", state)
+    if state.step == 0 and run.config.train.non_finite == "rollback":
+        run.save(state)  # something to go back to before the first checkpoint is due
     request = Request.NONE if state.finished or state.step >= run.due.last_step else train(run, state)
     run.checkpoints.close()
     metrics = dict(state.metrics)
@@ -68,6 +71,22 @@ def live(life: Life) -> Request:
         )
     )
     return Request.NONE if state.finished else request
+
+
+def go_back(
+    learner: Learner, group: ProcessGroup, checkpoints: Keeper, run_dir: Path, note: Callable[[str], None], step: int
+) -> None:
+    """Puts the learner back to the checkpoint of `step`.
+
+    Raises:
+        UserError: (exit 4) on every rank, when it is missing or damaged.
+    """
+    checkpoints.drain()
+    path = CheckpointStore(run_dir / "checkpoints").path(step)
+    resumed = hand_on(group.from_first(lambda: locate(path, note)), group)
+    assert resumed is not None
+    learner.restore(resumed)
+    note(f"went back to the weights of step {step}")
 
 
 def judge(

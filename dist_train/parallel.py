@@ -37,9 +37,14 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+
+    Args:
+        keep_buffers: whether put_back_buffers may be asked for.
     """
 
-    def __init__(self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int) -> None:
+    def __init__(
+        self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int, keep_buffers: bool = False
+    ) -> None:
         self.module = module
         self._config = config
         ranks = group.ranks
@@ -55,7 +60,7 @@ class Parallel:
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
         self._loss_scale = ranks.world_size / microbatches
-        self._buffers = _Buffers(module)
+        self._buffers = _Buffers(module, keep_buffers)
         self._sum: _ExactSum | None = None
         exchange = _Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
         if config.exact:
@@ -106,6 +111,10 @@ class Parallel:
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
         factor = global_batch / max(1, int(self._group.sum_(total)))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+
+    def put_back_buffers(self) -> None:
+        """The buffers as they were before the step that has just run; needs `keep_buffers`."""
+        self._buffers.put_back()
 
     def close(self) -> None:
         """Ends the reduction thread."""
@@ -255,8 +264,9 @@ def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
 class _Buffers:
     """The model's buffers over a step of several microbatches."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, keep: bool) -> None:
         buffers = list(module.buffers())
+        self._keep = keep
         self._floats = [b for b in buffers if b.is_floating_point()]
         self._integers = [b for b in buffers if not b.is_floating_point()]
 
@@ -265,7 +275,7 @@ class _Buffers:
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        if len(self._own) > 1:
+        if len(self._own) > 1 or self._keep:
             self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
 
@@ -273,9 +283,13 @@ class _Buffers:
     def begin(self, number: int) -> None:
         self._number = number
         if number != self._own.start:
-            for now, before in zip((self._floats, self._integers), self._before, strict=True):
-                if now:
-                    torch._foreach_copy_(now, before)
+            self.put_back()
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for now, before in zip((self._floats, self._integers), self._before, strict=True):
+            if now:
+                torch._foreach_copy_(now, before)
 
     def keep(self) -> None:
         """Takes the statistics of the microbatch that has just run."""

@@ -1,5 +1,6 @@
 """Everything that a life of the training needs, built by worker.py and handed to loop.py."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dist_train.checkpoint.keeper import Keeper
 from dist_train.checkpoint.state import TrainState
-from dist_train.config.errors import UserError
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
@@ -19,6 +20,7 @@ from dist_train.data.batch import Microbatch
 from dist_train.ema import Ema
 from dist_train.evaluate import Evaluation
 from dist_train.meter import Meter
+from dist_train.non_finite import ADVICE, NonFinite
 from dist_train.parallel import Parallel
 from dist_train.schedule import Schedule
 from dist_train.tasks.base import Task
@@ -51,29 +53,69 @@ class Run:
     checkpoints: Keeper
     agreement: Agreement
     due: Due
+    non_finite: NonFinite
 
     def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
         """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
         if not self.task.counts_every_sample:
             self.parallel.rescale(counts, self.config.batch.global_size)
 
-    def update(self, lr: float) -> Tensor:
-        """Clips, steps the optimizer and the average; returns the L2 norm of the gradient before clipping, 0-dim.
+    def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
+        """Clips, steps the optimizer and the average, or leaves the step out where `train.non_finite` says so.
 
         Every rank has the same gradient, so each finds the same norm and the same scaler decision without asking.
+
+        Returns:
+            the L2 norm of the gradient before clipping, 0-dim, and whether the update was applied.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = self.parallel.parameters
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.train.clip_norm is not None:
-            clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
+        applied = self.non_finite.applies(norm, losses)
+        if applied:
+            if self.config.train.clip_norm is not None:
+                clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
+        if not applied:
+            self.non_finite.leave_out(state)
+        elif self.ema is not None:
             self.ema.update(self.parallel.module)
-        return norm
+        state.left_out_in_a_row = 0 if applied else state.left_out_in_a_row + 1
+        return norm, applied
+
+    def report(self) -> None:
+        """Writes down the steps since the last report.
+
+        Raises:
+            UserError: (exit 11) on every rank, when one of them was not finite and was not left out.
+        """
+        report = self.meter.flush()
+        self.tracker.log_samples(report.samples)
+        self.tracker.log_steps(report.rows)
+        for line in report.left_out:
+            self.tracker.note(line)
+        if report.diverged is not None:
+            raise UserError(report.diverged, ExitCode.NON_FINITE)
+
+    def save(self, state: TrainState) -> None:
+        """Saves.
+
+        Raises:
+            UserError: (exit 11) on every rank, when an update has left numbers that are not finite.
+        """
+        tensors = [*self.parallel.module.state_dict().values()]
+        tensors += [value for entries in self.optimizer.state.values() for value in entries.values()]
+        floats = [t.detach() for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        if not torch.isfinite(get_total_norm(floats, norm_type=math.inf)):
+            raise UserError(
+                f"step {state.step}: the model or the optimizer holds numbers that are not finite. They were not "
+                f"saved; the last checkpoint is from before. {ADVICE}",
+                ExitCode.NON_FINITE,
+            )
+        self.checkpoints.save(state)
 
     def evaluate(self, state: TrainState) -> None:
         """Evaluates, writes it down, and keeps `state`'s account of the best."""

@@ -7,7 +7,7 @@ CONFIG`), and ends in the same bits.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_train import non_finite
 from dist_train.checkpoint.keeper import Checkpoints, Keeper, NoCheckpoints
 from dist_train.checkpoint.resume import Resumed, hand_on
 from dist_train.checkpoint.state import TrainState
@@ -32,7 +33,7 @@ from dist_train.data.loader import evaluation_batches, number_of_batches, train_
 from dist_train.evaluate import Evaluation, evaluate
 from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
-from dist_train.life import Life, judge, live
+from dist_train.life import Life, go_back, judge, live
 from dist_train.meter import Meter
 from dist_train.open_run import Opened, open_run
 from dist_train.parallel import Parallel
@@ -114,13 +115,13 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     resumed = hand_on(opened.found, group)
     state = learner.restore(resumed) if resumed else TrainState()
     state.finished = state.step >= due.total_steps or gives_up(config, state)
-    if config.model.compile:
-        learner.model.compile()
     limit = config.train.stop_after
     flag.limit(limit.seconds if limit is not None and limit.is_time else None)
     record = DirectoryRecord(opened.run_dir, ranks, generation(opened.run_dir)) if ranks.is_first else NoRecord()
     figures = partial(figures_of, config, learner.evaluated, learner.task, group)
-    run = _run(opened, group, splits, learner, due, steps_per_epoch, Agreement(group, flag), record, figures)
+    tracker = tracking.build(config, ranks, opened.run_dir)
+    checkpoints = _checkpoints(opened, ranks, learner, tracker, record)
+    run = build_run(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints, opened.run_dir)
     return Life(
         run=run,
         state=state,
@@ -131,42 +132,52 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     )
 
 
-def _run(
-    opened: Opened,
+def build_run(
+    config: RunConfig,
     group: ProcessGroup,
     splits: Splits,
     learner: Learner,
     due: Due,
-    steps_per_epoch: int,
     agreement: Agreement,
-    record: RunRecord,
-    figures: Callable[[Any], Evaluation],
+    tracker: NullTracker,
+    checkpoints: Keeper,
+    run_dir: Path,
 ) -> Run:
-    config, ranks = opened.config, group.ranks
+    """What the loop needs, for a training and for its replay. `config` has its number of microbatches settled."""
     assert isinstance(config.batch.microbatches, int)
     classes = len(splits.classes) if splits.classes else None
+    steps_per_epoch = train_sampler(config, splits.train, group.ranks).steps_per_epoch
     sizes = {"steps_per_epoch": steps_per_epoch, "global_batch": config.batch.global_size}
-    tracker = tracking.build(config, ranks, opened.run_dir)
+    if config.model.compile:
+        learner.model.compile()
     meter = Meter(
-        group, microbatches=config.batch.microbatches, infinite_norm_is_fine=learner.scaler.is_enabled(), **sizes
+        group,
+        microbatches=config.batch.microbatches,
+        infinite_norm_is_fine=learner.scaler.is_enabled(),
+        wants_samples=config.tracking.samples,
+        **sizes,
     )
+    keep_buffers = config.train.non_finite != "stop"
+    parallel = Parallel(learner.model, group, config, config.batch.microbatches, keep_buffers)
+    back = partial(go_back, learner, group, checkpoints, run_dir, tracker.note)
     return Run(
         config=config,
         microbatch_size=config.batch.global_size // config.batch.microbatches,
-        parallel=Parallel(learner.model, group, config, config.batch.microbatches),
+        parallel=parallel,
         task=learner.task,
         optimizer=learner.optimizer,
         schedule=Schedule(config=config.schedule, peak=config.optimizer.lr, total_steps=due.total_steps, **sizes),
         scaler=learner.scaler,
         ema=learner.ema,
-        batches=partial(train_batches, config, splits, ranks, group.device, num_classes=classes),
-        evaluation=partial(figures, splits.evaluation),
+        batches=partial(train_batches, config, splits, group.ranks, group.device, num_classes=classes),
+        evaluation=partial(figures_of, config, learner.evaluated, learner.task, group, splits.evaluation),
         autocast=autocast(config, group.device),
         meter=meter,
         tracker=tracker,
-        checkpoints=_checkpoints(opened, ranks, learner, tracker, record),
+        checkpoints=checkpoints,
         agreement=agreement,
         due=due,
+        non_finite=non_finite.build(config, group, parallel.put_back_buffers, back, due.anchor),
     )
 
 

@@ -18,6 +18,8 @@ class Keeper(Protocol):
 
     def save(self, state: TrainState) -> None: ...
 
+    def drain(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -27,6 +29,9 @@ class NoCheckpoints:
     last: Path | None = None
 
     def save(self, state: TrainState) -> None:
+        pass
+
+    def drain(self) -> None:
         pass
 
     def close(self) -> None:
@@ -86,6 +91,9 @@ class Checkpoints:
                 self.close()
         else:
             self._on_saved(state)
+
+    def drain(self) -> None:
+        """Returns when no save is under way."""
 
     def close(self) -> None:
         """The end of the training.

@@ -30,6 +30,7 @@ class TrainState:
         stale: evaluations since then.
         metrics: of the last evaluation.
         finished: the training has reached its end, or early stopping has ended it.
+        left_out_in_a_row: how many of the last steps were left out because they were not finite.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class TrainState:
     stale: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
+    left_out_in_a_row: int = 0
 
     def samples_seen(self, global_batch: int) -> int:
         return self.step * global_batch

@@ -34,6 +34,10 @@ class Due:
     def save(self, step: int) -> bool:
         return step % self.save_every == 0 or step == self.last_step
 
+    def anchor(self, step: int) -> int:
+        """The last step up to `step` that is saved in every run of this config, however often it is stopped."""
+        return step - step % self.save_every
+
     def log(self, step: int) -> bool:
         """Metrics are written down before anything that a restart could go back to."""
         return step % self.log_every == 0 or self.evaluate(step) or self.save(step)

@@ -110,6 +110,9 @@ class Sink:
     def log_steps(self, interval: Interval) -> None:
         """One tracking interval has passed."""
 
+    def log_samples(self, rows: list[Row]) -> None:
+        """Which samples the interval's steps were made of, where the config asks for it; before its log_steps."""
+
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         """An evaluation is finished. `row` carries "time"; `confusion` is int64 [actual class, predicted class]."""
 

@@ -32,7 +32,7 @@ class JsonlSink(Sink):
         # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
         # was written down before comes again, and is the same.
         self._already = {(row.get("split"), row["step"]) for row in kept}
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._file = open_to_append(self._path)
 
     def log_steps(self, interval: Interval) -> None:
         self._write([{"kind": "train", **row} for row in interval.rows])
@@ -48,9 +48,41 @@ class JsonlSink(Sink):
 
     def _write(self, rows: list[Row]) -> None:
         assert self._file is not None
-        view = memoryview("".join(f"{to_json(row)}\n" for row in rows).encode())
-        while view:  # write(2) may take less than it is given
-            view = view[os.write(self._file, view) :]
+        append(self._file, rows)
+
+
+class SamplesSink(Sink):
+    """samples.jsonl: which samples each step's microbatches were made of."""
+
+    name = "samples.jsonl"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        rewind(self._path, facts.first_step)
+        self._file = open_to_append(self._path)
+
+    def log_samples(self, rows: list[Row]) -> None:
+        assert self._file is not None
+        append(self._file, rows)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def open_to_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+
+def append(file: int, rows: list[Row]) -> None:
+    """Written out when it returns."""
+    view = memoryview("".join(f"{to_json(row)}\n" for row in rows).encode())
+    while view:  # write(2) may take less than it is given
+        view = view[os.write(file, view) :]
 
 
 def to_json(row: Row) -> str:

@@ -12,7 +12,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.ranks import Ranks
 from dist_train.tracking.base import Interval, Outcome, Row, RunFacts, Sink
 from dist_train.tracking.console import ConsoleSink
-from dist_train.tracking.jsonl import JsonlSink
+from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
@@ -33,6 +33,9 @@ class NullTracker:
 
     def log_steps(self, rows: list[Row]) -> None:
         """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}."""
+
+    def log_samples(self, rows: list[Row]) -> None:
+        """Rows of the same steps: {"step", "epoch", "indices": V lists of places in the training set}."""
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         """A finished evaluation: {"step", "epoch", "samples_seen", "split", metrics…, "per_class"}.
@@ -89,6 +92,10 @@ class Tracker(NullTracker):
         self._each(lambda sink: sink.log_steps(interval))
         self._last_step = rows[-1]["step"]
 
+    def log_samples(self, rows: list[Row]) -> None:
+        if rows:
+            self._each(lambda sink: sink.log_samples(rows))
+
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._pace is not None
         self._pace.evaluated()
@@ -134,7 +141,8 @@ class Tracker(NullTracker):
 
 def _summary(rows: list[Row]) -> Row:
     last = {key: value for key, value in rows[-1].items() if key != "time"}
-    losses = [row["loss"] for row in rows if "loss" in row]
+    losses = [row["loss"] for row in rows if "loss" in row and "left_out" not in row]
+    last.pop("left_out", None)
     return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
@@ -149,6 +157,8 @@ def build(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
     if not ranks.is_first:
         return NullTracker()
     sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl"), LogFileSink(run_dir / "logs" / "rank0.log")]
+    if config.tracking.samples:
+        sinks.append(SamplesSink(run_dir / "samples.jsonl"))
     if config.tracking.tensorboard:
         sinks.append(TensorboardSink(run_dir / "tensorboard"))
     mode = wandb_mode(config.tracking.wandb.mode)

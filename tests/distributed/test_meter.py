@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.shares import share
 from dist_train.meter import Meter, StepResult
@@ -17,11 +16,17 @@ def _meter(group):
     return Meter(group, microbatches=MICROBATCHES, global_batch=8, steps_per_epoch=10)
 
 
-def _result(ranks, step, loss, norm=1.5):
+def _result(ranks, step, loss, norm=1.5, applied=True):
     own = share(ranks.rank, ranks.world_size, MICROBATCHES)
     losses = {number: torch.tensor(loss(step, number)) for number in own}
     return StepResult(
-        step=step, losses=losses, counts=dict.fromkeys(own, 2), gradient_norm=torch.tensor(norm), lr=0.1 * step
+        step=step,
+        losses=losses,
+        counts=dict.fromkeys(own, 2),
+        indices={number: torch.tensor([10 * step + number, 90]) for number in own},
+        gradient_norm=torch.tensor(norm),
+        lr=0.1 * step,
+        applied=applied,
     )
 
 
@@ -32,8 +37,8 @@ def _rows(ranks):
         for step in range(1, 6):
             meter.add(_result(ranks, step, lambda step, number: step + number / 7))
             if step in (3, 5):
-                rows.append(meter.flush())
-        return [*rows, meter.flush()]
+                rows.append(meter.flush().rows)
+        return [*rows, meter.flush().rows]
 
 
 def test_rows_have_every_step_and_are_the_same_on_all_ranks(run_ranks):
@@ -46,22 +51,31 @@ def test_rows_have_every_step_and_are_the_same_on_all_ranks(run_ranks):
         assert run_ranks(_rows, world_size) == [alone] * world_size
 
 
-def _bad(ranks, norm):
+def _bad(ranks, norm, applied):
     with ProcessGroup(ranks, DistributedConfig()) as group:
         meter = _meter(group)
-        meter.add(_result(ranks, 7, lambda step, number: math.nan if number == 3 and norm == 1.5 else 1.0, norm))
-        try:
-            meter.flush()
-        except UserError as error:
-            return str(error), error.code
+        for step in (6, 7, 8):
+            nan = step == 7 and norm == 1.5
+            loss = lambda step, number, nan=nan: math.nan if number == 3 and nan else 1.0  # noqa: E731
+            meter.add(_result(ranks, step, loss, norm if step == 7 else 1.5, applied or step != 7))
+        report = meter.flush()
+        return [row["step"] for row in report.rows], report.left_out, report.diverged
 
 
-def test_a_loss_that_is_not_finite_ends_every_rank(run_ranks):
-    for message, code in run_ranks(_bad, 2, 1.5):
-        assert message.startswith("step 7: the loss of microbatch 3 is not finite")
-        assert code == ExitCode.NON_FINITE
+def test_a_loss_that_is_not_finite_is_told_on_every_rank_and_ends_the_report(run_ranks):
+    for steps, left_out, diverged in run_ranks(_bad, 2, 1.5, True):
+        assert steps == [6, 7] and left_out == []
+        assert diverged.startswith("step 7: the loss of microbatch 3 is not finite (training samples 73, 90). Nothing")
 
 
-def test_a_gradient_that_is_not_finite_ends_every_rank(run_ranks):
-    for message, _ in run_ranks(_bad, 2, math.inf):
-        assert message.startswith("step 7: the gradient is not finite")
+def test_a_gradient_that_is_not_finite_is_told_on_every_rank(run_ranks):
+    for steps, _, diverged in run_ranks(_bad, 2, math.inf, True):
+        assert steps == [6, 7] and diverged.startswith("step 7: the gradient is not finite. Nothing")
+
+
+def test_a_step_that_was_left_out_is_told_and_the_next_ones_follow(run_ranks):
+    for steps, left_out, diverged in run_ranks(_bad, 2, 1.5, False):
+        assert steps == [6, 7, 8] and diverged is None
+        assert left_out == [
+            "! step 7: the loss of microbatch 3 is not finite (training samples 73, 90); its update was left out"
+        ]
