@@ -29,6 +29,7 @@ class Flags:
     master_port: int | None = None
     local_addr: str | None = None
     max_restarts: int = 0
+    grace: float | None = None
     monitor_interval: float = 0.1
     log_dir: str | None = None
     tee: str = "0"
@@ -68,6 +69,8 @@ class LaunchPlan:
     """Added to the environment of every rank."""
     rendezvous: Rendezvous
     max_restarts: int
+    grace: float | None
+    """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
     monitor_interval: float
     program: tuple[str, ...]
     """What a rank runs: `-m MODULE`, or a script."""
@@ -163,6 +166,7 @@ def make_plan(
         environment=_environment(config, nodes, device, threads, host),
         rendezvous=_rendezvous(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
+        grace=flags.grace,
         monitor_interval=flags.monitor_interval,
         program=program,
         arguments=arguments,

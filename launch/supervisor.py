@@ -114,6 +114,8 @@ class Generation:
         self._ended_by_us: set[int] = set()
         self._failing_since: float | None = None
         self._announced = False
+        self._deadline: float | None = None
+        self._out_of_time = False
 
     def _claim(self) -> Path:
         """The next generation's folder. Each node counts its own, so that nodes agree without asking each other."""
@@ -139,7 +141,7 @@ class Generation:
                 self._look_after(agent)
                 self.inbox.wait(TICK)
         finally:
-            killed = agent.poll() is None or self.inbox.kill is not None
+            killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
             if agent.poll() is None:
                 agent.kill()
             sweep(patience=0 if killed else AFTER_END)
@@ -148,6 +150,8 @@ class Generation:
                 agent.stdin.close()
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
+        if self._out_of_time and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)
         outcome = read_json(self.outcome) or {"error": "it died", "ranks": []}
         if outcome["error"] is None and all(rank["exit_code"] == 0 for rank in outcome["ranks"]):
             return self._ended_well()
@@ -180,7 +184,7 @@ class Generation:
     # ------------------------------------------------------------ while it runs
 
     def _look_after(self, agent: subprocess.Popen) -> None:
-        if self.inbox.kill is not None:
+        if self.inbox.kill is not None or self._is_over():
             agent.kill()
             return
         sessions = [session for session in read_all(self.folder / "ranks") if session["agent"] == agent.pid]
@@ -190,6 +194,21 @@ class Generation:
         for number in self.inbox.take_others():
             self._ask(alive, number, again=True)
         self._end_stragglers(sessions, alive)
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for so long ago that the last checkpoint has to do."""
+        if self.inbox.stop is None or self.plan.grace is None:
+            return False
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self.plan.grace
+        if time.monotonic() < self._deadline:
+            return False
+        if not self._out_of_time:
+            newest = run_dirs.newest_checkpoint(self.plan.folder)
+            left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): ended unsaved; {left}")
+        self._out_of_time = True
+        return True
 
     def _pass_on_stop(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
         if self._ask(alive, number) or self._asked:
@@ -228,6 +247,9 @@ class Generation:
         number = self.inbox.stop or by_name
         if number is None or state.get("status") == "done":
             return ExitCode.DONE
+        return self._stopped(number)
+
+    def _stopped(self, number: int) -> int:
         if number == signal.SIGUSR1 or (number == signal.SIGTERM and self.plan.scheduler):
             return ExitCode.REQUEUE
         return _code_of(number)

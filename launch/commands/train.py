@@ -49,6 +49,12 @@ def _torchrun(name: str, **settings: Any) -> Any:
 @_torchrun("master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one.")
 @_torchrun("local-addr", help="Address of this node.")
 @_torchrun("max-restarts", type=click.IntRange(0), default=0, help="New starts from the last checkpoint after a crash.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
+)
 @_torchrun("monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks.")
 @_torchrun("log-dir", type=click.Path(file_okay=False), help="Of rank<R>.log. Default: logs/ in the run directory.")
 @_torchrun("tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown on the console beside rank 0.")

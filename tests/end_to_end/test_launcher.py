@@ -22,11 +22,18 @@ PATIENCE = 60
 class Launch:
     """One supervisor and all below it, told from other processes by a mark in their environment."""
 
-    def __init__(self, folder: Path, ranks: int, *action: str, restarts: int = 0) -> None:
+    def __init__(self, folder: Path, ranks: int, *action: str, restarts: float = 0, grace: float = 0) -> None:
         self.folder = folder
         self.mark = f"LAUNCH_TEST={uuid.uuid4()}"
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(PROGRAMS / "launch_ranks.py"), str(folder), str(ranks), str(restarts)]
+        command = [
+            sys.executable,
+            str(PROGRAMS / "launch_ranks.py"),
+            str(folder),
+            str(ranks),
+            str(restarts),
+            str(grace),
+        ]
         name, _, value = self.mark.partition("=")
         self.process = subprocess.Popen(
             [*command, *action],
@@ -82,9 +89,9 @@ def until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
     begun: list[Launch] = []
 
-    def start(ranks: int, *action: str, restarts: int = 0) -> Launch:
+    def start(ranks: int, *action: str, **settings: float) -> Launch:
         folder = tmp_path / "run"
-        begun.append(Launch(folder, ranks, *action, restarts=restarts))
+        begun.append(Launch(folder, ranks, *action, **settings))
         return begun[-1]
 
     yield start
@@ -166,6 +173,18 @@ def test_a_signal_saves_and_stops(launch, number, code):
     assert ended == code
     assert said == "  saving, then stopping … once more to kill at once\n"
     assert json.loads((run.folder / "state.json").read_text()) == {"status": "stopped", "signal": number.name}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_ranks_that_do_not_stop_in_time_are_ended(launch, number, code):
+    """One of them is stopped by SIGSTOP, as a process stuck in the kernel would be."""
+    run = launch(2, "train", grace=1.5).when_ready(2)
+    os.kill(run.pid_of(1), signal.SIGSTOP)
+    begun = time.monotonic()
+    os.kill(run.process.pid, number)
+    ended, said = run.end()
+    assert ended == code and time.monotonic() - begun >= 1.5
+    assert "! not stopped within 1.5 s (--grace): ended unsaved; there is no checkpoint yet\n" in said
 
 
 def test_ctrl_c_saves_and_stops(launch):

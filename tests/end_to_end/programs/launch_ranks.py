@@ -1,4 +1,7 @@
-"""Plans and supervises `ranks.py` as the CLI would: `launch_ranks.py FOLDER RANKS MAX_RESTARTS ACTION [ARGUMENT …]`."""
+"""Plans and supervises `ranks.py` as the CLI would:
+
+`launch_ranks.py FOLDER RANKS MAX_RESTARTS GRACE ACTION [ARGUMENT …]`; GRACE 0 is none.
+"""
 
 import sys
 from pathlib import Path
@@ -13,12 +16,12 @@ PROGRAM = Path(__file__).with_name("ranks.py")
 
 
 def main() -> None:
-    folder, ranks, restarts, action, *more = sys.argv[1:]
+    folder, ranks, restarts, grace, action, *more = sys.argv[1:]
     config = RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}})
     config = config.model_copy(update={"batch": config.batch.model_copy(update={"global_size": 60})})
     plan = make_plan(
         config,
-        Flags(nproc_per_node=ranks, max_restarts=int(restarts)),
+        Flags(nproc_per_node=ranks, max_restarts=int(restarts), grace=float(grace) or None),
         host.look(),
         folder=Path(folder),
         program=(str(PROGRAM),),
