@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+Bytes = bytes | bytearray | memoryview
+"""Bytes in one piece."""
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replaces `path` by a synced file beside it, then syncs the folder, so that the change survives a power loss."""
@@ -16,16 +19,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes a new file and syncs it. Raises FileExistsError when `path` is there: no link is followed."""
+def write_synced(path: Path, content: Bytes) -> None:
+    """Writes a new file and syncs it. No link is followed, and an fsync that failed is not tried again: the kernel may
+    have dropped the pages, and a second one would say that all is well.
+
+    Raises:
+        FileExistsError: when `path` is there.
+        OSError: when the disk refuses, at the latest as the file is closed.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        view = memoryview(content)
-        while view:  # write(2) may take less than it is given
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_all(descriptor: int, content: Bytes) -> None:
+    """write(2) may take less than it is given, and says only then why it takes no more. Raises OSError."""
+    view = memoryview(content).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_train import models, optim, tasks
 from dist_train.checkpoint.resume import Resumed
-from dist_train.checkpoint.state import Snapshot, TrainState, copied, load_optimizer, optimizer_tensors, progress
+from dist_train.checkpoint.state import Snapshot, TrainState, load_optimizer, optimizer_tensors, progress
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
@@ -43,11 +43,15 @@ class Learner:
 
     def capture(self, state: TrainState) -> Snapshot:
         """A copy of everything on the CPU."""
+        return self.uncopied(state).copied()
+
+    def uncopied(self, state: TrainState) -> Snapshot:
+        """Everything that survives a restart: the tensors themselves, which change with the next step."""
         tensors, values = optimizer_tensors(self.optimizer, self.model)
         return Snapshot(
-            model=copied(self.model.state_dict()),
-            optimizer=copied(tensors),
-            ema=copied(self.ema.state()) if self.ema else None,
+            model=self.model.state_dict(),
+            optimizer=tensors,
+            ema=self.ema.state() if self.ema else None,
             other={
                 "progress": progress(state),
                 "optimizer": values,

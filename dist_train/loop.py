@@ -16,6 +16,7 @@ def train(run: Run, state: TrainState) -> Request:
         run.meter.add(train_step(run, state, microbatches))
         state.step += 1
         run.tracker.tick(state.step)
+        run.checkpoints.tick()
         request = run.agreement.next()
         if run.due.log(state.step) or request:
             run.report()

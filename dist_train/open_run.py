@@ -1,15 +1,17 @@
 """Which run this is: its directory, its config with everything settled, and the checkpoint to go on from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dist_train.checkpoint.resume import check_same
-from dist_train.checkpoint.store import CheckpointStore, Found, locate
+from dist_train.checkpoint.lease import Fence, Lease
+from dist_train.checkpoint.resume import check_same, config_of
+from dist_train.checkpoint.store import CheckpointStore, Found, locate, remove
 from dist_train.config.errors import UserError
 from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
 from dist_train.config.schema import RunConfig
-from dist_train.run_directory import recorded_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +20,26 @@ class Opened:
 
     Attributes:
         config: with everything that was `auto` and depends on the world size filled in.
+        fence: says whether the run directory is still this life's.
         found: the checkpoint to go on from.
+        allowed: what may differ from that checkpoint's.
         notes: lines for the user.
+        facts: what the result depends on, for the next checkpoints; known once the data is.
     """
 
     config: RunConfig
     run_dir: Path
+    fence: Fence
     found: Found | None
+    allowed: tuple[str, ...]
     notes: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_run(
-    config: RunConfig, world_size: int, run_dir: Path | None, resume: str | None, allowed: Sequence[str]
+    config: RunConfig, world_size: int, run_dir: Path | None, resume: str | None, allowed: Sequence[str], lease: Lease
 ) -> Opened:
-    """Finds the run directory and the checkpoint, checks that they fit the config, and makes the directory.
+    """Finds the run directory, takes it, finds the checkpoint, and checks that they fit the config.
 
     Args:
         config: as given.
@@ -40,27 +48,33 @@ def open_run(
         resume: `none` to begin anew, a checkpoint to begin from; `auto` for the run directory's newest, or without one
             the latest run's.
         allowed: keys that may differ from the config that the run began with.
+        lease: not yet taken.
 
     Raises:
-        UserError: when the checkpoints are damaged, or do not fit.
+        UserError: when the directory belongs to a live run, or the checkpoints are damaged, or do not fit.
     """
     if run_dir is None:
         run_dir = (latest_run_dir(config) if resume == "auto" else None) or new_run_dir(config)
     run_dir = run_dir.resolve()
+    fence = lease.take(run_dir)
+    _sweep(run_dir)
     found, skipped = _find(run_dir, resume)
-    before = recorded_config(found.path.parents[1]) if found else None
+    before = config_of(found) if found else None
     config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
     notes = [f"{line}, going on from {found.path.name}" for line in skipped] if found else []
     if before is not None:
         notes += check_same(before, config, allowed)
-    try:
-        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {run_dir}: {error.strerror}") from None
     if run_dir.parent == (Path(config.run_root) / config.name).resolve():
-        point_latest_at(run_dir)
+        with suppress(OSError):  # a convenience, which some file systems have no links for
+            point_latest_at(run_dir)
+    return Opened(config=config, run_dir=run_dir, fence=fence, found=found, allowed=tuple(allowed), notes=tuple(notes))
+
+
+def _sweep(run_dir: Path) -> None:
+    """Removes what earlier lives began to write and did not finish."""
     CheckpointStore(run_dir / "checkpoints").sweep()
-    return Opened(config=config, run_dir=run_dir, found=found, notes=tuple(notes))
+    for path in run_dir.glob(".tmp-*"):
+        remove(path)
 
 
 def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:

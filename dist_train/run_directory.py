@@ -3,15 +3,16 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.dump import to_yaml
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.files import write_atomic
@@ -53,21 +54,34 @@ class NoRecord:
 class DirectoryRecord:
     """Rank 0's: config.yaml, environment.json and state.json."""
 
-    def __init__(self, run_dir: Path, ranks: Ranks, generation: int) -> None:
+    def __init__(self, run_dir: Path, fence: Fence, ranks: Ranks, generation: int) -> None:
         self._run_dir = run_dir
+        self._fence = fence
         self._ranks = ranks
         self._generation = generation
         self._facts: dict[str, Any] = {}
 
     def begin(self, config: RunConfig, total_steps: int) -> None:
-        """Writes what this life runs with."""
+        """Writes what this life runs with.
+
+        Raises:
+            UserError: (exit 14) when the disk refuses: the run could not be resumed. (exit 3) as `update` does.
+        """
+        self._fence.check()
         self._facts = {"global_batch": config.batch.global_size, "metric": config.eval.best, "total_steps": total_steps}
-        write_atomic(self._run_dir / CONFIG, to_yaml(config))
         facts = {**versions(), "world_size": self._ranks.world_size, "nodes": self._ranks.nodes, "pid": os.getpid()}
-        write_atomic(self._run_dir / "environment.json", json.dumps(facts, indent=1))
+        try:
+            write_atomic(self._run_dir / CONFIG, to_yaml(config))
+            write_atomic(self._run_dir / "environment.json", json.dumps(facts, indent=1))
+        except OSError as error:
+            raise UserError(f"cannot write into {self._run_dir}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
 
     def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
-        """Replaces state.json."""
+        """Replaces state.json.
+
+        Raises:
+            UserError: (exit 3) when the run directory belongs to another life now.
+        """
         best = None
         if state.best_step is not None:
             best = {"metric": self._facts["metric"], "value": state.best_value, "step": state.best_step}
@@ -85,6 +99,7 @@ class DirectoryRecord:
         }
         # A full disk must not end the training for it: the checkpoint has all that counts.
         with suppress(OSError):
+            self._fence.check()
             write_atomic(self._run_dir / STATE, json.dumps(content, indent=1))
 
 
@@ -93,6 +108,7 @@ def versions() -> dict[str, Any]:
     import torch
 
     from dist_train.data.decode import decoder_name
+    from dist_train.fingerprints import commit
 
     return {
         "command": sys.argv,
@@ -103,14 +119,5 @@ def versions() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "host": platform.node(),
         "platform": platform.platform(),
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str | None:
-    """The user's code, as far as git knows it."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

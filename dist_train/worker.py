@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import nn
 
 from dist_train import non_finite
 from dist_train.checkpoint.keeper import Checkpoints, Keeper, NoCheckpoints
-from dist_train.checkpoint.resume import Resumed, hand_on
+from dist_train.checkpoint.lease import Lease
+from dist_train.checkpoint.resume import Resumed, check_surroundings, hand_on
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.errors import ExitCode, UserError
@@ -31,6 +33,7 @@ from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import evaluation_batches, number_of_batches, train_batches, train_sampler
 from dist_train.evaluate import Evaluation, evaluate
+from dist_train.fingerprints import surroundings
 from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
 from dist_train.life import Life, go_back, judge, live
@@ -80,14 +83,14 @@ def work(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request
     """One life of a run on this rank."""
     config = load(arguments.config, arguments.overrides)
     settle_numerics(config)
-    with ProcessGroup(ranks, config.distributed) as group:
-        opened = group.from_first(
-            lambda: open_run(config, ranks.world_size, arguments.run_dir, arguments.resume, arguments.allow_change)
-        )
+    with Lease() as lease, ProcessGroup(ranks, config.distributed) as group:
+        given = (arguments.run_dir, arguments.resume, arguments.allow_change)
+        opened = group.from_first(lambda: open_run(config, ranks.world_size, *given, lease))
         life = build(opened, group, flag)
         try:
             return live(life)
         finally:
+            life.run.checkpoints.end()
             life.run.tracker.close()
             life.run.parallel.close()
 
@@ -109,6 +112,9 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     """Builds everything, on every rank, for one life of the run."""
     config, ranks = opened.config, group.ranks
     splits = datasets.build(config.data, group.first_per_node)
+    facts = group.from_first(lambda: surroundings(config, splits, group.device))
+    changes = check_surroundings(opened.found, facts, opened.allowed)
+    opened = replace(opened, facts=facts, notes=(*opened.notes, *changes))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
     learner = build_learner(config, splits, group.device)
     due = Due.of(config, steps_per_epoch)
@@ -117,10 +123,11 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     state.finished = state.step >= due.total_steps or gives_up(config, state)
     limit = config.train.stop_after
     flag.limit(limit.seconds if limit is not None and limit.is_time else None)
-    record = DirectoryRecord(opened.run_dir, ranks, generation(opened.run_dir)) if ranks.is_first else NoRecord()
+    life = generation(opened.run_dir)
+    record = DirectoryRecord(opened.run_dir, opened.fence, ranks, life) if ranks.is_first else NoRecord()
     figures = partial(figures_of, config, learner.evaluated, learner.task, group)
     tracker = tracking.build(config, ranks, opened.run_dir)
-    checkpoints = _checkpoints(opened, ranks, learner, tracker, record)
+    checkpoints = _checkpoints(opened, ranks, learner, due, tracker, record)
     run = build_run(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints, opened.run_dir)
     return Life(
         run=run,
@@ -194,13 +201,26 @@ def figures_of(config: RunConfig, model: nn.Module, task: Task, group: ProcessGr
     )
 
 
-def _checkpoints(opened: Opened, ranks: Ranks, learner: Learner, tracker: NullTracker, record: RunRecord) -> Keeper:
+def _checkpoints(
+    opened: Opened, ranks: Ranks, learner: Learner, due: Due, tracker: NullTracker, record: RunRecord
+) -> Keeper:
     if not ranks.is_first:
         return NoCheckpoints()
     config = opened.config
-    facts = {"world_size": ranks.world_size, "global_batch": config.batch.global_size, "torch": torch.__version__}
-    store = CheckpointStore(opened.run_dir / "checkpoints", config.checkpoint.keep, generation(opened.run_dir))
-    return Checkpoints(store, learner.capture, facts, tracker.note, lambda state: record.update("running", state))
+    facts = {"world_size": ranks.world_size, "global_batch": config.batch.global_size, **opened.facts}
+    life = generation(opened.run_dir)
+    store = CheckpointStore(opened.run_dir / "checkpoints", config.checkpoint.keep, life, opened.fence)
+    return Checkpoints(
+        store,
+        learner.uncopied,
+        facts,
+        tracker.note,
+        lambda state: record.update("running", state),
+        also=lambda step: (due.anchor(step),) if config.train.non_finite == "rollback" else (),
+        background=config.checkpoint.background,
+        # Meanwhile the other ranks may wait in a collective, and give up after twice that.
+        patience=config.distributed.timeout.seconds / 2,
+    )
 
 
 def _facts(

@@ -242,10 +242,7 @@ def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
 
 
 def _fits(config: Any, world_size: int, microbatches: int) -> None:
-    try:
-        share(0, world_size, microbatches)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    share(0, world_size, microbatches)  # which says so when there are too few
     size = config.batch.global_size
     if size % microbatches:
         raise UserError(
@@ -262,6 +259,8 @@ def _environment(config: Any, nodes: int, device: str, threads: int, host: Host)
         "PYTHONUNBUFFERED": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a failed collective ends the rank instead of hanging it
     }
+    if host.slurm:
+        added["DIST_TRAIN_JOB"] = host.slurm.job  # for rank 0's lease, which another run of the directory will name
     if nodes == 1:  # nothing listens where others could reach it
         added |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if device == "cpu" and host.gpus:

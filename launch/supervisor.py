@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
 from launch.console import mark, say
 from launch.inbox import Inbox
@@ -44,6 +45,8 @@ def supervise(plan: LaunchPlan) -> int:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
     """
     become_subreaper()
+    if plan.node == 0:  # where rank 0 will be, whose lease it is
+        refuse_owned(plan.folder.resolve())
     run_dirs.make(plan.folder)
     with owning(plan), Inbox() as inbox:
         if plan.keep_latest:

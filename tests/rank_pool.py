@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -43,7 +43,7 @@ class RankFailed(AssertionError):
 
 
 @dataclass(eq=False, kw_only=True)
-class _Rank:
+class Rank:
     """One started process and what is known of it."""
 
     number: int
@@ -96,6 +96,19 @@ def run_ranks(
     Raises:
         RankFailed: with the traceback of the first rank that failed, or after `timeout` seconds with all stacks.
     """
+    with at_work(function, world_size, *args, environment=environment) as ranks:
+        _wait_for_all(ranks, timeout)
+        return [rank.value for rank in ranks]
+
+
+@contextlib.contextmanager
+def at_work(
+    function: Callable[..., Any], world_size: int, *args: Any, environment: Mapping[str, str] | None = None
+) -> Iterator[list[Rank]]:
+    """As run_ranks, but the caller sees the processes at work, may kill them, and waits for them as it likes.
+
+    What still runs at the end of the block is killed.
+    """
     from torch.distributed import TCPStore
 
     start_server()
@@ -104,15 +117,14 @@ def run_ranks(
         more = {"MASTER_PORT": str(store.port), **(environment or {})}
         ranks = [_start(function, args, rank, world_size, Path(folder), more) for rank in range(world_size)]
         try:
-            _wait_for_all(ranks, timeout)
+            yield ranks
         finally:
             _end(ranks)
-    return [rank.value for rank in ranks]
 
 
 def _start(
     function: Callable[..., Any], args: tuple, rank: int, world_size: int, folder: Path, more: dict[str, str]
-) -> _Rank:
+) -> Rank:
     environment = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -131,12 +143,12 @@ def _start(
     process = context.Process(target=_work, args=(function, args, environment, theirs, str(folder)), daemon=False)
     process.start()
     theirs.close()
-    return _Rank(number=rank, process=process, answers=ours, folder=folder)
+    return Rank(number=rank, process=process, answers=ours, folder=folder)
 
 
-def _wait_for_all(ranks: list[_Rank], timeout: float) -> None:
+def _wait_for_all(ranks: list[Rank], timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    first: _Rank | None = None
+    first: Rank | None = None
     while waiting := {rank.answers: rank for rank in ranks if not rank.done}:
         ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
@@ -154,7 +166,7 @@ def _wait_for_all(ranks: list[_Rank], timeout: float) -> None:
         rank.process.join(GRACE)
 
 
-def _end(ranks: list[_Rank]) -> None:
+def _end(ranks: list[Rank]) -> None:
     """Kills what still runs: the ranks and, through their process groups, what they started."""
     for rank in ranks:
         if rank.process.is_alive():
@@ -168,7 +180,7 @@ def _end(ranks: list[_Rank]) -> None:
         rank.answers.close()
 
 
-def _failure_in_words(first: _Rank, ranks: list[_Rank]) -> str:
+def _failure_in_words(first: Rank, ranks: list[Rank]) -> str:
     lines = [f"rank {first.number} of {len(ranks)} failed first:", first.failure or "", first.output("out")]
     for rank in ranks:
         if rank is not first:
@@ -177,7 +189,7 @@ def _failure_in_words(first: _Rank, ranks: list[_Rank]) -> str:
     return "\n".join(lines)
 
 
-def _hang_in_words(ranks: list[_Rank], timeout: float) -> str:
+def _hang_in_words(ranks: list[Rank], timeout: float) -> str:
     for rank in ranks:
         if not rank.done and (rank.folder / f"rank{rank.number}.stacks").exists():
             with contextlib.suppress(ProcessLookupError):

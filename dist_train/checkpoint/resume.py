@@ -1,9 +1,12 @@
 """Going on from a checkpoint: which one, whether it fits this config, and its state on every rank."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found, read
@@ -12,16 +15,39 @@ from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.process_group import ProcessGroup
 
 
+def config_of(found: Found) -> RunConfig | None:
+    """The config that a checkpoint was written under: its own account, which no edit of config.yaml changes.
+
+    Raises:
+        UserError: (exit 4) when this version cannot read it.
+    """
+    content = found.manifest.get("config")
+    try:
+        return None if content is None else RunConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "config"
+        raise UserError(
+            f"{found.path} was written by another version of dist-train, whose config this one does not take "
+            f"({key}: {first['msg']}): go on with that version, or begin a new run",
+            ExitCode.CANNOT_RESUME,
+        ) from None
+
+
 def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
     """(key path, old value, new value) of every leaf that differs, sorted by key path."""
-    left, right = (dict(_leaves("", config.model_dump(mode="json"))) for config in (old, new))
+    return _differences(*(json.loads(config.model_dump_json()) for config in (old, new)))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    left, right = dict(_leaves("", old)), dict(_leaves("", new))
     for path in sorted(left.keys() | right.keys()):
         if left.get(path) != right.get(path):
             yield path, left.get(path), right.get(path)
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from _leaves(f"{prefix}.{key}" if prefix else key, child)
     else:
@@ -37,16 +63,61 @@ def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[s
     lines: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     for path, before, after in differences(old, new):
-        covered = any(path == key or path.startswith(f"{key}.") for key in (*SAFE_TO_CHANGE, *allowed))
+        safe = _below(path, SAFE_TO_CHANGE) and not _decides_how_far_back(path, new)
+        covered = safe or _below(path, allowed)
         (lines if covered else refused).append((path, f"{path}: was {before}, is {after}"))
     if refused:
         keys = " ".join(f"--allow-change {path}" for path, _ in refused)
+        said = "; ".join(line for _, line in refused)
         raise UserError(
-            f"the config has changed since this run began ({'; '.join(line for _, line in refused)}), so it would not "
-            f"end as it began. Put it back, start a new run, or say {keys}",
+            f"the config has changed since the checkpoint was written ({said}), so the run would not end as it began. "
+            f"Put it back, start a new run, or say {keys}",
             ExitCode.CANNOT_RESUME,
         )
     return [line for _, line in lines]
+
+
+def _below(path: str, keys: Sequence[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def _decides_how_far_back(path: str, config: RunConfig) -> bool:
+    """A rollback goes to the last checkpoint that was due, so when one is due is part of the result."""
+    return path == "checkpoint.every" and config.train.non_finite == "rollback"
+
+
+REFUSED = {"torch": "torch has", "data": "the data has"}
+"""What a person changed and can put back. Which machine a scheduler gives is not in anybody's hands, and code is
+changed for good reasons, most of all before going on after an error: these two are shown."""
+SHOWN = {"machine": "the machine has", "code": "the code has"}
+
+
+def check_surroundings(found: Found | None, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+    """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
+
+    Args:
+        now: of dist_train.fingerprints.surroundings.
+        allowed: `torch` and `data`, where these may differ.
+
+    Raises:
+        UserError: (exit 4) when torch or the data is another one and is not allowed to be.
+    """
+    lines = []
+    for kind, subject in {**REFUSED, **SHOWN}.items():
+        before = found.manifest.get(kind) if found is not None else None
+        changes = [] if before is None else list(_differences({kind: before}, {kind: now[kind]}))
+        if found is None or not changes:
+            continue
+        said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)
+        line = f"{subject} changed since {found.path.name} was written ({said})"
+        if kind in REFUSED and kind not in allowed:
+            raise UserError(
+                f"{line}, so the run would not end as it began. Put it back, start a new run, or say "
+                f"--allow-change {kind}",
+                ExitCode.CANNOT_RESUME,
+            )
+        lines.append(line)
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)

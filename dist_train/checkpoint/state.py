@@ -7,7 +7,7 @@ state.json             progress, the optimizer's other values, the gradient scal
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -47,22 +47,25 @@ class TrainState:
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """A copy on the CPU of everything, taken between two steps."""
+    """All of a state by name."""
 
     model: Tensors
     optimizer: Tensors
     ema: Tensors | None
     other: dict[str, Any]
 
-    def files(self) -> dict[str, bytes]:
-        files = {
-            "model.safetensors": safetensors.torch.save(self.model),
-            "optimizer.safetensors": safetensors.torch.save(self.optimizer),
-            "state.json": json.dumps(self.other, indent=1).encode(),
-        }
-        if self.ema is not None:
-            files["ema.safetensors"] = safetensors.torch.save(self.ema)
-        return files
+    def copied(self) -> "Snapshot":
+        """On the CPU, each tensor alone in memory of its own."""
+        ema = None if self.ema is None else _copied(self.ema)
+        return replace(self, model=_copied(self.model), optimizer=_copied(self.optimizer), ema=ema)
+
+    def tensor_files(self) -> dict[str, Tensors]:
+        """Each safetensors file's tensors. Tied weights are there under each of their names."""
+        files = {"model.safetensors": self.model, "optimizer.safetensors": self.optimizer}
+        return files if self.ema is None else {**files, "ema.safetensors": self.ema}
+
+    def other_files(self) -> dict[str, bytes]:
+        return {"state.json": json.dumps(self.other, indent=1).encode()}
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "Snapshot":
@@ -75,8 +78,7 @@ class Snapshot:
         )
 
 
-def copied(tensors: dict[str, Tensor]) -> Tensors:
-    """Each tensor alone in contiguous memory of the CPU: tied weights are stored for each of their names."""
+def _copied(tensors: Tensors) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 

@@ -1,30 +1,29 @@
 """Checkpoints on disk: complete exactly when the directory has its final name, verified before use. No torch here.
 
 step-00001200/ holds the files and manifest.json, which names the size and SHA-256 of each, and its own. It is written
-as .tmp-<generation>-step-00001200, every file synced, the manifest last, the directory synced, renamed, the parent
-synced.
+as .tmp-…-step-00001200, every file synced, the manifest last, the directory synced, the lease checked, the directory
+renamed, its parent synced. See docs/checkpoints.md.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_train.checkpoint.lease import Fence
+from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write
 from dist_train.config.errors import ExitCode, UserError
-from dist_train.files import sync_folder, write_synced
+from dist_train.files import Bytes, sync_folder
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+ROOM = 2.2
+"""A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""
 _NAME = re.compile(r"step-(\d{8,})")
-
-
-class DamagedCheckpoint(Exception):
-    """Says which file is bad, and how."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,22 @@ class Found:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in one folder.
+    """The checkpoints of one run, in one folder. Can be sent to another process.
 
     Args:
         folder: checkpoints/ of the run directory; made with the first save.
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
+        fence: says before every commit whether the run directory is still this life's.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, generation: int = 0) -> None:
+    def __init__(self, folder: Path, keep: int = 2, generation: int = 0, fence: Fence | None = None) -> None:
         self.folder = folder
         self._keep = max(2, keep)
         self._generation = generation
+        self._fence = fence
+        self._verified: dict[str, Any] = {}
+        """Of every checkpoint that was read back and found sound, what would show that it was touched since."""
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -60,56 +63,72 @@ class CheckpointStore:
             return []
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of, reverse=True)
 
-    def save(self, step: int, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
+    def save(self, step: int, files: Mapping[str, Bytes], facts: Mapping[str, Any]) -> Path:
         """Writes a checkpoint and commits it by its rename. One that is there already under this name is kept if it is
         sound, and replaced if it is not.
 
         Raises:
-            OSError: when the disk refuses; nothing is left behind then, and the older checkpoints are untouched.
+            OSError: when the disk refuses; what was begun is removed then as far as the disk allows, and the older
+                checkpoints are untouched.
+            UserError: (exit 3) when the run directory belongs to another life now; nothing is committed then.
         """
+        self._check_fence()
         target = self.path(step)
-        if target.exists():
-            try:
-                verify(target)
-                return target
-            except DamagedCheckpoint:
-                shutil.rmtree(target)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".tmp-{self._generation}-{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        life = f"{self._generation}.{self._fence.number if self._fence else 0}"
+        temporary = self.folder / f".tmp-{life}-{target.name}"
         try:
+            if target.exists() and self._is_sound(target):
+                return target
+            self._make_folder()
+            for left in self.folder.glob(f".tmp-{life}-*"):  # by a process of this life that was killed in a save
+                remove(left)
             temporary.mkdir()
-            _write(temporary, files, {"format": FORMAT, "step": step, "generation": self._generation, **facts})
-            os.rename(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            own = {"step": step, "generation": self._generation, "saved": round(time.time(), 3)}
+            write(temporary, files, {**own, **facts})
+            self._commit(temporary, target)
+        except OSError as error:
+            with suppress(OSError):
+                self._check_fence()  # who has taken the directory over has removed what was begun here
+            error.filename = error.filename or str(self.folder)
             raise
-        sync_folder(self.folder)
+        finally:
+            remove(temporary)  # after the rename there is nothing
         return target
 
-    def retain(self, best_step: int | None) -> None:
-        """Removes all but the newest `keep` and the best; called after a save is durable."""
-        newest = self.all()[: self._keep]
-        for path in self.all():
-            if path not in newest and step_of(path) != best_step:
-                doomed = path.with_name(f".tmp-old-{path.name}")
-                path.rename(doomed)  # so that a crash in the middle leaves no half checkpoint under a good name
-                shutil.rmtree(doomed, ignore_errors=True)
+    def retain(self, best_step: int | None, also: Collection[int] = ()) -> None:
+        """Removes all but the newest `keep`, the best, and those of the steps `also`; called after a save is durable.
+
+        None is removed before two newer ones were read back and verified, in this life. A disk that refuses is
+        no error: what is left over goes with a later save.
+
+        Raises:
+            UserError: (exit 3) when the run directory belongs to another life now; nothing is removed then.
+        """
+        with suppress(OSError):
+            for path in self._superfluous({best_step, *also}):
+                self._check_fence()
+                remove(self._set_aside(path))
 
     def sweep(self) -> None:
-        """Removes what earlier generations left unfinished."""
-        if self.folder.is_dir():
-            for path in self.folder.glob(".tmp-*"):
-                shutil.rmtree(path, ignore_errors=True)
+        """Removes what earlier lives left unfinished, as far as the disk allows. A life that was taken for dead just
+        before its rename has nothing left to rename then."""
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.name.startswith(".tmp-"):
+                    remove(path)
 
     def newest(self) -> Found | None:
         """The newest sound checkpoint, or None when there are none at all.
 
         Raises:
-            UserError: (exit 4) when there are some, and all of them are damaged.
+            UserError: (exit 4) when there are some, and all of them are damaged; (exit 14) when they cannot be listed.
         """
         skipped: list[str] = []
-        for path in self.all():
+        try:
+            paths = self.all()
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+        for path in paths:
             try:
                 return Found(path, verify(path), tuple(skipped))
             except DamagedCheckpoint as damage:
@@ -122,6 +141,79 @@ class CheckpointStore:
             )
         return None
 
+    def short_of_room(self, size: int) -> str | None:
+        """One line when the disk has less room than ROOM checkpoints of `size` bytes take; a save may still succeed."""
+        place = next((p for p in (self.folder, *self.folder.absolute().parents) if p.is_dir()), self.folder)
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError:
+            return None
+        if free >= ROOM * size:
+            return None
+        return (
+            f"{self.folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes {size / 1e6:,.0f} MB: "
+            f"saves may fail; {ROOM * size / 1e6:,.0f} MB would be enough"
+        )
+
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
+
+    def _commit(self, temporary: Path, target: Path) -> None:
+        self._check_fence()
+        damaged = self._set_aside(target) if os.path.lexists(target) else None
+        self._check_fence()
+        os.rename(temporary, target)
+        try:
+            sync_folder(self.folder)
+        except OSError:  # it could be gone after a power loss, so it must not pass for saved
+            os.rename(target, temporary)
+            raise
+        if damaged is not None:
+            remove(damaged)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Its new name; so that a crash while it is removed leaves no half checkpoint under a good name."""
+        doomed = path.with_name(f".tmp-old-{path.name}")
+        remove(doomed)
+        os.rename(path, doomed)
+        return doomed
+
+    def _superfluous(self, spared: Collection[int | None]) -> Iterator[Path]:
+        kept, sound = 0, 0
+        for path in self.all():
+            if kept < self._keep or sound < 2:
+                kept += 1
+                sound += sound < 2 and self._is_sound(path)
+            elif step_of(path) not in spared:
+                yield path
+
+    def _is_sound(self, path: Path) -> bool:
+        """Reads it back, unless that was done and nothing has been touched since."""
+        try:
+            entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(path)]
+            looks = sorted((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in entries)
+            if self._verified.get(path.name) != looks:
+                verify(path)
+                self._verified[path.name] = looks
+        except (DamagedCheckpoint, OSError):
+            return False
+        return True
+
+
+def remove(path: Path) -> None:
+    """Removes a folder, a file or a link as far as the disk allows; a link is never followed."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
 
 def step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
@@ -130,25 +222,6 @@ def step_of(path: Path) -> int:
 
 def is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST).is_file()
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every byte is what was written.
-
-    Raises:
-        DamagedCheckpoint: when a file is missing, added, short, long, changed, or of another checkpoint.
-    """
-    manifest = _read_manifest(path)
-    if f"step-{manifest['step']:08d}" != path.name:
-        raise DamagedCheckpoint(f"{MANIFEST}: of step {manifest['step']}")
-    present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
-    for name in sorted(set(manifest["files"]) | present):
-        if name not in present:
-            raise DamagedCheckpoint(f"{name}: missing")
-        if name not in manifest["files"]:
-            raise DamagedCheckpoint(f"{name}: does not belong to it")
-        _check_file(path / name, manifest["files"][name])
-    return manifest
 
 
 def read(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
@@ -161,57 +234,6 @@ def read(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
         raise DamagedCheckpoint(f"{name}: sha256 differs")
     return content
-
-
-def _write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    entries = {}
-    for name, content in files.items():
-        write_synced(folder / name, content)
-        entries[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {**facts, "files": entries}
-    manifest["sha256"] = _digest(manifest)
-    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    sync_folder(folder)
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest without its own."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        text = (path / MANIFEST).read_text()
-        manifest = json.loads(text)
-        # Written and read in one form only, so that no byte of it can change unnoticed.
-        sound = json.dumps(manifest, indent=1) == text and manifest["sha256"] == _digest(manifest)
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{MANIFEST}: missing") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{MANIFEST}: unreadable ({type(error).__name__})") from None
-    if not sound:
-        raise DamagedCheckpoint(f"{MANIFEST}: sha256 differs")
-    if manifest.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"{MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
-
-
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise DamagedCheckpoint(f"{path.name}: not a regular file")
-    if (size := path.stat().st_size) != expected["size"]:
-        raise DamagedCheckpoint(f"{path.name}: {size} bytes, {expected['size']} were written")
-    if _hash_of(path) != expected["sha256"]:
-        raise DamagedCheckpoint(f"{path.name}: sha256 differs")
-
-
-def _hash_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path.name}: {error.strerror}") from None
 
 
 Report = Callable[[str], None]

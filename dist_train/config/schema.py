@@ -619,5 +619,14 @@ def _contradictions(config: RunConfig) -> Any:
             yield f"augment.{index + 1}", f"{right} must come before {left}"
 
 
-SAFE_TO_CHANGE = ("name", "run_root", "loader", "tracking", "checkpoint", "train.stop_after", "distributed.timeout")
+SAFE_TO_CHANGE = (
+    "name",
+    "run_root",
+    "loader",
+    "tracking",
+    "checkpoint",
+    "eval.mode",
+    "train.stop_after",
+    "distributed.timeout",
+)
 """Keys that may differ when a run is resumed: no result depends on them."""

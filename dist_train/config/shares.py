@@ -1,14 +1,16 @@
 """How a global batch is cut into microbatches, and which of them a rank works off; shared with the launcher."""
 
+from dist_train.config.errors import UserError
+
 
 def share(rank: int, world_size: int, microbatches: int) -> range:
     """The contiguous microbatch ids of `rank`, as even as whole numbers allow: together they are 0..microbatches-1.
 
     Raises:
-        ValueError: when there are more ranks than microbatches, so that a rank would have nothing to do.
+        UserError: when there are more ranks than microbatches, so that a rank would have nothing to do.
     """
     if world_size > microbatches:
-        raise ValueError(
+        raise UserError(
             f"{world_size} ranks need at least as many microbatches, and batch.microbatches is {microbatches}: "
             f"start at most {microbatches} ranks, or set batch.microbatches to {world_size} or more"
         )

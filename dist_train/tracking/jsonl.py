@@ -17,14 +17,49 @@ from dist_train.files import sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
 
+class Lines:
+    """A file that rows are appended to, each call written out before it returns.
+
+    What the disk refuses is kept, and written before the next rows: a disk that is full for an hour costs no row.
+    """
+
+    def __init__(self, path: Path, note: Note) -> None:
+        self._path, self._note = path, note
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._left = b""
+        self._refused = False
+
+    def append(self, rows: list[Row]) -> None:
+        self._left += "".join(f"{to_json(row)}\n" for row in rows).encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not self._refused:
+                self._note(f"! {self._path.name}: {error.strerror}; its rows are kept until the disk takes them")
+            self._refused = True
+        else:
+            self._refused = False
+
+    def close(self) -> None:
+        """Raises OSError when there are rows that the disk still refuses."""
+        try:
+            self._write()
+        finally:
+            os.close(self._file)
+
+    def _write(self) -> None:
+        while self._left:  # write(2) may take less than it is given
+            self._left = self._left[os.write(self._file, self._left) :]
+
+
 class JsonlSink(Sink):
-    """Appends rows, each call written out before it returns."""
+    """The rows of steps and evaluations."""
 
     name = "metrics.jsonl"
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
+        self._lines: Lines | None = None
         self._already: set[tuple[Any, Any]] = set()
 
     def begin(self, facts: RunFacts, note: Note) -> None:
@@ -32,23 +67,21 @@ class JsonlSink(Sink):
         # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
         # was written down before comes again, and is the same.
         self._already = {(row.get("split"), row["step"]) for row in kept}
-        self._file = open_to_append(self._path)
+        self._lines = Lines(self._path, note)
 
     def log_steps(self, interval: Interval) -> None:
-        self._write([{"kind": "train", **row} for row in interval.rows])
+        assert self._lines is not None
+        self._lines.append([{"kind": "train", **row} for row in interval.rows])
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        assert self._lines is not None
         if (row.get("split"), row["step"]) not in self._already:
-            self._write([{"kind": "evaluation", **row}])
+            self._lines.append([{"kind": "evaluation", **row}])
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _write(self, rows: list[Row]) -> None:
-        assert self._file is not None
-        append(self._file, rows)
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
 
 
 class SamplesSink(Sink):
@@ -58,31 +91,20 @@ class SamplesSink(Sink):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
+        self._lines: Lines | None = None
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         rewind(self._path, facts.first_step)
-        self._file = open_to_append(self._path)
+        self._lines = Lines(self._path, note)
 
     def log_samples(self, rows: list[Row]) -> None:
-        assert self._file is not None
-        append(self._file, rows)
+        assert self._lines is not None
+        self._lines.append(rows)
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def open_to_append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-
-
-def append(file: int, rows: list[Row]) -> None:
-    """Written out when it returns."""
-    view = memoryview("".join(f"{to_json(row)}\n" for row in rows).encode())
-    while view:  # write(2) may take less than it is given
-        view = view[os.write(file, view) :]
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
 
 
 def to_json(row: Row) -> str:

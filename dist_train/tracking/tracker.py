@@ -65,11 +65,9 @@ class Tracker(NullTracker):
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
         self._pace: Pace | None = None
-        self._last_step = 0
 
     def begin(self, facts: RunFacts) -> None:
         self._pace = Pace(facts)
-        self._last_step = facts.first_step
         self._each(lambda sink: sink.begin(facts, self.note))
 
     def tick(self, step: int) -> None:
@@ -90,7 +88,6 @@ class Tracker(NullTracker):
             seconds_left=self._pace.seconds_left(),
         )
         self._each(lambda sink: sink.log_steps(interval))
-        self._last_step = rows[-1]["step"]
 
     def log_samples(self, rows: list[Row]) -> None:
         if rows:
@@ -133,7 +130,7 @@ class Tracker(NullTracker):
 
     def _what_is_left(self, dropped: Sink) -> str:
         if isinstance(dropped, JsonlSink):
-            return f"its rows end at step {self._last_step:,}"
+            return "its last rows are missing"
         if any(isinstance(sink, JsonlSink) for sink in self._sinks):
             return "metrics.jsonl is complete"
         return "and metrics.jsonl had stopped before"

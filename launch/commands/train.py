@@ -61,7 +61,10 @@ def _torchrun(name: str, **settings: Any) -> Any:
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
 @click.option("--resume", metavar="auto|PATH|none", help="What it goes on from; see below.")
 @click.option(
-    "--allow-change", multiple=True, metavar="KEY", help="A config key that may differ from the resumed run's."
+    "--allow-change",
+    multiple=True,
+    metavar="KEY",
+    help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
 def command(words: tuple[str, ...], dry_run: bool, **options: Any) -> None:

@@ -82,6 +82,17 @@ def test_what_is_left_out_leaves_no_trace_in_the_weights(run_ranks, config):
     assert _left_out(folder / "two") == [3] and fingerprint(locate(folder / "two", print)) == after_two
 
 
+def test_what_a_rollback_needs_is_kept_however_often_the_run_is_stopped_in_between(run_ranks, config):
+    folder = config("rollback", [])
+    slow = ["checkpoint.every=10 steps", "checkpoint.keep=2"]
+    run_ranks(train, 1, folder, "c.yaml", "sound", *slow)
+    bad = _samples(folder / "sound")[8]["indices"][0][:1]  # step 9, the first time in its epoch that it comes
+    run_ranks(train, 1, folder, "c.yaml", "whole", *slow, f"data.args.bad={bad}")
+    for stop in (2, 4, 6, 16):
+        run_ranks(train, 1, folder, "c.yaml", "run", *slow, f"train.stop_after={stop} steps", f"data.args.bad={bad}")
+    assert 9 in _left_out(folder / "run") and result(folder / "run") == result(folder / "whole")
+
+
 def test_a_rollback_ends_with_the_weights_of_the_last_checkpoint_that_was_due(run_ranks, config):
     folder = config("rollback", [])
     run_ranks(train, 2, folder, "c.yaml", "sound", "train.duration=5 steps")

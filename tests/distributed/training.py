@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from torch import nn
+
 from dist_train.checkpoint.store import locate
 from dist_train.commands.fingerprint import fingerprint
 from dist_train.control.stop import StopFlag
@@ -17,14 +19,32 @@ batch: {microbatches: 8, global_size: 64}
 train: {duration: 1 epochs}
 eval: {every: 11 steps}
 checkpoint: {every: 100 steps}
-tracking: {wandb: {mode: disabled}}
+tracking: {samples: true, wandb: {mode: disabled}}
 """
 ADAM = """
 extends: base.yaml
-model: {name: mlp, hidden: [32]}
+model: {name: "tests.distributed.training:Normed", args: {width: 32}}
 optimizer: {name: adamw, lr: 0.01}
 train: {clip_norm: 0.5, ema_decay: 0.9}
 """
+
+
+class Normed(nn.Module):
+    """[m, C, H, W] -> [m, classes] by two residual blocks with LayerNorm and dropout: what a transformer is made of."""
+
+    def __init__(self, shape, classes, width):
+        super().__init__()
+        self.first = nn.Linear(shape[1] * shape[2] * shape[0], width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1)) for _ in range(2)
+        )
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(hidden)
 
 
 def write_configs(folder: Path) -> None:
@@ -42,8 +62,8 @@ def train(ranks, folder, config, run, *arguments):
 
 
 def result(run_dir):
-    """Everything that must be equal: the fingerprint, and all of metrics.jsonl but the clock."""
+    """Everything that must be equal: the fingerprint, all of metrics.jsonl but the clock, and the samples' log."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("time")
-    return fingerprint(locate(run_dir, print)), rows
+    return fingerprint(locate(run_dir, print)), rows, (run_dir / "samples.jsonl").read_text().splitlines()

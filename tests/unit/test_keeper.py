@@ -1,71 +1,92 @@
-"""A disk that refuses: the training goes on, the older checkpoints stay, and the third time it ends with 14."""
+"""A disk that refuses: the training goes on, the older checkpoints stay, and the third time it ends with 14. In the
+foreground and in the background."""
 
+import os
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
-import torch
 
-from dist_train.checkpoint.keeper import Checkpoints
-from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.checkpoint.store import CheckpointStore
+from dist_train.checkpoint.keeper import PAYS_FROM
+from dist_train.checkpoint.state import TrainState
 from dist_train.config.errors import ExitCode, UserError
+from tests.unit.savers import Saver, writers
 
 
 @contextmanager
 def files_may_have(size):
-    """Writing more is EFBIG, from the kernel."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    """Writing more is EFBIG, from the kernel, here and in the process that writes."""
+    pids = [os.getpid(), *writers()]
+    before = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids]
+    for pid, (_, hard) in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        for pid, limits in zip(pids, before, strict=True):
+            with suppress(ProcessLookupError):  # the keeper has ended it
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.fixture
-def kept(tmp_path):
-    notes, saved = [], []
-    state = {"w": torch.arange(10_000, dtype=torch.float32)}
-
-    def capture(progress):
-        return Snapshot(model=state, optimizer={}, ema=None, other={"progress": {"step": progress.step}})
-
-    store = CheckpointStore(tmp_path, keep=2)
-    keeper = Checkpoints(store, capture, {"global_batch": 4}, notes.append, lambda s: saved.append(s.step))
-    return keeper, store, notes, saved
+@pytest.fixture(params=[False, True], ids=["foreground", "background"])
+def saver(tmp_path, request):
+    saver = Saver(tmp_path / "checkpoints", background=request.param)
+    yield saver
+    assert len(writers()) <= 1
+    saver.keeper.end()
+    assert writers() == []
 
 
-def test_a_failed_save_is_said_and_survived(kept):
-    keeper, store, notes, saved = kept
-    keeper.save(TrainState(step=1))
+def _save(saver, *steps):
+    for step in steps:
+        saver.keeper.save(TrainState(step=step))
+        saver.keeper.drain()
+
+
+def test_a_failed_save_is_said_and_survived(saver):
+    _save(saver, 1)
     with files_may_have(20_000):
-        keeper.save(TrainState(step=2))
-    assert notes == [
-        f"step 2 not saved (File too large: {store.folder}); training goes on, the older checkpoints are intact"
-    ]
-    keeper.save(TrainState(step=3))
-    keeper.close()
-    assert saved == [1, 3]
-    assert [path.name for path in store.all()] == ["step-00000003", "step-00000001"]
-    assert {path.name for path in store.folder.iterdir()} == {"step-00000003", "step-00000001"}
+        _save(saver, 2)
+    assert len(saver.notes) == 1
+    assert saver.notes[0].startswith("step 2 not saved (File too large: ")
+    assert saver.notes[0].endswith("; training goes on, the older checkpoints are intact")
+    _save(saver, 3)
+    saver.keeper.close()
+    assert saver.saved == [1, 3]
+    assert saver.keeper.last == saver.store.path(3)
+    assert saver.names() == ["step-00000001", "step-00000003"]
 
 
-def test_three_in_a_row_end_the_training(kept):
-    keeper, store, notes, _ = kept
-    keeper.save(TrainState(step=1))
+def test_three_in_a_row_end_the_training(saver):
+    _save(saver, 1)
     with files_may_have(20_000), pytest.raises(UserError, match="the last 3 saves failed") as error:
-        for step in (2, 3, 4):
-            keeper.save(TrainState(step=step))
+        _save(saver, 2, 3, 4)
     assert error.value.code == ExitCode.CHECKPOINT_IO
-    assert len(notes) == 3 and store.newest().manifest["step"] == 1
+    assert len(saver.notes) == 3 and saver.store.newest().manifest["step"] == 1
 
 
-def test_a_failed_last_save_ends_with_14(kept):
-    keeper, *_ = kept
-    keeper.save(TrainState(step=1))
+def test_a_failed_last_save_ends_with_14(saver):
+    _save(saver, 1)
     with files_may_have(20_000):
-        keeper.save(TrainState(step=2))
-    with pytest.raises(UserError) as error:
-        keeper.close()
+        saver.keeper.save(TrainState(step=2))
+        with pytest.raises(UserError) as error:
+            saver.keeper.close()
     assert error.value.code == ExitCode.CHECKPOINT_IO
+
+
+def test_a_state_that_there_is_no_memory_for_is_a_failed_save(saver):
+    with files_may_have(20_000):
+        _save(saver, 1)
+    assert [note.split(";")[0].split(":")[0] for note in saver.notes] == ["step 1 not saved (File too large"]
+    _save(saver, 2)
+    assert saver.saved == [2]
+
+
+@pytest.mark.parametrize("size", [PAYS_FROM // 2, PAYS_FROM])
+def test_auto_goes_by_the_size_of_the_state(tmp_path, size):
+    saver = Saver(tmp_path / "checkpoints")
+    saver.weights = saver.weights.new_zeros(size // 4)
+    saver.keeper.save(TrainState(step=1))
+    assert len(writers()) == (size >= PAYS_FROM)
+    saver.keeper.close()
+    assert saver.saved == [1] and writers() == []

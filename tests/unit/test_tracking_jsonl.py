@@ -2,12 +2,14 @@
 
 import json
 import math
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dist_train.tracking.jsonl import JsonlSink, rewind, to_json
+from dist_train.tracking.jsonl import JsonlSink, Lines, rewind, to_json
 from dist_train.tracking.tracker import Tracker
 from tests.unit.tracking_runs import BATCH, EPOCH, TOTAL, config, evaluation_row, facts, told, train_row
 
@@ -51,6 +53,28 @@ def test_a_resumed_run_leaves_the_same_rows_as_an_uninterrupted_one(tmp_path: Pa
         file.write(b'{"kind": "train", "step": 3')  # a crash in the middle of a line
     _run(path, first=interrupted_at - 3)
     assert _rows(path) == whole
+
+
+def test_a_disk_that_refuses_for_a_while_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "text": "x" * 50} for step in range(40)]
+    said: list[str] = []
+    lines = Lines(path, said.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for place, row in enumerate(rows):
+            if place == 5:  # refuses in the middle of a line
+                resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 30, hard))
+            if place == 30:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            lines.append([row])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    lines.close()
+    assert said == ["! metrics.jsonl: File too large; its rows are kept until the disk takes them"]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
 def test_an_evaluation_that_is_repeated_after_a_resume_is_there_once(tmp_path: Path) -> None:

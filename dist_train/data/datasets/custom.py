@@ -5,7 +5,7 @@ where `Thing.has_test` is true. What comes back has `__len__` and `__getitem__`,
 numbers, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through `augment`.
 A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`, the names of
 the classes; `shape`, of an input (else the first sample is looked at); `in_memory`, true where reading is so cheap that
-loading processes would only be in the way.
+loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
 
 Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
 alone, since those are set for every sample.

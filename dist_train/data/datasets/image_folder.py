@@ -1,5 +1,6 @@
 """A folder of images for each class; a file is opened when its sample is asked for, and not before."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from dist_train.data.decode import decode_file
 from dist_train.data.resize import centre_crop, resize_shorter_side
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SIZES = 20_000
+"""Files whose size goes into a fingerprint: each is a question to the file system, slow on some."""
 
 
 class FileList:
@@ -23,9 +26,13 @@ class FileList:
 
     A list of a million strings would be copied page by page into every forked loading process, by their reference
     counts; two arrays are not.
+
+    Args:
+        folder: what all paths begin with.
     """
 
-    def __init__(self, paths: list[bytes], targets: list[int]) -> None:
+    def __init__(self, paths: list[bytes], targets: list[int], folder: bytes = b"") -> None:
+        self._folder = folder
         self._bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self.targets = torch.tensor(targets, dtype=torch.int64)
@@ -36,6 +43,16 @@ class FileList:
     def __getitem__(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].tobytes()
+
+    def fingerprint(self) -> str:
+        """Of all names below the folder, and of the sizes of at most 20,000 files, evenly spread."""
+        names = self._bytes.tobytes().replace(self._folder, b"")  # the folder itself may move
+        lengths = np.diff(self._ends, prepend=0) - len(self._folder)
+        sizes = [_size(self[index]) for index in range(0, len(self), -(-len(self) // _SIZES))]
+        found = hashlib.sha256(names)
+        for part in (lengths, np.array(sizes)):
+            found.update(part.astype("<i8").tobytes())
+        return found.hexdigest()[:12]
 
 
 class FolderImages(ImageSet):
@@ -64,6 +81,10 @@ class FolderImages(ImageSet):
     def path(self, index: int) -> str:
         """The file of a sample, to name it to the user."""
         return os.fsdecode(self._files[self._rows[index]])
+
+    def fingerprint(self) -> str:
+        """Of the files that the samples were chosen from."""
+        return self._files.fingerprint()
 
     def _centre(self, image: Tensor) -> Tensor:
         return centre_crop(resize_shorter_side(image, self._resize), self._image_size)
@@ -109,7 +130,15 @@ def list_files(folder: Path, classes: tuple[str, ...]) -> FileList:
             raise UserError(f"class folder {folder / name} has no image ({' '.join(EXTENSIONS)})", ExitCode.DATA)
         paths += found
         targets += [numbers[name]] * len(found)
-    return FileList(paths, targets)
+    return FileList(paths, targets, os.fsencode(folder / "_")[:-1])
+
+
+def _size(path: bytes) -> int:
+    """-1 for a file that is gone; reading its sample will say so."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -1,0 +1,197 @@
+"""Who writes a save: this process, or one of its own that does nothing else. No torch here, so that it starts at once.
+
+A process, since a thread would hold Python's lock against the training while it hashes. It belongs to no process group,
+is there from the first save that wants it, and cannot outlive the rank: the kernel kills it when the rank dies, and it
+ends when its pipe closes.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint.store import CheckpointStore
+from dist_train.config.errors import UserError
+
+_ROOT = Path(__file__).resolve().parents[2]
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to stop reaches its children too, from a terminal or a scheduler; the rank answers it."""
+_PR_SET_PDEATHSIG = 1
+_TO_END = 5.0
+"""Seconds for an idle writer to end by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """One checkpoint to write.
+
+    Attributes:
+        parts: of each file in the shared memory, its first byte and its length.
+        others: the content of the small files.
+        facts: for the manifest.
+        best_step: what retention keeps besides the newest.
+        also: further steps that it keeps.
+    """
+
+    step: int
+    parts: Mapping[str, tuple[int, int]]
+    others: Mapping[str, bytes]
+    facts: Mapping[str, Any]
+    best_step: int | None
+    also: tuple[int, ...] = ()
+
+
+class WriterLost(Exception):
+    """The writing process is gone, or does not come to an end; says how."""
+
+
+def write(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
+    """Writes a checkpoint and then removes what retention does not keep; returns where it lies, durable.
+
+    Raises:
+        OSError: when the disk refuses.
+        UserError: (exit 3) when the run belongs to another life now.
+    """
+    parts = {name: memory[begin : begin + length] for name, (begin, length) in save.parts.items()}
+    path = store.save(save.step, {**parts, **save.others}, save.facts)
+    store.retain(save.best_step, save.also)
+    return path
+
+
+class Writer:
+    """The process that writes, one save at a time. To be made in the rank's main thread: the kernel ends the process
+    with the thread that made it.
+
+    Args:
+        store: used there as it is here.
+        memory: descriptor of the memory that saves lie in.
+    """
+
+    def __init__(self, store: CheckpointStore, memory: int) -> None:
+        self._connection, theirs = Pipe()
+        arguments = [str(theirs.fileno()), str(memory), str(os.getpid())]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # inherited, so that none meets it unprepared
+        try:
+            self._process = subprocess.Popen(
+                # Without site-packages and what they run at the start: 0.1 s until it writes.
+                [sys.executable, "-SPc", "from dist_train.checkpoint.writer import main; main()", *arguments],
+                env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), memory),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._connection.send(store)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return not self._connection.closed and self._process.poll() is None
+
+    def begin(self, save: Save) -> None:
+        """Hands a save over. Its memory belongs to the writer until `result`.
+
+        Raises:
+            WriterLost: when it is gone.
+        """
+        try:
+            self._connection.send(save)
+        except OSError:
+            raise self._lost() from None
+
+    def is_done(self) -> bool:
+        """Whether `result` would answer at once."""
+        return self._connection.poll()
+
+    def result(self, seconds: float) -> Path:
+        """Where the save that was handed over lies, once it is durable.
+
+        Raises:
+            WriterLost: when it is gone, or has not finished after `seconds`; it is ended then.
+            OSError, UserError: as `write` raised it.
+        """
+        if not self._connection.poll(seconds):
+            self.kill()
+            raise WriterLost(f"not done after {seconds:g} s")
+        try:
+            outcome = self._connection.recv()
+        except (EOFError, OSError):
+            raise self._lost() from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def end(self) -> None:
+        """Ends it when it has nothing to do."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._connection.send(None)
+            self._process.wait(_TO_END)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it whatever it does. A save that is under way is not committed then."""
+        self._process.kill()
+        self._connection.close()
+        with suppress(subprocess.TimeoutExpired):  # it dies when a disk that hangs lets go of it; we go on
+            self._process.wait(_TO_END)
+
+    def _lost(self) -> WriterLost:
+        self.kill()
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return WriterLost(f"its process was killed by {signal.Signals(-code).name}")
+        return WriterLost(f"its process ended with {code}")
+
+
+# ---------------------------------------------------------------- in the process
+
+
+def main() -> None:
+    """Writes what comes through the pipe until it closes."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    pipe, memory, rank = map(int, sys.argv[1:])
+    _end_with(rank)
+    connection = Connection(pipe)
+    store = connection.recv()
+    while (save := _next(connection)) is not None:
+        connection.send(_outcome(save, store, memory))
+
+
+def _end_with(rank: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != rank:  # it ended before the kernel was told
+        os._exit(1)
+
+
+def _next(connection: Connection) -> Save | None:
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError):
+        return None
+
+
+def _outcome(save: Save, store: CheckpointStore, memory: int) -> Path | Exception:
+    try:
+        mapped = mmap.mmap(memory, 0, mmap.MAP_SHARED, mmap.PROT_READ)  # anew each time: the state may have grown
+        return write(save, store, memoryview(mapped))
+    except (OSError, UserError) as error:
+        return error
+    except Exception as error:
+        error.add_note(f"In the process that writes checkpoints:\n{traceback.format_exc()}")
+        return error

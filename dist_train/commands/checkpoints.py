@@ -1,0 +1,108 @@
+"""`python -m dist_train.commands.checkpoints RUN [--verify] [--json]`: what a run has saved. No torch here."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
+from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
+from dist_train.config.errors import ExitCode
+
+COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
+NUMBERS = ("step", "size", "ranks", "generation")
+
+
+def describe(path: Path, thoroughly: bool) -> dict[str, Any]:
+    """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how."""
+    known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None}
+    try:
+        manifest = verify(path) if thoroughly else read_manifest(path)
+        known["sound"] = True if thoroughly else None
+    except DamagedCheckpoint as damage:
+        known |= {"sound": False, "damage": str(damage)}
+        manifest = _readable(path)
+    return known | {
+        "saved": manifest.get("saved", _modified(path)),
+        "bytes": sum(entry["size"] for entry in manifest.get("files", {}).values()),
+        "world_size": manifest.get("world_size"),
+        "generation": manifest.get("generation"),
+        "best_step": manifest.get("best_step"),
+    }
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that is damaged elsewhere; empty where it is the manifest."""
+    try:
+        return read_manifest(path)
+    except DamagedCheckpoint:
+        return {}
+
+
+def _modified(path: Path) -> float | None:
+    """Unix time; for manifests that do not say when they were written."""
+    try:
+        return (path / MANIFEST).stat().st_mtime
+    except OSError:
+        return None
+
+
+def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
+    """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
+    alone = is_checkpoint(target) or step_of(target) >= 0
+    paths = [target] if alone else CheckpointStore(target / "checkpoints").all()[::-1]
+    found = [describe(path, thoroughly) for path in paths]
+    best = next((item["best_step"] for item in reversed(found) if item["bytes"]), None)
+    for item in found:
+        item["best"] = item["step"] == best
+        del item["best_step"]
+    return found
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Aligned columns, the numbers to the right."""
+    rows = [COLUMNS, *map(_row, found)]
+    columns = []
+    for name, *cells in zip(*rows, strict=True):
+        width = max(map(len, (name, *cells)))
+        side = ">" if name in NUMBERS else "<"
+        columns.append([f"{cell:{side}{width}}" for cell in (name, *cells)])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["saved"])) if item["saved"] else ""
+    state = {None: "not verified", True: "sound", False: f"DAMAGED: {item['damage']}"}[item["sound"]]
+    size = f"{item['bytes'] / 1e6:,.1f} MB" if item["bytes"] else ""
+    numbers = ("" if item[key] is None else str(item[key]) for key in ("world_size", "generation"))
+    return (f"{item['step']:,}", when, size, *numbers, "best" if item["best"] else "", state)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dist-train checkpoints", description=__doc__)
+    parser.add_argument("target", type=Path, help="a run directory or a checkpoint")
+    parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    try:
+        found = survey(arguments.target, arguments.verify)
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        return int(ExitCode.CONFIG)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print(table(found))
+    if not found:
+        print(f"no checkpoints in {arguments.target}", file=sys.stderr)
+    damaged = [Path(item["path"]).name for item in found if item["sound"] is False]
+    if damaged:
+        print(f"damaged: {', '.join(damaged)}; a resume takes the newest sound one", file=sys.stderr)
+    return int(ExitCode.CANNOT_RESUME) if damaged and arguments.verify else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

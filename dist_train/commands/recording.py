@@ -1,0 +1,254 @@
+"""What a run wrote down of its steps, and the comparison of a replay with it, to the last bit."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
+from dist_train.checkpoint.resume import check_surroundings, config_of, differences
+from dist_train.checkpoint.store import CheckpointStore, Found, step_of
+from dist_train.config.errors import UserError
+from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+from dist_train.control.due import Due
+from dist_train.tracking.base import POSITION, Row
+from dist_train.tracking.jsonl import to_json
+from dist_train.tracking.tracker import NullTracker
+
+NOT_COMPARED = {"kind", "split", "time", *POSITION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """The steps `first` to `last` of a run, counted from 1, and where to begin to compute them again.
+
+    Attributes:
+        found: the newest sound checkpoint before `first`; None for the start.
+        steps: the training rows by step, from the one after the checkpoint on.
+        evaluations: the rows of the evaluation split by step, `first` to `last`.
+        notes: lines for the user.
+    """
+
+    first: int
+    last: int
+    found: Found | None
+    steps: dict[int, Row]
+    evaluations: dict[int, Row]
+    notes: tuple[str, ...]
+
+    @property
+    def begin_step(self) -> int:
+        return step_of(self.found.path) if self.found else 0
+
+    @property
+    def begin(self) -> str:
+        return self.found.path.name if self.found else "the start"
+
+
+def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last: int, *, beyond: bool) -> Recording:
+    """Reads metrics.jsonl, and finds the checkpoint to begin from. Changes nothing.
+
+    Args:
+        due: the run's own.
+        beyond: whether the window may hold steps that were not recorded.
+
+    Raises:
+        UserError: when there are no such steps.
+    """
+    if not 1 <= first <= last <= due.total_steps:
+        raise UserError(
+            f"--from-step {first} --to-step {last}: steps are counted from 1, and this run has {due.total_steps}; "
+            "give the first and the last to be computed again"
+        )
+    steps, evaluations = _rows(run_dir / "metrics.jsonl")
+    if not beyond:
+        _check_recorded(first, last, steps)
+    # What a rollback went back to must be among the states that the replay passes through.
+    any_will_do = config.train.non_finite != "rollback"
+    found, notes = checkpoint_before(run_dir, lambda step: step < first and (any_will_do or due.anchor(step) == step))
+    begin = step_of(found.path) if found else 0
+    if steps and begin < min(steps) - 1:
+        notes.append(f"recorded from step {min(steps)} on: the run began from a checkpoint that is not here")
+    return Recording(
+        first=first,
+        last=last,
+        found=found,
+        steps={step: row for step, row in steps.items() if begin < step <= last},
+        evaluations={step: row for step, row in evaluations.items() if first <= step <= last},
+        notes=tuple(notes),
+    )
+
+
+def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
+    """Training rows and rows of the evaluation split, by step. A line that is being written is left out."""
+    steps: dict[int, Row] = {}
+    evaluations: dict[int, Row] = {}
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                row = json.loads(line) if line.endswith(b"\n") else {}
+                if row.get("kind") == "train":
+                    steps[row["step"]] = row
+                elif row.get("split") == "evaluation":
+                    evaluations[row["step"]] = row
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return steps, evaluations
+
+
+def _check_recorded(first: int, last: int, steps: dict[int, Row]) -> None:
+    missing = next((step for step in range(first, last + 1) if step not in steps), None)
+    if missing is not None:
+        there = f"holds steps {min(steps)} to {max(steps)}" if steps else "holds no steps yet"
+        raise UserError(
+            f"--from-step {first} --to-step {last}: step {missing} is not recorded; metrics.jsonl {there}. "
+            "--show computes steps that are not recorded, too"
+        )
+
+
+def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[Found | None, list[str]]:
+    """The newest sound checkpoint whose step is `usable`, and a line for each damaged one that was passed over."""
+    skipped: list[str] = []
+    for path in CheckpointStore(run_dir / "checkpoints").all():
+        if usable(step_of(path)):
+            try:
+                return Found(path, verify(path), ()), skipped
+            except DamagedCheckpoint as damage:
+                skipped.append(f"{path.name} is damaged ({damage}): beginning from an older one")
+    return None, skipped
+
+
+def changes(
+    run_dir: Path, found: Found | None, config: RunConfig, now: Mapping[str, Any], world_size: int
+) -> Iterator[str]:
+    """What is not as it was when the checkpoint was written: a difference may come from it.
+
+    Args:
+        found: the checkpoint to begin from; without it, any of the run's will do.
+        config: the run's, as the replay has it.
+        now: of dist_train.fingerprints.surroundings.
+        world_size: of the replay.
+    """
+    witness = found or _any_of(run_dir)
+    if witness is None:
+        return
+    yield from check_surroundings(witness, now, allowed=tuple(now))
+    before = config_of(witness) or config
+    for path, old, new in differences(before, config):
+        if not any(path == key or path.startswith(f"{key}.") for key in SAFE_TO_CHANGE):
+            yield f"{path} was {old} when {witness.path.name} was written, and is {new} in config.yaml"
+    if not config.exact and witness.manifest["world_size"] != world_size:
+        yield f"exact is false, so the bits depend on the number of ranks, which was {witness.manifest['world_size']}"
+
+
+def _any_of(run_dir: Path) -> Found | None:
+    for path in reversed(CheckpointStore(run_dir / "checkpoints").all()):
+        with suppress(DamagedCheckpoint):
+            return Found(path, read_manifest(path), ())
+    return None
+
+
+# ---------------------------------------------------------------- comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two values that should be one."""
+
+    step: int
+    split: str | None
+    quantity: str
+    recorded: Any
+    replayed: Any
+
+    def __str__(self) -> str:
+        where = f"step {self.step}" + (f", {self.split}" if self.split else "")
+        return f"{where}: {self.quantity} was {_exact(self.recorded)} and came out as {_exact(self.replayed)}"
+
+    def as_json(self) -> dict[str, Any]:
+        values = {"recorded": self.recorded, "replayed": self.replayed}
+        floats = {f"{name}_hex": value.hex() for name, value in values.items() if isinstance(value, float)}
+        return {"step": self.step, "split": self.split, "quantity": self.quantity, **values, **floats}
+
+
+def _exact(value: Any) -> str:
+    return f"{value!r} ({value.hex()})" if isinstance(value, float) else str(value)
+
+
+class Comparison(NullTracker):
+    """Takes the rows of a replay in place of a tracker, and holds them against the recorded ones.
+
+    Args:
+        on_difference: called at the first one.
+
+    Attributes:
+        difference: the first one.
+        missing: recorded training steps that have not come yet.
+        values: how many numbers have been compared.
+    """
+
+    def __init__(self, recording: Recording, on_difference: Callable[[], None]) -> None:
+        self._recording = recording
+        self._on_difference = on_difference
+        self.difference: Difference | None = None
+        self.missing = set(recording.steps)
+        self.steps = self.evaluations = self.values = 0
+        self._names: dict[str, None] = {}
+
+    def log_steps(self, rows: list[Row]) -> None:
+        for row in rows:
+            recorded = self._recording.steps.get(row["step"])
+            self.missing.discard(row["step"])
+            if recorded is not None and self.difference is None:
+                self.steps += 1
+                self._names |= dict.fromkeys(self._compare(recorded, row))
+
+    def log_evaluation(self, row: Row, confusion: Any) -> None:
+        recorded = self._recording.evaluations.get(row["step"])
+        if recorded is not None and self.difference is None:
+            self.evaluations += 1
+            self._compare(recorded, row)
+
+    def note(self, line: str) -> None:
+        """A replay says what the training said, where it did not."""
+
+    def _compare(self, recorded: Row, row: Row) -> list[str]:
+        """The names of what was compared: all that was recorded, and what the replay left out."""
+        before, now = dict(_leaves("", recorded)), dict(_leaves("", json.loads(to_json(row))))
+        names = [*before, *(name for name in ("left_out",) if name in now and name not in before)]
+        for name in names:
+            self.values += 1
+            if repr(before.get(name)) != repr(now.get(name)):  # tells 0.0 from -0.0, and nan is a word in JSON
+                self._found(recorded["step"], recorded.get("split"), name, before.get(name), now.get(name))
+                break
+        return names
+
+    def _found(self, step: int, split: str | None, name: str, before: Any, now: Any) -> None:
+        self.difference = Difference(step=step, split=split, quantity=name, recorded=before, replayed=now)
+        self._on_difference()
+
+    def summary(self) -> str:
+        """What was found to be the same."""
+        if not self.steps:
+            return "nothing was compared"
+        steps = sorted(self._recording.steps)
+        figures = ", ".join(self._names)
+        evaluations = f" and {self.evaluations} evaluation{'s' * (self.evaluations > 1)}" if self.evaluations else ""
+        return f"steps {steps[0]} to {steps[-1]} ({figures}){evaluations}, {self.values} values"
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is compared of a row, by its path: `grad_norm`, `per_class.f1[3]`."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            if path or name not in NOT_COMPARED:
+                yield from _leaves(f"{path}.{name}" if path else name, child)
+    elif isinstance(value, list):
+        for place, child in enumerate(value):
+            yield from _leaves(f"{path}[{place}]", child)
+    else:
+        yield path, value

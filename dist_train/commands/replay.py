@@ -1,0 +1,267 @@
+"""`python -m dist_train.commands.replay RUN --from-step A --to-step B`: do the recorded steps come out again?
+
+A replay is the training's own loop from the nearest checkpoint before A, on any number of ranks, with a tracker that
+compares instead of writing. Nothing is written into the run directory.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_train import non_finite
+from dist_train.checkpoint.keeper import NoCheckpoints
+from dist_train.checkpoint.manifest import DamagedCheckpoint
+from dist_train.checkpoint.resume import Resumed, hand_on
+from dist_train.checkpoint.state import Snapshot, TrainState
+from dist_train.checkpoint.store import Found
+from dist_train.commands.common import reporting
+from dist_train.commands.recording import Comparison, Recording, changes, read_recording
+from dist_train.commands.watch import StepDetail, watched
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import RunConfig
+from dist_train.config.shares import share
+from dist_train.control.agreement import Agreement
+from dist_train.control.due import Due
+from dist_train.control.stop import StopFlag
+from dist_train.data import datasets
+from dist_train.data.datasets import Splits
+from dist_train.data.loader import train_sampler
+from dist_train.files import write_atomic
+from dist_train.fingerprints import surroundings
+from dist_train.learner import Learner
+from dist_train.learner import build as build_learner
+from dist_train.loop import train
+from dist_train.process_group import ProcessGroup
+from dist_train.ranks import Ranks
+from dist_train.run import Run
+from dist_train.run_directory import recorded_config
+from dist_train.tracking.jsonl import to_json
+from dist_train.tracking.tracker import NullTracker
+from dist_train.worker import build_run, settle_numerics
+
+DIFFERS = 1
+"""Exit code when a step comes out otherwise than it was recorded."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replays as the arguments say; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="dist-train replay", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--from-step", type=int, required=True, metavar="A", help="the first step, counted from 1")
+    parser.add_argument("--to-step", type=int, required=True, metavar="B", help="the last step")
+    parser.add_argument("--show", action="store_true", help="each microbatch's loss and samples, the largest gradients")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)  # the launcher reads there what it ends with
+    arguments = parser.parse_args(argv)
+    with reporting():
+        try:
+            outcome = _replay(arguments)
+        except KeyboardInterrupt:
+            return int(ExitCode.INTERRUPTED)
+    if not Ranks.from_environment().is_first:
+        return 0
+    print(to_json(outcome.as_json()) if arguments.json else outcome.as_text(), flush=True)
+    code = 0 if outcome.is_identical else DIFFERS
+    if arguments.verdict is None:
+        return code
+    write_atomic(arguments.verdict, json.dumps({"exit_code": code}))
+    return 0  # a rank that ends with another code looks like a failure to the launcher
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came out of a replay; complete on rank 0 alone.
+
+    Attributes:
+        ended: why the replay could not go on to its last step: something was not finite.
+        details: the steps that --show asked for.
+    """
+
+    run_dir: Path
+    recording: Recording
+    comparison: Comparison
+    world_size: int
+    ended: str | None
+    details: list[StepDetail]
+
+    @property
+    def is_identical(self) -> bool:
+        return self.comparison.difference is None and not self.comparison.missing
+
+    @property
+    def not_recorded(self) -> list[int]:
+        record = self.recording
+        return [step for step in range(record.first, record.last + 1) if step not in record.steps]
+
+    def as_text(self) -> str:
+        """The verdict, in one line or a few."""
+        record, compared = self.recording, self.comparison
+        lines = [self.ended] if self.ended else []
+        if compared.difference:
+            lines.append(f"not bit-identical: {compared.difference}")
+        elif compared.missing:
+            lines.append(f"not bit-identical: step {min(compared.missing)} was recorded and did not come out")
+        elif compared.steps == 0:
+            return "\n".join([*lines, "nothing to compare: none of these steps is recorded"])
+        else:
+            lines.append(f"bit-identical: {compared.summary()}, on {_ranks(self.world_size)}")
+        if compared.difference and compared.difference.step < record.first:
+            lines.append(f"(before step {record.first}: on the way there from {record.begin})")
+        if self.not_recorded:
+            lines.append(f"not recorded, so not compared: step {', '.join(map(str, self.not_recorded))}")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        record, compared = self.recording, self.comparison
+        difference = compared.difference
+        steps = {"steps": [asdict(detail) for detail in self.details]} if self.details else {}
+        return {
+            "run": str(self.run_dir),
+            "from_step": record.first,
+            "to_step": record.last,
+            "replayed_from_step": record.begin_step,
+            "ranks": self.world_size,
+            "identical": self.is_identical,
+            "not_recorded": self.not_recorded,
+            "compared": {"steps": compared.steps, "evaluations": compared.evaluations, "values": compared.values},
+            "first_difference": difference.as_json() if difference else None,
+            "ended": self.ended,
+            "notes": list(record.notes),
+            **steps,
+        }
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
+
+
+# ---------------------------------------------------------------- the replay
+
+
+def _replay(arguments: argparse.Namespace) -> Outcome:
+    config = recorded_config(arguments.run)
+    if config is None:
+        raise UserError(f"{arguments.run}: no run directory (no config.yaml)")
+    ranks, microbatches = Ranks.from_environment(), config.batch.microbatches
+    assert isinstance(microbatches, int)  # it was settled before it was recorded
+    share(ranks.rank, ranks.world_size, microbatches)  # which says so when there are too few
+    settle_numerics(config)
+    with ProcessGroup(ranks, config.distributed) as group:
+        splits = datasets.build(config.data, group.first_per_node)
+        due = Due.of(config, train_sampler(config, splits.train, ranks).steps_per_epoch)
+        recording = group.from_first(lambda: _read(arguments, config, splits, due, group))
+        if ranks.is_first:
+            for line in (*recording.notes, f"replaying from {recording.begin} on {_ranks(ranks.world_size)}"):
+                print(line, file=sys.stderr, flush=True)
+        return _compute(arguments, config, splits, recording, Window.over(due, recording), group)
+
+
+def _read(arguments: argparse.Namespace, config: RunConfig, splits: Splits, due: Due, group: ProcessGroup) -> Recording:
+    """What there is to replay, with all that the user should know beforehand."""
+    recording = read_recording(
+        arguments.run, config, due, arguments.from_step, arguments.to_step, beyond=arguments.show
+    )
+    now, world_size = surroundings(config, splits, group.device), group.ranks.world_size
+    news = changes(arguments.run, recording.found, config, now, world_size)
+    return replace(recording, notes=(*recording.notes, *news))
+
+
+def _compute(
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    splits: Splits,
+    recording: Recording,
+    due: "Window",
+    group: ProcessGroup,
+) -> Outcome:
+    learner, flag = build_learner(config, splits, group.device), StopFlag()
+    resumed = _hand_on(recording.found, group)
+    state = learner.restore(resumed) if resumed else TrainState()
+    state.finished = False
+    # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
+    comparison = Comparison(recording, on_difference=(lambda: None) if arguments.show else partial(flag.limit, 0))
+    tracker = comparison if group.ranks.is_first else NullTracker()
+    details: list[StepDetail] = []
+    anchors = Anchors(learner, due) if config.train.non_finite == "rollback" else NoCheckpoints()
+    run = build_run(config, group, splits, learner, due, Agreement(group, flag), tracker, anchors, arguments.run)
+    ended = None
+    try:
+        if isinstance(anchors, Anchors):
+            run = anchors.serve(run, group, state)
+        if arguments.show:
+            run = watched(run, group, recording.first, details.append if arguments.json else print)
+        train(run, state)
+    except UserError as error:
+        if error.code != ExitCode.NON_FINITE:
+            raise
+        ended = str(error)
+    finally:
+        run.parallel.close()
+    return Outcome(
+        run_dir=arguments.run,
+        recording=recording,
+        comparison=comparison,
+        world_size=group.ranks.world_size,
+        ended=ended,
+        details=details,
+    )
+
+
+def _hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
+    try:
+        return hand_on(found, group)
+    except (OSError, DamagedCheckpoint) as error:
+        name = found.path.name if found else None
+        raise UserError(
+            f"{name} went away while it was read ({error}), as it happens in a run that is going on: try again",
+            ExitCode.CANNOT_RESUME,
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(Due):
+    """Ends with the window, and evaluates where the recording did."""
+
+    evaluations: frozenset[int]
+
+    @classmethod
+    def over(cls, due: Due, recording: Recording) -> "Window":
+        """The part of the run's own plan that was recorded."""
+        values = {**asdict(due), "last_step": recording.last}
+        return cls(**values, evaluations=frozenset(recording.evaluations))
+
+    def evaluate(self, step: int) -> bool:
+        return step in self.evaluations
+
+
+class Anchors(NoCheckpoints):
+    """The states that a rollback goes back to, in memory: the run's own may be gone by now."""
+
+    def __init__(self, learner: Learner, due: Due) -> None:
+        self._learner = learner
+        self._due = due
+        self._snapshot: Snapshot | None = None
+
+    def serve(self, run: Run, group: ProcessGroup, state: TrainState) -> Run:
+        """The same run, going back to what is kept here, which `state` is the first of."""
+        self.save(state)
+        put_back = run.parallel.put_back_buffers
+        return replace(run, non_finite=non_finite.build(run.config, group, put_back, self.go_back, self._due.anchor))
+
+    def save(self, state: TrainState) -> None:
+        if self._due.anchor(state.step) == state.step:
+            self._snapshot = self._learner.capture(state)
+
+    def go_back(self, step: int) -> None:
+        """Puts back what the newest of those steps left, which is `step`."""
+        assert self._snapshot is not None
+        self._learner.restore(Resumed(path=Path(f"step-{step:08d}"), snapshot=self._snapshot, world_size=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

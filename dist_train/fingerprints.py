@@ -1,0 +1,107 @@
+"""What a result depends on besides the seed and the step: config, torch, machine, data and code, as facts small enough
+for every checkpoint's manifest. A resume compares them with its own (checkpoint/resume.py).
+"""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dist_train
+from dist_train.config.schema import Custom, RunConfig
+from dist_train.data.datasets import Splits
+from dist_train.data.decode import decoder_name
+
+_SHOWN = 10
+"""Names of classes that are written out."""
+
+
+def surroundings(config: RunConfig, splits: Splits, device: torch.device) -> dict[str, Any]:
+    """All of it, as JSON reads it back."""
+    return {
+        "config": json.loads(config.model_dump_json()),
+        "torch": str(torch.__version__),  # a plain str: the process that writes checkpoints has no torch
+        "machine": machine(device),
+        "data": data(splits),
+        "code": code(config),
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What chooses among torch's kernels, and what decodes images."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "decoder": decoder_name()}
+
+
+def data(splits: Splits) -> dict[str, Any]:
+    """The classes, and of each split the number of samples and what its `fingerprint()` says, where it has one."""
+    found: dict[str, Any] = {} if splits.classes is None else {"classes": _in_short(splits.classes)}
+    for name in ("train", "evaluation", "test"):
+        if (dataset := getattr(splits, name)) is not None:
+            found[name] = {"samples": len(dataset)}
+            if callable(fingerprint := getattr(dataset, "fingerprint", None)):
+                found[name]["content"] = str(fingerprint())
+    return found
+
+
+def _in_short(names: tuple[str, ...]) -> str:
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    return f"{len(names)}, {_digest(name.encode() for name in names)}"
+
+
+def code(config: RunConfig) -> dict[str, str]:
+    """Digests of this package and of the modules that the config names, and the commit that git knows."""
+    package = Path(str(dist_train.__file__)).parent
+    ours = sorted(path for path in package.rglob("*.py"))
+    found = {"dist_train": _digest(part for p in ours for part in (str(p.relative_to(package)).encode(), _bytes(p)))}
+    for section in (config.data, config.model, config.task, config.optimizer):
+        if isinstance(section, Custom):
+            module = section.name.partition(":")[0]
+            spec = importlib.util.find_spec(module)
+            if spec is not None and spec.origin is not None:
+                found[module] = _digest([_bytes(Path(spec.origin))])
+    return found if (known := commit()) is None else {**found, "commit": known}
+
+
+@cache
+def commit() -> str | None:
+    """The code around the working directory, as git knows it: `1c496ce3a2b1`, or `1c496ce3a2b1-dirty-<digest>`.
+
+    Asked once: what the process has imported does not change when the files do.
+    """
+    described = _git("describe", "--always", "--dirty", "--abbrev=12")
+    if described is None or not described.endswith("-dirty"):
+        return described
+    changes = _git("diff", "--no-ext-diff", "--no-textconv", "HEAD")
+    return described if changes is None else f"{described}-{_digest([changes.encode()])}"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # built in, or inside an archive
+        return b""
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """The first 12 digits of a SHA-256: enough to tell two versions apart."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(b"%d " % len(part))
+        found.update(part)
+    return found.hexdigest()[:12]

@@ -1,0 +1,18 @@
+"""`dist-train checkpoints`."""
+
+import click
+
+from launch.commands.common import become, json_option
+
+
+@click.command()
+@click.argument("run_or_checkpoint", type=click.Path(exists=True, file_okay=False))
+@click.option("--verify", is_flag=True, help="Read every byte; exit code 4 when a checkpoint is damaged.")
+@json_option("A JSON list on stdout, the oldest first.")
+def command(run_or_checkpoint: str, verify: bool, as_json: bool) -> None:
+    """What a run has saved: step, when, size, world size, generation, which is the best.
+
+    With --verify also whether each is sound, and if not, which file is bad and how. A damaged checkpoint is never used:
+    a resume takes the one before it.
+    """
+    become("dist_train.commands.checkpoints", [run_or_checkpoint, *["--verify"] * verify, *["--json"] * as_json])
