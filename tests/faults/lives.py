@@ -115,7 +115,8 @@ class PooledLife:
         return [pid for pid in self.pids if catches(pid, signal.SIGUSR2)]
 
     def wait(self, seconds: float = HANG_S) -> list[int | None]:
-        """Exit codes by rank, None for one that failed or was killed.
+        """Exit codes by rank, None for one that failed or was killed. Who has not ended soon after the first failure,
+        such as a rank that waits for a dead one to join, is killed.
 
         Raises:
             TimeoutError: when none ended.
@@ -132,6 +133,7 @@ class PooledLife:
                         deadline = min(deadline, time.monotonic() + GRACE_S)
         if not any(rank.done for rank in self.ranks):
             raise TimeoutError(f"no rank ended within {seconds:g} s")
+        kill([rank.process.pid or 0 for rank in waiting])
         return [rank.value for rank in self.ranks]
 
     def failures(self) -> str:
