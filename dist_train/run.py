@@ -101,12 +101,12 @@ class Run:
             raise UserError(report.diverged, ExitCode.NON_FINITE)
 
     def save(self, state: TrainState) -> None:
-        """Saves.
+        """Saves. A buffer may hold an infinity of its own, as an attention mask does, so buffers are not looked at.
 
         Raises:
             UserError: (exit 11) on every rank, when an update has left numbers that are not finite.
         """
-        tensors = [*self.parallel.module.state_dict().values()]
+        tensors = list(self.parallel.parameters)
         tensors += [value for entries in self.optimizer.state.values() for value in entries.values()]
         floats = [t.detach() for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
         if not torch.isfinite(get_total_norm(floats, norm_type=math.inf)):

@@ -117,6 +117,11 @@ def test_an_update_that_leaves_numbers_that_are_not_finite_is_not_saved(run_rank
     assert CheckpointStore(folder / "run" / "checkpoints").all() == []
 
 
+def test_infinities_that_belong_to_the_model_are_saved(run_ranks, config):
+    folder = config("stop", [])
+    assert run_ranks(train, 2, folder, "c.yaml", "run", "model={name: 'tests.distributed.poisoned:Masked'}") == [0, 0]
+
+
 def _assert_finite(path):
     import safetensors.torch
 
