@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from dist_train.checkpoint.buffers import Buffers, Part
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.checkpoint.writer import Save, Writer, WriterLost, write
+from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, write
 from dist_train.config.errors import ExitCode, UserError
 
 MOST_FAILURES = 3
@@ -95,7 +95,7 @@ class Checkpoints:
         self._patience = patience
         self._buffers: Buffers | None = None
         self._writer: Writer | None = None
-        self._under_way: TrainState | None = None
+        self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
         self.last: Path | None = None
 
@@ -110,12 +110,10 @@ class Checkpoints:
         state = replace(state)  # the training goes on with the other one
         try:
             save = self._copy(state)
-            if self._in_background(save.parts):
-                self._begin(save)
-                self._under_way = state
+            if self._in_background(save.parts) and self._begins(save):
+                self._under_way = (state, save)
                 return
-            assert self._buffers is not None
-            path = write(save, self._store, self._buffers.memory)
+            path = self._write(save)
         except (OSError, WriterLost) as error:
             self._failed(state, error)
         else:
@@ -130,9 +128,13 @@ class Checkpoints:
         """Returns when no save is under way: it is durable, or has failed. Raises as `save` does."""
         if self._under_way is None or self._writer is None:
             return
-        state, self._under_way = self._under_way, None
+        (state, save), self._under_way = self._under_way, None
         try:
-            path = self._writer.result(self._patience)
+            try:
+                path = self._writer.result(self._patience)
+            except WriterKilled:
+                path = self._write(save)
+                self._note(f"the process that saves was killed: step {state.step} was saved without it")
         except (OSError, WriterLost) as error:
             self._failed(state, error)
         else:
@@ -184,19 +186,28 @@ class Checkpoints:
             also=self._also(state.step),
         )
 
+    def _write(self, save: Save) -> Path:
+        assert self._buffers is not None
+        return write(save, self._store, self._buffers.memory)
+
     def _in_background(self, parts: Mapping[str, Part]) -> bool:
         if self._background == "auto":
             return _size(parts) >= PAYS_FROM
         return self._background
 
-    def _begin(self, save: Save) -> None:
+    def _begins(self, save: Save) -> bool:
+        """Hands the save to the process that writes; False where that was killed this very moment."""
         assert self._buffers is not None
         if self._writer is not None and not self._writer.is_alive():
             self._writer.kill()
             self._writer = None
         if self._writer is None:
             self._writer = Writer(self._store, self._buffers.descriptor)
-        self._writer.begin(save)
+        try:
+            self._writer.begin(save)
+        except WriterKilled:
+            return False
+        return True
 
     def _succeeded(self, state: TrainState, path: Path) -> None:
         self.last = path

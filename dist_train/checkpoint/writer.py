@@ -55,6 +55,10 @@ class WriterLost(Exception):
     """The writing process is gone, or does not come to an end; says how."""
 
 
+class WriterKilled(WriterLost):
+    """It was killed, which says nothing about the disk; what it was given still lies in the shared memory."""
+
+
 def write(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
     """Writes a checkpoint and then removes what retention does not keep; returns where it lies, durable.
 
@@ -153,7 +157,7 @@ class Writer:
         self.kill()
         code = self._process.returncode
         if code is not None and code < 0:
-            return WriterLost(f"its process was killed by {signal.Signals(-code).name}")
+            return WriterKilled(f"its process was killed by {signal.Signals(-code).name}")
         return WriterLost(f"its process ended with {code}")
 
 
