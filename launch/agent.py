@@ -1,7 +1,8 @@
 """One node's share of one generation, in a process of its own: torchrun's elastic agent, told what to do on stdin.
 
-`python -m launch.agent` reads one line of JSON (see supervisor.py), starts the ranks with torch's own agent, waits for
-them, and writes how they ended. The rest of stdin is the supervisor's lifeline: when it closes, everything ends.
+It starts the ranks with torch's own agent, waits for them, and writes how they ended. `python -m launch.agent` reads
+one line of JSON (see agents.py); the rest of stdin is the supervisor's lifeline: when it closes, everything ends.
+Forked from the fork server (preload.py) it gets the same by main_forked, and the kernel ends it with the server.
 """
 
 import json
@@ -31,6 +32,19 @@ def main() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.chdir(request["cwd"])
+    work(request)
+
+
+def main_forked(request: dict[str, Any], server: socket.socket) -> None:
+    """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
+    from launch.forks import ForkServer, fork_ranks_from
+
+    fork_ranks_from(ForkServer(server))
+    work(request)
+
+
+def work(request: dict[str, Any]) -> None:
+    """Runs the ranks to their end and writes how that was. Ends the process."""
     sys.stdout = sys.stderr = open(request["log"], "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
     try:
         outcome: dict[str, Any] = {"error": None, "ranks": launch(request)}
@@ -76,10 +90,13 @@ def launch(request: dict[str, Any]) -> list[dict[str, int]]:
         arguments.rdzv_backend = "loopback"
         arguments.standalone = False
     config, program, words = config_from_args(arguments)
-    config.logs_specs = rank_files(request["generation"])
+    config.logs_specs = rank_files(request["generation"], request["restarts"])
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
-    entry = [str(ENTRY), str(os.getpid()), request["generation"], request["logs"], request["tee"]]
+    me = str(os.getpid())
+    entry = [str(ENTRY), me, me, request["generation"], request["logs"], request["tee"], request["signals"]]
+    if arguments.no_python:
+        program, words = sys.executable, ["-u", "--no-python", program, *words]
     words = [words[0], *entry, *words[1:]]  # python -u ENTRY … -m MODULE …
     try:
         ended = elastic_launch(config, program)(*words)
@@ -88,8 +105,13 @@ def launch(request: dict[str, Any]) -> list[dict[str, int]]:
     return [{"rank": rank, "pid": 0, "exit_code": 0} for rank in ended]
 
 
-def rank_files(generation: str) -> Any:
-    """torch's own log redirection off (entry.py does it), and a place for what its @record decorator writes."""
+def rank_files(generation: str, restarts: tuple[int, int]) -> Any:
+    """torch's own log redirection off (entry.py does it), and a place for what its @record decorator writes.
+
+    Args:
+        restarts: how often the ranks have been started again, and how often they may be: our count, since each of our
+            generations is a first one to torch's agent.
+    """
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
@@ -100,6 +122,7 @@ def rank_files(generation: str) -> Any:
             records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
             for local, env in envs.items():
                 env["TORCHELASTIC_ERROR_FILE"] = records[local]
+                env["TORCHELASTIC_RESTART_COUNT"], env["TORCHELASTIC_MAX_RESTARTS"] = map(str, restarts)
             console = dict.fromkeys(envs, "")
             return LogsDest(stdouts=console, stderrs=dict(console), error_files=records)
 

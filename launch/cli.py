@@ -17,6 +17,7 @@ from launch.console import mark, say
 
 COMMANDS = {
     "train": "Train what a config describes, on all GPUs or CPU cores.",
+    "run": "Run any script, module or program on several ranks, as torchrun does.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "Classes and probabilities for images.",
     "config": "Show or check a config, or print the schema.",

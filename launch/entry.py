@@ -1,10 +1,14 @@
-"""What happens in a rank before its program: `entry.py PARENT GENERATION LOGS TEE (-m MODULE | SCRIPT) [ARGUMENT …]`.
+"""What happens in a rank before its program:
+
+`entry.py PARENT AGENT GENERATION LOGS TEE ours|default (-m MODULE | --no-python PROGRAM | SCRIPT) [ARGUMENT …]`.
 
 It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
 supervisor finds it. Then the program runs as `__main__`, exactly as torchrun would run it. Run as a file of its own, so
 that no folder of ours gets into the program's sys.path; it imports the standard library alone.
 """
 
+import atexit
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -14,6 +18,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -27,11 +32,13 @@ _CHECKED_LAST = ("runpy", "<frozen runpy>", __file__)
 
 def main(arguments: list[str]) -> None:
     """Runs the program; ends the process with the exit code that fits what happened."""
-    parent, generation, logs, tee, *program = arguments
+    parent, agent, generation, logs, tee, signals, *program = arguments
     die_with(int(parent))
+    if signals == "default":
+        answer_signals()
     rank = int(os.environ["RANK"])
     facts = Path(generation) / "ranks" / f"{rank}.json"
-    identity = {"rank": rank, "agent": int(parent), **whoami()}
+    identity = {"rank": rank, "agent": int(agent), **whoami()}
     write_json(facts, identity)
     log = send_output(Path(logs) / f"rank{rank}.log", on_console=shown(rank, tee), rank=rank)
     try:
@@ -54,6 +61,13 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before we had said so
         os._exit(USER_CODE_FAILED)
+
+
+def answer_signals() -> None:
+    """As in a program started from a shell: it knows nothing of us, and the launcher's signals were ignored so far."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def whoami() -> dict[str, Any]:
@@ -137,8 +151,11 @@ class Tee:
 
 
 def run(program: list[str]) -> None:
-    """`-m MODULE …` or `SCRIPT …`, with sys.argv and sys.path as Python sets them."""
-    if program[0] == "-m":
+    """`-m MODULE …` or `SCRIPT …`, with sys.argv and sys.path as Python sets them; or another program in our place."""
+    if program[0] == "--no-python":
+        sys.stdout.flush()
+        os.execvp(program[1], program[1:])
+    elif program[0] == "-m":
         sys.path[0] = os.getcwd()
         sys.argv = program[1:]
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
@@ -192,5 +209,27 @@ def exit_code(error: BaseException) -> int:
     return USER_CODE_FAILED
 
 
+def leave(arguments: list[str]) -> None:
+    """Runs `main` and ends the process as the interpreter would, without what takes torch a second: taking it down."""
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if leaving.code is not None and not isinstance(leaving.code, int):
+            print(leaving.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    leave(sys.argv[1:])

@@ -4,7 +4,9 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
+from typing import Protocol
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Save and stop."""
@@ -13,6 +15,10 @@ OTHERS = (signal.SIGUSR2,)
 _FORCING = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 0.1
 """Seconds within which the same signal again is an echo: `timeout` and srun send theirs to process and group."""
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 class Inbox:
@@ -49,9 +55,9 @@ class Inbox:
         self._reader.close()
         self._writer.close()
 
-    def wait(self, seconds: float) -> None:
-        """Returns when a signal has come or the time is over."""
-        if select.select([self._reader], [], [], seconds)[0]:
+    def wait(self, seconds: float, also: Sequence[HasFileno] = ()) -> None:
+        """Returns when a signal has come, something else can be read, or the time is over."""
+        if self._reader in select.select([self._reader, *also], [], [], seconds)[0]:
             self._reader.recv(4096)
 
     def take_others(self) -> list[int]:

@@ -1,12 +1,14 @@
 """The plan: what would be started, as a pure function of config, flags and host. Deciding happens here alone."""
 
 import shlex
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.config.errors import UserError
 from dist_train.config.shares import share
+from launch.demands import Demands
 from launch.host import Host
 
 DEFAULT_PORT = 29500
@@ -33,6 +35,7 @@ class Flags:
     monitor_interval: float = 0.1
     log_dir: str | None = None
     tee: str = "0"
+    start: Literal["preload", "exec"] = "preload"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,18 @@ class LaunchPlan:
     environment: dict[str, str]
     """Added to the environment of every rank."""
     rendezvous: Rendezvous
+    passed_on: tuple[str, ...] = ()
+    """Flags that are torchrun's own business."""
     max_restarts: int
     grace: float | None
     """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
     monitor_interval: float
+    start: Literal["preload", "exec"]
+    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
+    preload: tuple[str, ...]
+    """What that process imports besides torch."""
     program: tuple[str, ...]
-    """What a rank runs: `-m MODULE`, or a script."""
+    """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
     arguments: tuple[str, ...]
     """Its arguments."""
     resume: str | None
@@ -89,6 +98,16 @@ class LaunchPlan:
     scheduler: Literal["slurm"] | None
 
     @property
+    def is_training(self) -> bool:
+        """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
+        return self.resume is not None
+
+    @property
+    def suffix(self) -> str:
+        """What tells this node's files from node 0's."""
+        return "" if self.node == 0 else f"-node{self.node}" if self.node is not None else f"-{socket.gethostname()}"
+
+    @property
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
 
@@ -101,7 +120,7 @@ class LaunchPlan:
         """What torchrun's own parser gets; `torchrun` with these does the same, without our supervision."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
         flags += ["--standalone"] if self.rendezvous == Rendezvous() else self._rendezvous_flags()
-        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.monitor_interval:g}"]
+        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.monitor_interval:g}", *self.passed_on]
         resume = ("--resume", self.resume) if self.resume is not None else ()
         return (*flags, *self.program, *self.arguments, *resume)
 
@@ -144,17 +163,19 @@ def make_plan(
     resume: str | None,
     keep_latest: bool = False,
 ) -> LaunchPlan:
-    """Decides how many ranks start where, with what in their environment. `config` is a RunConfig.
+    """Decides how many ranks start where, with what in their environment. `config` is a RunConfig, or the Demands of a
+    program that has none.
 
     Raises:
         UserError: when flags, config and host do not go together.
     """
+    demands = config if isinstance(config, Demands) else Demands.of(config)
     nodes, node = _place(flags, host)
-    device, backend, ranks = _ranks(config, flags, host, nodes)
-    microbatches = nodes * ranks if config.batch.microbatches == "auto" else config.batch.microbatches
+    device, backend, ranks = _ranks(demands, flags, host, nodes)
+    microbatches = nodes * ranks if demands.microbatches == "auto" else demands.microbatches
     if resume is not None:  # a training
         _fits(config, nodes * ranks, microbatches)
-    threads = config.distributed.threads_per_rank if device == "cpu" else max(1, host.cores // ranks)
+    threads = demands.threads if demands.threads and device == "cpu" else max(1, host.cores // ranks)
     return LaunchPlan(
         nodes=nodes,
         node=node,
@@ -163,11 +184,13 @@ def make_plan(
         backend=backend,
         threads_per_rank=threads,
         microbatches=microbatches,
-        environment=_environment(config, nodes, device, threads, host),
+        environment=_environment(demands, nodes, device, threads, host),
         rendezvous=_rendezvous(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
         grace=flags.grace,
         monitor_interval=flags.monitor_interval,
+        start=flags.start,
+        preload=demands.preload,
         program=program,
         arguments=arguments,
         resume=resume,
@@ -209,10 +232,10 @@ def _place(flags: Flags, host: Host) -> tuple[int, int | None]:
     return nodes, node
 
 
-def _ranks(config: Any, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
+def _ranks(demands: Demands, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
     """Device, backend and ranks per node."""
     asked = flags.nproc_per_node or "auto"
-    wanted = config.distributed.backend
+    wanted = demands.backend
     if asked == "gpu" and host.gpus == 0:
         raise UserError("--nproc-per-node gpu: no GPU here (CUDA_VISIBLE_DEVICES counts); cpu uses the cores")
     on_gpu = host.gpus > 0 and asked != "cpu" and (wanted != "gloo" or asked == "gpu")
@@ -226,7 +249,7 @@ def _ranks(config: Any, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any,
         raise UserError(f"--nproc-per-node {asked}: give a number, auto, gpu or cpu")
     if on_gpu:
         return "gpu", backend, host.gpus
-    room = config.batch.microbatches if isinstance(config.batch.microbatches, int) else host.cores * nodes
+    room = demands.microbatches if isinstance(demands.microbatches, int) else host.cores * nodes
     return "cpu", backend, max(1, min(host.cores, room // nodes))
 
 
@@ -251,7 +274,7 @@ def _fits(config: Any, world_size: int, microbatches: int) -> None:
         )
 
 
-def _environment(config: Any, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
+def _environment(demands: Demands, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
     added = {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -265,7 +288,7 @@ def _environment(config: Any, nodes: int, device: str, threads: int, host: Host)
         added |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if device == "cpu" and host.gpus:
         added["CUDA_VISIBLE_DEVICES"] = ""
-    if device == "gpu" and config.exact:
+    if device == "gpu" and demands.exact:
         added["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
     return added
 

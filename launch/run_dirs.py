@@ -5,13 +5,15 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
 from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
-from dist_train.config.schema import RunConfig
 from launch.processes import is_alive, myself
 from launch.records import read_all, read_json
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
 
 CHECKPOINTS = "checkpoints"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -52,7 +54,7 @@ def config_of(resume: str | None, run_dir: str | None) -> Path | None:
     return None
 
 
-def choose(config: RunConfig, wish: Wish) -> Choice:
+def choose(config: "RunConfig", wish: Wish) -> Choice:
     """The run directory that is meant; looks, and creates nothing.
 
     Raises:
@@ -148,7 +150,7 @@ def make(folder: Path) -> None:
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None
 
 
-def is_below_root(config: RunConfig, folder: Path) -> bool:
+def is_below_root(config: "RunConfig", folder: Path) -> bool:
     """Whether a run lives where `latest` is kept for its name."""
     return folder.absolute().parent.resolve() == (Path(config.run_root) / config.name).resolve()
 

@@ -10,23 +10,21 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
+from launch.agents import Agent, Starter
 from launch.console import mark, say
 from launch.inbox import Inbox
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
 
-HOME = Path(__file__).resolve().parents[1]
-"""The folder that `launch` is imported from."""
 TICK = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
 AFTER_FAILURE = 3.0
@@ -51,20 +49,22 @@ def supervise(plan: LaunchPlan) -> int:
     with owning(plan), Inbox() as inbox:
         if plan.keep_latest:
             run_dirs.point_latest(plan.folder)
+        starter = Starter(plan)
         try:
-            return _generations(plan, inbox)
+            return _generations(plan, inbox, starter)
         finally:
+            starter.close()
             sweep(patience=0)
 
 
-def _generations(plan: LaunchPlan, inbox: Inbox) -> int:
+def _generations(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
     stuck, told = 0, None
     for attempt in itertools.count(1):
         before = run_dirs.newest_checkpoint(plan.folder)
-        generation = Generation(plan.of_attempt(attempt), inbox)
+        generation = Generation(plan.of_attempt(attempt), attempt, inbox, starter)
         code = generation.run(told)
         told = generation.told
-        stuck = 0 if run_dirs.newest_checkpoint(plan.folder) != before else stuck + 1
+        stuck = stuck + 1 if plan.is_training and run_dirs.newest_checkpoint(plan.folder) == before else 0
         if code not in RESTARTABLE or inbox.stop is not None or attempt > plan.max_restarts:
             return code
         if stuck == PATIENCE:
@@ -103,11 +103,12 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
 class Generation:
     """One life of the process group, on this node."""
 
-    def __init__(self, plan: LaunchPlan, inbox: Inbox) -> None:
+    def __init__(self, plan: LaunchPlan, attempt: int, inbox: Inbox, starter: Starter) -> None:
         self.plan, self.inbox = plan, inbox
+        self.attempt, self.starter = attempt, starter
         self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
         self.folder = self._claim()
-        suffix = f"-{self.name}" if plan.node != 0 else ""
+        suffix = plan.suffix
         self.outcome = self.folder / f"agent{suffix}.json"
         self.verdict = self.folder / f"verdict{suffix}.json"
         self.agent_log = plan.logs / f"agent{suffix}.log"
@@ -138,55 +139,47 @@ class Generation:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
         kills = host.oom_kills()
         self.plan.logs.mkdir(parents=True, exist_ok=True)
-        agent = self._start_agent()
+        agent = self.starter.agent(self._request(), self.inbox)
+        if agent is None:
+            return _code_of(self.inbox.stop or signal.SIGTERM)
         try:
             while agent.poll() is None:
                 self._look_after(agent)
-                self.inbox.wait(TICK)
+                self.inbox.wait(TICK, self.starter.news())
         finally:
             killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
-            if agent.poll() is None:
-                agent.kill()
-            sweep(patience=0 if killed else AFTER_END)
-            agent.wait()
-            if agent.stdin:
-                agent.stdin.close()
+            agent.kill()
+            sweep(patience=0 if killed else AFTER_END, spare=self.starter.server)
+            agent.close()
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
         if self._out_of_time and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)
+        if self.inbox.stop is not None and not self.plan.is_training:
             return self._stopped(self.inbox.stop)
         outcome = read_json(self.outcome) or {"error": "it died", "ranks": []}
         if outcome["error"] is None and all(rank["exit_code"] == 0 for rank in outcome["ranks"]):
             return self._ended_well()
         return self._ended_badly(outcome, told, out_of_memory=host.oom_kills() > kills)
 
-    def _start_agent(self) -> subprocess.Popen:
-        training = ("--supervised",) if self.plan.resume is not None else ()
-        request = {
+    def _request(self) -> dict[str, Any]:
+        """What the agent is told."""
+        plan = self.plan
+        return {
             "cwd": os.getcwd(),
-            "arguments": [*self.plan.torchrun_arguments, *training],
+            "arguments": [*plan.torchrun_arguments, *["--supervised"] * plan.is_training],
             "generation": str(self.folder.absolute()),
-            "logs": str(self.plan.logs.absolute()),
+            "logs": str(plan.logs.absolute()),
             "log": str(self.agent_log.absolute()),
-            "tee": self.plan.tee,
+            "tee": plan.tee,
+            "signals": "ours" if plan.is_training else "default",
+            "restarts": [self.attempt - 1, plan.max_restarts],
             "outcome": str(self.outcome.absolute()),
         }
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "launch.agent"],
-            stdin=subprocess.PIPE,
-            cwd=HOME,  # so that no folder called launch in the user's own hides this one
-            env={**os.environ, **self.plan.environment},
-            start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
-        )
-        assert agent.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            agent.stdin.write(json.dumps(request).encode() + b"\n")
-            agent.stdin.flush()
-        return agent
 
     # ------------------------------------------------------------ while it runs
 
-    def _look_after(self, agent: subprocess.Popen) -> None:
+    def _look_after(self, agent: Agent) -> None:
         if self.inbox.kill is not None or self._is_over():
             agent.kill()
             return
@@ -209,17 +202,34 @@ class Generation:
         if not self._out_of_time:
             newest = run_dirs.newest_checkpoint(self.plan.folder)
             left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-            say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): ended unsaved; {left}")
+            kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
+            say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): {kept}")
         self._out_of_time = True
         return True
 
     def _pass_on_stop(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
-        if self._ask(alive, number) or self._asked:
+        if not self.plan.is_training:
+            self._pass_on_to_program(number, sessions, alive)
+        elif self._ask(alive, number) or self._asked:
             if not self._announced:
                 say("  saving, then stopping … once more to kill at once")
             self._announced = True
         elif alive or not sessions:  # no rank has got as far as training: there is nothing to save
             self.inbox.kill = number
+
+    def _pass_on_to_program(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
+        """As torchrun does: the ranks get the signal; but one that only asks to be started again may kill nobody who
+        knows nothing of it."""
+        if not alive and not sessions:
+            self.inbox.kill = number
+        for session in alive:
+            pid = session["pid"]
+            if (pid, number) not in self._asked:
+                self._asked.add((pid, number))
+                send(pid, number if number != signal.SIGUSR1 or catches(pid, number) else signal.SIGTERM)
+        if alive and not self._announced:
+            say("  stopping … once more to kill at once")
+            self._announced = True
 
     def _ask(self, alive: list[dict], number: int, *, again: bool = False) -> bool:
         """Sends the signal to the ranks that have a handler for it, once. Returns whether there was any."""

@@ -1,0 +1,59 @@
+"""torchrun's flags, as `train` and `run` have them."""
+
+from typing import Any
+
+import click
+
+
+def torchrun_flag(*names: str, **settings: Any) -> Any:
+    """One of torchrun's flags, and its environment variable, PET_NAME."""
+    long = next(name for name in names if name.startswith("--"))
+    return click.option(*names, envvar=f"PET_{long.removeprefix('--').upper().replace('-', '_')}", **settings)
+
+
+FLAGS = (
+    torchrun_flag(
+        "--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores."
+    ),
+    torchrun_flag("--nnodes", metavar="N", help="Nodes. Default: SLURM's, or 1."),
+    torchrun_flag("--node-rank", type=int, help="Which of the nodes this is."),
+    torchrun_flag("--rdzv-backend", help="static where head and node rank are known, else c10d."),
+    torchrun_flag("--rdzv-endpoint", metavar="HOST:PORT", help="Where the nodes meet."),
+    torchrun_flag("--rdzv-id", help="Name that the nodes of this start have in common."),
+    torchrun_flag("--rdzv-conf", metavar="K=V,...", help="More for the rendezvous."),
+    torchrun_flag("--standalone", is_flag=True, help="One node, whatever SLURM says."),
+    torchrun_flag("--master-addr", help="Host of node 0."),
+    torchrun_flag("--master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one."),
+    torchrun_flag("--local-addr", help="Address of this node."),
+    torchrun_flag(
+        "--max-restarts", type=click.IntRange(0), default=0, help="New starts from the last checkpoint after a crash."
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
+    ),
+    torchrun_flag("--monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks."),
+    torchrun_flag(
+        "--log-dir", type=click.Path(file_okay=False), help="Of rank<R>.log. Default: logs/ in the run directory."
+    ),
+    torchrun_flag(
+        "-t", "--tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown on the console beside rank 0."
+    ),
+    click.option(
+        "--start",
+        type=click.Choice(["preload", "exec"]),
+        default="preload",
+        show_default=True,
+        help="Fork the ranks from a process that has imported torch once, or execute each, as torchrun does.",
+    ),
+)
+"""Of `launch.plan.Flags`."""
+
+
+def launch_flags(command: Any) -> Any:
+    """All of them, in the order of the help."""
+    for flag in reversed(FLAGS):
+        command = flag(command)
+    return command

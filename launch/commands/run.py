@@ -1,0 +1,141 @@
+"""`dist-train run`."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dist_train.config.errors import ExitCode, UserError
+from launch.commands.launch_flags import launch_flags, torchrun_flag
+
+EPILOG = """\b
+  dist-train run --nproc-per-node 4 train.py --lr 0.1
+  dist-train run --nproc-per-node gpu -m package.train
+  dist-train run --no-python ./program
+Workers see torchrun's environment and defaults, but for two: OMP_NUM_THREADS is a rank's share of the cores, and the
+console shows rank 0 alone (--tee 3 shows all); every rank's output is in its log.
+
+\b
+Ctrl-C, SIGTERM go to the workers, which have --grace seconds to end; a second one ends everything at once.
+SIGUSR1, SIGUSR2 go to the workers that handle them; the others are sent SIGTERM for SIGUSR1, which ends with 75."""
+SHUTDOWN = 30.0
+"""Seconds; torchrun's own --shutdown-timeout."""
+PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
+"""What torch's agent does with it is all there is to do."""
+
+
+@click.command(
+    context_settings={
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+        "allow_interspersed_args": False,
+    },
+    epilog=EPILOG,
+)
+@launch_flags
+@torchrun_flag("-m", "--module", is_flag=True, help="The program is a module.")
+@torchrun_flag("--no-python", is_flag=True, help="The program is no Python: execute it.")
+@torchrun_flag("--role", metavar="NAME", help="A name for the workers.")
+@torchrun_flag("--numa-binding", metavar="node|socket|...", help="Bind each worker to CPUs near its GPU.")
+@torchrun_flag("--virtual-local-rank", is_flag=True, help="Each worker sees its GPU alone, as number 0.")
+@torchrun_flag("--event-log-handler", metavar="NAME", help="Of torch's elastic agent.")
+@torchrun_flag("--shutdown-timeout", type=float, help="torchrun's name for --grace.")
+@torchrun_flag("-r", "--redirects", hidden=True, help="Every rank's output is in its log.")
+@torchrun_flag("--start-method", hidden=True, help="For functions; this starts programs.")
+@torchrun_flag("--signals-to-handle", hidden=True, help="SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are.")
+@torchrun_flag("--use-env", is_flag=True, hidden=True, help="The only way there is.")
+@click.option("--preload", metavar="MODULE,...", help="What to import once for all ranks, besides torch.")
+@click.option("--run-dir", type=click.Path(file_okay=False), help="For logs and verdicts. [default: runs/NAME/<time>]")
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    program: str,
+    arguments: tuple[str, ...],
+    module: bool,
+    no_python: bool,
+    preload: str | None,
+    run_dir: str | None,
+    **flags: Any,
+) -> None:
+    """Run any PROGRAM on several ranks, as torchrun does."""
+    from launch import run_dirs
+    from launch.records import write_json
+    from launch.supervisor import supervise
+
+    words = _program(program, module, no_python)
+    plan = _plan(words, arguments, preload, run_dir, **flags)
+    run_dirs.make(plan.folder)
+    state = plan.folder / "state.json"
+    write_json(state, {"status": "running"})
+    code = supervise(plan)
+    if plan.node in (0, None):
+        write_json(state, {"status": _status(code)})
+    sys.exit(code)
+
+
+def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
+    if module and no_python:
+        raise UserError("--module is a Python module, and --no-python says that the program is none: give one of them")
+    if module:
+        return ("-m", program)
+    if no_python:
+        return ("--no-python", program)
+    if not Path(program).is_file():
+        raise UserError(f"{program}: no such file; a module is -m MODULE, another program --no-python PROGRAM")
+    return (program,)
+
+
+def _plan(
+    program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
+) -> Any:
+    from dist_train.config.run_dirs import new_folder
+    from launch import host
+    from launch.demands import Demands
+    from launch.plan import Flags, count_nodes, make_plan
+
+    passed_on = [flags.pop(name) for name in PASSED_ON]
+    shutdown = flags.pop("shutdown_timeout")
+    for ignored in ("redirects", "start_method", "signals_to_handle", "use_env"):
+        flags.pop(ignored)
+    flags["nproc_per_node"] = flags["nproc_per_node"] or "1"
+    flags["grace"] = flags["grace"] or shutdown or SHUTDOWN
+    given, machine = Flags(**flags), host.look()
+    modules = tuple(name.strip() for name in (preload or "").split(",") if name.strip() not in ("", "torch"))
+    nodes = count_nodes(given, machine)
+    if run_dir is None:
+        root = Path("runs") / _name(program)
+        job = f"slurm-{machine.slurm.job}" if machine.slurm and nodes > 1 else given.rdzv_id
+        if nodes > 1 and job is None:
+            raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
+        run_dir = str(root / job if job else new_folder(root))
+    plan = make_plan(
+        Demands(preload=modules),
+        given,
+        machine,
+        folder=Path(run_dir),
+        program=program,
+        arguments=arguments,
+        resume=None,
+    )
+    flagged = zip(PASSED_ON, passed_on, strict=True)
+    words = [word for name, value in flagged if value for word in _words(name.replace("_", "-"), value)]
+    # The user's environment counts for more than a default of ours.
+    environment = {name: value for name, value in plan.environment.items() if name not in os.environ}
+    return replace(plan, environment=environment, passed_on=tuple(words))
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    return (f"--{name}",) if value is True else (f"--{name}", str(value))
+
+
+def _name(program: tuple[str, ...]) -> str:
+    word = program[-1].rpartition(".")[2] if program[0] == "-m" else Path(program[-1]).stem
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in word).lstrip("._-") or "program"
+
+
+def _status(code: int) -> str:
+    if code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        return "stopped"
+    return "done" if code == ExitCode.DONE else "failed"

@@ -1,0 +1,41 @@
+"""What a program asks of the plan: from a config, or nothing in particular."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from dist_train.config.torchvision_names import TorchvisionClassifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demands:
+    """What the program asks of the plan; the defaults are those of a program that we know nothing of."""
+
+    backend: str = "auto"
+    threads: int | None = None
+    """Of each rank on a CPU; None: its share of the cores."""
+    microbatches: int | Literal["auto"] = "auto"
+    exact: bool = False
+    preload: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any) -> "Demands":
+        """Those of our own programs; `config` is a RunConfig."""
+        return cls(
+            backend=config.distributed.backend,
+            threads=config.distributed.threads_per_rank,
+            microbatches=config.batch.microbatches,
+            exact=config.exact,
+            preload=_modules(config),
+        )
+
+
+def _modules(config: Any) -> tuple[str, ...]:
+    """What every rank would import, and nothing that this config has no use for: torchvision takes a second or two."""
+    found = ["dist_train.worker"]
+    in_torchvision = config.model.name in get_args(TorchvisionClassifier) or config.data.name not in (
+        "digits",
+        "synthetic",
+    )
+    found += ["torchvision"] * (in_torchvision or any(step.name == "rand_augment" for step in config.augment))
+    found += ["sklearn.datasets"] * (config.data.name == "digits")
+    return tuple(found)

@@ -1,0 +1,192 @@
+"""`dist-train run`: scripts that know nothing of us, as torchrun runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_launcher import PATIENCE, until
+from tests.faults.lives import is_running
+
+SCRIPTS = Path(__file__).parent / "scripts"
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["torch.distributed.run", "--standalone"]
+OURS = ["launch", "run", "--run-dir", "run"]
+VARIES = {"MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE", "MASTER_ADDR"}
+VARIES |= {"TORCHELASTIC_SIGNALS_TO_HANDLE"}
+ADDED = {
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONUNBUFFERED",
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
+}
+"""Beyond torchrun's variables."""
+
+
+def go(folder: Path, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m …` to its end."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def facts(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict[str, list[dict]]:
+    """What the workers saw, by who started them."""
+    folder = tmp_path_factory.mktemp("seen")
+    (folder / "launch.py").write_text("raise RuntimeError('the user has a file of that name')")
+    ways = {"torchrun": TORCHRUN, "preload": OURS, "exec": [*OURS, "--start", "exec"]}
+    found = {}
+    for name, words in ways.items():
+        (folder / name).mkdir()
+        script = str(SCRIPTS / "environment.py")
+        go(
+            folder / name,
+            *words,
+            "--nproc-per-node",
+            "2",
+            script,
+            str(folder / name),
+            "--x",
+            "a b",
+            OMP_NUM_THREADS="1",
+        )
+        found[name] = facts(folder / name)
+    return found
+
+
+@pytest.mark.parametrize("start", ["preload", "exec"])
+def test_workers_see_what_torchrun_shows_them(seen, start):
+    assert len(seen[start]) == 2
+    for ours, theirs in zip(seen[start], seen["torchrun"], strict=True):
+        mine = {k: v for k, v in ours["environment"].items() if k not in VARIES | ADDED}
+        assert mine == {k: v for k, v in theirs["environment"].items() if k not in VARIES | ADDED}
+        assert VARIES <= ours["environment"].keys()
+        assert ours["argv"][1:] == ["--x", "a b"] == theirs["argv"][1:]
+        assert (ours["name"], ours["path"], ours["main"]) == (theirs["name"], theirs["path"], theirs["main"])
+        assert ours["stdin"] == "", "nobody types to a rank"
+
+
+def test_forked_ranks_do_not_share_their_random_numbers_nor_our_modules(seen):
+    first, second = seen["preload"]
+    assert first["random"][0] != second["random"][0] and first["random"][1] != second["random"][1]
+    assert first["loaded"] == ["torch"]
+
+
+def test_a_script_ends_as_under_torchrun_however_it_loads(tmp_path):
+    """By hand; with loading processes that import the script anew, and such that are forked from a clean process."""
+    script = str(SCRIPTS / "plain_ddp.py")
+    expected = go(tmp_path / "t", *TORCHRUN, "--nproc-per-node", "2", script).stdout
+    assert expected.startswith("weights [")
+    for number, words in enumerate(([], ["spawn"], ["forkserver"])):
+        assert go(tmp_path / str(number), *OURS, "--nproc-per-node=2", script, *words).stdout == expected
+    assert go(tmp_path / "e", *OURS, "--nproc_per_node=2", "--start=exec", script).stdout == expected
+
+
+@pytest.mark.parametrize(("name", "module"), [("accelerated", "accelerate"), ("fabric", "lightning_fabric")])
+def test_scripts_of_others_end_as_under_torchrun(tmp_path, name, module):
+    pytest.importorskip(module)
+    script = str(SCRIPTS / f"{name}.py")
+    expected, ours = (
+        go(tmp_path / way[0], *way, "--nproc-per-node", "2", script).stdout.splitlines()[-1] for way in (TORCHRUN, OURS)
+    )
+    assert expected.startswith("weights 2 [") and ours == expected
+
+
+def test_modules_and_other_programs(tmp_path):
+    folder = tmp_path / "m"
+    go(folder, *OURS, "-m", "tests.end_to_end.scripts.environment", str(folder))
+    (found,) = facts(folder)
+    assert (found["name"], found["main"]) == ("__main__", str(SCRIPTS / "environment.py"))
+    done = go(tmp_path / "p", *OURS, "--no-python", "--nproc-per-node=2", "bash", "-c", 'echo "$RANK $1"', "x", "a b")
+    assert done.stdout == "0 a b\n"
+    assert (tmp_path / "p/run/logs/rank1.log").read_text() == "1 a b\n"
+
+
+def test_what_cannot_be_preloaded_is_started_by_itself_and_said(tmp_path):
+    script = str(SCRIPTS / "environment.py")
+    words = ["--preload", "tests.end_to_end.scripts.starts_a_thread"]
+    done = go(tmp_path, *OURS, *words, script, str(tmp_path))
+    assert "! not preloaded (what was imported has started 1 more thread" in done.stderr
+    done = go(tmp_path / "b", *OURS, "--preload", "no_such_module", script, str(tmp_path))
+    assert "! not preloaded (importing no_such_module: ModuleNotFoundError" in done.stderr
+    assert len(facts(tmp_path)) == 1
+
+
+def test_a_failed_script_is_started_again_and_knows_it(tmp_path):
+    done = go(tmp_path, *OURS, "--max-restarts=4", "--nproc-per-node=2", str(SCRIPTS / "fails_once.py"), str(tmp_path))
+    assert done.stderr.count("ValueError: the first time") == 1
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["1 of 4", "1 of 4"]
+    assert json.loads((tmp_path / "run/state.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)]
+)
+def test_a_script_that_knows_no_signal_is_ended_by_them(tmp_path, number, code):
+    mark = f"RUN_TEST={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    process = subprocess.Popen(
+        [sys.executable, "-m", *OURS, "--nproc-per-node=2", str(SCRIPTS / "waits.py"), str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), name: value},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def left() -> list[int]:
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(pid, mark)]
+
+    try:
+        until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)))
+        assert len(left()) >= 4, "launcher, fork server, agent and ranks carry the mark"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        for pid in [] if process.poll() is not None else left():
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == code, said
+    assert "✗" not in said
+    until(lambda: not left(), 5.0 if code < 0 else 0.5)
+
+
+def _has(pid: int, mark: str) -> bool:
+    try:
+        return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and is_running(pid)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope.py"], "✗ nope.py: no such file; a module is -m MODULE, another program --no-python PROGRAM"),
+        (["-m", "--no-python", "x"], "--module is a Python module, and --no-python says that the program is none"),
+        (["--nproc-per-node", "many", "SCRIPT"], "--nproc-per-node many: give a number, auto, gpu or cpu"),
+        (["--nproc-per-nod", "2", "SCRIPT"], "no option --nproc-per-nod"),
+    ],
+)
+def test_mistakes_are_one_line_and_start_nothing(tmp_path, words, said):
+    words = [str(SCRIPTS / "waits.py") if word == "SCRIPT" else word for word in words]
+    done = go(tmp_path, "launch", "run", *words, code=2)
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
