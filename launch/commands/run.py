@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dist_train.config.errors import ExitCode, UserError
+from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
 EPILOG = """\b
@@ -28,10 +29,8 @@ PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
 
 
 @click.command(
-    context_settings={
-        "token_normalize_func": lambda word: word.replace("_", "-"),
-        "allow_interspersed_args": False,
-    },
+    cls=OverridesLast,
+    context_settings={**DASHES_AND_UNDERSCORES, "allow_interspersed_args": False},
     epilog=EPILOG,
 )
 @launch_flags
