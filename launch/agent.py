@@ -79,7 +79,7 @@ def launch(request: dict[str, Any]) -> list[dict[str, int]]:
     config.logs_specs = rank_files(request["generation"])
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
-    entry = [str(ENTRY), str(os.getpid()), request["generation"], request["logs"], request["tee"]]
+    entry = [str(ENTRY), str(os.getpid()), request["generation"], request["logs"], request["output"]]
     words = [words[0], *entry, *words[1:]]  # python -u ENTRY … -m MODULE …
     try:
         ended = elastic_launch(config, program)(*words)

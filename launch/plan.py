@@ -8,6 +8,7 @@ from typing import Any, Literal
 from dist_train.config.errors import UserError
 from dist_train.config.shares import share
 from launch.host import Host
+from launch.output.choice import LOG_SIZE, parse_ranks, parse_size, parse_tee
 
 DEFAULT_PORT = 29500
 """torchrun's own, where several nodes are told nothing else."""
@@ -33,6 +34,8 @@ class Flags:
     monitor_interval: float = 0.1
     log_dir: str | None = None
     tee: str = "0"
+    ranks: str | None = None
+    log_size: str = LOG_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,10 @@ class LaunchPlan:
     """Where logs go instead of the run directory."""
     tee: str
     """Which ranks beside 0 are shown on the console, as torchrun writes it."""
+    ranks: list[int] | None
+    """Which ranks are shown on the console, where that was said so."""
+    log_size: int
+    """Bytes in a rank's log before it becomes the one before."""
     scheduler: Literal["slurm"] | None
 
     @property
@@ -174,9 +181,17 @@ def make_plan(
         folder=folder,
         keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
-        tee=flags.tee,
+        **_output(flags, nodes * ranks),
         scheduler="slurm" if host.slurm else None,
     )
+
+
+def _output(flags: Flags, world_size: int) -> dict[str, Any]:
+    if flags.ranks is not None and flags.tee != "0":
+        raise UserError(f"--ranks {flags.ranks} and --tee {flags.tee} both say which ranks are shown: give one of them")
+    parse_tee(flags.tee)  # which says so when it is wrong
+    shown = parse_ranks(flags.ranks, world_size)
+    return {"tee": flags.tee, "ranks": shown, "log_size": parse_size(flags.log_size)}
 
 
 def count_nodes(flags: Flags, host: Host) -> int:

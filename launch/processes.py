@@ -81,12 +81,16 @@ def become_subreaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def sweep(*, patience: float, give_up: float = 5.0) -> list[int]:
-    """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end."""
+def sweep(*, patience: float, give_up: float = 5.0, spare: int | None = None) -> list[int]:
+    """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end.
+
+    Args:
+        spare: a process that stays.
+    """
     begun = time.monotonic()
     if patience > 0:
-        _signal_all(_living(), signal.SIGTERM)
-    while left := _living():
+        _signal_all(_living(spare), signal.SIGTERM)
+    while left := _living(spare):
         waited = time.monotonic() - begun
         if waited > patience + give_up:
             return left
@@ -101,12 +105,12 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
         send(pid, number)
 
 
-def _living() -> list[int]:
+def _living(spare: int | None) -> list[int]:
     """What still runs below this process; its dead children are reaped on the way."""
     family = []
     for pid in descendants(os.getpid()):
         found = stat(pid)
-        if found is None:
+        if found is None or pid == spare:
             continue
         if found.state not in "ZX":
             family.append(pid)

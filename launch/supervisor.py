@@ -19,8 +19,9 @@ from pathlib import Path
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
-from launch.console import mark, say
+from launch.console import mark, open_standard_streams, say
 from launch.inbox import Inbox
+from launch.output.handle import OutputRelay
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
@@ -44,6 +45,7 @@ def supervise(plan: LaunchPlan) -> int:
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
     """
+    open_standard_streams()
     become_subreaper()
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
@@ -138,6 +140,7 @@ class Generation:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
         kills = host.oom_kills()
         self.plan.logs.mkdir(parents=True, exist_ok=True)
+        self.output = OutputRelay(self.plan)
         agent = self._start_agent()
         try:
             while agent.poll() is None:
@@ -147,7 +150,8 @@ class Generation:
             killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
             if agent.poll() is None:
                 agent.kill()
-            sweep(patience=0 if killed else AFTER_END)
+            sweep(patience=0 if killed else AFTER_END, spare=self.output.pid)
+            self.output.finish()
             agent.wait()
             if agent.stdin:
                 agent.stdin.close()
@@ -168,7 +172,7 @@ class Generation:
             "generation": str(self.folder.absolute()),
             "logs": str(self.plan.logs.absolute()),
             "log": str(self.agent_log.absolute()),
-            "tee": self.plan.tee,
+            "output": self.output.address,
             "outcome": str(self.outcome.absolute()),
         }
         agent = subprocess.Popen(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dist_train.config.errors import UserError
+from launch.output.choice import LOG_SIZE
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -107,3 +108,28 @@ def _python_path() -> list[str]:
 
 def json_option(help_text: str) -> Callable[[Any], Any]:
     return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def torchrun_option(name: str, **settings: Any) -> Any:
+    """One of torchrun's flags, and its environment variable, PET_NAME."""
+    return click.option(f"--{name}", envvar=f"PET_{name.upper().replace('-', '_')}", **settings)
+
+
+def output_options(command: Any) -> Any:
+    """What may be said about logs and console, where ranks are started."""
+    logs = "Of rank<R>.log. Default: logs/ in the run directory."
+    options = (
+        torchrun_option("log-dir", type=click.Path(file_okay=False), help=logs),
+        torchrun_option("tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown on the console beside rank 0."),
+        click.option("--ranks", metavar="0,3-5|all", help="Ranks shown on the console. Default: 0."),
+        click.option(
+            "--log-size",
+            metavar="SIZE",
+            default=LOG_SIZE,
+            show_default=True,
+            help="A rank's log that has grown to it becomes rank<R>.log.1, in place of the one before.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, existing_config, load, split_config
+from launch.commands.common import (
+    DASHES_AND_UNDERSCORES,
+    OverridesLast,
+    existing_config,
+    load,
+    output_options,
+    split_config,
+    torchrun_option,
+)
 from launch.console import say
 
 if TYPE_CHECKING:
@@ -30,34 +38,32 @@ Ctrl-C, SIGTERM: save and stop; a second one ends everything at once.
 SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 
 
-def _torchrun(name: str, **settings: Any) -> Any:
-    """One of torchrun's flags, and its environment variable, PET_NAME."""
-    return click.option(f"--{name}", envvar=f"PET_{name.upper().replace('-', '_')}", **settings)
-
-
 @click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
-@_torchrun("nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores.")
-@_torchrun("nnodes", metavar="N", help="Nodes. Default: SLURM's, or 1.")
-@_torchrun("node-rank", type=int, help="Which of the nodes this is.")
-@_torchrun("rdzv-backend", help="static where head and node rank are known, else c10d.")
-@_torchrun("rdzv-endpoint", metavar="HOST:PORT", help="Where the nodes meet.")
-@_torchrun("rdzv-id", help="Name that the nodes of this start have in common.")
-@_torchrun("rdzv-conf", metavar="K=V,...", help="More for the rendezvous.")
-@_torchrun("standalone", is_flag=True, help="One node, whatever SLURM says.")
-@_torchrun("master-addr", help="Host of node 0.")
-@_torchrun("master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one.")
-@_torchrun("local-addr", help="Address of this node.")
-@_torchrun("max-restarts", type=click.IntRange(0), default=0, help="New starts from the last checkpoint after a crash.")
+@torchrun_option(
+    "nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores."
+)
+@torchrun_option("nnodes", metavar="N", help="Nodes. Default: SLURM's, or 1.")
+@torchrun_option("node-rank", type=int, help="Which of the nodes this is.")
+@torchrun_option("rdzv-backend", help="static where head and node rank are known, else c10d.")
+@torchrun_option("rdzv-endpoint", metavar="HOST:PORT", help="Where the nodes meet.")
+@torchrun_option("rdzv-id", help="Name that the nodes of this start have in common.")
+@torchrun_option("rdzv-conf", metavar="K=V,...", help="More for the rendezvous.")
+@torchrun_option("standalone", is_flag=True, help="One node, whatever SLURM says.")
+@torchrun_option("master-addr", help="Host of node 0.")
+@torchrun_option("master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one.")
+@torchrun_option("local-addr", help="Address of this node.")
+@torchrun_option(
+    "max-restarts", type=click.IntRange(0), default=0, help="New starts from the last checkpoint after a crash."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
 )
-@_torchrun("monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks.")
-@_torchrun("log-dir", type=click.Path(file_okay=False), help="Of rank<R>.log. Default: logs/ in the run directory.")
-@_torchrun("tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown on the console beside rank 0.")
+@torchrun_option("monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks.")
+@output_options
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
 @click.option("--resume", metavar="auto|PATH|none", help="What it goes on from; see below.")
 @click.option(
