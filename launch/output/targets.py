@@ -23,6 +23,8 @@ class LogFile:
     def __init__(self, path: Path, limit: int) -> None:
         self._path, self._limit = path, limit
         self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._open()
 
     def write(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
@@ -35,17 +37,21 @@ class LogFile:
             os.close(self._file)
             self._file = None
 
-    def _write_part(self, data: bytes) -> int:
-        """Appends the lines that there is room for, or makes room. Returns the number of bytes written."""
+    def _open(self) -> int:
         if self._file is None:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        size = os.fstat(self._file).st_size
+        return self._file
+
+    def _write_part(self, data: bytes) -> int:
+        """Appends the lines that there is room for, or makes room. Returns the number of bytes written."""
+        file = self._open()
+        size = os.fstat(file).st_size
         room = self._limit - size
         if len(data) <= room:
-            return os.write(self._file, data)
+            return os.write(file, data)
         whole = data.rfind(b"\n", 0, max(0, room)) + 1
         if whole or size == 0:
-            return os.write(self._file, data[: whole or room])
+            return os.write(file, data[: whole or room])
         self.close()
         os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
         return 0
