@@ -213,14 +213,16 @@ class Generation:
         if not self._out_of_time:
             newest = run_dirs.newest_checkpoint(self.plan.folder)
             left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-            say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): ended unsaved; {left}")
+            self.output.say(
+                f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): ended unsaved; {left}"
+            )
         self._out_of_time = True
         return True
 
     def _pass_on_stop(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
         if self._ask(alive, number) or self._asked:
             if not self._announced:
-                say("  saving, then stopping … once more to kill at once")
+                self.output.say("  saving, then stopping … once more to kill at once")
             self._announced = True
         elif alive or not sessions:  # no rank has got as far as training: there is nothing to save
             self.inbox.kill = number

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launch import console
 from launch.output.choice import parse_tee
 from launch.plan import LaunchPlan
 
@@ -45,10 +46,20 @@ class OutputRelay:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
+    def say(self, text: str) -> None:
+        """A message of the launcher's own while ranks may print: it gets a line of its own, above a progress bar."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{text}\n".encode())
+            self._process.stdin.flush()
+        except OSError:  # the relay is gone
+            console.say(text)
+
     def finish(self) -> None:
         """Waits until all output is in the logs, and on the console if it takes it."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

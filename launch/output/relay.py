@@ -4,7 +4,7 @@ A rank asks on a socket, and is given what its file descriptors 1 and 2 become: 
 has one, else a pipe. So all that it prints comes here, native code and child processes included, and is still here when
 the rank is gone. Each log gets everything. The console gets the ranks that are shown, and is never waited for.
 
-The supervisor says what is wanted on stdin, and closes it when no more ranks will come. The standard library alone.
+The supervisor says on stdin what is wanted, then what it has to say itself, and closes it when no more ranks will come.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ def main() -> None:
     relay = Relay(request)
     relay.run(socket.socket(fileno=request["listener"]))
     for console in relay.consoles:
+        console.end_line()
         console.drain(PATIENCE, AT_MOST)
     os._exit(0)  # a thread may still wait for the console
 
@@ -133,12 +134,19 @@ class Relay:
                 for stream in rank.streams:
                     stream.settle()
             self._follow_size()
-            if 0 in ready and not os.read(0, 1):
+            if 0 in ready and not self._pass_on_message():
                 self._selector.unregister(0)
                 self._until = time.monotonic() + LAST_WORDS
         for rank in [*self._ranks]:
             for stream in [*rank.streams]:
                 self._close(rank, stream)
+
+    def _pass_on_message(self) -> bool:
+        """Shows what the supervisor says, as lines among the ranks' lines. False when it has no more to say."""
+        message = os.read(0, 65_536)
+        if message:
+            self._err.write_lines(message.decode(errors="replace"))
+        return bool(message)
 
     def _read(self, rank: Rank) -> None:
         """One round over a rank's streams in their order: what it said before an error comes before it."""

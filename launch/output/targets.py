@@ -8,6 +8,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from launch.output.lines import Lines
+
 WAITING = 1 << 20
 """Bytes that may wait for a slow console; what comes on top of them is dropped."""
 PIECE = 4096
@@ -86,6 +88,16 @@ class Console:
             again = self._open_line[max(0, self._open_line.rfind(b"\r")) :]
             data = before + data + again
         self._put(data)
+
+    def end_line(self) -> None:
+        """What follows on a terminal begins a line of its own, also below a progress bar that somebody left there."""
+        left: list[str] = []
+        lines = Lines(left.append)
+        lines.feed(self._open_line)
+        lines.close()
+        if left and self.is_terminal:
+            self._put(b"\n")
+        self._open_line = b""
 
     def drain(self, patience: float, limit: float) -> None:
         """Waits until all is written, or nothing has been for `patience` seconds, or `limit` seconds have passed."""

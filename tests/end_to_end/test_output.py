@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         folder.mkdir()
         program = [str(PROGRAMS / "printing_ranks.py"), action, str(folder)]
         command = [sys.executable, str(PROGRAMS / "launch_script.py"), str(folder), json.dumps(flags), *program]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "LAUNCH_TEST": str(tmp_path)}
         begun.append(subprocess.Popen(command, env=environment, start_new_session=True, cwd=folder, **settings))
         return begun[-1]
 
@@ -127,25 +127,39 @@ def test_the_last_words_of_ranks_that_die_are_kept_and_lines_are_whole(start, tm
     assert "/100" not in out and not any("<rank" in line for line in shown)  # stdout and stderr stay two
 
 
-def test_consoles_that_take_nothing_hold_nobody_up_and_logs_stay_below_their_size(start, tmp_path):
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """One that nobody reads."""
     reading, full = os.pipe()
     os.set_blocking(full, False)
     with contextlib.suppress(BlockingIOError):
         while os.write(full, b"x" * 4096):
             pass
     os.set_blocking(full, True)
-    left, closed = os.pipe()
-    os.close(left)
-    process = start("flood", {"nproc_per_node": "2", "log_size": "1MB"}, stdout=full, stderr=closed)
-    os.close(closed)
-    assert process.wait(PATIENCE) == 0
+    yield full
     os.close(full)
     os.close(reading)
+
+
+def test_consoles_that_take_nothing_hold_nobody_up_and_logs_stay_below_their_size(start, tmp_path, full_pipe):
+    left, closed = os.pipe()
+    os.close(left)
+    process = start("flood", {"nproc_per_node": "2", "log_size": "1MB"}, stdout=full_pipe, stderr=closed)
+    os.close(closed)
+    assert process.wait(PATIENCE) == 0
     logs = tmp_path / "run" / "logs"
     for rank in range(2):
         assert "the last line" in log_of(tmp_path / "run", rank).splitlines()[-3:]
         sizes = [(logs / name).stat().st_size for name in (f"rank{rank}.log", f"rank{rank}.log.1")]
         assert max(sizes) <= 1_000_000 < sum(sizes)
+
+
+def test_no_process_waits_for_a_stuck_console_when_the_launcher_was_killed(start, tmp_path, full_pipe):
+    process = start("flood-without-end", {"nproc_per_node": "1", "log_size": "1MB"}, stdout=full_pipe, stderr=full_pipe)
+    until(lambda: (tmp_path / "run" / "flooded0").exists(), PATIENCE)
+    assert len([*processes_of(str(tmp_path))]) >= 4  # supervisor, agent, relay, rank
+    process.kill()
+    until(lambda: not [*processes_of(str(tmp_path))], PATIENCE)
 
 
 # ---------------------------------------------------------------- trainings

@@ -91,6 +91,14 @@ def flood(folder: Path) -> None:
     print("the last line")
 
 
+def flood_without_end(folder: Path) -> None:
+    while True:
+        flood(folder)
+        (folder / f"flooded{RANK}").touch()
+
+
+ACTIONS = {"on-a-terminal": on_a_terminal, "die": die, "flood": flood, "flood-without-end": flood_without_end}
+
 if __name__ == "__main__":
-    action = {"on-a-terminal": on_a_terminal, "die": die, "flood": flood}[sys.argv[1]]
+    action = ACTIONS[sys.argv[1]]
     action(Path(sys.argv[2]))
