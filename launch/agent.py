@@ -46,6 +46,8 @@ def main_forked(request: dict[str, Any], server: socket.socket) -> None:
 def work(request: dict[str, Any]) -> None:
     """Runs the ranks to their end and writes how that was. Ends the process."""
     sys.stdout = sys.stderr = open(request["log"], "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
+    for number in (1, 2):  # what torch prints from C++ too: this process never waits for a console
+        os.dup2(sys.stderr.fileno(), number)
     try:
         outcome: dict[str, Any] = {"error": None, "ranks": launch(request)}
     except BaseException as error:
@@ -94,7 +96,7 @@ def launch(request: dict[str, Any]) -> list[dict[str, int]]:
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
     me = str(os.getpid())
-    entry = [str(ENTRY), me, me, request["generation"], request["logs"], request["tee"], request["signals"]]
+    entry = [str(ENTRY), me, me, request["generation"], request["logs"], request["output"], request["signals"]]
     if arguments.no_python:
         program, words = sys.executable, ["-u", "--no-python", program, *words]
     words = [words[0], *entry, *words[1:]]  # python -u ENTRY … -m MODULE …

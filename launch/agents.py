@@ -177,9 +177,9 @@ class Starter:
         return ExecutedAgent(self._plan, request)
 
     @property
-    def server(self) -> int | None:
+    def pids(self) -> list[int]:
         """The fork server's process, which outlives a generation."""
-        return self._server.process.pid if self._server is not None else None
+        return [self._server.process.pid] if self._server is not None else []
 
     def news(self) -> list[Preloaded]:
         """To wait for besides signals."""

@@ -1,6 +1,6 @@
 """What happens in a rank before its program:
 
-`entry.py PARENT AGENT GENERATION LOGS TEE ours|default (-m MODULE | --no-python PROGRAM | SCRIPT) [ARGUMENT …]`.
+`entry.py PARENT AGENT GENERATION LOGS OUTPUT ours|default (-m MODULE | --no-python PROGRAM | SCRIPT) [ARGUMENT …]`.
 
 It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
 supervisor finds it. Then the program runs as `__main__`, exactly as torchrun would run it. Run as a file of its own, so
@@ -11,9 +11,9 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import io
 import json
 import os
-import re
 import runpy
 import signal
 import socket
@@ -26,13 +26,12 @@ from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
 USER_CODE_FAILED, OUT_OF_MEMORY, INTERRUPTED = 10, 12, 130
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
 _CHECKED_LAST = ("runpy", "<frozen runpy>", __file__)
 
 
 def main(arguments: list[str]) -> None:
     """Runs the program; ends the process with the exit code that fits what happened."""
-    parent, agent, generation, logs, tee, signals, *program = arguments
+    parent, agent, generation, logs, output, signals, *program = arguments
     die_with(int(parent))
     if signals == "default":
         answer_signals()
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
     facts = Path(generation) / "ranks" / f"{rank}.json"
     identity = {"rank": rank, "agent": int(agent), **whoami()}
     write_json(facts, identity)
-    log = send_output(Path(logs) / f"rank{rank}.log", on_console=shown(rank, tee), rank=rank)
+    log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     try:
         run(program)
     except SystemExit as leaving:
@@ -87,64 +86,42 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- output
 
 
-def shown(rank: int, tee: str) -> bool:
-    """Whether a rank is seen on the console: rank 0, and those that --tee names (`3`, or `0:3,1:2`)."""
-    if ":" not in tee:
-        return rank == 0 or tee != "0"
-    chosen = dict(item.split(":") for item in tee.split(","))
-    return rank == 0 or chosen.get(os.environ["LOCAL_RANK"], "0") != "0"
-
-
-def send_output(path: Path, *, on_console: bool, rank: int) -> TextIO:
-    """Sends this rank's output to its log; what a rank on the console prints goes to both. Returns the log."""
+def send_output(address: str, path: Path, rank: int) -> TextIO:
+    """Connects file descriptors 1 and 2 to the launcher's relay (output/relay.py), so that what native code and child
+    processes print is seen too, and the last words of a rank that dies are kept. Returns what goes to the log alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    log = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115 - for the process's life
-    if on_console:
-        prefix = f"[rank{rank}]: " if rank else ""
-        sys.stdout, sys.stderr = Tee(sys.stdout, log, prefix), Tee(sys.stderr, log, prefix)  # type: ignore[assignment]
-    else:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        sys.stdout, sys.stderr = log, log
+    try:
+        ends = ask_for_output(address, path, rank)
+    except OSError:  # there is no relay: the log is what matters
+        ends = [os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)] * 3
+    for number, name, end in ((1, "stdout", ends[0]), (2, "stderr", ends[1])):
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        os.dup2(end, number)
+        raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered, as `python -u` has them
+        stream = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True, write_through=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    log = open(ends[2], "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115 - for the process's life
+    for end in {*ends[:2]} - {ends[2]}:
+        os.close(end)
     faulthandler.enable(file=log)
     return log
 
 
-class Tee:
-    """A console stream that is copied to the log, as text; the rest of it is the console's. Its loss ends nothing."""
-
-    def __init__(self, console: TextIO, log: TextIO, prefix: str) -> None:
-        self._console, self._log, self._prefix = console, log, prefix
-        self._at_line_start = True
-
-    def write(self, text: str) -> int:
-        self._to_console(self._prefixed(text) if self._prefix else text)
-        self._log.write(_TERMINAL_CODES.sub("", text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        self._to_console("")
-        self._log.flush()
-
-    def _prefixed(self, text: str) -> str:
-        body = text[:-1].replace("\n", f"\n{self._prefix}") + text[-1:]
-        begin = self._prefix if self._at_line_start and text else ""
-        self._at_line_start = text.endswith("\n") if text else self._at_line_start
-        return begin + body
-
-    def _to_console(self, text: str) -> None:
-        try:
-            self._console.write(text)
-            self._console.flush()
-        except (OSError, ValueError):  # a closed terminal or pipe
-            return
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._console, name)
+def ask_for_output(address: str, path: Path, rank: int) -> list[int]:
+    """What stdout, stderr and the log are to be written to."""
+    asked = {"rank": rank, "local_rank": int(os.environ["LOCAL_RANK"]), "log": str(path)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as relay:
+        relay.connect(f"\0{address}")
+        relay.settimeout(60)
+        relay.send(json.dumps(asked).encode())
+        _, ends, _, _ = socket.recv_fds(relay, 1, 3)
+    if len(ends) != 3:
+        raise ConnectionError("the relay has left")
+    for end in ends:
+        os.set_inheritable(end, False)
+    return ends
 
 
 # ---------------------------------------------------------------- the program and its end

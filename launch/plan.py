@@ -10,9 +10,8 @@ from dist_train.config.errors import UserError
 from dist_train.config.shares import share
 from launch.demands import Demands
 from launch.host import Host
-
-DEFAULT_PORT = 29500
-"""torchrun's own, where several nodes are told nothing else."""
+from launch.output.choice import LOG_SIZE, parse_ranks, parse_size, parse_tee
+from launch.rendezvous import Rendezvous, choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +35,8 @@ class Flags:
     log_dir: str | None = None
     tee: str = "0"
     start: Literal["preload", "exec"] = "preload"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rendezvous:
-    """How the nodes find each other. On a single node: a free port of the loopback interface, or the one given."""
-
-    backend: str | None = None
-    endpoint: str | None = None
-    id: str | None = None
-    conf: str | None = None
-    master_addr: str | None = None
-    master_port: int | None = None
-    local_addr: str | None = None
-
-    def of_attempt(self, attempt: int) -> "Rendezvous":
-        """Each life of the process group has a store, a port and an id of its own: nothing stale is met again."""
-        port = self.master_port + attempt - 1 if self.master_port else self.master_port
-        return replace(self, id=f"{self.id}-{attempt}" if self.id else None, master_port=port)
+    ranks: str | None = None
+    log_size: str = LOG_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +78,10 @@ class LaunchPlan:
     """Where logs go instead of the run directory."""
     tee: str
     """Which ranks beside 0 are shown on the console, as torchrun writes it."""
+    ranks: list[int] | None
+    """Which ranks are shown on the console, where that was said so."""
+    log_size: int
+    """Bytes in a rank's log before it becomes the one before."""
     scheduler: Literal["slurm"] | None
 
     @property
@@ -185,7 +172,7 @@ def make_plan(
         threads_per_rank=threads,
         microbatches=microbatches,
         environment=_environment(demands, nodes, device, threads, host),
-        rendezvous=_rendezvous(flags, host, nodes, node),
+        rendezvous=choose(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
         grace=flags.grace,
         monitor_interval=flags.monitor_interval,
@@ -197,9 +184,17 @@ def make_plan(
         folder=folder,
         keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
-        tee=flags.tee,
+        **_output(flags, nodes * ranks),
         scheduler="slurm" if host.slurm else None,
     )
+
+
+def _output(flags: Flags, world_size: int) -> dict[str, Any]:
+    if flags.ranks is not None and flags.tee != "0":
+        raise UserError(f"--ranks {flags.ranks} and --tee {flags.tee} both say which ranks are shown: give one of them")
+    parse_tee(flags.tee)  # which says so when it is wrong
+    shown = parse_ranks(flags.ranks, world_size)
+    return {"tee": flags.tee, "ranks": shown, "log_size": parse_size(flags.log_size)}
 
 
 def count_nodes(flags: Flags, host: Host) -> int:
@@ -291,34 +286,3 @@ def _environment(demands: Demands, nodes: int, device: str, threads: int, host: 
     if device == "gpu" and demands.exact:
         added["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
     return added
-
-
-def _rendezvous(flags: Flags, host: Host, nodes: int, node: int | None) -> Rendezvous:
-    slurm = host.slurm if host.slurm and host.slurm.nodes == nodes else None
-    ours = Rendezvous(
-        backend=flags.rdzv_backend,
-        endpoint=flags.rdzv_endpoint,
-        id=flags.rdzv_id,
-        conf=flags.rdzv_conf,
-        master_addr=flags.master_addr,
-        master_port=flags.master_port,
-        local_addr=flags.local_addr,
-    )
-    if nodes == 1:
-        return Rendezvous(master_port=flags.master_port)
-    ours = replace(ours, id=ours.id or (f"{slurm.job}-{slurm.restarts}" if slurm else None))
-    if flags.rdzv_endpoint or flags.rdzv_backend not in (None, "static"):
-        return replace(ours, backend=flags.rdzv_backend or "c10d")
-    head = flags.master_addr or (slurm.head if slurm else None)
-    if head is None or node is None:
-        raise UserError(
-            f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
-            "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
-        )
-    port = flags.master_port or (_port_of_job(slurm.job_number) if slurm else DEFAULT_PORT)
-    return replace(ours, backend="static", master_addr=head, master_port=port)
-
-
-def _port_of_job(job: int) -> int:
-    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports."""
-    return 10_000 + job * 8 % 20_000

@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> None:
         os._exit(1)
     os.chdir(order["cwd"])
     sys.path[0] = order["path"]  # the program's own folder, in place of ours
-    console = keep_console(order["log"])
+    print_to(order["log"])
     try:
         import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    Server(control, entry, processes, console).serve(order["modules"], order["strict"])
+    Server(control, entry, processes).serve(order["modules"], order["strict"])
 
 
 def load(name: str) -> Any:
@@ -73,32 +73,21 @@ def send(channel: socket.socket, message: Any) -> None:
         channel.send(json.dumps(message).encode())
 
 
-def keep_console(log: str) -> list[int | None]:
-    """What the imports print goes to the log: it is no rank's. Returns the console's descriptors, for the ranks."""
-    kept: list[int | None] = []
+def print_to(log: str) -> None:
+    """What the imports print is no rank's. A rank asks for an output of its own, see entry.py."""
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     for number in (1, 2):
-        try:
-            kept.append(os.dup(number))
-        except OSError:  # it was closed when we were started
-            kept.append(None)
         os.dup2(target, number)
     os.close(target)
-    return kept
 
 
 class Server:
-    """Forks what it is asked for, and tells how it ended.
+    """Forks what it is asked for, and tells how it ended."""
 
-    Args:
-        console: descriptors of the ranks' standard output and error.
-    """
-
-    def __init__(self, control: socket.socket, entry: Any, processes: Any, console: list[int | None]) -> None:
+    def __init__(self, control: socket.socket, entry: Any, processes: Any) -> None:
         self._control = control
         self._entry = entry
         self._processes = processes
-        self._console = console
         self._selector = selectors.DefaultSelector()
         self._refusal: str | None = None
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
@@ -171,10 +160,6 @@ class Server:
     def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
         os.setsid()
         os.environ.update(environment)
-        for number, descriptor in enumerate(self._console, start=1):
-            if descriptor is not None:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
         self._entry.leave(words)

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,12 @@ def outlive_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
-def sweep(*, patience: float, give_up: float = 5.0, spare: int | None = None) -> list[int]:
-    """Ends everything below this process but `spare` itself: SIGTERM, after `patience` seconds SIGKILL. Returns what
-    would not end."""
+def sweep(*, patience: float, give_up: float = 5.0, spare: Collection[int] = ()) -> list[int]:
+    """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end.
+
+    Args:
+        spare: processes that stay; what is below them does not.
+    """
     begun = time.monotonic()
     if patience > 0:
         _signal_all(_living(spare), signal.SIGTERM)
@@ -107,12 +110,12 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
         send(pid, number)
 
 
-def _living(spare: int | None) -> list[int]:
+def _living(spare: Collection[int]) -> list[int]:
     """What still runs below this process; its dead children are reaped on the way."""
     family: list[int] = []
     for pid in descendants(os.getpid()):
         found = stat(pid)
-        if found is None or pid == spare:
+        if found is None or pid in spare:
             continue
         if found.state not in "ZX":
             family.append(pid)

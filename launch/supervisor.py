@@ -19,8 +19,9 @@ from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
 from launch.agents import Agent, Starter
-from launch.console import mark, say
+from launch.console import mark, open_standard_streams, say
 from launch.inbox import Inbox
+from launch.output.handle import OutputRelay
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
@@ -42,6 +43,7 @@ def supervise(plan: LaunchPlan) -> int:
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
     """
+    open_standard_streams()
     become_subreaper()
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
@@ -139,8 +141,10 @@ class Generation:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
         kills = host.oom_kills()
         self.plan.logs.mkdir(parents=True, exist_ok=True)
+        self.output = OutputRelay(self.plan)
         agent = self.starter.agent(self._request(), self.inbox)
         if agent is None:
+            self.output.finish()
             return _code_of(self.inbox.stop or signal.SIGTERM)
         try:
             while agent.poll() is None:
@@ -149,7 +153,8 @@ class Generation:
         finally:
             killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
             agent.kill()
-            sweep(patience=0 if killed else AFTER_END, spare=self.starter.server)
+            sweep(patience=0 if killed else AFTER_END, spare=[self.output.pid, *self.starter.pids])
+            self.output.finish()
             agent.close()
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
@@ -171,9 +176,9 @@ class Generation:
             "generation": str(self.folder.absolute()),
             "logs": str(plan.logs.absolute()),
             "log": str(self.agent_log.absolute()),
-            "tee": plan.tee,
             "signals": "ours" if plan.is_training else "default",
             "restarts": [self.attempt - 1, plan.max_restarts],
+            "output": self.output.address,
             "outcome": str(self.outcome.absolute()),
         }
 
@@ -203,7 +208,7 @@ class Generation:
             newest = run_dirs.newest_checkpoint(self.plan.folder)
             left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
             kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
-            say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): {kept}")
+            self.output.say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): {kept}")
         self._out_of_time = True
         return True
 
@@ -212,7 +217,7 @@ class Generation:
             self._pass_on_to_program(number, sessions, alive)
         elif self._ask(alive, number) or self._asked:
             if not self._announced:
-                say("  saving, then stopping … once more to kill at once")
+                self.output.say("  saving, then stopping … once more to kill at once")
             self._announced = True
         elif alive or not sessions:  # no rank has got as far as training: there is nothing to save
             self.inbox.kill = number
@@ -228,7 +233,7 @@ class Generation:
                 self._asked.add((pid, number))
                 send(pid, number if number != signal.SIGUSR1 or catches(pid, number) else signal.SIGTERM)
         if alive and not self._announced:
-            say("  stopping … once more to kill at once")
+            self.output.say("  stopping … once more to kill at once")
             self._announced = True
 
     def _ask(self, alive: list[dict], number: int, *, again: bool = False) -> bool:

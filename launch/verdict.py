@@ -229,7 +229,14 @@ def ranges(ranks: list[int]) -> str:
 
 
 def tail(path: Path, count: int, window: int = 65_536) -> list[str]:
-    """The last `count` lines of a log of any size; empty where there is none."""
+    """The last `count` lines of a log of any size, from the one before where it has only begun; none without a log."""
+    lines = _last_lines(path, count, window)
+    if len(lines) < count and path.suffix == ".log":
+        lines = _last_lines(path.with_name(f"{path.name}.1"), count - len(lines), window) + lines
+    return lines
+
+
+def _last_lines(path: Path, count: int, window: int) -> list[str]:
     try:
         with open(path, "rb") as log:
             log.seek(max(0, path.stat().st_size - window))

@@ -1,6 +1,8 @@
 """logs/rank0.log: every line said to the user, and what libraries warn about, which the console is spared."""
 
+import contextlib
 import logging
+import logging.handlers
 from pathlib import Path
 
 from dist_train.tracking.base import Note, Outcome, RunFacts, Sink
@@ -47,6 +49,12 @@ class LogFileSink(Sink):
         self._handler = None
 
 
-class _QuietHandler(logging.FileHandler):
+class _QuietHandler(logging.handlers.WatchedFileHandler):
+    """The launcher may rename the file when it has grown large; the next line goes to the new one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk loses log lines, which the console has too; a traceback for each would be worse."""

@@ -4,6 +4,10 @@ from typing import Any
 
 import click
 
+from launch.output.choice import LOG_SIZE
+
+_LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
+
 
 def torchrun_flag(*names: str, **settings: Any) -> Any:
     """One of torchrun's flags, and its environment variable, PET_NAME."""
@@ -35,11 +39,15 @@ FLAGS = (
         help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
     ),
     torchrun_flag("--monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks."),
-    torchrun_flag(
-        "--log-dir", type=click.Path(file_okay=False), help="Of rank<R>.log. Default: logs/ in the run directory."
-    ),
-    torchrun_flag(
-        "-t", "--tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown on the console beside rank 0."
+    torchrun_flag("--log-dir", type=click.Path(file_okay=False), help=_LOGS),
+    torchrun_flag("-t", "--tee", default="0", metavar="3|LOCAL:3,...", help="Ranks shown beside rank 0."),
+    click.option("--ranks", metavar="0,3-5|all", help="Ranks shown on the console. Default: 0."),
+    click.option(
+        "--log-size",
+        metavar="SIZE",
+        default=LOG_SIZE,
+        show_default=True,
+        help="A rank's log that has grown to it becomes rank<R>.log.1, in place of the one before.",
     ),
     click.option(
         "--start",

@@ -1,0 +1,33 @@
+"""Plans and supervises a script as a command would: `launch_script.py FOLDER FLAGS_AS_JSON SCRIPT [ARGUMENT …]`."""
+
+import json
+import sys
+from pathlib import Path
+
+from dist_train.config.errors import UserError
+from dist_train.config.schema import RunConfig
+from launch import host
+from launch.plan import Flags, make_plan
+from launch.supervisor import supervise
+
+
+def main() -> None:
+    folder, flags, script, *arguments = sys.argv[1:]
+    plan = make_plan(
+        RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}}),
+        Flags(**json.loads(flags)),
+        host.look(),
+        folder=Path(folder),
+        program=(script,),
+        arguments=tuple(arguments),
+        resume=None,
+    )
+    try:
+        sys.exit(supervise(plan))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main()
