@@ -1,5 +1,6 @@
 """Ports and names, as the ranks will need them to meet."""
 
+import os
 import socket
 import threading
 
@@ -18,7 +19,9 @@ def port(plan: LaunchPlan | None = None) -> Finding:
         try:
             return Finding(topic="port", text=f"free ones on loopback, such as {host.free_port()}")
         except OSError as error:
-            return _no_port(f"none can be opened on loopback: {error.strerror}", "is the interface lo up? (ip link)")
+            return _no_port(
+                f"none can be opened on loopback: {os.strerror(error.errno or 0)}", "is the interface lo up? (ip link)"
+            )
     if plan is not None and plan.nodes > 1 and plan.node != 0:
         return Finding(topic="port", text=f"{given}, which node 0 will open", facts={"port": given})
     address = "127.0.0.1" if plan is None or plan.nodes == 1 else ""
@@ -26,7 +29,7 @@ def port(plan: LaunchPlan | None = None) -> Finding:
         socket.create_server((address, given)).close()
     except OSError as error:
         advice = f"ss -ltnp 'sport = :{given}' names its owner; give another --master-port"
-        return _no_port(f"{given} cannot be opened: {error.strerror}", advice)
+        return _no_port(f"{given} cannot be opened: {os.strerror(error.errno or 0)}", advice)
     return Finding(topic="port", text=f"{given} is free", facts={"port": given})
 
 

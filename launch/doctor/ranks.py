@@ -45,18 +45,18 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         if code == ExitCode.DONE and measured is not None:
             return speed.judge(measured, cores=cores, ranks_here=plan.ranks_per_node)
         keep = True
-        return [_failed(plan, folder, code)]
+        return [_failed(plan, folder, code, (measured or {}).get("stage", "joining each other"))]
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _failed(plan: LaunchPlan, folder: Path, code: int) -> Finding:
+def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
     cause = read_json(folder / "generations" / "1" / "verdict.json") or {}
     return Finding(
         topic="ranks",
         level="problem",
-        text=f"{plan.ranks_per_node} ranks could not work together over {plan.backend} (exit code {code})",
+        text=f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}",
         advice=f"the lines above say why; their logs: {folder / 'logs'}",
-        facts={"exit_code": code, "verdict": cause},
+        facts={"exit_code": code, "stage": stage, "verdict": cause},
     )
