@@ -113,6 +113,17 @@ class ProcessGroup:
         dist.all_reduce(tensor, group=self._host)
         return tensor
 
+    def add_(self, tensor: Tensor) -> Tensor:
+        """Adds a tensor on the device over all ranks, in place, the way that gradients go, within their time limit."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def exchange(self, sent: Tensor, received: Tensor, peer: int) -> None:
+        """Sends a tensor to one other rank while receiving one from it; both on the device."""
+        both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+
     def start_max_(self, tensor: Tensor) -> Any:
         """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)

@@ -104,7 +104,7 @@ def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
     if begin["mode"] != "offline" and not signals.hurried:
         try:
             with signals.may_give_up(2 * INIT_S):
-                if _has_credentials():
+                if has_credentials():
                     run = _init(begin, "online")
                     _say(out, note=f"wandb  {run.url}")
                     return run
@@ -141,7 +141,7 @@ def _kill_service() -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
-def _has_credentials() -> bool:
+def has_credentials() -> bool:
     """Whether wandb finds a key or token in the environment, a settings file or netrc. Asks nobody, no network."""
     import wandb
 

@@ -42,14 +42,19 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
     metavar="KEY",
     help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
+@click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
 @click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
-def command(words: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+def command(words: tuple[str, ...], dry_run: bool, preflight: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
     config_path, config, plan, note = prepare(words, **options)
     if dry_run:
         from launch.dry_run import show
 
         sys.exit(show(config, plan, config_path, [word for word in words if word != config_path]))
+    if preflight:
+        from launch.doctor import examine
+
+        examine.preflight(config, plan)
     if note:
         say(note)
     from launch.supervisor import supervise

@@ -1,0 +1,195 @@
+"""`python -m dist_train.commands.bench_ranks OUTCOME`: how fast is each rank, and how fast do they talk? As JSON.
+
+For `dist-train doctor`, which judges what rank 0 writes to OUTCOME. Each rank multiplies matrices on its own; then all
+add up a tensor together, by the process group that a training uses; then pairs of ranks exchange one.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_train.commands.common import reporting
+from dist_train.config.schema import DistributedConfig
+from dist_train.config.types import Duration
+from dist_train.files import write_atomic
+from dist_train.process_group import ProcessGroup
+from dist_train.ranks import Ranks
+
+SLICES, SLICE_S = 10, 0.12
+COUNTS = 3
+"""Windows of time in which a rank multiplies. Its third best counts: a disturbance that comes and goes does not."""
+SIDE = {"cpu": 256, "cuda": 4096}
+REPEATS = 5
+"""Of every exchange; the fastest counts."""
+REDUCED_MB = {"cpu": 16, "cuda": 256}
+EXCHANGED_MB = {"cpu": 4, "cuda": 64}
+ALL_PAIRS = 8
+"""Ranks up to which every pair is measured; beyond it neighbours only, so that it stays a matter of seconds."""
+TIMEOUT = Duration(60.0, "s")
+"""After which ranks that do not come together end with an error that says so."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("outcome", type=Path)
+    parser.add_argument("--backend", choices=("gloo", "nccl"), required=True)
+    arguments = parser.parse_args(argv)
+    config = DistributedConfig(backend=arguments.backend, timeout=TIMEOUT)
+    with reporting(), ProcessGroup(Ranks.from_environment(), config) as group:
+
+        def write(found: dict[str, Any]) -> None:
+            if group.ranks.is_first:
+                write_atomic(arguments.outcome, json.dumps(found))
+
+        write(measure(group, lambda stage: write({"stage": stage})))
+    return 0
+
+
+def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]:
+    """All figures of all ranks, on every rank. `begin` is told what comes next.
+
+    Rates: `gflops` of the fastest multiplications, `share` of a core that the rank got (0 to 1; 1 on a GPU),
+    `all_reduce_gbs` as bytes of the tensor per second, times 2 (W - 1) / W, which is what each link carries (NCCL
+    tests' "bus bandwidth"), `pairs` in bytes per second each way.
+    """
+    torch.set_num_threads(1)
+    begin("computing")
+    _meet(group)
+    mine = torch.tensor(_multiply(group.device), dtype=torch.float64)
+    world_size = group.ranks.world_size
+    everyone = _gather(group, mine)
+    pairs = {f"{low}-{high}": 0.0 for low, high in _all_pairs(world_size)}
+    begin("adding up a tensor")
+    reduced = _all_reduce(group)
+    begin("exchanging tensors in pairs")
+    for seconds, (low, high) in _exchanges(group):
+        pairs[f"{low}-{high}"] = seconds
+    mega = 1e6 * EXCHANGED_MB[group.device.type] / 1e9
+    times = _gather(group, torch.tensor([pairs[name] for name in pairs], dtype=torch.float64)).amax(dim=0).tolist()
+    return {
+        "world_size": world_size,
+        "backend": group.backend,
+        "device": group.device.type,
+        "gflops": everyone[:, 0].tolist(),
+        "share": everyone[:, 1].tolist(),
+        "all_reduce_mb": REDUCED_MB[group.device.type],
+        "all_reduce_gbs": reduced,
+        "pairs_gbs": {name: mega / seconds for name, seconds in zip(pairs, times, strict=True) if seconds > 0},
+    }
+
+
+def _meet(group: ProcessGroup) -> None:
+    """Returns when every rank is here."""
+    group.add_(torch.zeros(1, device=group.device))
+
+
+def _gather(group: ProcessGroup, row: Tensor) -> Tensor:
+    """Every rank's row, on every rank. Within the group's own time limit, unlike what waits on the host's."""
+    table = torch.zeros(group.ranks.world_size, len(row), dtype=torch.float64, device=group.device)
+    table[group.ranks.rank] = row.to(group.device)
+    return group.add_(table).cpu()
+
+
+# ---------------------------------------------------------------- computing
+
+
+def _multiply(device: torch.device) -> tuple[float, float]:
+    """GFLOP/s of the fastest single multiplication, and the share of a core in the third best window."""
+    side = SIDE[device.type]
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left, right = (torch.ones(side, side, dtype=kind, device=device) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def once() -> float:
+        begun = time.perf_counter()
+        torch.mm(left, right, out=out)
+        _wait_for(device)
+        return time.perf_counter() - begun
+
+    for _ in range(3):
+        once()
+    fastest, shares = float("inf"), []
+    for _ in range(SLICES):
+        began, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() - began < SLICE_S:
+            fastest = min(fastest, once())
+        shares.append((time.process_time() - used) / (time.perf_counter() - began))
+    share = sorted(shares)[-COUNTS]
+    return 2 * side**3 / fastest / 1e9, 1.0 if device.type == "cuda" else min(1.0, share)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---------------------------------------------------------------- talking
+
+
+def _all_reduce(group: ProcessGroup) -> float | None:
+    """GB/s over each link; None for a rank that is alone."""
+    world_size = group.ranks.world_size
+    if world_size == 1:
+        return None
+    size = REDUCED_MB[group.device.type] * 1_000_000
+    tensor = torch.zeros(size // 4, device=group.device)
+    seconds = _fastest(group, lambda: group.add_(tensor))
+    slowest = _gather(group, torch.tensor([seconds], dtype=torch.float64)).max().item()
+    return size * 2 * (world_size - 1) / world_size / slowest / 1e9
+
+
+def _exchanges(group: ProcessGroup) -> Iterator[tuple[float, tuple[int, int]]]:
+    """Seconds of this rank's exchanges; all ranks go from round to round together, so that no pair disturbs another's
+    round by being late."""
+    size = EXCHANGED_MB[group.device.type] * 1_000_000
+    sent, received = (torch.zeros(size // 4, device=group.device) for _ in range(2))
+    rank = group.ranks.rank
+    for pairs in rounds(group.ranks.world_size):
+        _meet(group)
+        mine = next((pair for pair in pairs if rank in pair), None)
+        if mine is not None:
+            peer = mine[0] if mine[1] == rank else mine[1]
+            yield _fastest(group, lambda peer=peer: group.exchange(sent, received, peer)), mine  # type: ignore[misc]
+
+
+def _fastest(group: ProcessGroup, action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS + 1):  # the first one opens connections
+        _wait_for(group.device)
+        begun = time.perf_counter()
+        action()
+        _wait_for(group.device)
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def rounds(world_size: int) -> list[list[tuple[int, int]]]:
+    """Rounds in which no rank is in two pairs. Every pair up to ALL_PAIRS ranks, by the circle method of round-robin
+    tournaments; neighbours on a ring beyond."""
+    if world_size > ALL_PAIRS:
+        ring = [tuple(sorted((rank, (rank + 1) % world_size))) for rank in range(world_size)]
+        last = [ring[-1]] if world_size % 2 else []
+        parts = [ring[0 : world_size - len(last) : 2], ring[1::2], last]
+        return [[(low, high) for low, high in part] for part in parts if part]
+    seats: list[int | None] = [*range(world_size), *[None] * (world_size % 2)]
+    found = []
+    for _ in range(len(seats) - 1):
+        facing = zip(seats[: len(seats) // 2], reversed(seats), strict=False)
+        found.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+    return found
+
+
+def _all_pairs(world_size: int) -> list[tuple[int, int]]:
+    return sorted(pair for pairs in rounds(world_size) for pair in pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

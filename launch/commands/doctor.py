@@ -1,0 +1,54 @@
+"""`dist-train doctor`."""
+
+import json
+import socket
+import sys
+from typing import Any
+
+import click
+
+from launch.commands.common import (
+    DASHES_AND_UNDERSCORES,
+    OverridesLast,
+    existing_config,
+    json_option,
+    load,
+    split_config,
+)
+from launch.console import mark, say
+
+
+@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
+@click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks to start. auto: as a training would.")
+@json_option("One JSON object on stdout.")
+def command(words: tuple[str, ...], nproc_per_node: str | None, as_json: bool) -> None:
+    """Would a training work here, and is every rank as fast as the others?
+
+    Looks at this node: versions, GPUs and driver, cores, limits, network, the disk of the run directory against the
+    size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
+    each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
+    """
+    from launch.doctor.examine import Patient, examine, is_well, standard_config
+    from launch.doctor.ranks import Stopped
+
+    config_path, overrides = split_config(words)
+    config: Any = load(existing_config(config_path), overrides) if words else standard_config()
+    patient = Patient(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
+    found = []
+    try:
+        for finding in examine(patient):
+            found.append(finding)
+            if not as_json:
+                finding.show()
+    except Stopped as stopped:
+        sys.exit(stopped.args[0])
+    well = is_well(found)
+    if as_json:
+        print(
+            json.dumps({"ok": well, "host": socket.gethostname(), "findings": [finding.as_json() for finding in found]})
+        )
+    elif not well:
+        bad = sum(finding.level == "problem" for finding in found)
+        say(f"{mark('✗', 'red')} a training would not work here: {bad} problem{'s' * (bad > 1)} above")
+    sys.exit(0 if well else 1)

@@ -1,0 +1,209 @@
+"""The run directory's file system, by doing there what a training does; and /dev/shm."""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from launch.doctor.finding import Finding
+from launch.dry_run import size
+
+_CONTENT = bytes(range(256)) * 256
+"""64 KiB: more than a config, a lease and a first line of metrics."""
+_CLOCKS = 2.0
+"""Seconds that a file server's clock may be away from ours."""
+_SHM = 2**30
+"""Bytes of /dev/shm that are enough for any loader here; containers come with 64 MiB."""
+_SHM_LEAST = 2**20
+SHM = Path("/dev/shm")
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that there is: where it would be made."""
+    places = (folder, *folder.absolute().parents)
+    return next(place for place in places if place.exists())
+
+
+def run_directory(folder: Path) -> list[Finding]:
+    """Creates, syncs, renames and locks files where runs live, and removes them again."""
+    place = existing(folder)
+    try:
+        probe = Path(tempfile.mkdtemp(prefix=".dist-train-probe-", dir=place))
+    except OSError as error:
+        return [_refused(folder, place, "cannot create a folder", error)]
+    try:
+        return [_works(folder, place, probe), _clock(place, probe)]
+    except OSError as error:
+        return [_refused(folder, place, "cannot write", error)]
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def _refused(folder: Path, place: Path, what: str, error: OSError) -> Finding:
+    return Finding(
+        topic="run directory",
+        level="problem",
+        text=f"{what} in {place}: {error.strerror}",
+        advice="make room there, or set run_root to a disk with room"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "set run_root (or --run-dir) to a folder that you may write to",
+        facts={"folder": str(folder), "probed": str(place), "errno": error.errno},
+    )
+
+
+def _works(folder: Path, place: Path, probe: Path) -> Finding:
+    failed = [what for what, works in _abilities(probe) if not works]
+    if not failed:
+        text = f"{folder}: files are created, synced, renamed and locked as they should"
+        return Finding(topic="run directory", text=text, facts={"folder": str(folder), "probed": str(place)})
+    essential = [what for what in failed if what != "locks"]
+    if essential:
+        level, advice = "problem", "checkpoints would not be safe there: set run_root to another file system"
+    else:
+        level, advice = "warning", "two launchers on one host might take the same run: start a run once only"
+    return Finding(
+        topic="run directory",
+        level=level,  # type: ignore[arg-type]
+        text=f"{place}: {' and '.join(failed)} do not work there",
+        advice=advice,
+        facts={"folder": str(folder), "probed": str(place), "failed": failed},
+    )
+
+
+def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
+    """Each thing that checkpoints and leases rely on, and whether it is so.
+
+    Raises:
+        OSError: when not even a file can be written.
+    """
+    begun, final = probe / ".tmp-a", probe / "a"
+    with open(begun, "xb") as file:
+        file.write(_CONTENT)
+        file.flush()
+        os.fsync(file.fileno())
+    yield "exclusive files", not _succeeds(lambda: open(begun, "xb").close())
+    os.rename(begun, final)
+    yield "renames", final.read_bytes() == _CONTENT and not begun.exists()
+    yield "renames of folders", _renames_folders(probe)
+    yield "syncs of folders", _succeeds(lambda: _sync(probe))
+    yield "exclusive links", _links_are_exclusive(probe, final)
+    yield "locks", _locks_exclude(probe / "lock")
+
+
+def _renames_folders(probe: Path) -> bool:
+    """A checkpoint's folder gets its name in one step, and never that of another."""
+    for name in ("new", "old"):
+        (probe / name).mkdir()
+        (probe / name / "file").touch()
+    return not _succeeds(lambda: os.rename(probe / "new", probe / "old")) and _succeeds(
+        lambda: os.rename(probe / "new", probe / "newer")
+    )
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _links_are_exclusive(probe: Path, file: Path) -> bool:
+    """A lease's number is given out once; a file system without links does it by exclusive files."""
+    try:
+        os.link(file, probe / "link")
+    except OSError as error:
+        return error.errno in _NO_LINKS
+    return not _succeeds(lambda: os.link(file, probe / "link"))
+
+
+def _locks_exclude(path: Path) -> bool:
+    with open(path, "a") as first, open(path, "a") as second:
+        if not _succeeds(lambda: fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+            return False
+        return not _succeeds(lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
+
+def _succeeds(action: object) -> bool:
+    try:
+        action()  # type: ignore[operator]
+    except OSError:
+        return False
+    return True
+
+
+def _clock(place: Path, probe: Path) -> Finding:
+    """The clock that all nodes of a job have in common is that of the file system where their run lives."""
+    before = time.time()
+    (probe / "now").touch()
+    stamp, after = (probe / "now").stat().st_mtime, time.time()
+    away = stamp - before if stamp < before else max(0.0, stamp - after)
+    facts = {"seconds_away": round(away, 3), "probed": str(place)}
+    if abs(away) > _CLOCKS:
+        text = f"{abs(away):.1f} s {'behind' if away > 0 else 'ahead of'} that of the file system of {place}"
+        advice = "times of logs and runs will mislead: set it (chronyc tracking, timedatectl)"
+        return Finding(topic="clock", level="warning", text=text, advice=advice, facts=facts)
+    return Finding(topic="clock", text=f"agrees with the file system of {place}", facts=facts)
+
+
+# ---------------------------------------------------------------- room
+
+
+def room(folder: Path, *, each: int | None, kept: int) -> Finding:
+    """Whether checkpoints of `each` bytes fit, `kept` of them and one more that is being written."""
+    place = existing(folder)
+    stat = os.statvfs(place)
+    free = stat.f_bavail * stat.f_frsize
+    facts = {"free": free, "checkpoint": each, "kept": kept, "files_free": stat.f_favail if stat.f_files else None}
+    if stat.f_files and stat.f_favail == 0:
+        return _no_room(f"no file can be made on the disk of {place}: it is out of inodes", facts)
+    if each is None:
+        return Finding(topic="disk", text=f"{size(free)} free for {folder}", facts=facts)
+    if free < each:
+        return _no_room(f"{size(free)} free for {folder}, and a checkpoint is {size(each)}", facts)
+    needed = each * (kept + 1)
+    text = (
+        f"{size(free)} free for {folder}, {kept} checkpoints of {size(each)} and one in the making are {size(needed)}"
+    )
+    if free < needed:
+        advice = "make room, or lower checkpoint.keep"
+        return Finding(topic="disk", level="warning", text=text, advice=advice, facts=facts)
+    return Finding(topic="disk", text=text, facts=facts)
+
+
+def _no_room(text: str, facts: dict) -> Finding:
+    advice = "make room there, or set run_root to a disk with room"
+    return Finding(topic="disk", level="problem", text=text, advice=advice, facts=facts)
+
+
+def size_of(checkpoint: Path) -> int:
+    """Bytes of a checkpoint that is there; it may be removed meanwhile."""
+    total = 0
+    for path in checkpoint.glob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+def shared_memory(*, workers: bool, nccl: bool) -> Finding:
+    """/dev/shm carries batches from loading processes, and NCCL's data between GPUs; checkpoints do not need it."""
+    topic = "shared memory"
+    if not SHM.is_dir():
+        level = "problem" if workers or nccl else "warning"
+        return Finding(topic=topic, level=level, text="there is no /dev/shm", advice="mount a tmpfs there")  # type: ignore[arg-type]
+    stat = os.statvfs(SHM)
+    total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+    text = f"{size(free)} of {size(total)} free in /dev/shm"
+    facts = {"size": total, "free": free}
+    if free >= _SHM or not (workers or nccl):
+        return Finding(topic=topic, text=text, facts=facts)
+    wants = " and ".join(["the loading processes hand batches over there"] * workers + ["NCCL uses it"] * nccl)
+    advice = "remove what fills it, or start the container with --shm-size=8g (or loader.workers=0)"
+    level = "problem" if free < _SHM_LEAST else "warning"
+    return Finding(topic=topic, level=level, text=f"{text}: {wants}", advice=advice, facts=facts)  # type: ignore[arg-type]

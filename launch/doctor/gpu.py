@@ -1,0 +1,104 @@
+"""NVIDIA's driver against the CUDA that torch was built for."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from launch.doctor.finding import Finding
+
+MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
+"""CUDA's major version: the driver branch that it needs at least. NVIDIA, "CUDA Compatibility", Minor Version
+Compatibility, table 1: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
+_DISPLAY = "0x03"
+"""PCI class of graphics and 3D controllers."""
+_NVIDIA = "0x10de"
+
+
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Of the kernel module that is loaded, proprietary or open; None when there is none."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
+    return found[1] if found else None
+
+
+def cards(root: Path = Path("/")) -> int:
+    """NVIDIA GPUs on the PCI bus, with a driver or without."""
+    return sum(
+        _read(device / "vendor") == _NVIDIA and _read(device / "class").startswith(_DISPLAY)
+        for device in root.glob("sys/bus/pci/devices/*")
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def cuda_of_torch() -> str | None:
+    """The CUDA that torch was built for, read from its files without importing it; None for a build without."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    text = _read(Path(spec.submodule_search_locations[0]) / "version.py")
+    found = re.search(r"^cuda\b[^=\n]*= '([\d.]+)'", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def needed_driver(cuda: str | None) -> int | None:
+    """The oldest driver branch for a CUDA version; None where the table says nothing."""
+    return MINIMUM_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
+
+
+def is_too_old(driver: str | None, cuda: str | None) -> bool:
+    """By the table. A forward-compatibility package (cuda-compat) can make it work all the same."""
+    needed = needed_driver(cuda)
+    return driver is not None and needed is not None and int(driver.split(".")[0]) < needed
+
+
+def judge(torch: dict[str, Any], *, driver: str | None, cards: int, gpus: int) -> Finding:
+    """Whether torch can use the GPUs that are here.
+
+    Args:
+        torch: what software.ask_torch found.
+        driver: the loaded kernel module's version.
+        cards: GPUs on the PCI bus.
+        gpus: those that CUDA_VISIBLE_DEVICES leaves.
+    """
+    cuda, sees = torch.get("cuda"), torch.get("gpus", [])
+    facts = {"driver": driver, "cuda": cuda, "needed": needed_driver(cuda), "cards": cards, "torch_sees": len(sees)}
+    build = f"torch {torch.get('torch')} is built for CUDA {cuda}" if cuda else f"torch {torch.get('torch')}"
+    if sees:
+        return Finding(topic="driver", text=f"{driver or 'in use'}; {build}", facts=facts)
+    if not (driver or cards):
+        return Finding(
+            topic="driver", text=f"no NVIDIA card or driver here; {build}, and computes on the CPU", facts=facts
+        )
+    if cuda is None:
+        text = f"{build} is a build without CUDA, and there are GPUs here"
+        return _bad(text, "install a CUDA build of torch (pytorch.org/get-started)", facts)
+    if driver is None:
+        text = f"there is an NVIDIA card, and no driver is loaded for it; {build} sees no GPU"
+        return _bad(text, "install NVIDIA's driver, or pass the GPUs into the container (--gpus all)", facts)
+    if is_too_old(driver, cuda):
+        text = f"{driver} is too old: {build}, which needs {facts['needed']} or newer, and so sees no GPU"
+        return _bad(text, f"update the driver, or install a torch that is built for {_newest_cuda(driver)}", facts)
+    if gpus == 0:
+        return Finding(topic="driver", text=f"{driver}; CUDA_VISIBLE_DEVICES leaves out all GPUs", facts=facts)
+    why = f": {torch['why_no_gpu']}" if torch.get("why_no_gpu") else ""
+    return _bad(f"{driver} is new enough for CUDA {cuda}, but torch sees no GPU{why}", "does nvidia-smi work?", facts)
+
+
+def _bad(text: str, advice: str, facts: dict[str, Any]) -> Finding:
+    return Finding(topic="driver", level="problem", text=text, advice=advice, facts=facts)
+
+
+def _newest_cuda(driver: str) -> str:
+    branch = int(driver.split(".")[0])
+    works = [major for major, needed in MINIMUM_DRIVER.items() if needed <= branch]
+    return f"CUDA {max(works)}" if works else "an older CUDA"

@@ -1,0 +1,65 @@
+"""Cores, NUMA nodes and limits of this machine."""
+
+import os
+import resource
+from pathlib import Path
+
+from launch import host
+from launch.doctor.finding import Finding
+
+_COMFORT = 1024
+"""Open files that a usual session has."""
+_FILES, _FILES_PER_WORKER = 22, 6
+_FILES_PER_RANK = {"gloo": 3, "nccl": 1}
+"""A rank cannot train with fewer open files than these: its own, those of each loading process, and a socket to each
+other rank for each process group of gloo's. Measured on torch 2.14 (docs/doctor.md)."""
+
+
+def cores(found: host.Host, *, ranks: int, threads: int) -> Finding:
+    """How many cores a training may use, and what says so."""
+    groups = Path("/proc/self/cgroup").read_text()
+    limits = {
+        "machine": os.cpu_count() or 1,
+        "affinity": len(os.sched_getaffinity(0)),
+        "cgroup": host.cpu_quota(groups, Path("/sys/fs/cgroup")),
+        "slurm": found.slurm.cpus if found.slurm else None,
+    }
+    set_by = [f"{name} {limit}" for name, limit in limits.items() if limit is not None and name != "machine"]
+    text = f"{found.cores} of {limits['machine']} to use ({', '.join(set_by)})"
+    facts = {"usable": found.cores, **limits, "ranks": ranks, "threads_per_rank": threads}
+    wanted = ranks * threads
+    if wanted > found.cores:
+        text += f", for {ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)}"
+        advice = "the ranks will take turns: fewer ranks are as fast"
+        return Finding(topic="cores", level="warning", text=text, advice=advice, facts=facts)
+    return Finding(topic="cores", text=text, facts=facts)
+
+
+def numa(root: Path = Path("/")) -> Finding:
+    """NUMA nodes, as the kernel lists them."""
+    nodes = {}
+    for folder in sorted(root.glob("sys/devices/system/node/node[0-9]*")):
+        nodes[folder.name[4:]] = (folder / "cpulist").read_text().strip()
+    if not nodes:
+        return Finding(topic="NUMA", text="the kernel lists no nodes: one memory for all cores", facts={"nodes": {}})
+    listed = ", ".join(f"{node}: cores {cpus or 'none'}" for node, cpus in nodes.items())
+    return Finding(topic="NUMA", text=f"{len(nodes)} node{'s' * (len(nodes) > 1)} ({listed})", facts={"nodes": nodes})
+
+
+def open_files(*, world_size: int, backend: str, workers: int) -> Finding:
+    """The limit of open files against what a rank with `workers` loading processes cannot do without."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _FILES + _FILES_PER_RANK[backend] * world_size + _FILES_PER_WORKER * workers
+    facts = {"soft": soft, "hard": hard, "needed": needed}
+    text = "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at most"
+    if soft == resource.RLIM_INFINITY or soft >= max(_COMFORT, needed):
+        return Finding(topic="open files", text=text, facts=facts)
+    raised = max(_COMFORT, 2 * needed)
+    enough = hard == resource.RLIM_INFINITY or hard >= raised
+    advice = f"ulimit -n {raised}" if enough else f"raise the hard limit of {hard} (limits.conf, or the container's)"
+    level = "problem" if soft < needed else "warning"
+    if soft < needed:
+        text += f", and each of {world_size} rank{'s' * (world_size > 1)} needs {needed}"
+    else:
+        text += ", which many loading processes or ranks can exceed"
+    return Finding(topic="open files", level=level, text=text, advice=advice, facts=facts)  # type: ignore[arg-type]

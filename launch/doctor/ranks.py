@@ -1,0 +1,62 @@
+"""Ranks started by the very launcher, to measure each other."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from dist_train.config.errors import ExitCode
+from launch.doctor import speed
+from launch.doctor.finding import Finding
+from launch.plan import LaunchPlan
+from launch.records import read_json
+from launch.supervisor import supervise
+
+MODULE = "dist_train.commands.bench_ranks"
+
+
+class Stopped(Exception):
+    """The ranks were stopped by a signal; its argument is the exit code."""
+
+
+def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
+    """Starts the plan's ranks on this node and judges what they measure.
+
+    Raises:
+        Stopped: when a signal ended it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dist-train-doctor-"))
+    outcome = folder / "measured.json"
+    keep = False
+    try:
+        started = replace(
+            plan,
+            folder=folder,
+            program=("-m", MODULE),
+            arguments=(str(outcome), "--backend", plan.backend),
+            resume=None,
+            keep_latest=False,
+            max_restarts=0,
+        )
+        code = supervise(started)
+        if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.REQUEUE):
+            raise Stopped(code)
+        measured = read_json(outcome)
+        if code == ExitCode.DONE and measured is not None:
+            return speed.judge(measured, cores=cores, ranks_here=plan.ranks_per_node)
+        keep = True
+        return [_failed(plan, folder, code, (measured or {}).get("stage", "joining each other"))]
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
+    cause = read_json(folder / "generations" / "1" / "verdict.json") or {}
+    return Finding(
+        topic="ranks",
+        level="problem",
+        text=f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}",
+        advice=f"the lines above say why; their logs: {folder / 'logs'}",
+        facts={"exit_code": code, "stage": stage, "verdict": cause},
+    )

@@ -1,0 +1,124 @@
+"""Which rank, or which pair of ranks, is slower than the others: a rule, and what it finds. Pure.
+
+A value is an outlier when it is below a fraction of the median of all *other* values: robust against any number of
+outliers below a half, and one of two is found as well. The fractions are far from what a busy machine does to healthy
+ranks, and closer on GPUs, whose work a busy machine hardly disturbs.
+"""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from launch.doctor.finding import Finding
+
+K = TypeVar("K")
+SPEED = {"cpu": 0.5, "cuda": 0.85}
+"""Of the others' matrix multiplication. Half: two hardware threads of one core."""
+SHARE = 0.4
+"""Of the others' share of a core."""
+LINK = {"cpu": 0.2, "cuda": 0.4}
+"""Of the others' bandwidth. PCIe beside NVLink is a difference by design, and yet the slowest link sets the pace."""
+
+
+def outliers(values: Mapping[K, float], fraction: float) -> dict[K, float]:
+    """Of the values below `fraction` of the median of all others, what fraction they are."""
+    found = {}
+    for key, value in values.items():
+        others = [other for name, other in values.items() if name != key]
+        usual = statistics.median(others) if others else value
+        if value < fraction * usual:
+            found[key] = value / usual
+    return found
+
+
+def judge(measured: Mapping[str, Any], *, cores: int, ranks_here: int) -> list[Finding]:
+    """Findings from what the ranks measured of themselves and each other (dist_train.commands.bench_ranks)."""
+    taking_turns = measured["device"] == "cpu" and ranks_here > cores
+    compute = _compute(measured, taking_turns)
+    slow = compute.facts["slow_ranks"]
+    talk = [_all_reduce(measured)] if measured["all_reduce_gbs"] is not None else []
+    links = [_pairs(measured, slow)] if len(measured["pairs_gbs"]) > 1 and not taking_turns else []
+    return [compute, *talk, *links]
+
+
+def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
+    gflops, shares = dict(enumerate(measured["gflops"])), dict(enumerate(measured["share"]))
+    device = measured["device"]
+    slow = {} if taking_turns else outliers(gflops, SPEED[device])
+    short = {} if taking_turns else outliers(shares, SHARE)
+    facts = {
+        "gflops": measured["gflops"],
+        "share": measured["share"],
+        "slow_ranks": sorted({*slow, *short}),
+        "judged": not taking_turns,
+    }
+    said = [f"rank {rank} computes at {_percent(part)} of the others' speed" for rank, part in slow.items()]
+    said += [
+        f"rank {rank} gets {_percent(shares[rank])} of a core, the others {_percent(_others(shares, rank))}"
+        for rank in short
+        if rank not in slow
+    ]
+    if said:
+        advice = (
+            "look at that GPU's clocks and temperature: nvidia-smi -q -d PERFORMANCE,TEMPERATURE"
+            if device == "cuda"
+            else "something else runs on its core, or its core is slower: top, taskset -p PID"
+        )
+        return Finding(topic="computing", level="warning", text="; ".join(said), advice=advice, facts=facts)
+    text = f"{_range(gflops.values())} GFLOP/s a rank"
+    if taking_turns:
+        text += ", not compared: more ranks than cores"
+    elif len(gflops) > 1:
+        text += ", no rank stands out"
+    return Finding(topic="computing", text=text, facts=facts)
+
+
+def _all_reduce(measured: Mapping[str, Any]) -> Finding:
+    rate, ranks = measured["all_reduce_gbs"], measured["world_size"]
+    text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {measured['all_reduce_mb']} MB"
+    facts = {"gb_per_second": rate, "ranks": ranks, "backend": measured["backend"], "mb": measured["all_reduce_mb"]}
+    return Finding(topic="all-reduce", text=f"{text}, {ranks} ranks", facts=facts)
+
+
+def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
+    """Ranks that are slow already are not named again by their links."""
+    every = {tuple(map(int, name.split("-"))): rate for name, rate in measured["pairs_gbs"].items()}
+    rates = {pair: rate for pair, rate in every.items() if not set(pair) & set(slow_ranks)}
+    found = outliers(rates, LINK[measured["device"]])
+    facts = {"gb_per_second": measured["pairs_gbs"], "slow_pairs": ["-".join(map(str, pair)) for pair in found]}
+    if not found:
+        text = f"{_range(every.values())} GB/s each way, no pair stands out"
+        return Finding(topic="pairs", text=text, facts=facts)
+    named = _common_rank(set(found), set(rates))
+    if named is not None:
+        said = f"every exchange with rank {named} is slow, at {_percent(max(found.values()))} of the others' or less"
+    else:
+        said = "; ".join(f"ranks {a} and {b} at {_percent(part)} of the others'" for (a, b), part in found.items())
+    advice = (
+        "how are the GPUs connected? nvidia-smi topo -m"
+        if measured["device"] == "cuda"
+        else "which cores and interface do these ranks use?"
+    )
+    return Finding(topic="pairs", level="warning", text=said, advice=advice, facts=facts)
+
+
+def _common_rank(slow: set[tuple[int, ...]], all_pairs: set[tuple[int, ...]]) -> int | None:
+    """The one rank whose every pair is slow, when no other pair is, and it has more than one."""
+    for rank in set.intersection(*map(set, slow)):
+        own = {pair for pair in all_pairs if rank in pair}
+        if own == slow and len(own) > 1:
+            return rank
+    return None
+
+
+def _others(values: Mapping[int, float], rank: int) -> float:
+    return statistics.median(value for other, value in values.items() if other != rank)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %"
+
+
+def _range(values: Any) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
