@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dist_train.config.errors import UserError
 from dist_train.config.shares import share
-from launch.host import Host
+from launch.host import Host, Slurm
 
 DEFAULT_PORT = 29500
 """torchrun's own, where several nodes are told nothing else."""
@@ -86,7 +86,22 @@ class LaunchPlan:
     """Where logs go instead of the run directory."""
     tee: str
     """Which ranks beside 0 are shown on the console, as torchrun writes it."""
-    scheduler: Literal["slurm"] | None
+    slurm: Slurm | None = None
+    """The job that this is a part of."""
+    attempt: int = 1
+    """Which of the starts by one launcher it is."""
+
+    @property
+    def scheduler(self) -> Literal["slurm"] | None:
+        """Who starts us again when we ask for it."""
+        return "slurm" if self.slurm else None
+
+    @property
+    def start(self) -> str | None:
+        """A name of this start of the ranks that all nodes know, and that there is once."""
+        if self.slurm is None or self.nodes == 1:
+            return None
+        return f"{self.slurm.job}.{self.slurm.step}-{self.slurm.restarts}-{self.attempt}"
 
     @property
     def world_size(self) -> int:
@@ -130,7 +145,7 @@ class LaunchPlan:
         if attempt == 1:
             return self
         resume = None if self.resume is None else "auto"
-        return replace(self, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
+        return replace(self, attempt=attempt, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
 
 
 def make_plan(
@@ -175,7 +190,7 @@ def make_plan(
         keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
         tee=flags.tee,
-        scheduler="slurm" if host.slurm else None,
+        slurm=host.slurm,
     )
 
 

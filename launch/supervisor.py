@@ -19,11 +19,15 @@ from pathlib import Path
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
+from launch.claims import claim
 from launch.console import mark, say
 from launch.inbox import Inbox
+from launch.lives import on_record
+from launch.lost_node import ECHOES, agreed_code
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
+from launch.slurm.orphans import end_older_lives
 
 HOME = Path(__file__).resolve().parents[1]
 """The folder that `launch` is imported from."""
@@ -45,6 +49,8 @@ def supervise(plan: LaunchPlan) -> int:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
     """
     become_subreaper()
+    if plan.slurm:
+        end_older_lives(plan.slurm)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
     run_dirs.make(plan.folder)
@@ -52,9 +58,20 @@ def supervise(plan: LaunchPlan) -> int:
         if plan.keep_latest:
             run_dirs.point_latest(plan.folder)
         try:
-            return _generations(plan, inbox)
+            return _live(plan, inbox)
         finally:
             sweep(patience=0)
+
+
+def _live(plan: LaunchPlan, inbox: Inbox) -> int:
+    """One start of the launcher, on record."""
+    with on_record(plan, inbox) as life:
+        if life.is_in_vain():
+            return life.give_up()
+        code = _generations(plan, inbox)
+        if plan.node == 0:
+            life.end(code, inbox)
+        return code
 
 
 def _generations(plan: LaunchPlan, inbox: Inbox) -> int:
@@ -64,6 +81,8 @@ def _generations(plan: LaunchPlan, inbox: Inbox) -> int:
         generation = Generation(plan.of_attempt(attempt), inbox)
         code = generation.run(told)
         told = generation.told
+        if inbox.stop is None and generation.knows_no_cause:
+            code = agreed_code(plan, generation.folder, code, last=attempt > plan.max_restarts)
         stuck = 0 if run_dirs.newest_checkpoint(plan.folder) != before else stuck + 1
         if code not in RESTARTABLE or inbox.stop is not None or attempt > plan.max_restarts:
             return code
@@ -106,7 +125,8 @@ class Generation:
     def __init__(self, plan: LaunchPlan, inbox: Inbox) -> None:
         self.plan, self.inbox = plan, inbox
         self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
-        self.folder = self._claim()
+        facts = {**myself(), "command": plan.command}
+        self.folder = claim(plan.folder / "generations", self.name, plan.start, facts)
         suffix = f"-{self.name}" if plan.node != 0 else ""
         self.outcome = self.folder / f"agent{suffix}.json"
         self.verdict = self.folder / f"verdict{suffix}.json"
@@ -119,20 +139,9 @@ class Generation:
         self._announced = False
         self._deadline: float | None = None
         self._out_of_time = False
-
-    def _claim(self) -> Path:
-        """The next generation's folder. Each node counts its own, so that nodes agree without asking each other."""
-        root = self.plan.folder / "generations"
-        taken = [int(path.parent.parent.name) for path in root.glob(f"*/nodes/{self.name}.json")]
-        for number in itertools.count(max(taken, default=0) + 1):
-            folder = root / str(number)
-            for part in ("nodes", "ranks", "errors"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another that does not know its number either, on this host
-                with open(folder / "nodes" / f"{self.name}.json", "x") as claim:
-                    json.dump({**myself(), "command": self.plan.command}, claim)
-                return folder
-        raise AssertionError("itertools.count ends never")
+        self._nothing_to_save = False
+        self.knows_no_cause = False
+        """It failed, and this node has seen nothing but that another was gone."""
 
     def run(self, told: tuple | None) -> int:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
@@ -151,6 +160,8 @@ class Generation:
             agent.wait()
             if agent.stdin:
                 agent.stdin.close()
+        if self._nothing_to_save and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
         if self._out_of_time and self.inbox.stop is not None:
@@ -219,7 +230,7 @@ class Generation:
                 say("  saving, then stopping … once more to kill at once")
             self._announced = True
         elif alive or not sessions:  # no rank has got as far as training: there is nothing to save
-            self.inbox.kill = number
+            self.inbox.kill, self._nothing_to_save = number, True
 
     def _ask(self, alive: list[dict], number: int, *, again: bool = False) -> bool:
         """Sends the signal to the ranks that have a handler for it, once. Returns whether there was any."""
@@ -264,6 +275,9 @@ class Generation:
             time.sleep(AFTER_END)  # the node that it began on may still be writing down why
             found = self._failures(outcome)
             cause = verdict.first_cause(found)
+        self.knows_no_cause = cause is None or cause.kind in ECHOES
+        if self.knows_no_cause and self.plan.nodes > 1 and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)  # a node that had nothing to save has ended before us
         if cause is None:
             code, text = ExitCode.USER_CODE, self._agent_failed(outcome)
         else:

@@ -4,6 +4,7 @@ Nothing system-wide is touched: munge has its own key and socket. `proctrack/lin
 least able to sweep up what a job leaves behind, so it is the one to test on.
 """
 
+import contextlib
 import getpass
 import os
 import secrets
@@ -29,7 +30,7 @@ FINISHED = {
     "BOOT_FAIL",
     "DEADLINE",
 }
-REQUEUE_WAIT = 10
+REQUEUE_WAIT = 5
 """Seconds after which SLURM starts a requeued job again; 120 unless told otherwise."""
 PATH_WITH_DAEMONS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
@@ -109,7 +110,7 @@ class Cluster:
             wait_until((munge / "socket").exists, 20, "munged's socket")
             self._start("slurmctld", "slurmctld", "-D", "-f", str(self.configuration))
             for name in NODES:
-                self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
+                self.start_node(name)
             wait_until(self._is_up, 60, "both nodes to be idle")
         except BaseException as error:
             logs = self._logs()
@@ -177,9 +178,41 @@ class Cluster:
                 raise TimeoutError(f"job {job} is {seen.state} after {timeout:.0f} s: {seen.fields}\n{self._logs()}")
             time.sleep(0.1)
 
+    def start_node(self, name: str) -> None:
+        """Starts a node's slurmd, which brings it back if it was killed."""
+        self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
+
+    def kill_node(self, name: str) -> None:
+        """What a power loss leaves of a node: slurmd, its step daemons and the jobs' processes on it are gone at once.
+
+        The controller finds out by itself, some SlurmdTimeout later.
+        """
+        daemon = self._daemons.pop(f"slurmd-{name}")
+        victims = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")} & {pid for pid, _ in self._tagged()}
+        above = {ancestor for pid in victims for ancestor in _ancestors(pid)}
+        steps = {pid for pid, command in self._tagged() if pid in above and "slurmstepd" in command}
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # nobody sees another one die
+            for pid in (daemon.pid, *steps, *victims):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        daemon.wait()
+
+    def is_down(self, name: str) -> bool:
+        """Whether the controller has noticed that a node is gone."""
+        state = self.run(["sinfo", "--noheader", "--Node", f"--nodes={name}", "--partition=low", "--format=%T"]).stdout
+        return state.strip().startswith("down")
+
+    def pids_on(self, name: str, command: str) -> list[int]:
+        """Processes of jobs on a node whose command line has these words in it, the oldest first."""
+        here = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")}
+        return sorted(pid for pid, line in self._tagged() if pid in here and command in line)
+
     def processes(self) -> list[str]:
         """`pid command` of everything alive that the cluster or one of its jobs started, wherever it has gone since."""
-        return [f"{pid} {command}" for pid, command in _tagged(str(self.configuration))]
+        return [f"{pid} {command}" for pid, command in self._tagged()]
+
+    def _tagged(self) -> list[tuple[int, str]]:
+        return _tagged(f"SLURM_CONF={self.configuration}")
 
     def _write_files(self) -> None:
         self.folder.chmod(0o755)
@@ -222,7 +255,7 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         _becomes_true(lambda: not self.processes(), 5)
-        left = _tagged(str(self.configuration))
+        left = self._tagged()
         for pid, _ in left:
             os.kill(pid, signal.SIGKILL)
         return [f"{pid} {command}" for pid, command in left]
@@ -275,14 +308,25 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # ended meanwhile
+            break
+        found.append(pid)
+    return found
+
+
 def _tagged(tag: str) -> list[tuple[int, str]]:
-    """Every process whose environment names our slurm.conf: daemons, steps, jobs and their orphans."""
+    """Every process with this variable; with our slurm.conf: daemons, steps, jobs and their orphans."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if f"SLURM_CONF={tag}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            if tag.encode() in (entry / "environ").read_bytes().split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 found.append((int(entry.name), command))
         except OSError:  # ended meanwhile, or another user's
