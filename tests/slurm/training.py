@@ -30,13 +30,14 @@ class Submitted:
     folder: Path
     log: Path
 
-    def steps_seen(self) -> int:
-        """Training steps that the run has on record."""
+    def steps_seen(self, since: float = 0.0) -> int:
+        """Training steps that the run has on record, made since a moment of the wall clock."""
         try:
             rows = (self.folder / "metrics.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return 0
-        return sum('"train"' in row for row in rows)
+        whole = (json.loads(row) for row in rows if row.endswith("}"))
+        return sum(row["kind"] == "train" and row["time"]["unix"] > since for row in whole)
 
     def state(self) -> dict[str, Any]:
         return json.loads((self.folder / "state.json").read_text())
@@ -47,8 +48,8 @@ class Submitted:
     def wait_for_training(self, life: int = 1, steps: int = 5) -> None:
         """Until a life of the job has made some steps."""
         self.wait_until(lambda: len(self.lives()) >= life, f"life {life} to begin")
-        begin = max((int(path.name[5:]) for path in self.folder.glob("checkpoints/step-*")), default=0)
-        self.wait_until(lambda: self.steps_seen() >= begin + steps, f"training to begin in life {life}")
+        began = self.lives()[life - 1]["unix"]
+        self.wait_until(lambda: self.steps_seen(began) >= steps, f"training to begin in life {life}")
 
     def wait_for_line(self, words: str) -> None:
         self.wait_until(lambda: words in self.log_text(), f"the words {words!r}")
