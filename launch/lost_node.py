@@ -9,7 +9,7 @@ from launch.console import mark, say
 from launch.plan import LaunchPlan
 from launch.records import read_json
 
-WORD_S = 15.0
+WORD_S = 10.0
 """Seconds that another node has to write down why its ranks have ended; one that is gone never will."""
 ECHOES = ("peer", "ended")
 

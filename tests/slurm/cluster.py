@@ -36,6 +36,7 @@ PATH_WITH_DAEMONS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/s
 
 CONFIGURATION = """\
 ClusterName=test
+FirstJobId={first_job}
 SlurmctldHost=localhost
 SlurmUser={user}
 SlurmdUser={user}
@@ -182,13 +183,13 @@ class Cluster:
         """Starts a node's slurmd, which brings it back if it was killed."""
         self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
 
-    def kill_node(self, name: str) -> None:
+    def kill_node(self, name: str, *, spare: Sequence[int] = ()) -> None:
         """What a power loss leaves of a node: slurmd, its step daemons and the jobs' processes on it are gone at once.
 
-        The controller finds out by itself, some SlurmdTimeout later.
+        The controller finds out by itself, some SlurmdTimeout later. Those to `spare` live on.
         """
         daemon = self._daemons.pop(f"slurmd-{name}")
-        victims = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")} & {pid for pid, _ in self._tagged()}
+        victims = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")} & {pid for pid, _ in self._tagged()} - {*spare}
         above = {ancestor for pid in victims for ancestor in _ancestors(pid)}
         steps = {pid for pid, command in self._tagged() if pid in above and "slurmstepd" in command}
         for number in (signal.SIGSTOP, signal.SIGKILL):  # nobody sees another one die
@@ -196,11 +197,6 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
         daemon.wait()
-
-    def is_down(self, name: str) -> bool:
-        """Whether the controller has noticed that a node is gone."""
-        state = self.run(["sinfo", "--noheader", "--Node", f"--nodes={name}", "--partition=low", "--format=%T"]).stdout
-        return state.strip().startswith("down")
 
     def pids_on(self, name: str, command: str) -> list[int]:
         """Processes of jobs on a node whose command line has these words in it, the oldest first."""
@@ -225,6 +221,7 @@ class Cluster:
         nodes = [NODE.format(name=n, host=socket.gethostname(), port=p) for n, p in zip(NODES, others, strict=True)]
         values = {"folder": self.folder, "user": getpass.getuser(), "controller_port": controller}
         values["requeue_wait"] = REQUEUE_WAIT
+        values["first_job"] = 1 + secrets.randbelow(2_000)  # a training's port follows from it: not another cluster's
         text = CONFIGURATION.format(**values, nodes="\n".join(nodes), names=",".join(NODES))
         self.configuration.write_text(text)
 

@@ -20,6 +20,9 @@ TWO_NODES = ("--nodes=2", "--cpus-per-task=1")
 ENVIRONMENT = {"DIST_TRAIN_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 ENVIRONMENT |= {"DIST_TRAIN_HOME": str(ROOT)}
 
+stopping_times: dict[str, list[float]] = {}
+"""Seconds from the request to the committed checkpoint, by what made it; printed at the end of the tests."""
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -54,7 +57,7 @@ class Submitted:
     def wait_for_line(self, words: str) -> None:
         self.wait_until(lambda: words in self.log_text(), f"the words {words!r}")
 
-    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
         """Waits; gives up at once when the job is over without it."""
 
         def is_so() -> bool:
@@ -70,7 +73,7 @@ class Submitted:
             raise AssertionError(f"{error}; the log:\n{self.log_text()}\n{self.lives()}") from error
 
     def wait_for_end(self) -> Job:
-        return self.cluster.wait(self.id, timeout=240)
+        return self.cluster.wait(self.id, timeout=400)
 
     def log_text(self) -> str:
         return self.log.read_text() if self.log.exists() else "(none)"
