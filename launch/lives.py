@@ -87,9 +87,9 @@ class Life:
         reason = f"{PATIENCE} lives in a row saved nothing new: not started again"
         say(f"{mark('✗', 'red')} {reason}; what ended them is in {self.plan.folder / FILE}")
         if self.plan.node == 0:
-            self._append(
-                life=self.number, event="ended", exit_code=code, reason=reason, in_order=True, unix=time.time()
-            )
+            self.begin()
+            row = {"exit_code": int(ExitCode.USER_CODE), "reason": reason, "in_order": True}
+            self._append(life=self.number, event="ended", **row, unix=time.time())
         return ExitCode.USER_CODE
 
     def _reason(self, code: int, inbox: Inbox) -> tuple[str, bool]:

@@ -312,6 +312,8 @@ def _rendezvous(flags: Flags, host: Host, nodes: int, node: int | None) -> Rende
 
 
 def _port_of_job(job: int, restarts: int) -> int:
-    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports. A job that
-    comes back takes another one: what held the port may still be there."""
+    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports.
+
+    A job that comes back takes another one: who held the last may still be there.
+    """
     return 10_000 + (job + 997 * restarts) * 8 % 20_000

@@ -63,6 +63,7 @@ PreemptType=preempt/partition_prio
 KillWait=30
 SlurmdTimeout=10
 JobRequeue=1
+LaunchParameters=use_interactive_step
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 {nodes}
