@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,10 @@ def test_the_scripts_are_sound(script):
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck here; bash -n found nothing")
     subprocess.run(["shellcheck", script], check=True)
+
+
+def test_the_script_by_hand_ends_in_the_body_that_all_have():
+    assert Path(SCRIPT).read_text().endswith((ROOT / "launch/slurm/body.sh").read_text())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.rpartition("/")[2])
