@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, ROOT, TWO_NODES, Submitted, submit, trained_alone
+from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, ROOT, SCRIPT, TWO_NODES, Submitted, submit, trained_alone
 
 SCRIPTS = sorted(str(path) for path in (ROOT / "slurm").glob("*.sbatch"))
 STEPS = "train.stop_after=60 steps"
