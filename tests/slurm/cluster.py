@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import leaks
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("127.0.0.1", "127.0.0.2")
 FINISHED = {
@@ -232,6 +234,7 @@ class Cluster:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder
             )
+        leaks.SERVERS.add(self._daemons[name].pid)
 
     def _is_up(self) -> bool:
         for name, daemon in self._daemons.items():
@@ -252,6 +255,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        leaks.SERVERS.difference_update(daemon.pid for daemon in self._daemons.values())
         _becomes_true(lambda: not self.processes(), 5)
         left = self._tagged()
         for pid, _ in left:
