@@ -11,6 +11,9 @@ from pathlib import Path
 from dist_train.config.errors import UserError
 from launch import hostlist
 
+INTERACTIVE_STEP = str(0xFFFFFFFA)
+"""The step that salloc's own shell is, with `LaunchParameters=use_interactive_step`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
@@ -28,6 +31,12 @@ class Slurm:
     """How often the job has been requeued."""
     cpus: int | None
     """Cores that SLURM gave to this task, where it says so."""
+    hosts: tuple[str, ...] = ()
+    """The nodes' names, in order."""
+    step: str = "batch"
+    """Of the job, unique in each of its lives."""
+    interactive: bool = False
+    """A person typed the command in the allocation's shell: nothing comes back to it, and there may be a next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +154,9 @@ def free_port() -> int:
 
 
 def slurm(environ: Mapping[str, str]) -> Slurm | None:
-    """The job step that this process was started in; None outside, also in the shell of an salloc.
+    """Our place in the job; None outside, also in the shell of an salloc on another machine (slurm/allocation.py).
+
+    A batch script, and the shell of an allocation on its first node, are places of one node.
 
     Raises:
         UserError: when variables are missing or contradict each other, or srun started more than one task a node.
@@ -153,12 +164,16 @@ def slurm(environ: Mapping[str, str]) -> Slurm | None:
     if "SLURM_JOB_ID" not in environ or "SLURM_NODEID" not in environ:
         return None
     in_step = "SLURM_STEP_ID" in environ
+    interactive = "SLURM_PTY_PORT" in environ or environ.get("SLURM_STEP_ID") == INTERACTIVE_STEP
     nodes = _number(environ, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES")
     node = _number(environ, "SLURM_NODEID")
     names = _nodelist(environ, nodes)
     if node >= nodes:
         raise UserError(f"SLURM contradicts itself: SLURM_NODEID is {node}, and there are {nodes} nodes")
-    _one_launcher_per_node(environ, nodes, in_step)
+    if not in_step or interactive:
+        nodes, node, names = 1, 0, names[node : node + 1]
+    else:
+        _one_launcher_per_node(environ, nodes)
     array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     return Slurm(
         job=array or environ["SLURM_JOB_ID"],
@@ -167,7 +182,10 @@ def slurm(environ: Mapping[str, str]) -> Slurm | None:
         node=node,
         head=names[0],
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        cpus=_slurm_cpus(environ, in_step),
+        cpus=_slurm_cpus(environ, in_step and not interactive),
+        hosts=tuple(names),
+        step=environ.get("SLURM_STEP_ID", "batch"),
+        interactive=interactive,
     )
 
 
@@ -195,14 +213,7 @@ def _nodelist(environ: Mapping[str, str], nodes: int) -> list[str]:
     return names
 
 
-def _one_launcher_per_node(environ: Mapping[str, str], nodes: int, in_step: bool) -> None:
-    if not in_step:
-        if nodes > 1:
-            raise UserError(
-                f"the job has {nodes} nodes, and this is its batch script, which runs on the first alone: "
-                "start it on all of them with `srun --ntasks-per-node=1 dist-train train …`"
-            )
-        return
+def _one_launcher_per_node(environ: Mapping[str, str], nodes: int) -> None:
     tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", nodes))
     if tasks > nodes:
         raise UserError(
@@ -216,7 +227,7 @@ def _is_array(environ: Mapping[str, str]) -> bool:
 
 
 def _slurm_cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
-    """A step's task owns its --cpus-per-task; a batch script the job's cores on its node."""
+    """A step's task owns its --cpus-per-task; a batch script or a shell the job's cores on its node."""
     names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
     given = (environ.get(name, "") for name in names)
     return next((max(1, int(value)) for value in given if value.isdigit()), None)

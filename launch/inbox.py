@@ -32,6 +32,8 @@ class Inbox:
         """The first signal that asked to save and stop."""
         self.kill: int | None = None
         """The signal that asked to end everything at once."""
+        self.since: float | None = None
+        """When that was, on the monotonic clock."""
         self._forced = False
         self._others: list[int] = []
         self._last: tuple[int, float] = (0, 0.0)
@@ -77,7 +79,7 @@ class Inbox:
         if self._forced and number in _FORCING:
             self.kill = number
         self._forced = self._forced or number in _FORCING  # a SIGTERM that follows SIGUSR1 still lets the saving end
-        self.stop = self.stop or number
+        self.stop, self.since = self.stop or number, self.since or now
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dist_train.config.errors import UserError
 from dist_train.config.shares import share
 from launch.demands import Demands
-from launch.host import Host
+from launch.host import Host, Slurm
 from launch.output.choice import LOG_SIZE, parse_ranks, parse_size, parse_tee
 from launch.rendezvous import Rendezvous, choose
 
@@ -82,7 +82,22 @@ class LaunchPlan:
     """Which ranks are shown on the console, where that was said so."""
     log_size: int
     """Bytes in a rank's log before it becomes the one before."""
-    scheduler: Literal["slurm"] | None
+    slurm: Slurm | None = None
+    """The job that this is a part of."""
+    attempt: int = 1
+    """Which of the starts by one launcher it is."""
+
+    @property
+    def scheduler(self) -> Literal["slurm"] | None:
+        """Who starts us again when we ask for it."""
+        return "slurm" if self.slurm else None
+
+    @property
+    def start_name(self) -> str | None:
+        """A name of this start of the ranks that all nodes know, and that there is once."""
+        if self.slurm is None or self.nodes == 1:
+            return None
+        return f"{self.slurm.job}.{self.slurm.step}-{self.slurm.restarts}-{self.attempt}"
 
     @property
     def is_training(self) -> bool:
@@ -136,7 +151,7 @@ class LaunchPlan:
         if attempt == 1:
             return self
         resume = None if self.resume is None else "auto"
-        return replace(self, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
+        return replace(self, attempt=attempt, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
 
 
 def make_plan(
@@ -185,7 +200,7 @@ def make_plan(
         keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
         **_output(flags, nodes * ranks),
-        scheduler="slurm" if host.slurm else None,
+        slurm=host.slurm,
     )
 
 

@@ -76,6 +76,11 @@ def send(pid: int, number: int, *, group: bool = False) -> None:
         return
 
 
+def die_with_parent() -> None:
+    """For a child before its program: the kernel ends it when its parent ends, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def become_subreaper() -> None:
     """From now on, orphans below this process become its children, so that none is lost."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

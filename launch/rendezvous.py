@@ -58,10 +58,13 @@ def choose(flags: "Flags", host: Host, nodes: int, node: int | None) -> Rendezvo
             f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
             "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
         )
-    port = flags.master_port or (_port_of_job(slurm.job_number) if slurm else DEFAULT_PORT)
+    port = flags.master_port or (_port_of_job(slurm.job_number, slurm.restarts) if slurm else DEFAULT_PORT)
     return replace(ours, backend="static", master_addr=head, master_port=port)
 
 
-def _port_of_job(job: int) -> int:
-    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports."""
-    return 10_000 + job * 8 % 20_000
+def _port_of_job(job: int, restarts: int) -> int:
+    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports.
+
+    A job that comes back takes another one: who held the last may still be there.
+    """
+    return 10_000 + (job + 997 * restarts) * 8 % 20_000

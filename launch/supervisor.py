@@ -7,24 +7,26 @@ A generation is one life of the process group. Its ranks are started by torch's 
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
 from launch.agents import Agent, Starter
+from launch.claims import claim
 from launch.console import mark, open_standard_streams, say
 from launch.inbox import Inbox
+from launch.lives import on_record
+from launch.lost_node import ECHOES, agreed_code
 from launch.output.handle import OutputRelay
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
+from launch.slurm.orphans import end_older_lives
 
 TICK = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
@@ -45,6 +47,8 @@ def supervise(plan: LaunchPlan) -> int:
     """
     open_standard_streams()
     become_subreaper()
+    if plan.slurm:
+        end_older_lives(plan.slurm)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
     run_dirs.make(plan.folder)
@@ -53,19 +57,32 @@ def supervise(plan: LaunchPlan) -> int:
             run_dirs.point_latest(plan.folder)
         starter = Starter(plan)
         try:
-            return _generations(plan, inbox, starter)
+            return _live(plan, inbox, starter)
         finally:
             starter.close()
             sweep(patience=0)
+
+
+def _live(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
+    """One start of the launcher, on record."""
+    with on_record(plan, inbox) as life:
+        if life.is_in_vain():
+            return life.give_up()
+        code = _generations(plan, inbox, starter)
+        if plan.node == 0:
+            life.end(code, inbox)
+        return code
 
 
 def _generations(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
     stuck, told = 0, None
     for attempt in itertools.count(1):
         before = run_dirs.newest_checkpoint(plan.folder)
-        generation = Generation(plan.of_attempt(attempt), attempt, inbox, starter)
+        generation = Generation(plan.of_attempt(attempt), inbox, starter)
         code = generation.run(told)
         told = generation.told
+        if inbox.stop is None and generation.knows_no_cause:
+            code = agreed_code(plan, generation.folder, code, last=attempt > plan.max_restarts)
         stuck = stuck + 1 if plan.is_training and run_dirs.newest_checkpoint(plan.folder) == before else 0
         if code not in RESTARTABLE or inbox.stop is not None or attempt > plan.max_restarts:
             return code
@@ -105,11 +122,12 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
 class Generation:
     """One life of the process group, on this node."""
 
-    def __init__(self, plan: LaunchPlan, attempt: int, inbox: Inbox, starter: Starter) -> None:
+    def __init__(self, plan: LaunchPlan, inbox: Inbox, starter: Starter) -> None:
         self.plan, self.inbox = plan, inbox
-        self.attempt, self.starter = attempt, starter
+        self.starter = starter
         self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
-        self.folder = self._claim()
+        facts = {**myself(), "command": plan.command}
+        self.folder = claim(plan.folder / "generations", self.name, plan.start_name, facts)
         suffix = plan.suffix
         self.outcome = self.folder / f"agent{suffix}.json"
         self.verdict = self.folder / f"verdict{suffix}.json"
@@ -122,20 +140,9 @@ class Generation:
         self._announced = False
         self._deadline: float | None = None
         self._out_of_time = False
-
-    def _claim(self) -> Path:
-        """The next generation's folder. Each node counts its own, so that nodes agree without asking each other."""
-        root = self.plan.folder / "generations"
-        taken = [int(path.parent.parent.name) for path in root.glob(f"*/nodes/{self.name}.json")]
-        for number in itertools.count(max(taken, default=0) + 1):
-            folder = root / str(number)
-            for part in ("nodes", "ranks", "errors"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another that does not know its number either, on this host
-                with open(folder / "nodes" / f"{self.name}.json", "x") as claim:
-                    json.dump({**myself(), "command": self.plan.command}, claim)
-                return folder
-        raise AssertionError("itertools.count ends never")
+        self._nothing_to_save = False
+        self.knows_no_cause = False
+        """It failed, and this node has seen nothing but that another was gone."""
 
     def run(self, told: tuple | None) -> int:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
@@ -145,7 +152,7 @@ class Generation:
         agent = self.starter.agent(self._request(), self.inbox)
         if agent is None:
             self.output.finish()
-            return _code_of(self.inbox.stop or signal.SIGTERM)
+            return self._stopped(self.inbox.stop or signal.SIGTERM)
         try:
             while agent.poll() is None:
                 self._look_after(agent)
@@ -156,6 +163,8 @@ class Generation:
             sweep(patience=0 if killed else AFTER_END, spare=[self.output.pid, *self.starter.pids])
             self.output.finish()
             agent.close()
+        if self._nothing_to_save and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)
         if self.inbox.kill is not None:
             return _code_of(self.inbox.kill)
         if self._out_of_time and self.inbox.stop is not None:
@@ -177,7 +186,7 @@ class Generation:
             "logs": str(plan.logs.absolute()),
             "log": str(self.agent_log.absolute()),
             "signals": "ours" if plan.is_training else "default",
-            "restarts": [self.attempt - 1, plan.max_restarts],
+            "restarts": [plan.attempt - 1, plan.max_restarts],
             "output": self.output.address,
             "outcome": str(self.outcome.absolute()),
         }
@@ -220,7 +229,7 @@ class Generation:
                 self.output.say("  saving, then stopping … once more to kill at once")
             self._announced = True
         elif alive or not sessions:  # no rank has got as far as training: there is nothing to save
-            self.inbox.kill = number
+            self.inbox.kill, self._nothing_to_save = number, True
 
     def _pass_on_to_program(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
         """As torchrun does: the ranks get the signal; but one that only asks to be started again may kill nobody who
@@ -279,6 +288,9 @@ class Generation:
             time.sleep(AFTER_END)  # the node that it began on may still be writing down why
             found = self._failures(outcome)
             cause = verdict.first_cause(found)
+        self.knows_no_cause = cause is None or cause.kind in ECHOES
+        if self.knows_no_cause and self.plan.nodes > 1 and self.inbox.stop is not None:
+            return self._stopped(self.inbox.stop)  # a node that had nothing to save has ended before us
         if cause is None:
             code, text = ExitCode.USER_CODE, self._agent_failed(outcome)
         else:

@@ -13,6 +13,9 @@ PATIENCE = 3.0
 SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
 """Variables that pytest, scikit-learn or torch set in their own process, at a time of their choosing."""
 
+SERVERS: set[int] = set()
+"""Processes that a fixture of many tests has started anew inside of one of them, and ends itself."""
+
 
 def mark_this_process() -> None:
     os.environ[MARK] = str(os.getpid())
@@ -79,11 +82,11 @@ def _processes() -> dict[int, str]:
 
 
 def _helpers() -> set[int]:
-    """The servers that multiprocessing keeps for the life of this process."""
+    """The servers that multiprocessing and fixtures keep for the life of this process."""
     from multiprocessing import forkserver, resource_tracker
 
     pids = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}  # type: ignore[attr-defined]
-    return {pid for pid in pids if pid}
+    return {pid for pid in pids if pid} | SERVERS
 
 
 def _parents() -> dict[int, int]:

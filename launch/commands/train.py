@@ -23,7 +23,8 @@ Where a run lives, and what it goes on from:
   --resume auto             RUN_ROOT/NAME/latest, or a new directory if there is none
   --resume RUN              in that run's directory; CONFIG may be left out
   --resume CHECKPOINT       a new directory that begins from RUN/checkpoints/step-…
-  under SLURM               RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on
+  in a SLURM job            RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on
+In the shell of salloc or srun --pty it starts itself on all nodes of the allocation, with srun.
 Several nodes without SLURM need the same --run-dir (or --rdzv-id) on each.
 
 \b
@@ -46,6 +47,9 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 @click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
 def command(words: tuple[str, ...], dry_run: bool, preflight: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
+    code = _in_allocation(words, dry_run, **options)
+    if code is not None:
+        sys.exit(code)
     config_path, config, plan, note = prepare(words, **options)
     if dry_run:
         from launch.dry_run import show
@@ -60,6 +64,21 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, **options: A
     from launch.supervisor import supervise
 
     sys.exit(supervise(plan))
+
+
+def _in_allocation(
+    words: tuple[str, ...], dry_run: bool, run_dir: str | None, resume: str | None, allow_change: Any, **flags: Any
+) -> int | None:
+    """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
+    from launch import run_dirs
+    from launch.slurm import start
+
+    def folder() -> Path:
+        config = load(*_config(words, resume, run_dir))
+        wish = run_dirs.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
+        return run_dirs.choose(config, wish).folder
+
+    return start.everywhere(flags, folder, dry_run=dry_run)
 
 
 def prepare(
@@ -80,7 +99,7 @@ def prepare(
     wish = run_dirs.Wish(
         run_dir=run_dir,
         resume=resume,
-        job=f"slurm-{slurm.job}" if slurm else given.rdzv_id,
+        job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
         nodes=count_nodes(given, machine),
     )
     choice = run_dirs.choose(config, wish)

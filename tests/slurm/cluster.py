@@ -4,6 +4,7 @@ Nothing system-wide is touched: munge has its own key and socket. `proctrack/lin
 least able to sweep up what a job leaves behind, so it is the one to test on.
 """
 
+import contextlib
 import getpass
 import os
 import secrets
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import leaks
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("127.0.0.1", "127.0.0.2")
@@ -29,12 +32,13 @@ FINISHED = {
     "BOOT_FAIL",
     "DEADLINE",
 }
-REQUEUE_WAIT = 10
+REQUEUE_WAIT = 5
 """Seconds after which SLURM starts a requeued job again; 120 unless told otherwise."""
 PATH_WITH_DAEMONS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 CONFIGURATION = """\
 ClusterName=test
+FirstJobId={first_job}
 SlurmctldHost=localhost
 SlurmUser={user}
 SlurmdUser={user}
@@ -61,6 +65,7 @@ PreemptType=preempt/partition_prio
 KillWait=30
 SlurmdTimeout=10
 JobRequeue=1
+LaunchParameters=use_interactive_step
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 {nodes}
@@ -109,7 +114,7 @@ class Cluster:
             wait_until((munge / "socket").exists, 20, "munged's socket")
             self._start("slurmctld", "slurmctld", "-D", "-f", str(self.configuration))
             for name in NODES:
-                self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
+                self.start_node(name)
             wait_until(self._is_up, 60, "both nodes to be idle")
         except BaseException as error:
             logs = self._logs()
@@ -177,9 +182,36 @@ class Cluster:
                 raise TimeoutError(f"job {job} is {seen.state} after {timeout:.0f} s: {seen.fields}\n{self._logs()}")
             time.sleep(0.1)
 
+    def start_node(self, name: str) -> None:
+        """Starts a node's slurmd, which brings it back if it was killed."""
+        self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
+
+    def kill_node(self, name: str, *, spare: Sequence[int] = ()) -> None:
+        """What a power loss leaves of a node: slurmd, its step daemons and the jobs' processes on it are gone at once.
+
+        The controller finds out by itself, some SlurmdTimeout later. Those to `spare` live on.
+        """
+        daemon = self._daemons.pop(f"slurmd-{name}")
+        victims = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")} & {pid for pid, _ in self._tagged()} - {*spare}
+        above = {ancestor for pid in victims for ancestor in _ancestors(pid)}
+        steps = {pid for pid, command in self._tagged() if pid in above and "slurmstepd" in command}
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # nobody sees another one die
+            for pid in (daemon.pid, *steps, *victims):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        daemon.wait()
+
+    def pids_on(self, name: str, command: str) -> list[int]:
+        """Processes of jobs on a node whose command line has these words in it, the oldest first."""
+        here = {pid for pid, _ in _tagged(f"SLURMD_NODENAME={name}")}
+        return sorted(pid for pid, line in self._tagged() if pid in here and command in line)
+
     def processes(self) -> list[str]:
         """`pid command` of everything alive that the cluster or one of its jobs started, wherever it has gone since."""
-        return [f"{pid} {command}" for pid, command in _tagged(str(self.configuration))]
+        return [f"{pid} {command}" for pid, command in self._tagged()]
+
+    def _tagged(self) -> list[tuple[int, str]]:
+        return _tagged(f"SLURM_CONF={self.configuration}")
 
     def _write_files(self) -> None:
         self.folder.chmod(0o755)
@@ -192,6 +224,7 @@ class Cluster:
         nodes = [NODE.format(name=n, host=socket.gethostname(), port=p) for n, p in zip(NODES, others, strict=True)]
         values = {"folder": self.folder, "user": getpass.getuser(), "controller_port": controller}
         values["requeue_wait"] = REQUEUE_WAIT
+        values["first_job"] = 1 + secrets.randbelow(2_000)  # a training's port follows from it: not another cluster's
         text = CONFIGURATION.format(**values, nodes="\n".join(nodes), names=",".join(NODES))
         self.configuration.write_text(text)
 
@@ -201,6 +234,7 @@ class Cluster:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder
             )
+        leaks.SERVERS.add(self._daemons[name].pid)
 
     def _is_up(self) -> bool:
         for name, daemon in self._daemons.items():
@@ -221,8 +255,9 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        leaks.SERVERS.difference_update(daemon.pid for daemon in self._daemons.values())
         _becomes_true(lambda: not self.processes(), 5)
-        left = _tagged(str(self.configuration))
+        left = self._tagged()
         for pid, _ in left:
             os.kill(pid, signal.SIGKILL)
         return [f"{pid} {command}" for pid, command in left]
@@ -275,14 +310,25 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def _ancestors(pid: int) -> list[int]:
+    found: list[int] = []
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # ended meanwhile
+            break
+        found.append(pid)
+    return found
+
+
 def _tagged(tag: str) -> list[tuple[int, str]]:
-    """Every process whose environment names our slurm.conf: daemons, steps, jobs and their orphans."""
+    """Every process with this variable; with our slurm.conf: daemons, steps, jobs and their orphans."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if f"SLURM_CONF={tag}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            if tag.encode() in (entry / "environ").read_bytes().split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 found.append((int(entry.name), command))
         except OSError:  # ended meanwhile, or another user's

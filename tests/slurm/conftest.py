@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, missing_programs
+from tests.slurm.training import stopping_times
 
 FOLDER = Path(__file__).parent
 
@@ -18,6 +20,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long it took from a request to stop to the committed checkpoint."""
+    for way, times in stopping_times.items():
+        middle, worst = statistics.median(times), max(times)
+        terminalreporter.write_line(
+            f"saved after {way}: {len(times)} times, median {middle:.2f} s, worst {worst:.2f} s"
+        )
 
 
 @pytest.fixture(scope="session")

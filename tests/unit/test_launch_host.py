@@ -121,13 +121,24 @@ def test_outside_a_step_there_is_no_slurm(missing):
         ({"SLURM_NODEID": "2"}, "SLURM_NODEID is 2, and there are 2 nodes"),
         ({"SLURM_JOB_NODELIST": "gpu07"}, "gpu07, which is not 2 nodes"),
         ({"SLURM_NTASKS": "8"}, "--ntasks-per-node=1"),
-        ({"SLURM_STEP_ID": None, "SLURM_NODEID": "0"}, "srun --ntasks-per-node=1"),
     ],
 )
 def test_what_slurm_says_wrong_is_named(change, words):
     environ = {name: value for name, value in {**STEP, **change}.items() if value is not None}
     with pytest.raises(UserError, match=words):
         host.slurm(environ)
+
+
+def test_a_batch_script_and_a_shell_of_the_allocation_are_places_of_one_node():
+    """On the first of the job's nodes, with all that the job has there; a person's shell may start several runs."""
+    first = {**STEP, "SLURM_NODEID": "0", "SLURM_CPUS_ON_NODE": "32"}
+    batch = host.slurm({name: value for name, value in first.items() if name != "SLURM_STEP_ID"})
+    salloc = host.slurm({**first, "SLURM_STEP_ID": host.INTERACTIVE_STEP})
+    pty = host.slurm({**first, "SLURM_PTY_PORT": "1", "SLURM_NTASKS": "8"})
+    for found, interactive in ((batch, False), (salloc, True), (pty, True)):
+        assert found is not None
+        assert (found.nodes, found.node, found.hosts, found.cpus) == (1, 0, ("gpu07",), 32)
+        assert found.interactive is interactive
 
 
 def test_this_machine():

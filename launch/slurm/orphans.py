@@ -1,0 +1,46 @@
+"""What an older life of this very job has left on this machine: SLURM loses track of who has lost his parents."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from launch.host import Slurm
+from launch.processes import send, stat
+
+_GONE_S = 5.0
+
+
+def end_older_lives(job: Slurm) -> list[int]:
+    """Kills every process of an earlier start of the job, also one that is stopped. Returns their ids.
+
+    SLURM starts a job again only when it takes its last life for ended, so there is nothing to wait for.
+    """
+    if job.restarts == 0:
+        return []
+    found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_older(int(name), job)]
+    for pid in found:
+        send(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _GONE_S
+    while any(_runs(pid) for pid in found) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _is_older(pid: int, job: Slurm) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return False
+    variables = dict(line.partition(b"=")[::2] for line in lines)
+    restarts = variables.get(b"SLURM_RESTART_COUNT", b"0")
+    return (
+        variables.get(b"SLURM_JOB_ID") == str(job.job_number).encode()
+        and restarts.isdigit()
+        and int(restarts) < job.restarts
+    )
+
+
+def _runs(pid: int) -> bool:
+    found = stat(pid)
+    return found is not None and found.state not in "ZX"

@@ -1,0 +1,58 @@
+"""`dist-train train …`, typed in an allocation, as one launcher on each of its nodes."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.errors import UserError
+from launch.commands.common import home
+from launch.console import say
+from launch.slurm import allocation
+
+BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
+"""torchrun's flags that say how the nodes meet: who gives them starts each node himself."""
+
+
+def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run: bool = False) -> int | None:
+    """Starts this very command on all nodes, where it was typed in the shell of an allocation that it is to use.
+
+    Args:
+        flags: torchrun's, which beat all that SLURM says.
+        folder: chooses the run's, once for all nodes; not asked where the job names it.
+        dry_run: only say what would be started.
+
+    Returns:
+        The launchers' exit code; None where there is nothing to start, because this process is the launcher.
+
+    Raises:
+        UserError: when SLURM's variables are incomplete or contradict each other, or the flags.
+    """
+    found = None if stays_here(flags) else allocation.find(os.environ)
+    if found is None:
+        return None
+    command, *rest = sys.argv[1:]
+    where = ["--run-dir", str(folder())] if found.interactive else []
+    line = allocation.srun(found, _nodes(flags, found), [sys.executable, "-m", "launch", command, *where, *rest])
+    if dry_run:
+        say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
+        return 0
+    path = [home(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return allocation.run(line, {**os.environ, "PYTHONPATH": os.pathsep.join(path)})
+
+
+def stays_here(flags: Mapping[str, Any]) -> bool:
+    """Whether torchrun's flags leave nothing to start for us."""
+    return bool(flags["standalone"]) or any(flags[name] is not None for name in BY_HAND)
+
+
+def _nodes(flags: Mapping[str, Any], found: allocation.Allocation) -> int:
+    given = flags["nnodes"]
+    if given is None:
+        return found.nodes
+    low, _, high = given.partition(":")
+    if not low.isdigit() or int(low) < 1 or high not in ("", low):
+        raise UserError(f"--nnodes {given}: give one number of nodes, at most the {found.nodes} of job {found.job}")
+    return int(low)

@@ -1,0 +1,274 @@
+"""What SLURM and its nodes do to a training, for real, on two nodes: it comes back by itself and ends in the same bits.
+
+The quick test does each to one run; TIMES=20 (make test-long) does each that often, to a run of its own.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.records import read_json
+from tests.slurm.cluster import NODES, Cluster, wait_until
+from tests.slurm.training import TWO_NODES, Submitted, fingerprint, stopping_times, submit, trained_alone
+
+TIMES = int(os.environ.get("TIMES", "20"))
+GRACE = 20
+"""Seconds of the test cluster's partition `low`."""
+STEPS = 300
+EVERY = "checkpoint.every=10 steps"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+# ---------------------------------------------------------------- what is done
+
+
+def time_limit(run: Submitted) -> None:
+    """What `--signal=B:USR1@120` does, without the minutes of waiting for it."""
+    run.cluster.run(["scancel", "--batch", "--signal=USR1", str(run.id)])
+
+
+def requeue(run: Submitted) -> None:
+    run.cluster.run(["scontrol", "requeue", str(run.id)])
+
+
+def preemption(run: Submitted) -> None:
+    options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    urgent = run.cluster.submit(*options, "--wrap=true", cwd=run.folder)
+    assert run.cluster.wait(urgent, timeout=120).state == "COMPLETED"
+
+
+def killed_launcher_0(run: Submitted) -> None:
+    _kill_launcher(run, 0)
+
+
+def killed_launcher_1(run: Submitted) -> None:
+    _kill_launcher(run, 1)
+
+
+def dead_node_0(run: Submitted) -> None:
+    """The one with the batch script."""
+    _kill_node(run, 0)
+
+
+def dead_node_1(run: Submitted) -> None:
+    _kill_node(run, 1)
+
+
+def _kill_launcher(run: Submitted, node: int) -> None:
+    generation = max(run.folder.glob("generations/*"), key=lambda path: int(path.name))
+    os.kill(read_json(generation / f"nodes/node{node}.json")["pid"], signal.SIGKILL)
+
+
+def _kill_node(run: Submitted, node: int) -> None:
+    """It is back once the controller has put the job back, as a node is after a while."""
+    before = run.cluster.job(run.id).restarts
+    run.cluster.kill_node(NODES[node])
+    run.wait_until(lambda: run.cluster.job(run.id).restarts > before, "the job to be put back", 240)
+    run.cluster.start_node(NODES[node])
+
+
+def resize(run: Submitted, nodes: int) -> None:
+    """Requeued by hand, to come back on another number of nodes."""
+    job = str(run.id)
+    run.cluster.run(["scontrol", "requeuehold", job])
+    run.wait_until(lambda: run.cluster.job(job).state == "PENDING", "the job to wait")
+    # SLURM refuses while the last processes of the job are still on their way out.
+    change = ["scontrol", "update", f"JobId={job}", f"NumNodes={nodes}", f"NumTasks={nodes}"]
+    run.wait_until(lambda: run.cluster.run(change, check=False).returncode == 0, f"the job to have {nodes} nodes")
+    run.cluster.run(["scontrol", "release", job])
+
+
+WAYS: dict[str, Callable[[Submitted], None]] = {
+    "time limit": time_limit,
+    "requeue": requeue,
+    "preemption": preemption,
+    "launcher 0 killed": killed_launcher_0,
+    "launcher 1 killed": killed_launcher_1,
+    "node 0 dead": dead_node_0,
+    "node 1 dead": dead_node_1,
+}
+SAVES = ("time limit", "requeue", "preemption")
+"""Ways that leave the training time to save."""
+
+
+def strike(run: Submitted, way: str) -> None:
+    """Does it to the run's newest life, after some steps of it, and keeps the time that saving took."""
+    number = len(run.lives())
+    asked = time.time()
+    WAYS[way](run)
+    if way not in SAVES:
+        return
+    run.wait_until(lambda: len(run.lives()) > number, "the next life")
+    life = run.lives()[number - 1]
+    assert life["in_order"], life
+    saved = run.folder / "checkpoints" / life["ended"]["saved"]
+    took = saved.stat().st_ctime - asked
+    assert took < GRACE
+    stopping_times.setdefault(way, []).append(took)
+
+
+# ---------------------------------------------------------------- what must follow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> str:
+    """The fingerprint that one process reaches, uninterrupted."""
+    return trained_alone(tmp_path_factory.mktemp("alone"), f"train.duration={STEPS} steps")
+
+
+def start(cluster: Cluster, folder: Path, **environment: str) -> Submitted:
+    return submit(cluster, folder, TWO_NODES, f"train.duration={STEPS} steps", EVERY, environment=environment)
+
+
+def assert_survived(run: Submitted, alone: str, lives: int) -> None:
+    job = run.wait_for_end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, lives - 1), run.log_text()
+    record = run.lives()
+    assert [life["restarts"] for life in record] == list(range(lives)), record
+    assert record[-1]["ended"]["reason"] == "done", record
+    assert run.fingerprint() == alone
+
+
+def test_one_run_survives_one_thing_after_the_other_and_a_change_of_size(slurm_cluster, tmp_path, alone):
+    run = start(slurm_cluster, tmp_path)
+    done = ["time limit", "preemption", "launcher 1 killed", "node 0 dead"]
+    for life, way in enumerate(done, 1):
+        run.wait_for_training(life)
+        strike(run, way)
+    for life, nodes in ((5, 1), (6, 2)):
+        run.wait_for_training(life)
+        resize(run, nodes)
+    assert_survived(run, alone, lives=7)
+    record = run.lives()
+    assert [life["nodes"] for life in record] == [2, 2, 2, 2, 2, 1, 2]
+    assert [life["in_order"] for life in record] == [True, True, False, False, True, True, True]
+    assert record[0]["ended"]["reason"] == "SIGUSR1: saved and stopped"
+    assert record[1]["ended"]["reason"] == "SIGTERM: saved and stopped"
+    assert record[2]["ended"]["reason"] == "another node was lost"
+    assert "left no word" in record[3]["ended"]["reason"]
+
+
+def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):
+    run = start(slurm_cluster, tmp_path)
+    run.wait_for_training()
+    slurm_cluster.run(["scancel", str(run.id)])
+    run.wait_for_line("not started again")
+    job = run.wait_for_end()
+    assert (job.state, job.restarts) == ("CANCELLED", 0)
+    state = run.state()
+    assert state["status"] == "stopped"
+    assert (run.folder / f"checkpoints/step-{state['step']:08d}").is_dir()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", range(TIMES))
+def test_each_of_them_often(slurm_cluster, tmp_path, alone, way, count):
+    """At a random moment of the training."""
+    run = start(slurm_cluster, tmp_path)
+    run.wait_for_training(steps=random.Random(f"{way} {count}").randrange(1, STEPS // 2))
+    strike(run, way)
+    assert_survived(run, alone, lives=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", range(TIMES))
+def test_scancel_often(slurm_cluster, tmp_path, count):
+    test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path)
+
+
+def test_three_lives_in_a_row_without_a_newer_checkpoint_are_enough(slurm_cluster, tmp_path):
+    """A launcher that is killed before it has saved anything: put back twice, then no more."""
+    run = submit(slurm_cluster, tmp_path, ["--nodes=1", "--cpus-per-task=1"], "checkpoint.every=1000 steps")
+    for life in (1, 2, 3):
+        run.wait_until(lambda life=life: len(run.lives()) == life, f"life {life}")  # type: ignore[misc]
+        claim = run.folder / f"generations/{life}/nodes/node0.json"
+        run.wait_until(lambda claim=claim: read_json(claim) is not None, "the launcher")  # type: ignore[misc]
+        _kill_launcher(run, 0)
+    job = run.wait_for_end()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 10, 3), run.log_text()
+    assert "3 lives in a row saved nothing new" in run.log_text()
+
+
+def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_cluster, tmp_path):
+    """Host lists are expanded by our own parser, and nothing is put back."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("srun", "env", "bash"):
+        (programs / name).symlink_to(next(p for p in ("/usr/bin", "/bin") if (Path(p) / name).exists()) + f"/{name}")
+    run = submit(slurm_cluster, tmp_path, TWO_NODES, environment={"PATH": str(programs)})
+    run.wait_for_training()
+    time_limit(run)
+    job = run.wait_for_end()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 75, 0), run.log_text()
+    assert f"this node has no scontrol. To go on: scontrol requeue {run.id}" in run.log_text()
+
+
+@pytest.mark.long
+def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster, tmp_path, alone):
+    """Each node sees its own processes only, as on two machines: the new life can neither see nor end the old rank."""
+    run = start(slurm_cluster, tmp_path, DIST_TRAIN_PREFIX="unshare --fork --pid --mount-proc")
+    run.wait_for_training(steps=15)
+    orphan, agent = _stop_rank_0(run)
+    for name in NODES:
+        slurm_cluster.kill_node(name, spare=(orphan, agent))
+    for name in NODES:
+        slurm_cluster.start_node(name)
+    assert_survived(run, alone, lives=2)
+    before = _contents(run.folder)
+    os.kill(orphan, signal.SIGCONT)
+    wait_until(lambda: not Path(f"/proc/{orphan}").exists() or _is_zombie(orphan), 120, "the orphan to end")
+    os.kill(agent, signal.SIGKILL)
+    assert _contents(run.folder) == before
+    assert fingerprint(run.folder) == alone
+
+
+def test_an_older_life_on_the_same_machine_is_ended_by_the_next(slurm_cluster, tmp_path, alone):
+    run = start(slurm_cluster, tmp_path)
+    run.wait_for_training(steps=15)
+    orphan, agent = _stop_rank_0(run)
+    for name in NODES:
+        slurm_cluster.kill_node(name, spare=(orphan, agent))
+    for name in NODES:
+        slurm_cluster.start_node(name)
+    run.wait_for_training(2)
+    assert not any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in (orphan, agent))
+    assert_survived(run, alone, lives=2)
+
+
+def _stop_rank_0(run: Submitted) -> tuple[int, int]:
+    """Freezes rank 0 and its agent, which would end it. Returns their ids."""
+    ranks = run.cluster.pids_on(NODES[0], "-m dist_train")
+    rank = next(pid for pid in ranks if _variable(pid, "RANK") == "0")
+    agent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (agent, rank):
+        os.kill(pid, signal.SIGSTOP)
+    return rank, agent
+
+
+def _variable(pid: int, name: str) -> str | None:
+    lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    found = next((line for line in lines if line.startswith(f"{name}=".encode())), None)
+    return found.decode().partition("=")[2] if found else None
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Of the run, but for what each process keeps for itself: its log, and how it ended."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    ours = {path.relative_to(folder): path for path in files}
+    kept = {name: path for name, path in ours.items() if name.parts[0] not in ("logs", "generations")}
+    return {str(name): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in kept.items()}
