@@ -578,11 +578,21 @@ class DistributedConfig(Section):
     """Gradients sent together, in MiB. Without it DDP's own sizes: 25, and a small first one that leaves early."""
 
 
-_SET_BY_US = frozenset(
-    "array chdir error help job-name no-requeue ntasks ntasks-per-node open-mode output parsable quiet requeue signal "
-    "test-only usage version wait wrap".split()
+_SET_BY_US: tuple[str, ...] = ("array", "chdir", "error", "help", "job-name", "no-requeue", "ntasks", "ntasks-per-node")
+_SET_BY_US += (
+    "open-mode",
+    "output",
+    "parsable",
+    "quiet",
+    "requeue",
+    "signal",
+    "test-only",
+    "usage",
+    "version",
+    "wait",
+    "wrap",
 )
-_KEYS_OF_SLURM = frozenset("account constraint cpus-per-task gpus-per-node mem nodes partition qos time".split())
+_KEYS_OF_SLURM = ("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "nodes", "partition", "qos", "time")
 
 
 class SlurmConfig(Section):
