@@ -579,19 +579,8 @@ class DistributedConfig(Section):
 
 
 _SET_BY_US: tuple[str, ...] = ("array", "chdir", "error", "help", "job-name", "no-requeue", "ntasks", "ntasks-per-node")
-_SET_BY_US += (
-    "open-mode",
-    "output",
-    "parsable",
-    "quiet",
-    "requeue",
-    "signal",
-    "test-only",
-    "usage",
-    "version",
-    "wait",
-    "wrap",
-)
+_SET_BY_US += ("open-mode", "output", "parsable", "quiet", "requeue", "signal", "test-only", "usage", "version")
+_SET_BY_US += ("wait", "wrap")
 _KEYS_OF_SLURM = ("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "nodes", "partition", "qos", "time")
 
 

@@ -126,14 +126,14 @@ def cancel_pending(jobs: Sequence[str]) -> None:
     _ask("scancel", "--state=PENDING", *jobs)
 
 
-def ask_to_save_and_stop(jobs: Sequence[str]) -> None:
-    """Sends their batch scripts what they get near the time limit. May be repeated without harm."""
-    _ask("scancel", "--batch", "--signal=USR1", *jobs)
+def cancel(job: str) -> None:
+    """Ends it: SIGTERM, and SIGKILL after the cluster's KillWait."""
+    _ask("scancel", job)
 
 
-def interrupt(step: str) -> None:
-    """Ctrl-C for the launchers of a step (`12.0`) of an allocation that someone else holds: saved, not requeued."""
-    _ask("scancel", "--signal=INT", step)
+def interrupt(target: str, *, batch: bool = False) -> None:
+    """Ctrl-C for the processes of a step (`12.0`), or of a job's batch script: saved, and no reason to requeue."""
+    _ask("scancel", "--signal=INT", *["--full"] * batch, target)
 
 
 def _ask(*words: str) -> None:
@@ -141,7 +141,7 @@ def _ask(*words: str) -> None:
         done = _call(*words)
     except FileNotFoundError:
         raise UserError(f"no {words[0]} in PATH: call this where jobs are submitted") from None
-    gone = ("Invalid job id", "already completing or completed", "already finished")
+    gone = ("Invalid job id", "already completing or completed", "already finished", "Job/step already")
     trouble = [line for line in done.stderr.splitlines() if line.strip() and not any(word in line for word in gone)]
     if done.returncode and trouble:
         raise UserError(f"{words[0]} refuses: {trouble[0]}", ExitCode.CONFIG)
