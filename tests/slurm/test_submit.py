@@ -133,6 +133,20 @@ def test_following_can_be_given_up_and_the_job_goes_on(desk):
 
 
 @pytest.mark.long
+def test_a_job_that_has_come_back_is_stopped_like_any_other(desk):
+    (record,) = desk.submit("--nodes", "2")
+    desk.wait_for_training(record)
+    desk.cluster.run(["scontrol", "requeue", record["job"]])
+    second = Path(record["run_dir"]) / "generations" / "2"
+    wait_until(lambda: (second / "ranks" / "0.json").exists(), PATIENCE, "the second life")
+    assert desk.runs()[record["run_dir"]]["queue"]["restarts"] == 1
+    desk.call("stop", record["run_dir"])
+    job = desk.cluster.job(record["job"])
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 130, 1), Path(record["log"]).read_text()
+    assert_saved_and_stopped(record)
+
+
+@pytest.mark.long
 def test_all_tasks_of_an_array_are_stopped_by_the_name_of_its_folder(desk):
     records = desk.submit("--array", "0-1", "seed={task}")
     desk.wait_for_training(*records)

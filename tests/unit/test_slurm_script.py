@@ -264,6 +264,16 @@ def test_hostile_flags_and_overrides_are_refused_or_stay_in_the_run_root(fake_sl
     assert not canary.exists() and submitted > 10
 
 
+def test_no_variable_of_the_environment_is_written_down(fake_slurm, monkeypatch):
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "canary-of-a-secret")
+    none: dict[str, Any] = dict.fromkeys((*FLAGS, "nproc_per_node"))
+    submission.submit(*prepare((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none))
+    written = [path for path in Path.cwd().rglob("*") if path.is_file()]
+    assert {path.name for path in written} == {"job.sbatch", "config.yaml", "job.json"}
+    assert not any("canary" in path.read_text() for path in [*written, fake_slurm / "log"])
+
+
 def test_an_sbatch_that_refuses_leaves_nothing(fake_slurm, tmp_path):
     (tmp_path / "bin" / "sbatch").write_text(
         "#!/bin/bash\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n"
