@@ -18,6 +18,8 @@ from launch.console import mark, say
 COMMANDS = {
     "train": "Train what a config describes, on all GPUs or CPU cores.",
     "run": "Run any script, module or program on several ranks, as torchrun does.",
+    "slurm": "Submit what a config describes as a SLURM job.",
+    "stop": "Save and end a run, here or in the queue.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "Classes and probabilities for images.",
     "config": "Show or check a config, or print the schema.",

@@ -126,7 +126,7 @@ class Generation:
         self.plan, self.inbox = plan, inbox
         self.starter = starter
         self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
-        facts = {**myself(), "command": plan.command}
+        facts = {**myself(), **host.step(), "command": plan.command}
         self.folder = claim(plan.folder / "generations", self.name, plan.start_name, facts)
         suffix = plan.suffix
         self.outcome = self.folder / f"agent{suffix}.json"
