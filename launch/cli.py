@@ -17,6 +17,7 @@ from launch.console import mark, say
 
 COMMANDS = {
     "train": "Train what a config describes, on all GPUs or CPU cores.",
+    "sweep": "Train a config for many values of some keys, and rank the results.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "Classes and probabilities for images.",
     "config": "Show or check a config, or print the schema.",
