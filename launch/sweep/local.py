@@ -57,11 +57,11 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
     on_gpu = False
     for name, config in configs.items():
         try:
-            wants_gpu = _plan(config, ranks, alone).device == "gpu"
+            wants_gpu = _plan(config, ranks, alone, resume=None).device == "gpu"
             if wants_gpu and not part.gpus:
                 raise UserError(_too_few_gpus(jobs, machine.gpus))
             on_gpu = on_gpu or wants_gpu
-            counts[name] = _plan(config, ranks, part).ranks_per_node
+            counts[name] = _plan(config, ranks, part, resume="none").ranks_per_node
         except UserError as error:
             problems[str(error)] = None
     if problems:
@@ -69,10 +69,10 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
     return Share(ranks=counts, slots=[_slot(number, part.gpus, on_gpu, machine) for number in range(jobs)])
 
 
-def _plan(config: RunConfig, ranks: str | None, machine: Host) -> LaunchPlan:
-    """One that only counts."""
+def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | None) -> LaunchPlan:
+    """One that only counts; with `resume`, as a training, whose ranks have to fit its batch."""
     flags = Flags(nproc_per_node=ranks, standalone=True)
-    return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=None)
+    return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
 
 
 def _too_few_gpus(jobs: int, gpus: int) -> str:

@@ -242,4 +242,4 @@ def _name(number: str, point: Mapping[str, str], short: Mapping[str, str]) -> st
 
 def _plain(text: str) -> str:
     """What may stand in a run's name; anything else becomes a dash."""
-    return re.sub(r"-?[^A-Za-z0-9._-]+-?", "-", text, flags=re.ASCII).strip("-")
+    return re.sub(r"-?[^A-Za-z0-9._-]+-?", "-", text.replace("+", "")).strip("-")

@@ -39,9 +39,13 @@ class Row:
     """Why it failed."""
 
 
-def look(sweep: Sweep, queued: Collection[Point] = ()) -> list[Row]:
-    """All points, best first; those without a result below, as they were given."""
-    rows = [_row(sweep, point, point in queued) for point in sweep.points]
+def look(sweep: Sweep, queued: Collection[str] = ()) -> list[Row]:
+    """All points, best first; those without a result below, as they were given.
+
+    Args:
+        queued: names of those that a scheduler will start by itself.
+    """
+    rows = [_row(sweep, point, point.name in queued) for point in sweep.points]
     sign = -1 if sweep.better == "max" else 1
 
     def place(row: Row) -> tuple:
