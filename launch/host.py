@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dist_train.config.errors import UserError
 from launch import hostlist
@@ -169,6 +170,19 @@ def slurm(environ: Mapping[str, str]) -> Slurm | None:
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
         cpus=_slurm_cpus(environ, in_step),
     )
+
+
+def step(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What names this launcher to SLURM, for whoever wants to stop it: job, step and how often the job was requeued."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
+    number = environ.get("SLURM_STEP_ID")
+    return {
+        "job": array or environ["SLURM_JOB_ID"],
+        "step": f"{environ['SLURM_JOB_ID']}.{number}" if number else None,
+        "restarts": _number(environ, "SLURM_RESTART_COUNT", 0),
+    }
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

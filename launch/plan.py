@@ -153,7 +153,7 @@ def make_plan(
     device, backend, ranks = _ranks(config, flags, host, nodes)
     microbatches = nodes * ranks if config.batch.microbatches == "auto" else config.batch.microbatches
     if resume is not None:  # a training
-        _fits(config, nodes * ranks, microbatches)
+        check_fits(config, nodes * ranks, microbatches)
     threads = config.distributed.threads_per_rank if device == "cpu" else max(1, host.cores // ranks)
     return LaunchPlan(
         nodes=nodes,
@@ -241,7 +241,8 @@ def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
     return ranks
 
 
-def _fits(config: Any, world_size: int, microbatches: int) -> None:
+def check_fits(config: Any, world_size: int, microbatches: int) -> None:
+    """Raises UserError when a global batch cannot be shared out among so many ranks."""
     share(0, world_size, microbatches)  # which says so when there are too few
     size = config.batch.global_size
     if size % microbatches:

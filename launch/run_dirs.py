@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest
 from dist_train.config.schema import RunConfig
 from launch.processes import is_alive, myself
 from launch.records import read_all, read_json
+from launch.slurm import jobs
 
 CHECKPOINTS = "checkpoints"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -117,7 +119,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", CHECKPOINTS, "state.json", "generations"))
+    names = ("config.yaml", CHECKPOINTS, "state.json", "generations", "slurm/job.json")
+    return any((folder / name).exists() for name in names)
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -169,18 +172,35 @@ def free_space(folder: Path) -> int | None:
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
     """What there is under a run root, the oldest first."""
-    places = (*root.glob("*"), *root.glob("*/*"))
-    folders = (path for path in places if path.is_dir() and not path.is_symlink() and is_run(path))
-    return [describe(folder, root) for folder in sorted(folders, key=lambda path: path.name)]
+    return [describe(folder, root) for folder in sorted(_runs_below(root, 3), key=_by_name)]
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    """ROOT/RUN, ROOT/NAME/RUN, and the tasks of an array, ROOT/NAME/RUN/TASK; nothing inside of a run."""
+    for path in folder.glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            if is_run(path):
+                yield path
+            elif depth > 1:
+                yield from _runs_below(path, depth - 1)
+
+
+def _by_name(folder: Path) -> tuple[str, int]:
+    """By the time in the name, the tasks of an array by their number."""
+    name = folder.name
+    return (folder.parent.name, int(name)) if name.isdecimal() else (name, -1)
 
 
 def describe(folder: Path, root: Path) -> dict[str, Any]:
-    """One run in a few words: name, state, step, total_steps, best, updated, path."""
+    """One run in a few words: name, state, step, total_steps, best, updated, path, jobs (ids in SLURM's queue)."""
     state = read_json(folder / "state.json") or {}
+    ids = jobs.of_run(folder)
     status = state.get("status", "starting")
     generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
     if status in ("running", "starting") and generations and not _owner_lives(generations[-1]):
         status = "failed" if any(generations[-1].glob("verdict*.json")) else "died"
+    if not state and not generations and ids:
+        status = "submitted"
     return {
         "name": str(folder.relative_to(root)),
         "state": status,
@@ -190,6 +210,7 @@ def describe(folder: Path, root: Path) -> dict[str, Any]:
         "metrics": state.get("metrics"),
         "updated": state.get("updated"),
         "path": str(folder),
+        "jobs": ids,
     }
 
 

@@ -130,7 +130,7 @@ class Generation:
                 (folder / part).mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # another that does not know its number either, on this host
                 with open(folder / "nodes" / f"{self.name}.json", "x") as claim:
-                    json.dump({**myself(), "command": self.plan.command}, claim)
+                    json.dump({**myself(), **host.step(), "command": self.plan.command}, claim)
                 return folder
         raise AssertionError("itertools.count ends never")
 

@@ -23,6 +23,7 @@ _OTHER_NAMES = {
 
 _OWN_MESSAGES = {
     "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
+    "option", "prefix",
 }  # fmt: skip
 _WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
 

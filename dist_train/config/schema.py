@@ -4,6 +4,7 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 `name`: one of ours, or the user's own `package.module:Thing`, built with `args`.
 """
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -13,6 +14,7 @@ from dist_train.config.torchvision_names import TorchvisionClassifier
 from dist_train.config.types import (
     AnyDuration,
     Bool,
+    CommandWords,
     Count,
     Duration,
     Float,
@@ -22,6 +24,13 @@ from dist_train.config.types import (
     NonNegative,
     Positive,
     RunName,
+    SlurmArray,
+    SlurmConstraint,
+    SlurmGpus,
+    SlurmMemory,
+    SlurmNames,
+    SlurmOption,
+    SlurmTime,
     TimeDuration,
     TrainingDuration,
     TrainingDurationOrZero,
@@ -569,6 +578,70 @@ class DistributedConfig(Section):
     """Gradients sent together, in MiB. Without it DDP's own sizes: 25, and a small first one that leaves early."""
 
 
+_SET_BY_US: tuple[str, ...] = ("array", "chdir", "error", "help", "job-name", "no-requeue", "ntasks", "ntasks-per-node")
+_SET_BY_US += ("open-mode", "output", "parsable", "quiet", "requeue", "signal", "test-only", "usage", "version")
+_SET_BY_US += ("wait", "wrap")
+_KEYS_OF_SLURM = ("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "nodes", "partition", "qos", "time")
+
+
+class SlurmConfig(Section):
+    """The job that `dist-train slurm` submits. Nothing else reads it, and no result depends on it; what is left out is
+    the cluster's own default."""
+
+    nodes: Count = 1
+    """Nodes, each with one launcher, which starts the ranks there."""
+    gpus_per_node: SlurmGpus | None = None
+    """GPUs on each node, and so ranks: `8`, or with their type `a100:8`."""
+    cpus_per_task: Count | None = None
+    """Cores on each node, for all its ranks and their loading processes."""
+    mem: SlurmMemory | None = None
+    """Memory on each node: MB, or with its unit `64G`."""
+    time: SlurmTime | None = None
+    """Limit of one start of the job: minutes, `HH:MM:SS` or `DAYS-HH:MM:SS`. A training that is not done by then is
+    saved, put back into the queue, and goes on."""
+    partition: SlurmNames | None = None
+    """Where to queue."""
+    account: SlurmNames | None = None
+    """Who pays."""
+    qos: SlurmNames | None = None
+    """Quality of service."""
+    constraint: SlurmConstraint | None = None
+    """Features that the nodes must have: `a100&nvlink`."""
+    array: SlurmArray | None = None
+    """Tasks of a job array, such as `0-7` or `0-7%2` for two at a time: one run each, `{task}` in an override on the
+    command line being its number."""
+    signal: Annotated[Int, Field(ge=30, le=65_535)] = 120
+    """Seconds before the time limit at which saving begins; three quarters of them may be used for it."""
+    prefix: CommandWords = ""
+    """Words before the command on every node, as a shell reads them: `apptainer exec --nv image.sif`."""
+    python: CommandWords | None = None
+    """The Python on the nodes, or in the container. Without it, the one that submits."""
+    site: CommandWords | None = None
+    """A bash file that the job reads before it starts, such as one that exports a cluster's NCCL variables."""
+    options: list[SlurmOption] = []
+    """More of sbatch's options, each as `--name=value`."""
+
+    @field_validator("options")
+    @classmethod
+    def _not_ours(cls, options: list[str]) -> list[str]:
+        for option in options:
+            name = option[2:].partition("=")[0]
+            if name in _KEYS_OF_SLURM:
+                raise PydanticCustomError("option", f"--{name} has a key of its own: slurm.{name.replace('-', '_')}")
+            if any(ours.startswith(name) for ours in _SET_BY_US):  # sbatch takes an option's beginning for the option
+                raise PydanticCustomError("option", f"--{name} is set by dist-train itself")
+        return options
+
+    @field_validator("prefix")
+    @classmethod
+    def _words(cls, prefix: str) -> str:
+        try:
+            shlex.split(prefix)
+        except ValueError as error:
+            raise PydanticCustomError("prefix", f"not what a shell could read: {str(error).lower()}") from None
+        return prefix
+
+
 class RunConfig(Section):
     """One run: everything its result depends on, and how to watch it."""
 
@@ -596,6 +669,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     distributed: DistributedConfig = DistributedConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
@@ -628,5 +702,6 @@ SAFE_TO_CHANGE = (
     "eval.mode",
     "train.stop_after",
     "distributed.timeout",
+    "slurm",
 )
 """Keys that may differ when a run is resumed: no result depends on them."""

@@ -29,6 +29,40 @@ IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 """`package.module:Thing`."""
 
+_WORD = r"[A-Za-z0-9_.@+-]"
+SLURM_NAMES = rf"^[A-Za-z0-9_]{_WORD}*(,[A-Za-z0-9_]{_WORD}*)*$"
+SlurmNames = Annotated[str, Field(pattern=SLURM_NAMES, max_length=250)]
+"""A partition, an account, or several with commas between them."""
+
+SLURM_TIME = r"^([0-9]+-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}$"
+SlurmTime = Count | Annotated[str, Field(pattern=SLURM_TIME)]
+"""Minutes, or `MM:SS`, `HH:MM:SS`, `DAYS-HH`, `DAYS-HH:MM`, `DAYS-HH:MM:SS`."""
+
+SLURM_MEMORY = r"^[1-9][0-9]{0,11}[KMGT]?$"
+SlurmMemory = Count | Annotated[str, Field(pattern=SLURM_MEMORY)]
+"""MB, or a number with its unit: `64G`."""
+
+SLURM_GPUS = r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,60}:)?[1-9][0-9]{0,4}$"
+SlurmGpus = Count | Annotated[str, Field(pattern=SLURM_GPUS)]
+"""`8`, or with their type: `a100:8`."""
+
+SLURM_CONSTRAINT = r"^[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]-]{0,250}$"
+SlurmConstraint = Annotated[str, Field(pattern=SLURM_CONSTRAINT)]
+"""Features that nodes must have, as sbatch reads them: `a100&nvlink`."""
+
+_RANGE = r"[0-9]{1,7}(-[0-9]{1,7}(:[1-9][0-9]{0,6})?)?"
+SLURM_ARRAY = rf"^{_RANGE}(,{_RANGE})*(%[1-9][0-9]{{0,5}})?$"
+SlurmArray = Int | Annotated[str, Field(pattern=SLURM_ARRAY)]
+"""`0-7`, `1,3,5`, `0-30:2`, and `%4` behind it for four at a time."""
+
+SLURM_OPTION = r"^--[a-z][a-z0-9-]{1,40}(=[A-Za-z0-9_.,:=@+/&|*()\[\]-]{1,250})?$"
+SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
+"""One more of sbatch's options, as `--name=value`."""
+
+COMMAND_WORDS = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+CommandWords = Annotated[str, Field(pattern=COMMAND_WORDS)]
+"""Text in one line."""
+
 _UNITS = {
     "step": "steps", "steps": "steps",
     "epoch": "epochs", "epochs": "epochs",

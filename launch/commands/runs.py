@@ -15,26 +15,53 @@ from launch.console import say
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="The folder that holds the runs.")
 @json_option("A JSON list on stdout.")
 def command(root: str, as_json: bool) -> None:
-    """What there is: name, state, step, best metric, where.
+    """What there is: name, state, step, best metric, where; and what SLURM's queue says, where there is one.
 
-    A state is running, done, stopped, failed, or died: said to be running, and its processes are gone.
+    A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
     """
     from launch.run_dirs import list_runs
 
     found = list_runs(Path(root))
+    add_queue(found)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     elif not found:
         say(f"no runs under {root}")
     else:
-        sys.stdout.write(table([("name", "state", "step", "best", "where"), *map(_row, found)]))
+        sys.stdout.write(table(rows(found)))
+
+
+def add_queue(runs: list[dict[str, Any]]) -> None:
+    """Gives each run its `queue`: what SLURM says of its job, or None; one question for all of them."""
+    from dataclasses import asdict
+
+    from launch.slurm import queue
+
+    entries = queue.look(job for run in runs for job in run["jobs"])
+    for run in runs:
+        known = [entries[job] for job in run["jobs"] if job in entries] if entries else []
+        newest = next((entry for entry in known if entry.active), known[-1] if known else None)
+        run["queue"] = {**asdict(newest), "text": f"{newest.job} {newest}"} if newest else None
+        gone = entries is not None and run["jobs"] and not (newest and newest.active)
+        if gone and run["state"] in ("submitted", "running", "starting"):
+            run["state"] = "cancelled" if run["state"] == "submitted" else "died"
+
+
+def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Of the table, its head first; `queue` is a column where there is something to say."""
+    head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
+    found = [head, *map(_row, runs)]
+    if not any(run["queue"] for run in runs):
+        found = [row[:2] + row[3:] for row in found]
+    return found
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
     step, total, best = run["step"], run["total_steps"], run["best"]
     steps = "" if step is None else f"{step:,}" + (f"/{total:,}" if total else "")
     metric = f"{best['metric']} {best['value']:.4g} at {best['step']:,}" if best else ""
-    return run["name"], run["state"], steps, metric, run["path"]
+    queued = run["queue"]["text"] if run["queue"] else ""
+    return run["name"], run["state"], queued, steps, metric, run["path"]
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -89,7 +89,7 @@ def prepare(
     Raises:
         UserError: when it cannot be done.
     """
-    config_path, overrides = _config(words, resume, run_dir)
+    config_path, overrides = find_config(words, resume, run_dir)
     config = load(config_path, overrides)
     from launch import host, run_dirs
     from launch.plan import Flags, count_nodes, make_plan
@@ -117,7 +117,12 @@ def prepare(
     return config_path, config, plan, choice.note
 
 
-def _config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...]]:
+def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...]]:
+    """Path and overrides: from the command line, or the config that the run to go on with has left.
+
+    Raises:
+        UserError: when there is none.
+    """
     config, overrides = split_config(words)
     if config is not None:
         return existing_config(config), overrides

@@ -22,8 +22,8 @@ from launch.verdict import ranges
 
 MOST = 10_000
 """Points of one sweep; more is taken for a mistake."""
-FIXED = ("name", "run_root", "eval.best", "eval.best_is")
-"""What all points have in common: they live in one folder and are ranked in one table."""
+FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
+"""What all points have in common: they live in one folder, are ranked in one table, and are tasks of one array."""
 _RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.eE+-]*")
 _LONGEST_VALUE, _LONGEST_NAME = 20, 80
@@ -153,7 +153,7 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list
                 found.setdefault(_placed(problem, entry), []).append(number)
     if found:
         raise _refused(config, [_told(problem, numbers, len(drawn)) for problem, numbers in found.items()])
-    differing = [key for key in FIXED if len({_value(each, key) for each in configs}) > 1]
+    differing = [key for key in FIXED if any(_value(each, key) != _value(configs[0], key) for each in configs)]
     message = "is the same for all points of a sweep: set it once, behind the config"
     if differing:
         raise _refused(config, [Problem(where="command line", key=key, message=message) for key in differing])

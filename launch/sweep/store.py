@@ -6,6 +6,7 @@ runs/digits/sweep-20261128-123001-k3f9/
   points/000-lr0.1.yaml the whole config of each
   000-lr0.1/            its run directory
   logs/000-lr0.1.log    what its launcher said
+  slurm/                the array's script and logs, where there was one
   table.csv, table.json
 ```
 It appears at once and whole, before anything runs.
@@ -15,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,47 +66,54 @@ class Sweep:
         return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)))
 
 
-def create(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
-    """Makes the folder with everything that describes the sweep.
-
-    Raises:
-        UserError: when the file system does not let us.
-    """
+def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
+    """A sweep in a folder that is free. Makes nothing."""
     first = configs[0]
     place = new_run_dir(first)
-    folder = place.with_name(f"sweep-{place.name}").absolute()
-    sweep = Sweep(
-        folder=folder,
+    return Sweep(
+        folder=place.with_name(f"sweep-{place.name}").absolute(),
         config=config,
         cwd=Path.cwd(),
         metric=first.eval.best,
         better=first.eval.best_is,
         points=tuple(points),
     )
-    hidden = folder.with_name(f".tmp-{folder.name}")
+
+
+def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
+    """The runs of a sweep are one group in W&B, unless the user has named another."""
+    tracking = config.tracking
+    wandb = tracking.wandb.model_copy(update={"group": tracking.wandb.group or sweep.name})
+    return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
+
+
+def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
+    """Makes the folder with everything that describes the sweep.
+
+    Raises:
+        UserError: when the file system does not let us.
+    """
+    hidden = sweep.folder.with_name(f".tmp-{sweep.name}")
     try:
         (hidden / "points").mkdir(parents=True)
         (hidden / "logs").mkdir()
-        for point, each in zip(points, configs, strict=True):
-            (hidden / "points" / f"{point.name}.yaml").write_text(to_yaml(_grouped(each, folder.name)))
+        for name, config in configs.items():
+            (hidden / "points" / f"{name}.yaml").write_text(to_yaml(config))
         write_json(hidden / _FILE, _record(sweep))
-        os.rename(hidden, folder)
+        os.rename(hidden, sweep.folder)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        raise UserError(f"cannot make the sweep's folder {folder}: {error.strerror}") from None
-    return sweep
+        raise UserError(f"cannot make the sweep's folder {sweep.folder}: {error.strerror}") from None
+
+
+def remove(sweep: Sweep) -> None:
+    """For a sweep that came to nothing."""
+    shutil.rmtree(sweep.folder, ignore_errors=True)
 
 
 def _record(sweep: Sweep) -> dict[str, Any]:
     kept = {"config": sweep.config, "cwd": str(sweep.cwd), "metric": sweep.metric, "better": sweep.better}
     return {**kept, "points": [asdict(point) for point in sweep.points]}
-
-
-def _grouped(config: RunConfig, name: str) -> RunConfig:
-    """The runs of a sweep are one group in W&B, unless the user has named another."""
-    tracking = config.tracking
-    wandb = tracking.wandb.model_copy(update={"group": tracking.wandb.group or name})
-    return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
 
 
 def read(folder: Path) -> Sweep:

@@ -5,14 +5,15 @@ import io
 import json
 import math
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
 from launch import run_dirs
+from launch.commands.runs import add_queue
 from launch.records import read_json
+from launch.slurm.queue import FINISHED
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
 from launch.verdict import signal_name
@@ -35,30 +36,28 @@ class Row:
     best_step: int | None
     metrics: dict[str, Any]
     """Of the last evaluation."""
+    job: str | None
+    """In SLURM's queue, or not long ago."""
     reason: str | None
     """Why it failed."""
 
+    @property
+    def ranked(self) -> bool:
+        return self.state == DONE and self.best is not None and not math.isnan(self.best)
 
-def look(sweep: Sweep, queued: Collection[str] = ()) -> list[Row]:
-    """All points, best first; those without a result below, as they were given.
 
-    Args:
-        queued: names of those that a scheduler will start by itself.
-    """
-    rows = [_row(sweep, point, point.name in queued) for point in sweep.points]
+def look(sweep: Sweep) -> list[Row]:
+    """All points, best first; those without a result below, as they were given."""
+    found = [run_dirs.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
+    add_queue(found)
+    rows = [_row(sweep, point, facts) for point, facts in zip(sweep.points, found, strict=True)]
     sign = -1 if sweep.better == "max" else 1
-
-    def place(row: Row) -> tuple:
-        ranked = row.state == DONE and row.best is not None and not math.isnan(row.best)
-        return (0, sign * row.best) if ranked and row.best is not None else (1 + (row.state != DONE), 0.0)
-
-    return sorted(rows, key=place)
+    return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))
 
 
-def _row(sweep: Sweep, point: Point, queued: bool) -> Row:
+def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
     folder = sweep.run_dir(point)
-    facts = run_dirs.describe(folder, sweep.folder)
-    state = _state(folder, facts["state"], queued)
+    state = _state(folder, facts)
     best = facts["best"] or {}
     return Row(
         point=point,
@@ -68,19 +67,21 @@ def _row(sweep: Sweep, point: Point, queued: bool) -> Row:
         best=best.get("value"),
         best_step=best.get("step"),
         metrics=facts["metrics"] or {},
+        job=facts["queue"]["job"] if facts["queue"] else None,
         reason=_reason(folder) if state in ("failed", "died") else None,
     )
 
 
-def _state(folder: Path, described: str, queued: bool) -> str:
-    if described == "stopped" and (read_json(folder / "state.json") or {}).get("signal") is None:
+def _state(folder: Path, facts: dict[str, Any]) -> str:
+    state, queue = facts["state"], facts["queue"]
+    if state == DONE or (state == "stopped" and (read_json(folder / "state.json") or {}).get("signal") is None):
         return DONE  # by train.stop_after: as far as it was meant to go
-    if described == DONE:
-        return DONE
-    if queued and described != RUNNING:
+    if state == RUNNING:
+        return RUNNING
+    if queue and queue["state"] not in FINISHED:
         return QUEUED
     begun = any((folder / "generations").glob("[0-9]*"))
-    return (RUNNING if described == "starting" else described) if begun else MISSING
+    return (RUNNING if state == "starting" else state) if begun else MISSING
 
 
 def _reason(folder: Path) -> str | None:
@@ -109,17 +110,13 @@ def cells(sweep: Sweep, rows: list[Row]) -> list[tuple[str, ...]]:
     table = [header]
     ranked = 0
     for row in rows:
-        ranked += _is_ranked(row)
+        ranked += row.ranked
         values = [printable(row.point.overrides.get(key, ""), 30) for key in keys]
         best = "" if row.best is None else f"{row.best:.5g}"
         at = "" if row.best_step is None else f"{row.best_step:,}"
         number = f"{row.point.name.partition('-')[0]}"
-        table.append((str(ranked) if _is_ranked(row) else "-", number, *values, best, at, _told(row)))
+        table.append((str(ranked) if row.ranked else "-", number, *values, best, at, _told(row)))
     return table
-
-
-def _is_ranked(row: Row) -> bool:
-    return row.state == DONE and row.best is not None
 
 
 def _told(row: Row) -> str:
@@ -137,7 +134,7 @@ def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
         "better": sweep.better,
         "points": [
             {
-                "rank": number if _is_ranked(row) else None,
+                "rank": number if row.ranked else None,
                 "point": row.point.name,
                 "state": row.state,
                 "overrides": dict(row.point.overrides),
@@ -146,6 +143,7 @@ def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
                 "step": row.step,
                 "total_steps": row.total_steps,
                 "metrics": row.metrics,
+                "job": row.job,
                 "reason": row.reason,
                 "run_dir": str(sweep.run_dir(row.point)),
             }

@@ -130,9 +130,16 @@ def test_whatever_is_varied_a_name_is_a_safe_folder(overrides):
         assert re.fullmatch(RUN_NAME, name) and name.isascii() and "\n" not in name
 
 
+def made(base: list[str], over: list[str]) -> store.Sweep:
+    drawn, configs = draw(DIGITS, base, over, None)
+    sweep = store.lay_out(DIGITS, drawn, configs)
+    store.create(sweep, {point.name: store.grouped(each, sweep) for point, each in zip(drawn, configs, strict=True)})
+    return sweep
+
+
 def test_the_folder_appears_whole_and_reads_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep = store.create(DIGITS, *draw(DIGITS, [], ["seed=0..1"], None))
+    sweep = made([], ["seed=0..1"])
     assert sweep.folder.parent == tmp_path / "runs" / "digits" and sweep.name.startswith("sweep-")
     assert [path.name for path in sweep.folder.parent.iterdir()] == [sweep.name]
     assert store.read(Path("runs/digits") / sweep.name) == sweep
@@ -146,5 +153,5 @@ def test_a_group_that_the_user_named_stays(tmp_path, monkeypatch):
     from dist_train.config.source import load
 
     monkeypatch.chdir(tmp_path)
-    sweep = store.create(DIGITS, *draw(DIGITS, ["tracking.wandb.group=mine"], ["seed=0..1"], None))
+    sweep = made(["tracking.wandb.group=mine"], ["seed=0..1"])
     assert load(sweep.config_of(sweep.points[0])).tracking.wandb.group == "mine"

@@ -10,8 +10,9 @@ from dist_train.config.errors import UserError
 from launch.host import Host
 from launch.processes import myself
 from launch.records import write_json
-from launch.sweep import local, store, table
+from launch.sweep import local, table
 from launch.sweep.points import draw
+from tests.unit.test_sweep_points import made
 
 DIGITS = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 GONE = {"pid": 2**22 + 1, "started": 1, "host": myself()["host"]}
@@ -20,7 +21,7 @@ GONE = {"pid": 2**22 + 1, "started": 1, "host": myself()["host"]}
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return store.create(DIGITS, *draw(DIGITS, [], ["seed=0..6"], None))
+    return made([], ["seed=0..6"])
 
 
 def left(sweep, number: int, state: dict | None, owner: dict = GONE, verdict: dict | None = None) -> None:
@@ -67,7 +68,7 @@ def test_best_first_and_below_what_has_no_result(sweep):
 def test_lowest_first_where_less_is_better(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loss = ["eval.best=loss", "eval.best_is=min"]
-    sweep = store.create(DIGITS, *draw(DIGITS, loss, ["seed=0..1"], None))
+    sweep = made(loss, ["seed=0..1"])
     for number, value in enumerate((0.4, 0.2)):
         left(sweep, number, {"status": "done", **best(value)})
     assert [row.point.overrides["seed"] for row in table.look(sweep)] == ["1", "0"]
@@ -86,13 +87,6 @@ def test_the_files_say_what_the_table_says(sweep):
     assert text[0] == ("", "point", "seed", "accuracy", "at step", "state")
     assert text[1] == ("1", "004", "4", "0.9", "4", "done")
     assert text[3][-1] == "failed at step 5/20: ValueError: no such"
-
-
-def test_points_in_a_queue_are_told_from_missing_ones(sweep):
-    left(sweep, 0, {"status": "stopped", "signal": "SIGUSR1"})
-    names = [point.name for point in sweep.points]
-    rows = {row.point.name: row.state for row in table.look(sweep, queued=names[:2])}
-    assert [rows[name] for name in names[:3]] == ["queued", "queued", "missing"]
 
 
 def machine(cores: int, gpus: int) -> Host:

@@ -1,0 +1,138 @@
+"""`dist-train slurm`."""
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dist_train.config.errors import UserError
+from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load
+from launch.console import mark, say
+
+if TYPE_CHECKING:
+    from launch.slurm.render import Script
+    from launch.slurm.submission import Run
+
+EPILOG = """\b
+The options from --nodes to --array are keys of the config's section `slurm`, which has more: signal, prefix (a
+container), python, site (a file with NCCL variables), options (more of sbatch's). docs/slurm.md tells the rest.
+
+\b
+An array trains once for each task, in a run directory of its own; `{task}` in an override is the task's number:
+  dist-train slurm configs/digits.yaml 'seed={task}' --array 0-7"""
+
+
+def _key(name: str, metavar: str, help_text: str) -> Any:
+    return click.option(f"--{name}", metavar=metavar, help=help_text)
+
+
+@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
+@_key("nodes", "N", "Nodes.")
+@_key("gpus-per-node", "N|TYPE:N", "GPUs, and so ranks, on each.")
+@_key("cpus-per-task", "N", "Cores on each.")
+@_key("mem", "SIZE", "Memory on each, such as 64G.")
+@_key("time", "TIME", "Limit of one start, such as 12:00:00; the job is requeued until the training is done.")
+@_key("partition", "NAME", "Where to queue.")
+@_key("account", "NAME", "Who pays.")
+@_key("qos", "NAME", "Quality of service.")
+@_key("constraint", "FEATURES", "What the nodes must have.")
+@_key("array", "TASKS", "A run for each task, such as 0-7 or 0-7%2 (two at a time).")
+@click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
+@click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
+@click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")
+@click.option("--resume", metavar="auto|PATH|none", help="What it goes on from, as for dist-train train.")
+@click.option("--allow-change", multiple=True, metavar="KEY", help="As for dist-train train.")
+@click.option("--dry-run", is_flag=True, help="Print the script. Submits nothing, writes nothing.")
+@click.option("--follow", is_flag=True, help="Show the log as it grows, and end with the job. Ctrl-C leaves the job.")
+@json_option("A JSON list of the jobs on stdout, in place of the job's id.")
+def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, **options: Any) -> None:
+    """Submit CONFIG as a SLURM job that comes back after time limits, preemptions and lost nodes."""
+    script, runs = prepare(words, **options)
+    if follow and None not in runs:
+        raise UserError("--follow follows one job; how the tasks of an array are doing: dist-train runs")
+    from launch.slurm import submission
+    from launch.slurm.render import render
+
+    if dry_run:
+        sys.stdout.write(render(script))
+        return
+    records = submission.submit(script, runs)
+    sys.stdout.write(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    _tell(script, records)
+    if follow:
+        from launch.slurm.follow import follow as follow_job
+
+        sys.exit(follow_job(records[0]))
+
+
+def prepare(
+    words: tuple[str, ...], run_dir: str | None, resume: str | None, allow_change: tuple[str, ...], **flags: Any
+) -> "tuple[Script, dict[int | None, Run]]":
+    """From the command line to the script and the runs of its tasks; looks, and makes nothing.
+
+    Raises:
+        UserError: when it cannot be done.
+    """
+    from launch.commands.train import find_config
+    from launch.run_dirs import Wish, choose
+    from launch.slurm import submission
+
+    options = [word for key in allow_change for word in ("--allow-change", key)]
+    for flag in ("nproc_per_node", "max_restarts"):
+        value = flags.pop(flag)
+        options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
+    path, overrides = find_config(words, resume, run_dir)
+    overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
+    config = load(path, [word.replace("{task}", "0") for word in overrides])
+    numbers, at_once = _tasks(config.slurm.array)
+    choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
+    if choice.note:
+        say(choice.note)
+    if choice.resume not in ("auto", "none"):
+        options += ["--resume", str(Path(choice.resume).absolute())]
+    folder = choice.folder.absolute()
+    runs: dict[int | None, Run] = {}
+    for task in numbers:
+        own = config if task is None else load(path, [word.replace("{task}", str(task)) for word in overrides])
+        place = folder if task is None else folder / str(task)
+        runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
+        submission.check(runs[task], config.slurm)
+    return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
+
+
+def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
+    from launch.slurm.arrays import expand
+
+    if array is None:
+        return [None], None
+    numbers, at_once = expand(str(array))
+    return [*numbers], at_once
+
+
+def override(key: str, value: str) -> str:
+    """A flag as an override: a number as it is, text quoted, so that it stays text."""
+    return f"slurm.{key}={value if re.fullmatch('[1-9][0-9]{0,17}', value) else json.dumps(value)}"
+
+
+def _id(job: str) -> str:
+    return job.partition("_")[0]
+
+
+def _tell(script: "Script", records: list[Any]) -> None:
+    job = records[0].job
+    if len(records) == 1 and "_" not in job:
+        say(f"{mark('✓', 'green')} job {job} is in the queue")
+        say(f"  run  {records[0].run_dir}")
+        say(f"  log  {records[0].log}")
+    else:
+        above = Path(records[0].run_dir).parent
+        say(f"{mark('✓', 'green')} job {_id(job)} is in the queue: {len(records):,} task{'s' * (len(records) > 1)}")
+        say(f"  runs  {above}/TASK")
+        say(f"  logs  {script.logs}/{_id(job)}_TASK.log")

@@ -1,0 +1,90 @@
+"""`--follow`: a job's log as it grows, and its state when that changes, until the job is over."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dist_train.config.errors import ExitCode
+from launch.console import say
+from launch.records import read_json
+from launch.slurm import queue
+from launch.slurm.jobs import Record
+
+LOOK_AT_LOG = 0.5
+"""Seconds between two looks."""
+LOOK_AT_QUEUE = (1.0, 10.0)
+"""Seconds, rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
+_CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
+_ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
+
+
+def follow(record: Record) -> int:
+    """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
+    try:
+        with Tail(Path(record.log)) as log:
+            return _until_its_end(record, log)
+    except KeyboardInterrupt:
+        say(f"\njob {record.job} goes on. To stop it: dist-train stop {record.run_dir}")
+        return ExitCode.INTERRUPTED
+
+
+def _until_its_end(record: Record, log: "Tail") -> int:
+    seen, finished, next_look, pause = "", 0, 0.0, LOOK_AT_QUEUE[0]
+    while True:
+        log.show()
+        if time.monotonic() >= next_look:
+            found = queue.look([record.job])
+            entry = found.get(record.job) if found is not None else None
+            state = str(entry) if entry else "" if found is None else "gone"
+            if state and state != seen:
+                seen, pause = state, LOOK_AT_QUEUE[0]
+                say(f"job {record.job}: {state if entry else 'no longer known to the queue'}")
+            # A job that is about to be requeued may look finished once.
+            finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
+            if finished == 2:
+                log.show()
+                return exit_code(entry, Path(record.run_dir))
+            next_look, pause = time.monotonic() + pause, min(2 * pause, LOOK_AT_QUEUE[1])
+            if finished:
+                next_look = time.monotonic() + LOOK_AT_QUEUE[0]
+        time.sleep(LOOK_AT_LOG)
+
+
+def exit_code(entry: queue.Entry | None, run_dir: Path) -> int:
+    """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
+    if entry is None:
+        status = (read_json(run_dir / "state.json") or {}).get("status")
+        return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
+    if entry.state in _CODES:
+        return _CODES[entry.state]
+    if entry.state in _ENDED_FROM_OUTSIDE:
+        return 128 + signal.SIGTERM
+    return entry.exit_code or ExitCode.USER_CODE
+
+
+class Tail:
+    """What is added to a file, to stdout; it need not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def __enter__(self) -> "Tail":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def show(self) -> None:
+        """Prints what has come since the last call."""
+        if self._file is None:
+            try:
+                self._file = os.open(self._path, os.O_RDONLY)
+            except OSError:  # the job has not begun
+                return
+        while chunk := os.read(self._file, 65_536):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.flush()

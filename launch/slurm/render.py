@@ -1,0 +1,180 @@
+"""The script of a job, as a person would write it: #SBATCH lines, what to run, and the body that all scripts share.
+
+Values come from the user, so each is checked and quoted here: a #SBATCH line is read back as sbatch reads it, and has
+to say what it was meant to say; everything else is quoted for bash.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_train.config.errors import UserError
+from dist_train.config.schema import SlurmConfig
+from launch.slurm import arrays
+
+BODY = Path(__file__).with_name("body.sh")
+_BARE = re.compile(r"[A-Za-z0-9_.,:=@+/%-]*")
+_REFUSED = "\"'\\$`#%"
+"""What sbatch or a shell might take for more than a character; `%` begins a pattern in the name of a log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A job that trains: one run, or one in each task of an array."""
+
+    name: str
+    """Of the job in the queue; a run's name (letters, digits, `._-`)."""
+    folder: Path
+    """Where it runs."""
+    logs: Path
+    """Folder of its log: JOBID.log, or ARRAYJOB_TASK.log."""
+    slurm: SlurmConfig
+    """What nodes it asks for; `array` is not read."""
+    tasks: Mapping[int | None, Sequence[str]]
+    """The arguments of `dist-train train`: of each task of an array by its number, or of a plain job by None."""
+    python: str
+    """The Python on the nodes, unless `slurm` names one."""
+    path: str | None = None
+    """Folder to import dist-train from, where it is not installed."""
+    at_once: int | None = None
+    """Tasks that may run at a time."""
+
+    @property
+    def log(self) -> str:
+        """As sbatch is given it: %j is the job's id, %A_%a an array's and its task's."""
+        return f"{self.logs}/{'%j' if None in self.tasks else '%A_%a'}.log"
+
+
+def render(script: Script) -> str:
+    """The text of the script.
+
+    Raises:
+        UserError: when a value cannot be written into it.
+    """
+    wanted = list(_options(script))
+    text = "\n".join([
+        "#!/bin/bash",
+        "# Written by `dist-train slurm`. sbatch takes it by hand too.",
+        "",
+        *(_directive(name, value) for name, value in wanted),
+        "",
+        *_settings(script),
+        "",
+        *_arguments(script.tasks),
+        "",
+    ])  # fmt: skip
+    if directives(text) != wanted:
+        raise AssertionError(f"sbatch would read {directives(text)} where {wanted} was meant")
+    return text + "\n" + BODY.read_text(encoding="utf-8")
+
+
+def log_of(script: Script, job: str) -> Path:
+    """The log of a job, or of a task of an array (`12_3`)."""
+    return script.logs / f"{job}.log"
+
+
+# ---------------------------------------------------------------- for sbatch
+
+
+def _options(script: Script) -> Iterator[tuple[str, str | None]]:
+    slurm = script.slurm
+    for folder in (script.folder, script.logs):
+        if not folder.is_absolute():
+            raise AssertionError(f"{folder} is relative")
+        _refuse(str(folder), "the folder")
+    yield "--job-name", script.name
+    yield "--chdir", str(script.folder)
+    yield "--output", script.log
+    yield "--open-mode", "append"
+    yield "--nodes", str(slurm.nodes)
+    yield "--ntasks-per-node", "1"
+    chosen = {
+        "--gpus-per-node": slurm.gpus_per_node,
+        "--cpus-per-task": slurm.cpus_per_task,
+        "--mem": slurm.mem,
+        "--time": slurm.time,
+        "--partition": slurm.partition,
+        "--account": slurm.account,
+        "--qos": slurm.qos,
+        "--constraint": slurm.constraint,
+    }
+    yield from ((name, str(value)) for name, value in chosen.items() if value is not None)
+    if None not in script.tasks:
+        yield "--array", arrays.written((task for task in script.tasks if task is not None), script.at_once)
+    yield "--signal", f"B:USR1@{slurm.signal}"
+    yield "--requeue", None
+    for option in slurm.options:
+        name, equals, value = option.partition("=")
+        yield name, value if equals else None
+
+
+def _refuse(value: str, what: str) -> None:
+    bad = sorted({character for character in value if not character.isprintable() or character in _REFUSED})
+    if bad:
+        raise UserError(f"{what} {value!r} cannot be given to sbatch: it has {' '.join(map(repr, bad))}")
+
+
+def _directive(name: str, value: str | None) -> str:
+    if value is None:
+        return f"#SBATCH {name}"
+    return f"#SBATCH {name}={value}" if _BARE.fullmatch(value) else f'#SBATCH {name}="{value}"'
+
+
+def directives(text: str) -> list[tuple[str, str | None]]:
+    """The #SBATCH lines as sbatch reads them: up to the first command; quotes and backslashes count, # ends a line."""
+    found: list[tuple[str, str | None]] = []
+    for line in text.split("\n"):
+        if line.startswith("#SBATCH"):
+            for word in shlex.split(line[len("#SBATCH") :], comments=True):
+                name, equals, value = word.partition("=")
+                found.append((name, value if equals else None))
+        elif line.strip() and not line.startswith("#"):
+            break
+    return found
+
+
+# ---------------------------------------------------------------- for bash
+
+
+def _settings(script: Script) -> Iterator[str]:
+    slurm = script.slurm
+    yield "# Words before the command on every node; the Python there; a file to read first, with NCCL variables, say."
+    yield f"prefix=({shlex.join(_one_line(word, 'slurm.prefix') for word in shlex.split(slurm.prefix))})"
+    yield f"python={shlex.quote(_one_line(slurm.python or script.python, 'slurm.python'))}"
+    site = str(script.folder / slurm.site) if slurm.site else ""
+    yield f"site={shlex.quote(_one_line(site, 'slurm.site'))}"
+    yield f"# Seconds that saving may take after a signal: less than the {slurm.signal} of --signal above."
+    yield f"grace={slurm.signal * 3 // 4}"
+    if script.path is not None:
+        path = shlex.quote(_one_line(script.path, "the path of dist-train"))
+        yield f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"
+
+
+def _arguments(tasks: Mapping[int | None, Sequence[str]]) -> Iterator[str]:
+    if None in tasks:
+        yield f"set -- {_words(tasks[None])}"
+        return
+    yield "case $SLURM_ARRAY_TASK_ID in"
+    yield from (f"{number}) set -- {_words(words)} ;;" for number, words in tasks.items())
+    yield "*)"
+    yield '    echo "there is no task $SLURM_ARRAY_TASK_ID" >&2'
+    yield "    exit 2"
+    yield "    ;;"
+    yield "esac"
+
+
+def _words(words: Sequence[str]) -> str:
+    return shlex.join(_one_line(word, "the argument") for word in words)
+
+
+def _one_line(value: str, what: str) -> str:
+    """Quoting makes every other character harmless; a line break would only make the script unreadable.
+
+    Raises:
+        UserError: when there are control characters in it.
+    """
+    if not value.isprintable():
+        raise UserError(f"{what} {value!r} cannot be written into a script: it has control characters")
+    return value

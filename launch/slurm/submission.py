@@ -1,0 +1,120 @@
+"""From a config to a job in the queue: the plan of it first, which a dry run prints, then the one act."""
+
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_train.config.dump import to_yaml
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.schema import RunConfig, SlurmConfig
+from launch.plan import check_fits
+from launch.slurm import jobs, queue
+from launch.slurm.render import Script, log_of, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of a job."""
+
+    config: RunConfig
+    folder: Path
+    """Its run directory, absolute."""
+    options: tuple[str, ...] = ()
+    """For `dist-train train`, beside config and --run-dir."""
+
+    @property
+    def config_file(self) -> Path:
+        """The config as it was when the job was submitted: what is edited while it waits does not change it."""
+        return self.folder / jobs.FOLDER / jobs.CONFIG
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (str(self.config_file), "--run-dir", str(self.folder), *self.options)
+
+
+def script_of(
+    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Run], folder: Path, at_once: int | None = None
+) -> Script:
+    """The script of a job that trains `runs`: one under None, or one for each task of an array.
+
+    Args:
+        folder: gets the script and the logs in `slurm/`: the run directory, or the one above those of an array.
+    """
+    return Script(
+        name=name,
+        folder=Path.cwd(),
+        logs=folder / jobs.FOLDER,
+        slurm=slurm,
+        tasks={task: run.arguments for task, run in runs.items()},
+        python=sys.executable,
+        path=_import_path(),
+        at_once=at_once,
+    )
+
+
+def _import_path() -> str | None:
+    """The folder to import us from; None where we are installed, and so found without being told."""
+    ours = Path(__file__).resolve().parents[2]
+    installed = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
+    return None if ours in installed else str(ours)
+
+
+def check(run: Run, slurm: SlurmConfig) -> None:
+    """What would fail the job at its start, as far as it can be known now.
+
+    Raises:
+        UserError: when the ranks do not fit the batch, or the run is in the queue already (exit code 3).
+    """
+    if slurm.gpus_per_node is not None:
+        ranks = slurm.nodes * int(str(slurm.gpus_per_node).rpartition(":")[2])
+        microbatches = run.config.batch.microbatches
+        check_fits(run.config, ranks, ranks if microbatches == "auto" else microbatches)
+    for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():
+        if entry.active:
+            raise UserError(
+                f"{run.folder} is in the queue already, as job {entry.job}: {entry}. To end that: "
+                f"dist-train stop {run.folder}",
+                ExitCode.OWNED,
+            )
+
+
+def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
+    """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
+
+    Raises:
+        UserError: when it cannot be done. What was made for it is gone again then.
+    """
+    text = render(script)
+    path = script.logs / jobs.SCRIPT
+    made = _make([script.logs, *(run.config_file.parent for run in runs.values())])
+    try:
+        for run in runs.values():
+            run.config_file.write_text(to_yaml(run.config), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
+        job = queue.submit(path)
+    except BaseException:
+        for folder in reversed(made):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return [_record(script, path, job, task, run) for task, run in runs.items()]
+
+
+def _record(script: Script, path: Path, job: str, task: int | None, run: Run) -> jobs.Record:
+    own = job if task is None else f"{job}_{task}"
+    return jobs.record(job=own, run_dir=run.folder, log=log_of(script, own), script=path)
+
+
+def _make(folders: Sequence[Path]) -> list[Path]:
+    """Makes the folders. Returns all that were not there before, the parents first."""
+    made: list[Path] = []
+    for folder in folders:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from None
+        made += reversed(missing)
+    return made
