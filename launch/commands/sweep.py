@@ -121,8 +121,9 @@ def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
     from launch.sweep import table
 
     rows = table.look(sweep)
-    todo = sorted(row.point.name for row in rows if row.state not in (table.DONE, table.RUNNING, table.QUEUED))
-    if busy := [row.point.name for row in rows if row.state in (table.RUNNING, table.QUEUED)]:
+    busy = {row.point.name for row in rows if _is_busy(sweep, row)}
+    todo = {row.point.name for row in rows if row.state != table.DONE} - busy
+    if busy:
         say(f"left alone, since running or in the queue: {', '.join(sorted(busy))}")
     if not todo:
         _show(sweep, options)
@@ -132,6 +133,20 @@ def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
     if options["dry_run"]:
         return _print_plan(sweep, configs, options)
     return _prepared(sweep, configs, options)()
+
+
+def _is_busy(sweep: "Sweep", row: "Row") -> bool:
+    """Whether somebody else sees to a point. One that says it runs on a host we cannot see is asked by its lease."""
+    from dist_train.config.ownership import refuse_owned
+    from launch.sweep import table
+
+    if row.state == table.RUNNING and row.job is None:
+        try:
+            refuse_owned(sweep.run_dir(row.point))
+        except UserError:
+            return True
+        return False
+    return row.state in (table.RUNNING, table.QUEUED)
 
 
 def _prepared(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> Callable[[], int]:

@@ -28,6 +28,7 @@ from launch.verdict import signal_name, tail
 TICK = 0.5
 """Seconds between two looks; a point's end or a signal wakes at once."""
 _LONGEST_REASON = 160
+_STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ class _Runner:
         took = f"{time.monotonic() - one.begun:.0f} s"
         if code == ExitCode.DONE:
             say(f"{mark('✓', 'green')} {one.point.name} done in {took}")
-        elif self._inbox.stop is not None:
+        elif self._inbox.stop is not None or code in _STOPPED:
             say(f"  {one.point.name} stopped after {took}")
         else:
             how = signal_name(-code) if code < 0 else f"exit {code}"
