@@ -26,7 +26,7 @@ tracking: {wandb: {mode: disabled}}
 PATIENCE = 240
 """Seconds: on a loaded machine each of the tasks takes half a minute."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def _sweep(cluster: Cluster, folder: Path, *words: str, code: int = 0) -> str:
@@ -47,11 +47,10 @@ def _logs(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("points", "killed"), [(3, (1,)), pytest.param(8, (2, 5), marks=pytest.mark.long)], ids=["3", "8"]
+    ("points", "killed"), [(2, (1,)), pytest.param(8, (2, 5), marks=pytest.mark.long)], ids=["2", "8"]
 )
 def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_path, points, killed):
     (tmp_path / "digits.yaml").write_text(CONFIG)
-    # The last two points differ in nothing that matters: the killed one has to end as the other one does.
     (tmp_path / "points.yaml").write_text(_points(points, killed))
     out = _sweep(slurm_cluster, tmp_path, "digits.yaml", "--list", "points.yaml", "--slurm", "--jobs", "2", "--json")
     folder = only_sweep(tmp_path)
@@ -62,7 +61,7 @@ def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_pat
         wait_until(lambda run=runs[number]: is_past(run, 20), PATIENCE, f"point {number} to train")
         os.kill(supervisor_of(runs[number]), signal.SIGKILL)
     array = json.loads((runs[0] / "slurm" / "job.json").read_text())["job"].partition("_")[0]
-    wait_until(lambda: not _in_queue(slurm_cluster, array), PATIENCE, "the array to end")
+    wait_until(lambda: not _in_queue(slurm_cluster, array), PATIENCE * points / 2, "the array to end")
     told = {point["point"]: point["state"] for point in json.loads(_table(slurm_cluster, tmp_path, folder))["points"]}
     expected = {run.name: "died" if number in killed else "done" for number, run in enumerate(runs)}
     assert told == expected, _logs(folder)
