@@ -31,6 +31,8 @@ POINTS = """
 - {seed: 1}
 """
 
+pytestmark = pytest.mark.timeout(900)
+
 
 class Sweep:
     """One `dist-train sweep`, told from other processes by a mark in its environment."""
@@ -118,9 +120,9 @@ def states(out: str) -> dict[str, str]:
 
 
 def test_a_sweep_that_is_killed_and_stopped_is_whole_after_resume(sweep, tmp_path):
-    """Two at once: the second point's processes are killed, the third cannot be trained, the fourth is interrupted."""
-    first = sweep("digits.yaml", "--list", "points.yaml", "--jobs", "2", "--json")
-    until(lambda: list((tmp_path / "runs" / "digits").glob("sweep-*/001*/metrics.jsonl")))
+    """In turn: the second point is killed, the third cannot be trained, the fourth is interrupted. Then two at once."""
+    first = sweep("digits.yaml", "--list", "points.yaml", "--json")
+    until(lambda: list((tmp_path / "runs" / "digits").glob("sweep-*/001*/metrics.jsonl")), 3 * PATIENCE)
     folder = only_sweep(tmp_path)
     runs = [folder / point["name"] for point in json.loads((folder / "sweep.json").read_text())["points"]]
     until(lambda: is_past(runs[1], 20))

@@ -58,7 +58,7 @@ def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_pat
     assert {point["state"] for point in json.loads(out)["points"]} <= {"queued", "running"}
     assert f"--array=0-{points - 1}%2" in _script_of(folder)
     for number in killed:
-        wait_until(lambda run=runs[number]: is_past(run, 20), PATIENCE, f"point {number} to train")
+        wait_until(lambda run=runs[number]: is_past(run, 20), PATIENCE * points / 2, f"point {number} to train")
         os.kill(supervisor_of(runs[number]), signal.SIGKILL)
     array = json.loads((runs[0] / "slurm" / "job.json").read_text())["job"].partition("_")[0]
     wait_until(lambda: not _in_queue(slurm_cluster, array), PATIENCE * points / 2, "the array to end")
