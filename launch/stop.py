@@ -160,7 +160,7 @@ def outcome(target: Target, *, waited: bool) -> str:
     state = read_json(target.folder / "state.json") or {}
     newest = newest_checkpoint(target.folder)
     saved = f"last checkpoint {newest}" if newest else "there is no checkpoint"
-    status, step = state.get("status"), state.get("step")
+    status = state.get("status")
     if target.was is None:
         return f"{target.folder}: not running ({status or 'never began'}); {saved}"
     if not waited:
@@ -170,8 +170,12 @@ def outcome(target: Target, *, waited: bool) -> str:
     if status == "done":
         return f"{mark('✓', 'green')} {target.folder}: came to its end before it could be stopped; {saved}"
     if status == "stopped":
-        return f"{mark('✓', 'green')} {target.folder}: stopped at step {step:,}; {saved}"
+        return f"{mark('✓', 'green')} {target.folder}: stopped{_at(state.get('step'))}; {saved}"
     return f"{mark('!', 'yellow')} {target.folder}: ended, and did not say that it had saved; {saved}"
+
+
+def _at(step: int | None) -> str:
+    return "" if step is None else f" at step {step:,}"
 
 
 def _unreachable(target: Target) -> str:

@@ -636,10 +636,23 @@ class SlurmConfig(Section):
     @classmethod
     def _words(cls, prefix: str) -> str:
         try:
-            shlex.split(prefix)
+            words = shlex.split(prefix)
         except ValueError as error:
             raise PydanticCustomError("prefix", f"not what a shell could read: {str(error).lower()}") from None
+        _no_option(words[0] if words else "")
         return prefix
+
+    @field_validator("python")
+    @classmethod
+    def _program(cls, python: str | None) -> str | None:
+        _no_option(python or "")
+        return python
+
+
+def _no_option(word: str) -> None:
+    """srun would take such a word for one of its own options."""
+    if word.startswith("-"):
+        raise PydanticCustomError("prefix", "must begin with a program, not with an option")
 
 
 class RunConfig(Section):

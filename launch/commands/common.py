@@ -44,7 +44,10 @@ def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _is_override(word: str) -> bool:
-    return "=" in word and not Path(word).is_file()
+    try:
+        return "=" in word and not Path(word).is_file()
+    except OSError:  # longer than any path may be
+        return True
 
 
 def existing_config(config: str | None) -> str:

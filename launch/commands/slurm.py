@@ -117,8 +117,9 @@ def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
 
 
 def override(key: str, value: str) -> str:
-    """A flag as an override: a number as it is, text quoted, so that it stays text."""
-    return f"slurm.{key}={value if re.fullmatch('[1-9][0-9]{0,17}', value) else json.dumps(value)}"
+    """A flag as an override: a count as it is, text quoted, so that it stays text."""
+    is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
+    return f"slurm.{key}={value if is_count else json.dumps(value)}"
 
 
 def _id(job: str) -> str:

@@ -36,7 +36,6 @@ if ((code == 75)); then
         echo "saved, but scontrol does not answer here. To go on: scontrol requeue $job" >&2
     elif [[ $state == *" Requeue=0 "* ]]; then
         echo "saved; not started again, as asked (dist-train stop, or --no-requeue)"
-        code=143
     elif [[ $state == *" JobState=RUNNING "* ]]; then
         echo "saved; back into the queue"
         scontrol requeue "$job"
