@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train what a config describes, on all GPUs or CPU cores.",
     "run": "Run any script, module or program on several ranks, as torchrun does.",
     "slurm": "Submit what a config describes as a SLURM job.",
+    "sweep": "Train a config for many values of some keys, and rank the results.",
     "stop": "Save and end a run, here or in the queue.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "Classes and probabilities for images.",

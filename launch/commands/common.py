@@ -94,7 +94,7 @@ def load(config: str, overrides: Sequence[str]) -> "RunConfig":
 
 def become(module: str, arguments: Sequence[str]) -> NoReturn:
     """Goes on as `python -m module` in this very process: signals and exit code are its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), *_python_path()])}
+    environment = {**os.environ, "PYTHONPATH": search_path()}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
 
@@ -104,8 +104,9 @@ def home() -> str:
     return str(Path(__file__).resolve().parents[2])
 
 
-def _python_path() -> list[str]:
-    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+def search_path() -> str:
+    """PYTHONPATH for another process of ours: where our packages are, then what the user has given."""
+    return os.pathsep.join([home(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 
 
 def json_option(help_text: str) -> Callable[[Any], Any]:

@@ -89,7 +89,7 @@ def prepare(
         value = flags.pop(flag)
         options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
     path, overrides = find_config(words, resume, run_dir)
-    overrides = (*overrides, *(_override(key, value) for key, value in flags.items() if value is not None))
+    overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
     config = load(path, [word.replace("{task}", "0") for word in overrides])
     numbers, at_once = _tasks(config.slurm.array)
     choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
@@ -116,7 +116,7 @@ def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
     return [*numbers], at_once
 
 
-def _override(key: str, value: str) -> str:
+def override(key: str, value: str) -> str:
     """A flag as an override: a count as it is, text quoted, so that it stays text."""
     is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
     return f"slurm.{key}={value if is_count else json.dumps(value)}"

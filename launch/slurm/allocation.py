@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dist_train.config.errors import ExitCode, UserError
 from launch import hostlist
@@ -118,7 +119,7 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
         except FileNotFoundError:
             raise UserError(

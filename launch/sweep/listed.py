@@ -1,0 +1,108 @@
+"""A file of points: a YAML or JSON list of mappings, or plain text with one line of overrides a point."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from dist_train.config.errors import UserError
+from dist_train.config.problems import Problem
+from dist_train.config.tree import Place, Tree
+from dist_train.config.yaml12 import Unreadable, parse
+
+MAX_BYTES = 1024 * 1024
+_AS_YAML = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One point as the file has it."""
+
+    overrides: dict[str, str]
+    where: str
+    """`points.yaml:3:1`"""
+
+
+def read_list(path: Path, problems: list[Problem]) -> list[Entry]:
+    """The entries; what is wrong is added to `problems`.
+
+    Raises:
+        UserError: when there is no such file, or no text in it.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    except OSError as error:
+        raise UserError(f"--list {path}: {error.strerror}") from None
+    if data is None:
+        raise UserError(f"--list {path}: larger than {MAX_BYTES // 1024} KiB: no list of points")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--list {path}: not UTF-8; save it as UTF-8") from None
+    before = len(problems)
+    is_yaml = path.suffix in _AS_YAML
+    entries = list(_of_yaml(path, text, problems) if is_yaml else _of_lines(path, text, problems))
+    if not entries and len(problems) == before:
+        problems.append(Problem(where=str(path), key="", message="has no points"))
+    return entries
+
+
+# ---------------------------------------------------------------- lines
+
+
+def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]:
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{path}:{number}"
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            problems.append(Problem(where=where, key="", message=f"{error}".lower(), order=(number,)))
+            continue
+        overrides: dict[str, str] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals or key in overrides:
+                message = f"{key} is there twice" if equals else f"'{word}' is no override such as optimizer.lr=0.1"
+                problems.append(Problem(where=where, key="", message=message, order=(number,)))
+            overrides[key] = value
+        if words:
+            yield Entry(overrides, where)
+
+
+# ---------------------------------------------------------------- YAML and JSON
+
+
+def _of_yaml(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]:
+    try:
+        tree = parse(text, partial(_place, str(path)), problems)
+    except Unreadable as error:
+        problems.append(error.problem)
+        return
+    if not isinstance(tree.value, list):
+        message = "is not a list of points such as `- {optimizer.lr: 0.1, seed: 1}`"
+        problems.append(Problem(where=str(path), key="", message=message))
+        return
+    for item in tree.value:
+        if isinstance(item.value, dict):
+            yield Entry(dict(_flat(item, "")), item.place.text)
+        else:
+            message = "a point is a mapping such as `{optimizer.lr: 0.1}`"
+            problems.append(Problem(where=item.place.text, key="", message=message, order=item.place.order))
+
+
+def _place(name: str, line: int, column: int) -> Place:
+    return Place((0, line, column), f"{name}:{line}:{column}")
+
+
+def _flat(tree: Tree, prefix: str) -> Iterator[tuple[str, str]]:
+    """`{optimizer: {lr: 0.1}}` as optimizer.lr=0.1, so that a section's other keys stay; JSON is YAML 1.2."""
+    if isinstance(tree.value, dict) and (tree.value or not prefix):
+        for key, child in tree.value.items():
+            yield from _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        plain = tree.plain()
+        is_word = isinstance(plain, str) and plain.isascii() and plain.replace("_", "").isalpha()
+        reserved = is_word and plain.lower() in ("true", "false", "null")
+        yield prefix, plain if is_word and not reserved else json.dumps(plain, ensure_ascii=False)

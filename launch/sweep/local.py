@@ -1,0 +1,197 @@
+"""Points on this machine, some at once: each is a `dist-train train` of its own, and none outlives this process.
+
+Ctrl-C and SIGTERM are handed to the points, which save and stop; a second one ends all of them.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import printable
+from dist_train.config.schema import RunConfig
+from launch.commands.common import search_path
+from launch.console import mark, say
+from launch.host import Host
+from launch.inbox import Inbox
+from launch.plan import Flags, LaunchPlan, make_plan
+from launch.processes import become_subreaper, die_with_parent, send, sweep
+from launch.sweep.points import Point
+from launch.sweep.store import Sweep
+from launch.verdict import signal_name, tail
+
+TICK = 0.5
+"""Seconds between two looks; a point's end or a signal wakes at once."""
+_LONGEST_REASON = 160
+_STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What each of the points that run at once gets of this machine."""
+
+    ranks: Mapping[str, int]
+    """By the point's name."""
+    slots: Sequence[Mapping[str, str]]
+    """One for each at once: what its environment has beside ours."""
+
+
+def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machine: Host) -> Share:
+    """Cores and GPUs divided among `jobs`; the plan decides, as for a run of its own on so small a machine.
+
+    Args:
+        configs: of each point, by its name.
+
+    Raises:
+        UserError: when points cannot run on their share, for all of them.
+    """
+    jobs = min(jobs, len(configs))
+    alone = replace(machine, slurm=None)
+    part = replace(alone, cores=max(1, machine.cores // jobs), gpus=machine.gpus // jobs)
+    counts: dict[str, int] = {}
+    problems: dict[str, None] = {}
+    on_gpu = False
+    for name, config in configs.items():
+        try:
+            wants_gpu = _plan(config, ranks, alone, resume=None).device == "gpu"
+            if wants_gpu and not part.gpus:
+                raise UserError(_too_few_gpus(jobs, machine.gpus))
+            on_gpu = on_gpu or wants_gpu
+            counts[name] = _plan(config, ranks, part, resume="none").ranks_per_node
+        except UserError as error:
+            problems[str(error)] = None
+    if problems:
+        raise UserError("\n".join(problems))
+    return Share(ranks=counts, slots=[_slot(number, part.gpus, on_gpu, machine) for number in range(jobs)])
+
+
+def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | None) -> LaunchPlan:
+    """One that only counts; with `resume`, as a training, whose ranks have to fit its batch."""
+    flags = Flags(nproc_per_node=ranks, standalone=True)
+    return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
+
+
+def _too_few_gpus(jobs: int, gpus: int) -> str:
+    there = f"{gpus} GPU{'s' * (gpus > 1)} here"
+    return f"--jobs {jobs}: {there}, and each point needs its own: --jobs {gpus}, or --nproc-per-node cpu"
+
+
+def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]:
+    if not machine.gpus:
+        return {}
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = listed.split(",") if listed is not None else list(map(str, range(machine.gpus)))
+    own = ids[: machine.gpus][number * gpus : (number + 1) * gpus] if on_gpu else []
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+
+
+def run(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
+    """Runs the points to their end. Returns 0, the code that all failed ones share, or 10; after a signal, that of it.
+
+    Args:
+        flags: for each `dist-train train`.
+    """
+    become_subreaper()
+    with Inbox() as inbox:
+        try:
+            return _Runner(sweep_, points, share, flags, inbox).run()
+        finally:
+            sweep(patience=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    point: Point
+    process: subprocess.Popen
+    slot: Mapping[str, str]
+    begun: float
+
+
+class _Runner:
+    def __init__(
+        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: Inbox
+    ) -> None:
+        self._sweep, self._share, self._flags, self._inbox = sweep_, share, flags, inbox
+        self._waiting, self._free = list(points), list(share.slots)
+        self._running: list[_Running] = []
+        self._codes: list[int] = []
+        self._total = len(points)
+        self._handed_on = False
+
+    def run(self) -> int:
+        while self._running or (self._waiting and self._inbox.stop is None):
+            while self._waiting and self._free and self._inbox.stop is None:
+                self._start(self._waiting.pop(0), self._free.pop(0))
+            self._hand_on_signals()
+            if self._inbox.kill is not None:
+                return 128 + self._inbox.kill
+            self._inbox.wait(TICK)
+            for one in [one for one in self._running if one.process.poll() is not None]:
+                self._ended(one)
+        return self._code()
+
+    def _start(self, point: Point, slot: Mapping[str, str]) -> None:
+        words = [
+            *self._sweep.train_words(point),
+            "--standalone",
+            "--nproc-per-node",
+            str(self._share.ranks[point.name]),
+        ]
+        with open(self._sweep.log(point), "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch", "train", *words, *self._flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._sweep.cwd,
+                env={**os.environ, **slot, "PYTHONPATH": search_path()},
+                start_new_session=True,  # so that Ctrl-C reaches this process alone
+                preexec_fn=die_with_parent,
+            )
+        self._running.append(_Running(point=point, process=process, slot=slot, begun=time.monotonic()))
+        say(f"  {point.name} started ({self._total - len(self._waiting)}/{self._total})")
+
+    def _hand_on_signals(self) -> None:
+        for number in self._inbox.take_others():
+            self._send(number)
+        if self._inbox.stop is not None and not self._handed_on:
+            self._handed_on = True
+            self._send(self._inbox.stop)
+            say(f"  {len(self._running)} running, each saves and stops … once more to kill at once")
+
+    def _send(self, number: int) -> None:
+        for one in self._running:
+            send(one.process.pid, number)
+
+    def _ended(self, one: _Running) -> None:
+        self._running.remove(one)
+        self._free.append(one.slot)
+        code = one.process.returncode
+        self._codes.append(code)
+        took = f"{time.monotonic() - one.begun:.0f} s"
+        if code == ExitCode.DONE:
+            say(f"{mark('✓', 'green')} {one.point.name} done in {took}")
+        elif self._inbox.stop is not None or code in _STOPPED:
+            say(f"  {one.point.name} stopped after {took}")
+        else:
+            how = signal_name(-code) if code < 0 else f"exit {code}"
+            log = self._sweep.log(one.point)
+            say(f"{mark('✗', 'red')} {one.point.name} failed after {took}, {how}{_last_word(log)}\n  its log: {log}")
+
+    def _code(self) -> int:
+        failed = {code if code > 0 else int(ExitCode.USER_CODE) for code in self._codes if code != ExitCode.DONE}
+        if self._inbox.stop is not None and (failed or self._waiting):
+            requeue = self._inbox.stop == signal.SIGUSR1
+            return ExitCode.REQUEUE if requeue else 128 + self._inbox.stop
+        return failed.pop() if len(failed) == 1 else ExitCode.USER_CODE if failed else ExitCode.DONE
+
+
+def _last_word(log: Path) -> str:
+    """What its launcher said of the failure."""
+    said = next((line for line in reversed(tail(log, 40)) if line.startswith("✗")), "")
+    return f": {printable(said.lstrip('✗ '), _LONGEST_REASON)}" if said else ""

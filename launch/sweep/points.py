@@ -1,0 +1,245 @@
+"""What a sweep varies: from `--over` and a list file to validated points, or to all that is wrong with them.
+
+Values are read as overrides are (YAML 1.2), several of them divided by commas outside of quotes and brackets; `0..3` is
+0, 1, 2, 3. `--over` given several times, and with a list, is every combination.
+"""
+
+import itertools
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.errors import UserError
+from dist_train.config.problems import ConfigError, Problem, printable
+from dist_train.config.schema import RunConfig
+from dist_train.config.source import load
+from launch.sweep.listed import Entry, read_list
+from launch.verdict import ranges
+
+MOST = 10_000
+"""Points of one sweep; more is taken for a mistake."""
+FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
+"""What all points have in common: they live in one folder, are ranked in one table, and are tasks of one array."""
+_RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
+_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.eE+-]*")
+_LONGEST_VALUE, _LONGEST_NAME = 20, 80
+_OPEN, _CLOSE, _QUOTES = "[{", "]}", "\"'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    """`003-lr0.3-seed1`: its number and what it varies. Its folder's name, by the rule for run names."""
+    overrides: Mapping[str, str]
+    """Key path and value as given, for what this point varies."""
+
+
+def draw(
+    config: str, base: Sequence[str], over: Sequence[str], listed: Path | None
+) -> tuple[tuple[Point, ...], list[RunConfig]]:
+    """The points, each with its validated config. Reads files, and creates nothing.
+
+    Args:
+        config: a YAML file.
+        base: overrides for all points.
+        over: `key=value,value` of each --over.
+        listed: a file with one point an entry.
+
+    Raises:
+        UserError: with every problem there is, of all points at once.
+    """
+    problems: list[Problem] = []
+    grid = _grid(over, problems)
+    entries = read_list(listed, problems) if listed else [Entry({}, "command line")]
+    _keys_once(grid, entries, problems)
+    count = len(entries) * math.prod(map(len, grid.values()))
+    if count > MOST:
+        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MOST:,}"))
+    if problems:
+        raise _refused(config, problems)
+    drawn = [
+        replace(entry, overrides={**entry.overrides, **dict(zip(grid, values, strict=True))})
+        for entry in entries
+        for values in itertools.product(*grid.values())
+    ]
+    configs = _validated(config, base, drawn)
+    names = _names([entry.overrides for entry in drawn])
+    points = tuple(Point(name=n, overrides=entry.overrides) for n, entry in zip(names, drawn, strict=True))
+    _no_twins(config, points, configs)
+    return points, configs
+
+
+def _refused(config: str, problems: Iterable[Problem]) -> UserError:
+    return UserError(str(ConfigError(config, problems)))
+
+
+# ---------------------------------------------------------------- --over
+
+
+def _grid(over: Sequence[str], problems: list[Problem]) -> dict[str, list[str]]:
+    grid: dict[str, list[str]] = {}
+    for order, text in enumerate(over):
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        found, message = split_values(values)
+        if not equals or not key:
+            message = f"'{printable(text)}' is not key=value,value, such as optimizer.lr=0.1,0.3"
+        elif key in grid:
+            message = "is there twice: give all its values in one --over"
+        if message:
+            problems.append(Problem(where="--over", key=key if equals else "", message=message, order=(order,)))
+        else:
+            grid[key] = found
+    return grid
+
+
+def split_values(text: str) -> tuple[list[str], str]:
+    """The values of `0.1,0.3` or `0..3`, and what is wrong with them, if anything."""
+    found: list[str] = []
+    for part in _split(text):
+        limits = _RANGE.fullmatch(part)
+        if not part.strip():
+            return [], f"has an empty value in '{printable(text)}'; an empty text is written ''"
+        if not limits:
+            found.append(part.strip())
+            continue
+        low, high = int(limits[1]), int(limits[2])
+        if high < low or high - low >= MOST:
+            return [], f"{part.strip()} is no range: the first number is the smaller one, and at most {MOST:,} between"
+        found += map(str, range(low, high + 1))
+    return found, ""
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of quotes and brackets."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if char == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in _QUOTES and not parts[-1].strip(" [{,:"):  # as in YAML, a quote in the middle of a word is text
+            quote = char
+        else:
+            depth += (char in _OPEN) - (char in _CLOSE and depth > 0)
+        parts[-1] += char
+    return parts
+
+
+def _keys_once(grid: Mapping[str, Any], entries: Sequence[Entry], problems: list[Problem]) -> None:
+    for entry in entries:
+        for key in entry.overrides.keys() & grid.keys():
+            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
+
+
+# ---------------------------------------------------------------- validation
+
+
+def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list[RunConfig]:
+    configs: list[RunConfig] = []
+    found: dict[Problem, list[int]] = {}
+    for number, entry in enumerate(drawn):
+        try:
+            configs.append(load(config, [*base, *words(entry.overrides)]))
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(_placed(problem, entry), []).append(number)
+    if found:
+        raise _refused(config, [_told(problem, numbers, len(drawn)) for problem, numbers in found.items()])
+    differing = [key for key in FIXED if any(_value(each, key) != _value(configs[0], key) for each in configs)]
+    message = "is the same for all points of a sweep: set it once, behind the config"
+    if differing:
+        raise _refused(config, [Problem(where="command line", key=key, message=message) for key in differing])
+    return configs
+
+
+def words(overrides: Mapping[str, str]) -> list[str]:
+    """As the command line has them."""
+    return [f"{key}={value}" for key, value in overrides.items()]
+
+
+def _placed(problem: Problem, entry: Entry) -> Problem:
+    """A problem of what the list file says is at its place there."""
+    own = any(f"{problem.key}.".startswith(f"{key}.") for key in entry.overrides)
+    return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
+
+
+def _told(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
+    if len(numbers) == of:
+        return problem
+    which = f"point{'s' * (len(numbers) > 1)} {ranges(list(numbers))}"
+    return replace(problem, message=f"{problem.message} ({which})")
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> None:
+    first: dict[str, Point] = {}
+    problems = []
+    for point, each in zip(points, configs, strict=True):
+        other = first.setdefault(each.model_dump_json(), point)
+        if other is not point:
+            message = f"{_said(point)} is the same run as {_said(other)}: give each once"
+            problems.append(Problem(where="command line", key="", message=message))
+    if problems:
+        raise _refused(config, problems)
+
+
+def _said(point: Point) -> str:
+    return f"point {int(point.name.partition('-')[0])} ({printable(shlex.join(words(point.overrides)))})"
+
+
+# ---------------------------------------------------------------- names
+
+
+def varied(points: Iterable[Mapping[str, str]]) -> list[str]:
+    """The keys that are not the same in all points, in the order given."""
+    points = list(points)
+    keys = dict.fromkeys(key for point in points for key in point)
+    return [key for key in keys if len({point.get(key) for point in points}) > 1]
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by as few of its last parts as tell it from the others: `optimizer.lr` is lr."""
+    return {key: next((end for end in _ends(key) if _is_telling(end, keys)), key) for key in keys}
+
+
+def _ends(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def _is_telling(end: str, keys: Sequence[str]) -> bool:
+    return sum(f".{key}".endswith(f".{end}") for key in keys) == 1
+
+
+def _names(points: Sequence[Mapping[str, str]]) -> list[str]:
+    short = short_keys(varied(points))
+    digits = max(3, len(str(len(points) - 1)))
+    return [_name(f"{number:0{digits}d}", point, short) for number, point in enumerate(points)]
+
+
+def _name(number: str, point: Mapping[str, str], short: Mapping[str, str]) -> str:
+    parts = [number]
+    for key, name in short.items():
+        if key in point:
+            value = _plain(point[key])[:_LONGEST_VALUE]
+            parts.append(f"{_plain(name)}{'' if _NUMBER.fullmatch(value) else '-'}{value}")
+    return "-".join(parts)[:_LONGEST_NAME].rstrip(".-")
+
+
+def _plain(text: str) -> str:
+    """What may stand in a run's name; anything else becomes a dash."""
+    return re.sub(r"-?[^A-Za-z0-9._-]+-?", "-", text.replace("+", "")).strip("-")

@@ -1,0 +1,147 @@
+"""A sweep's folder: sweep.json with its points, their configs, and one run directory for each.
+
+```
+runs/digits/sweep-20261128-123001-k3f9/
+  sweep.json            the points, and what ranks them
+  points/000-lr0.1.yaml the whole config of each
+  000-lr0.1/            its run directory
+  logs/000-lr0.1.log    what its launcher said
+  slurm/                the array's script and logs, where there was one
+  table.csv, table.json
+```
+It appears at once and whole, before anything runs.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dist_train.config.dump import to_yaml
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.run_dirs import new_run_dir
+from dist_train.config.schema import RunConfig
+from launch import run_dirs
+from launch.records import read_json, write_json
+from launch.sweep.points import Point
+
+_FILE = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What sweep.json says, and where it lies."""
+
+    folder: Path
+    config: str
+    """The file it was drawn from, for people; each point has its own."""
+    cwd: Path
+    """Where the command was given: relative paths in the configs begin there."""
+    metric: str
+    better: Literal["max", "min"]
+    points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def run_dir(self, point: Point) -> Path:
+        return self.folder / point.name
+
+    def log(self, point: Point) -> Path:
+        return self.folder / "logs" / f"{point.name}.log"
+
+    def config_of(self, point: Point) -> Path:
+        """What it began with, once there is something to go on from: with `auto` values settled."""
+        own = self.run_dir(point) / "config.yaml"
+        begun = own.is_file() and run_dirs.has_checkpoints(self.run_dir(point))
+        return own if begun else self.folder / "points" / f"{point.name}.yaml"
+
+    def train_words(self, point: Point) -> tuple[str, ...]:
+        """For `dist-train train`: this point, from the beginning or from where it is."""
+        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)))
+
+
+def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
+    """A sweep in a folder that is free. Makes nothing."""
+    first = configs[0]
+    place = new_run_dir(first)
+    return Sweep(
+        folder=place.with_name(f"sweep-{place.name}").absolute(),
+        config=config,
+        cwd=Path.cwd(),
+        metric=first.eval.best,
+        better=first.eval.best_is,
+        points=tuple(points),
+    )
+
+
+def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
+    """The runs of a sweep are one group in W&B, unless the user has named another."""
+    tracking = config.tracking
+    wandb = tracking.wandb.model_copy(update={"group": tracking.wandb.group or sweep.name})
+    return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
+
+
+def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
+    """Makes the folder with everything that describes the sweep.
+
+    Raises:
+        UserError: when the file system does not let us.
+    """
+    hidden = sweep.folder.with_name(f".tmp-{sweep.name}")
+    try:
+        (hidden / "points").mkdir(parents=True)
+        (hidden / "logs").mkdir()
+        for name, config in configs.items():
+            (hidden / "points" / f"{name}.yaml").write_text(to_yaml(config))
+        write_json(hidden / _FILE, _record(sweep))
+        os.rename(hidden, sweep.folder)
+    except OSError as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise UserError(f"cannot make the sweep's folder {sweep.folder}: {error.strerror}") from None
+
+
+def remove(sweep: Sweep) -> None:
+    """For a sweep that came to nothing."""
+    shutil.rmtree(sweep.folder, ignore_errors=True)
+
+
+def _record(sweep: Sweep) -> dict[str, Any]:
+    kept = {"config": sweep.config, "cwd": str(sweep.cwd), "metric": sweep.metric, "better": sweep.better}
+    return {**kept, "points": [asdict(point) for point in sweep.points]}
+
+
+def read(folder: Path) -> Sweep:
+    """The sweep in a folder.
+
+    Raises:
+        UserError: when there is none.
+    """
+    record = read_json(folder / _FILE)
+    if record is None:
+        raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it")
+    points = tuple(Point(**point) for point in record["points"])
+    return Sweep(**{**record, "folder": folder.resolve(), "cwd": Path(record["cwd"]), "points": points})
+
+
+@contextlib.contextmanager
+def owning(sweep: Sweep) -> Iterator[None]:
+    """Holds the sweep for one command; the kernel lets go of it however this process ends.
+
+    Raises:
+        UserError: (exit 3) when another command works on it.
+    """
+    with open(sweep.folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{sweep.folder}: another `dist-train sweep` is at work on it; wait for its end, or stop it"
+            raise UserError(message, ExitCode.OWNED) from None
+        except OSError:  # a file system without locks; each run directory has an owner of its own
+            pass
+        yield

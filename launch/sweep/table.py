@@ -1,0 +1,181 @@
+"""How far each point is and how good, best first: for people, as table.csv and as table.json."""
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.problems import printable
+from launch import run_dirs
+from launch.commands.runs import add_queue
+from launch.records import read_json
+from launch.slurm.queue import FINISHED
+from launch.sweep.points import Point, short_keys, varied
+from launch.sweep.store import Sweep
+from launch.verdict import signal_name
+
+DONE, RUNNING, QUEUED, MISSING = "done", "running", "queued", "missing"
+_LONGEST_REASON = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One point as it stands."""
+
+    point: Point
+    state: str
+    """done, running, queued, stopped (saved, can go on), failed, died (gone without a word) or missing."""
+    step: int | None
+    total_steps: int | None
+    best: float | None
+    """The sweep's metric at its best."""
+    best_step: int | None
+    metrics: dict[str, Any]
+    """Of the last evaluation."""
+    job: str | None
+    """In SLURM's queue, or not long ago."""
+    reason: str | None
+    """Why it failed."""
+
+    @property
+    def ranked(self) -> bool:
+        return self.state == DONE and self.best is not None and not math.isnan(self.best)
+
+
+def look(sweep: Sweep) -> list[Row]:
+    """All points, best first; those without a result below, as they were given."""
+    found = [run_dirs.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
+    add_queue(found)
+    rows = [_row(sweep, point, facts) for point, facts in zip(sweep.points, found, strict=True)]
+    sign = -1 if sweep.better == "max" else 1
+    return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))
+
+
+def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
+    folder = sweep.run_dir(point)
+    state = _state(folder, facts)
+    best = facts["best"] or {}
+    return Row(
+        point=point,
+        state=state,
+        step=facts["step"],
+        total_steps=facts["total_steps"],
+        best=best.get("value"),
+        best_step=best.get("step"),
+        metrics=facts["metrics"] or {},
+        job=facts["queue"]["job"] if facts["queue"] else None,
+        reason=_reason(folder) if state in ("failed", "died") else None,
+    )
+
+
+def _state(folder: Path, facts: dict[str, Any]) -> str:
+    state, queue = facts["state"], facts["queue"]
+    if state == DONE or (state == "stopped" and (read_json(folder / "state.json") or {}).get("signal") is None):
+        return DONE  # by train.stop_after: as far as it was meant to go
+    if state == RUNNING:
+        return RUNNING
+    if queue and queue["state"] not in FINISHED:
+        return QUEUED
+    begun = any((folder / "generations").glob("[0-9]*"))
+    return (RUNNING if state == "starting" else state) if begun else MISSING
+
+
+def _reason(folder: Path) -> str | None:
+    """The first cause, from the newest verdict."""
+    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
+    verdicts = sorted(generations[-1].glob("verdict*.json")) if generations else []
+    cause = (read_json(verdicts[0]) or {}).get("cause") if verdicts else None
+    if not cause:
+        return None
+    report, code = cause.get("report"), cause.get("exit_code")
+    if report:
+        message = next(iter(str(report["message"]).splitlines()), "")
+        text = message if report.get("is_user_error") else f"{report['type']}: {message}"
+    else:
+        text = f"killed by {signal_name(-code)}" if code and code < 0 else f"exit code {code}"
+    return printable(text, _LONGEST_REASON)
+
+
+# ---------------------------------------------------------------- as text and files
+
+
+def cells(sweep: Sweep, rows: list[Row]) -> list[tuple[str, ...]]:
+    """For people, the header first."""
+    keys = short_keys(varied(point.overrides for point in sweep.points))
+    header = ("", "point", *keys.values(), sweep.metric, "at step", "state")
+    table = [header]
+    ranked = 0
+    for row in rows:
+        ranked += row.ranked
+        values = [printable(row.point.overrides.get(key, ""), 30) for key in keys]
+        best = "" if row.best is None else f"{row.best:.5g}"
+        at = "" if row.best_step is None else f"{row.best_step:,}"
+        number = f"{row.point.name.partition('-')[0]}"
+        table.append((str(ranked) if row.ranked else "-", number, *values, best, at, _told(row)))
+    return table
+
+
+def _told(row: Row) -> str:
+    if row.state == DONE or row.step is None:
+        return row.state + (f": {row.reason}" if row.reason else "")
+    total = f"/{row.total_steps:,}" if row.total_steps else ""
+    return f"{row.state} at step {row.step:,}{total}" + (f": {row.reason}" if row.reason else "")
+
+
+def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
+    """For table.json and --json."""
+    return {
+        "sweep": str(sweep.folder),
+        "metric": sweep.metric,
+        "better": sweep.better,
+        "points": [
+            {
+                "rank": number if row.ranked else None,
+                "point": row.point.name,
+                "state": row.state,
+                "overrides": dict(row.point.overrides),
+                "best": row.best,
+                "best_step": row.best_step,
+                "step": row.step,
+                "total_steps": row.total_steps,
+                "metrics": row.metrics,
+                "job": row.job,
+                "reason": row.reason,
+                "run_dir": str(sweep.run_dir(row.point)),
+            }
+            for number, row in enumerate(rows, 1)
+        ],
+    }
+
+
+def as_csv(sweep: Sweep, rows: list[Row]) -> str:
+    """One line a point; a column for each key that some point sets and for each number of the last evaluation."""
+    keys = list(dict.fromkeys(key for point in sweep.points for key in point.overrides))
+    metrics = list(dict.fromkeys(name for row in rows for name, value in row.metrics.items() if _is_number(value)))
+    plain = ("rank", "point", "state", "best", "best_step", "step", "total_steps", "reason", "run_dir")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = {"best": f"best {sweep.metric}"}
+    writer.writerow([*(header.get(name, name) for name in plain), *keys, *(f"last {name}" for name in metrics)])
+    for record in as_records(sweep, rows)["points"]:
+        values = [record[name] for name in plain]
+        values += [record["overrides"].get(key) for key in keys] + [record["metrics"].get(name) for name in metrics]
+        writer.writerow(["" if value is None else value for value in values])
+    return text.getvalue()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write(sweep: Sweep, rows: list[Row]) -> None:
+    """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
+    texts = {"table.csv": as_csv(sweep, rows), "table.json": json.dumps(as_records(sweep, rows), indent=2) + "\n"}
+    for name, text in texts.items():
+        temporary = sweep.folder / f".tmp-{name}-{os.getpid()}"
+        temporary.write_text(text)
+        os.replace(temporary, sweep.folder / name)
