@@ -32,6 +32,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         started = replace(
             plan,
             folder=folder,
+            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
             program=("-m", MODULE),
             arguments=(str(outcome), "--backend", plan.backend),
             resume=None,

@@ -359,4 +359,39 @@ def test_a_rank_that_is_held_back_is_named_and_no_problem(folder):
     assert found["versions"]["facts"]["torch"] and found["driver"]["facts"]["cuda"] == gpu.cuda_of_torch()
     assert found["all-reduce"]["facts"]["ranks"] == 2 and found["all-reduce"]["facts"]["gb_per_second"] > 0
     assert found["disk"]["facts"]["checkpoint"] > 0
-    assert list((folder / "scratch").iterdir()) == [] and not (folder / "runs").exists()
+    assert left(folder) == []
+
+
+def left(folder):
+    """What there is besides the test's own files, and the cache that any import of torch makes."""
+    own = {"digits.yaml", "home", "scratch"}
+    found = [*folder.iterdir(), *(folder / "scratch").iterdir()]
+    return [path.name for path in found if path.name not in own and not path.name.startswith("torchinductor")]
+
+
+def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
+    script = (
+        "import json\nfrom pathlib import Path\nfrom launch import host\nfrom launch.doctor import examine, ranks\n"
+        "from launch.plan import Flags, make_plan\nflags = Flags(nproc_per_node='2', standalone=True)\n"
+        "plan = make_plan(examine.standard_config(), flags, host.look({}), folder=Path(), program=(), arguments=(), "
+        "resume=None)\nprint(json.dumps([found.as_json() for found in ranks.findings(plan, cores=2)]))"
+    )
+    limited = ["sh", "-c", f"ulimit -n 16; exec {shlex.join(python('-c', script))}"]
+    (found,) = json.loads(run(folder, limited)[0])
+    assert found["level"] == "problem" and found["facts"]["exit_code"] == 10
+    assert "2 ranks failed while joining each other over gloo" in found["text"]
+    logs = Path(found["advice"].rpartition(" ")[2])
+    assert logs.is_dir() and logs.is_relative_to(folder / "scratch")
+
+
+@pytest.mark.long
+def test_a_busy_machine_makes_no_rank_an_outlier(folder):
+    busy = [subprocess.Popen(python("-c", "while True: pass")) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        for _ in range(10):
+            report, found = topics(run(folder, DOCTOR)[0])
+            assert report["ok"] and found["computing"]["facts"]["slow_ranks"] == [], found["computing"]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
