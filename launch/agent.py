@@ -46,8 +46,8 @@ def main_forked(request: dict[str, Any], server: socket.socket) -> None:
 def work(request: dict[str, Any]) -> None:
     """Runs the ranks to their end and writes how that was. Ends the process."""
     sys.stdout = sys.stderr = open(request["log"], "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
-    for number in (1, 2):  # what torch prints from C++ too: this process never waits for a console
-        os.dup2(sys.stderr.fileno(), number)
+    for descriptor in (1, 2):  # what torch prints from C++ too: this process never waits for a console
+        os.dup2(sys.stderr.fileno(), descriptor)
     try:
         outcome: dict[str, Any] = {"error": None, "ranks": launch(request)}
     except BaseException as error:

@@ -243,12 +243,17 @@ def test_a_training_goes_on_where_nothing_is_as_it_should_be_and_tells_no_secret
     assert [name for name, secret in SECRETS.items() if any(secret.encode() in text for text in written)] == []
 
 
-def test_a_training_goes_on_when_its_terminal_is_closed(train, tmp_path):
+MOMENTS = [0, *(pytest.param(step, marks=pytest.mark.long) for step in range(8, 80, 8))]
+
+
+@pytest.mark.parametrize("step", MOMENTS)
+def test_a_training_goes_on_when_its_terminal_is_closed(train, tmp_path, step):
     terminal = Terminal(columns=120)
     run = tmp_path / "runs" / "run"
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.theirs)
     process = train(run, cwd=tmp_path, env={**os.environ, "TERM": "xterm-256color"}, **streams)
-    until(lambda: re.search(r"━+.*/132 steps", terminal.text()) is not None, PATIENCE)
+    bar = re.compile(r"━.* (\d+)/132 steps")
+    until(lambda: any(int(drawn) >= step for drawn in bar.findall(terminal.text())), PATIENCE)
     terminal.close()
     os.killpg(process.pid, signal.SIGHUP)
     assert process.wait(PATIENCE) == 0

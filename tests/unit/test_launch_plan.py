@@ -140,3 +140,12 @@ def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(UserError, match=words) as refused:
         plan(**options)
     assert refused.value.code == 2 and "\n" not in str(refused.value)
+
+
+def test_what_is_shown_is_said_once_and_checked_before_anything_starts():
+    assert plan(nproc_per_node="4").ranks is None
+    made = plan(nproc_per_node="4", ranks="1,3", log_size="2MB")
+    assert made.ranks == [1, 3] and made.log_size == 2_000_000
+    for wrong in ({"ranks": "1", "tee": "3"}, {"ranks": "4"}, {"tee": "x"}, {"log_size": "0"}):
+        with pytest.raises(UserError):
+            plan(nproc_per_node="4", **wrong)
