@@ -67,18 +67,19 @@ def _kill_launcher(run: Submitted, node: int) -> None:
 
 
 def _kill_node(run: Submitted, node: int) -> None:
-    """It is back once the controller has put the job back, as a node is after a while."""
+    """It is back once the job has been put back and its last process is gone, as a node is after a while."""
     before = run.cluster.job(run.id).restarts
     run.cluster.kill_node(NODES[node])
-    run.wait_until(lambda: run.cluster.job(run.id).restarts > before, "the job to be put back", 240)
+    run.wait_until(lambda: run.cluster.job(run.id).restarts > before, "the job to be put back")
+    run.wait_until(lambda: not run.cluster.pids_on(NODES[1 - node], "launch"), "the other node's ranks to end")
     run.cluster.start_node(NODES[node])
 
 
 def resize(run: Submitted, nodes: int) -> None:
     """Requeued by hand, to come back on another number of nodes."""
-    job = str(run.id)
-    run.cluster.run(["scontrol", "requeuehold", job])
-    run.wait_until(lambda: run.cluster.job(job).state == "PENDING", "the job to wait")
+    job, before = str(run.id), run.cluster.job(run.id).restarts
+    run.cluster.run(["scontrol", "requeuehold", job], check=False)  # a busy controller may be asked twice, and says so
+    run.wait_until(lambda: run.cluster.job(job).restarts > before, "the job to wait")
     # SLURM refuses while the last processes of the job are still on their way out.
     change = ["scontrol", "update", f"JobId={job}", f"NumNodes={nodes}", f"NumTasks={nodes}"]
     run.wait_until(lambda: run.cluster.run(change, check=False).returncode == 0, f"the job to have {nodes} nodes")
