@@ -14,16 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import host, run_dirs, verdict
 from launch.console import mark, say
+from launch.deaths import Deaths
 from launch.inbox import Inbox
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
+from launch.verdict.logs import native_death, tail
 
 HOME = Path(__file__).resolve().parents[1]
 """The folder that `launch` is imported from."""
@@ -137,12 +140,15 @@ class Generation:
     def run(self, told: tuple | None) -> int:
         """Starts the agent, waits for all ranks, says what went wrong. Returns the exit code so far."""
         kills = host.oom_kills()
+        self.memory = host.memory()
         self.plan.logs.mkdir(parents=True, exist_ok=True)
         agent = self._start_agent()
+        self.deaths = Deaths(self.folder / "ranks", str(myself()["host"]))
         try:
-            while agent.poll() is None:
-                self._look_after(agent)
-                self.inbox.wait(TICK)
+            with self.deaths:
+                while agent.poll() is None:
+                    self._look_after(agent)
+                    self.inbox.wait(TICK)
         finally:
             killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
             if agent.poll() is None:
@@ -152,9 +158,9 @@ class Generation:
             if agent.stdin:
                 agent.stdin.close()
         if self.inbox.kill is not None:
-            return _code_of(self.inbox.kill)
+            return self._wrote("stopped", _code_of(self.inbox.kill))
         if self._out_of_time and self.inbox.stop is not None:
-            return self._stopped(self.inbox.stop)
+            return self._wrote("stopped", self._stopped(self.inbox.stop))
         outcome = read_json(self.outcome) or {"error": "it died", "ranks": []}
         if outcome["error"] is None and all(rank["exit_code"] == 0 for rank in outcome["ranks"]):
             return self._ended_well()
@@ -192,6 +198,8 @@ class Generation:
             return
         sessions = [session for session in read_all(self.folder / "ranks") if session["agent"] == agent.pid]
         alive = [session for session in sessions if is_alive(session)]
+        if len(alive) == len(sessions):  # once one is dead, what it used is free again
+            self.memory = host.memory()
         if self.inbox.stop is not None:
             self._pass_on_stop(self.inbox.stop, sessions, alive)
         for number in self.inbox.take_others():
@@ -249,8 +257,12 @@ class Generation:
         by_name = getattr(signal, str(state.get("signal")), None)
         number = self.inbox.stop or by_name
         if number is None or state.get("status") == "done":
-            return ExitCode.DONE
-        return self._stopped(number)
+            return self._wrote("done", ExitCode.DONE)
+        return self._wrote("stopped", self._stopped(number))
+
+    def _wrote(self, outcome: str, code: int) -> int:
+        write_json(self.verdict, verdict.as_record(outcome, code))
+        return code
 
     def _stopped(self, number: int) -> int:
         if number == signal.SIGUSR1 or (number == signal.SIGTERM and self.plan.scheduler):
@@ -272,20 +284,27 @@ class Generation:
                 checkpoint=run_dirs.newest_checkpoint(self.plan.folder),
                 out_of_memory=out_of_memory,
                 here=str(myself()["host"]),
+                memory=self._memory(out_of_memory),
+                job=self.plan.environment.get("DIST_TRAIN_JOB"),
             )
             code = verdict.exit_code(cause, out_of_memory=out_of_memory)
             text = verdict.explain(cause, found, scene)
-        self.told = (cause.rank, cause.kind, cause.exit_code, (cause.report or {}).get("message")) if cause else None
-        same = self.told is not None and self.told == told
+        self.told = verdict.signature(cause)
+        same = cause is not None and self.told == told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
-        write_json(
-            self.outcome.with_name(self.outcome.name.replace("agent", "verdict")), verdict.as_record(cause, found, code)
-        )
+        write_json(self.verdict, verdict.as_record("failed", code, cause, found))
         return code
 
     def _failures(self, outcome: dict) -> list[verdict.Failure]:
         sessions, reports = read_all(self.folder / "ranks"), read_all(self.folder / "errors")
-        return verdict.failures(sessions, reports, outcome["ranks"], self._ended_by_us)
+        died = self.deaths.stamps()
+        logs = {rank: tail(self.plan.logs / f"rank{rank}.log", 400) for rank in died}
+        native = {rank: found for rank, lines in logs.items() if (found := native_death(lines))}
+        return verdict.failures(sessions, reports, outcome["ranks"], self._ended_by_us, died, native)
+
+    def _memory(self, out_of_memory: bool) -> host.Memory:
+        """As it was before the death; the peak is the kernel's own."""
+        return replace(self.memory, peak=host.memory().peak) if out_of_memory else self.memory
 
     def _agent_failed(self, outcome: dict) -> str:
         why = outcome["error"] or "no rank said why"

@@ -1,5 +1,6 @@
 """`dist-train train`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, existing_config, load, split_config
+from launch.commands.common import (
+    DASHES_AND_UNDERSCORES,
+    OverridesLast,
+    existing_config,
+    json_option,
+    load,
+    split_config,
+)
 from launch.console import say
 
 if TYPE_CHECKING:
@@ -66,8 +74,9 @@ def _torchrun(name: str, **settings: Any) -> Any:
     metavar="KEY",
     help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
+@json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
-def command(words: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+def command(words: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
     config_path, config, plan, note = prepare(words, **options)
     if dry_run:
@@ -78,7 +87,12 @@ def command(words: tuple[str, ...], dry_run: bool, **options: Any) -> None:
         say(note)
     from launch.supervisor import supervise
 
-    sys.exit(supervise(plan))
+    code = supervise(plan)
+    if as_json:
+        from launch.verdict import latest
+
+        click.echo(json.dumps(latest(plan.folder)))
+    sys.exit(code)
 
 
 def prepare(
