@@ -84,7 +84,16 @@ def limits() -> dict[str, int]:
     known = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "as": resource.RLIMIT_AS}
     found = {name: resource.getrlimit(number)[0] for name, number in known.items()}
     found = {name: value for name, value in found.items() if value != resource.RLIM_INFINITY}
-    return {**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {**found, "peak": _most_memory()}
+
+
+def _most_memory() -> int:
+    """In bytes. Not getrusage's, which a process inherits from the one that forked it."""
+    try:
+        with open("/proc/self/status") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+    except OSError:
+        return 0
 
 
 def gpu_memory(error: BaseException) -> dict[str, int] | None:
