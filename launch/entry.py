@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import importlib.util
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
-USER_CODE_FAILED, OUT_OF_MEMORY, INTERRUPTED = 10, 12, 130
+USER_CODE_FAILED, INTERRUPTED = 10, 130
 _CHECKED_LAST = ("runpy", "<frozen runpy>", __file__)
 
 
@@ -36,23 +37,58 @@ def main(arguments: list[str]) -> None:
     if signals == "default":
         answer_signals()
     rank = int(os.environ["RANK"])
+    exceptions = beside("exceptions")
     facts = Path(generation) / "ranks" / f"{rank}.json"
     identity = {"rank": rank, "agent": int(agent), **whoami()}
     write_json(facts, identity)
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
+    spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
+    os.register_at_fork(after_in_child=lambda: keep_stacks(log))
     try:
         run(program)
     except SystemExit as leaving:
-        write_json(facts, {**identity, "ended": leaving.code or 0})
+        told = {"ended": leaving.code or 0, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)}
+        write_json(facts, {**identity, **told})
         raise
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BaseException as error:
-        report = describe(error)
-        write_json(Path(generation) / "errors" / f"rank{rank}.json", {**identity, **report})
-        print(report["traceback"], file=log, flush=True)
+        os.close(spare)
+        report = exceptions.describe(error, _CHECKED_LAST)
+        with contextlib.suppress(OSError):  # a full disk: what is in the log then has to do
+            write_json(Path(generation) / "errors" / f"rank{rank}.json", {**identity, **report})
+        with contextlib.suppress(OSError):
+            print(report["traceback"], file=log, flush=True)
         sys.exit(report["code"])
-    write_json(facts, {**identity, "ended": 0})
+    write_json(facts, {**identity, "ended": 0, "ended_ns": boot_ns()})
+
+
+def beside(name: str) -> Any:
+    """A module of this folder, without the folder in sys.path, where the program would find it."""
+    spec = importlib.util.spec_from_file_location(f"_launch_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def keep_stacks(log: TextIO) -> None:
+    """In a child that is to load data for torch: torch's own signal handlers would put faulthandler's out of work."""
+    handling = sys.modules.get("torch.utils.data._utils.signal_handling")
+    theirs = getattr(handling, "_set_worker_signal_handlers", None)
+    if theirs is None:
+        return
+
+    def ours(*arguments: Any) -> None:
+        theirs(*arguments)
+        faulthandler.disable()
+        faulthandler.enable(file=log)
+
+    handling._set_worker_signal_handlers = ours  # type: ignore[union-attr]
 
 
 def die_with(parent: int) -> None:
@@ -140,50 +176,6 @@ def run(program: list[str]) -> None:
         sys.path[0] = str(Path(program[0]).resolve().parent)
         sys.argv = program
         runpy.run_path(program[0], run_name="__main__")
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """What the supervisor needs to explain an exception; `boot_ns` orders the ranks of a host by time."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in _CHECKED_LAST]
-    lines = traceback.format_exception(type(error), error, _own_part(error))
-    return {
-        "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        "type": type(error).__name__,
-        "module": type(error).__module__,
-        "message": str(error),
-        "notes": list(getattr(error, "__notes__", [])),
-        "code": exit_code(error),
-        "is_user_error": is_user_error(error),
-        "frames": [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames],
-        "traceback": "".join(lines),
-    }
-
-
-def _own_part(error: BaseException) -> Any:
-    """The traceback from the program's first frame on; a syntax error in the program itself has none."""
-    part = error.__traceback__
-    while part is not None and part.tb_frame.f_code.co_filename in _CHECKED_LAST:
-        part = part.tb_next
-    return part
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Our own errors for users: one line and an exit code, known by their class wherever they come from."""
-    places = ((kind.__module__, kind.__name__) for kind in type(error).__mro__)
-    return any(
-        module.startswith("dist_train.config") and name in ("UserError", "ConfigError") for module, name in places
-    )
-
-
-def exit_code(error: BaseException) -> int:
-    """One meaning each, as dist_train.config.errors.ExitCode has them."""
-    if is_user_error(error):
-        return int(getattr(error, "code", 2))
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
-        return OUT_OF_MEMORY
-    return USER_CODE_FAILED
 
 
 def leave(arguments: list[str]) -> None:

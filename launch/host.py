@@ -112,6 +112,50 @@ def oom_kills() -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of our cgroup where it has a limit below the machine's, else of the machine; in bytes."""
+
+    limit: int
+    used: int
+    peak: int | None
+    """The most that the cgroup has ever used."""
+    is_cgroup: bool
+
+
+def memory(groups: str | None = None, mount: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> Memory:
+    """How much of the memory that we may have is used now."""
+    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+    facts = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    machine = Memory(
+        limit=facts["MemTotal"], used=facts["MemTotal"] - facts["MemAvailable"], peak=None, is_cgroup=False
+    )
+    own = (proc / "self" / "cgroup").read_text() if groups is None else groups
+    limited = [found for folder in _cgroup_folders(own, mount, "memory") if (found := _memory_of(folder))]
+    return min([machine, *limited], key=lambda found: found.limit)
+
+
+def _memory_of(folder: Path) -> Memory | None:
+    """None where the cgroup has no limit."""
+    for limit, used, peak in (
+        ("memory.max", "memory.current", "memory.peak"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    ):
+        numbers = {name: _number_in(folder / name) for name in (limit, used, peak)}
+        if (most := numbers[limit]) is not None:
+            return Memory(limit=most, used=numbers[used] or 0, peak=numbers[peak], is_cgroup=True)
+    return None
+
+
+def _number_in(path: Path) -> int | None:
+    """None for `max`, and where there is no such file."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
 # ---------------------------------------------------------------- GPUs
 
 

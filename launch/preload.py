@@ -31,7 +31,8 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 def main(arguments: list[str]) -> None:
     """Serves until the supervisor is gone, which takes everything below along. Never returns."""
     control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    entry, processes = load("entry"), load("processes")
+    entry = load("entry")
+    processes = entry.beside("processes")
     entry.die_with(parent)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)

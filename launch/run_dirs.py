@@ -200,7 +200,8 @@ def describe(folder: Path, root: Path) -> dict[str, Any]:
     status = state.get("status", "starting")
     generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
     if status in ("running", "starting") and generations and not _owner_lives(generations[-1]):
-        status = "failed" if any(generations[-1].glob("verdict*.json")) else "died"
+        verdicts = [read_json(path) or {} for path in generations[-1].glob("verdict*.json")]
+        status = "failed" if any(verdict.get("outcome", "failed") == "failed" for verdict in verdicts) else "died"
     if not state and not generations and ids:
         status = "submitted"
     return {

@@ -1,5 +1,6 @@
 """`dist-train run`."""
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from dist_train.config.errors import ExitCode, UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast
+from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
 EPILOG = """\b
@@ -46,6 +47,7 @@ PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
 @torchrun_flag("--signals-to-handle", hidden=True, help="SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are.")
 @torchrun_flag("--use-env", is_flag=True, hidden=True, help="The only way there is.")
 @click.option("--preload", metavar="MODULE,...", help="What to import once for all ranks, besides torch.")
+@json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="For logs and verdicts. [default: runs/NAME/<time>]")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -56,10 +58,11 @@ def command(
     no_python: bool,
     preload: str | None,
     run_dir: str | None,
+    as_json: bool,
     **flags: Any,
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from launch import run_dirs
+    from launch import run_dirs, verdict
     from launch.records import write_json
     from launch.supervisor import supervise
 
@@ -71,6 +74,8 @@ def command(
     code = supervise(plan)
     if plan.node in (0, None):
         write_json(state, {"status": _status(code)})
+    if as_json:
+        click.echo(json.dumps(verdict.latest(plan.folder)))
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 """`dist-train train`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, existing_config, load, split_config
+from launch.commands.common import (
+    DASHES_AND_UNDERSCORES,
+    OverridesLast,
+    existing_config,
+    json_option,
+    load,
+    split_config,
+)
 from launch.commands.launch_flags import launch_flags
 from launch.console import say
 
@@ -44,8 +52,9 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
     help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
 @click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
+@json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
-def command(words: tuple[str, ...], dry_run: bool, preflight: bool, **options: Any) -> None:
+def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
     code = _in_allocation(words, dry_run, **options)
     if code is not None:
@@ -63,7 +72,12 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, **options: A
         say(note)
     from launch.supervisor import supervise
 
-    sys.exit(supervise(plan))
+    code = supervise(plan)
+    if as_json:
+        from launch.verdict import latest
+
+        click.echo(json.dumps(latest(plan.folder)))
+    sys.exit(code)
 
 
 def _in_allocation(

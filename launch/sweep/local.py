@@ -23,7 +23,8 @@ from launch.plan import Flags, LaunchPlan, make_plan
 from launch.processes import become_subreaper, die_with_parent, send, sweep
 from launch.sweep.points import Point
 from launch.sweep.store import Sweep
-from launch.verdict import signal_name, tail
+from launch.verdict.logs import tail
+from launch.verdict.text import signal_name
 
 TICK = 0.5
 """Seconds between two looks; a point's end or a signal wakes at once."""

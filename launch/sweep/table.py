@@ -16,7 +16,7 @@ from launch.records import read_json
 from launch.slurm.queue import FINISHED
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
-from launch.verdict import signal_name
+from launch.verdict.text import signal_name
 
 DONE, RUNNING, QUEUED, MISSING = "done", "running", "queued", "missing"
 _LONGEST_REASON = 100

@@ -69,7 +69,9 @@ def test_ordinary_errors_are_no_echo(message):
         ([report(0)], (0, 10), False, 10),
         ([], (0, -9), False, 10),
         ([], (0, -9), True, 12),
-        ([], (0, 3), False, 3),
+        ([], (0, 3), False, 10),
+        ([], (0, 2), False, 2),
+        ([], (0, 75), False, 75),
         ([], (0, 7), False, 10),
     ],
 )

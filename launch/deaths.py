@@ -1,0 +1,63 @@
+"""When the ranks of this host died, to the millisecond: torch's agent looks only now and then, and at all at once."""
+
+import os
+import select
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from launch.records import read_all
+
+_PAUSE = 0.05
+"""Seconds between two looks for ranks that have begun."""
+
+
+class Deaths:
+    """Watches the ranks that write themselves down in `folder`, from a thread, while it is open."""
+
+    def __init__(self, folder: Path, host: str) -> None:
+        self._folder, self._host = folder, host
+        self._died: dict[int, int] = {}
+        self._known: set[tuple[int, int]] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="deaths", daemon=True)
+
+    def __enter__(self) -> "Deaths":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def stamps(self) -> dict[int, int]:
+        """Boot time in ns at which a rank was first known to be dead."""
+        return dict(self._died)
+
+    def _watch(self) -> None:
+        poll, ranks = select.poll(), {}
+        while not self._over.is_set():
+            for rank, descriptor in self._new():
+                ranks[descriptor] = rank
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, _ in poll.poll(_PAUSE * 1000):
+                self._died[ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                poll.unregister(descriptor)
+                os.close(descriptor)
+        for descriptor in ranks:
+            os.close(descriptor)
+
+    def _new(self) -> list[tuple[int, int]]:
+        """Rank and pidfd of those that have begun since the last look."""
+        found = []
+        for session in read_all(self._folder):
+            key = (session["rank"], session["pid"])
+            if key in self._known or session["host"] != self._host:
+                continue
+            self._known.add(key)
+            try:
+                found.append((session["rank"], os.pidfd_open(session["pid"])))
+            except OSError:  # gone and buried, or no descriptor left
+                self._died[session["rank"]] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return found

@@ -1,0 +1,124 @@
+"""What a rank writes down of the exception that ended it. Loaded by entry.py: it imports the standard library alone."""
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+USER_CODE_FAILED, OUT_OF_MEMORY = 10, 12
+
+
+def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
+    """What the supervisor needs to explain an exception; `boot_ns` orders the ranks of a host by time.
+
+    Args:
+        error: the exception.
+        checked_last: files whose frames are the launcher's own.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in checked_last]
+    lines = traceback.format_exception(type(error), error, _own_part(error, checked_last))
+    return {
+        "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        **_named(error),
+        "notes": list(getattr(error, "__notes__", [])),
+        "errno": getattr(error, "errno", None) if isinstance(error, OSError) else None,
+        "filename": str(getattr(error, "filename", None) or "") if isinstance(error, OSError) else "",
+        "chain": chain(error),
+        "code": exit_code(error),
+        "is_user_error": is_user_error(error),
+        "collective": collective(error.__traceback__),
+        "limits": limits(),
+        "gpu": gpu_memory(error),
+        "frames": [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames],
+        "traceback": "".join(lines),
+    }
+
+
+def chain(error: BaseException) -> list[dict[str, str]]:
+    """The exceptions that this one was raised from, or while they were handled: an echo of a lost peer is still one."""
+    return [_named(one) for one in _before(error)]
+
+
+def _named(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "module": type(error).__module__, "message": str(error)}
+
+
+def _before(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    while True:
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None or id(before) in seen:
+            return
+        seen.add(id(before))
+        error = before
+        yield error
+
+
+def _own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
+    """The traceback from the program's first frame on; a syntax error in the program itself has none."""
+    part = error.__traceback__
+    while part is not None and part.tb_frame.f_code.co_filename in checked_last:
+        part = part.tb_next
+    return part
+
+
+def collective(part: TracebackType | None) -> str | None:
+    """The collective that the exception came out of, with what this rank gave: `all_reduce float32 [4]`."""
+    found = None
+    while part is not None:
+        code, names = part.tb_frame.f_code, part.tb_frame.f_locals
+        if code.co_filename.endswith("distributed_c10d.py"):
+            tensor: Any = next((names[name] for name in ("tensor", "output_tensor", "output") if name in names), None)
+            if hasattr(tensor, "dtype") and hasattr(tensor, "shape"):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                found = f"{code.co_name} {kind} {list(tensor.shape)}"
+        part = part.tb_next
+    return found
+
+
+def limits() -> dict[str, int]:
+    """Of this process, where there is one; and the most memory that it has had, in bytes."""
+    known = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "as": resource.RLIMIT_AS}
+    found = {name: resource.getrlimit(number)[0] for name, number in known.items()}
+    found = {name: value for name, value in found.items() if value != resource.RLIM_INFINITY}
+    return {**found, "peak": _most_memory()}
+
+
+def _most_memory() -> int:
+    """In bytes. Not getrusage's, which a process inherits from the one that forked it."""
+    try:
+        with open("/proc/self/status") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+    except OSError:
+        return 0
+
+
+def gpu_memory(error: BaseException) -> dict[str, int] | None:
+    """Bytes at the most, now and in all, of the device that ran out of memory."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(error).__name__ != "OutOfMemoryError" or not torch.cuda.is_initialized():
+        return None
+    _, total = torch.cuda.mem_get_info()
+    return {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.memory_reserved(), "total": total}
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Our own errors for users: one line and an exit code, known by their class wherever they come from."""
+    places = ((kind.__module__, kind.__name__) for kind in type(error).__mro__)
+    return any(
+        module.startswith("dist_train.config") and name in ("UserError", "ConfigError") for module, name in places
+    )
+
+
+def exit_code(error: BaseException) -> int:
+    """One meaning each, as dist_train.config.errors.ExitCode has them."""
+    if is_user_error(error):
+        return int(getattr(error, "code", 2))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError | OSError) and "allocate memory" in str(error).lower():
+        return OUT_OF_MEMORY  # torch's allocator on a CPU; fork and mmap: "Cannot allocate memory"
+    return USER_CODE_FAILED
