@@ -14,7 +14,7 @@ from launch import console
 from launch.output.choice import is_shown, parse_ranks, parse_size, parse_tee
 from launch.output.lines import LONGEST_LINE, Lines
 from launch.output.targets import WAITING, Console, LogFile
-from launch.verdict import tail
+from launch.verdict.logs import tail
 
 BAR = b"".join(b"\r%3d%%|%s|" % (percent, b"#" * (percent // 10)) for percent in range(0, 101, 5)) + b"\n"
 TWO_BARS = b"a 0\nb 0" + b"".join(b"\r\x1b[2K\x1b[1A\x1b[2Ka %d\nb %d" % (n, n) for n in range(1, 9)) + b"\n"
