@@ -382,16 +382,3 @@ def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     assert "2 ranks failed while joining each other over gloo" in found["text"]
     logs = Path(found["advice"].rpartition(" ")[2])
     assert logs.is_dir() and logs.is_relative_to(folder / "scratch")
-
-
-@pytest.mark.long
-def test_a_busy_machine_makes_no_rank_an_outlier(folder):
-    busy = [subprocess.Popen(python("-c", "while True: pass")) for _ in range(2 * (os.cpu_count() or 1))]
-    try:
-        for _ in range(10):
-            report, found = topics(run(folder, DOCTOR)[0])
-            assert report["ok"] and found["computing"]["facts"]["slow_ranks"] == [], found["computing"]
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
