@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "exit_code")
 _PATIENCE = 60
 """Seconds that a busy controller may take to answer."""
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
+_OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
+"""Of options whose variable for sbatch is called otherwise."""
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
@@ -56,14 +58,17 @@ class Entry:
         return f"{self.state}{why}" + (f", requeued {self.restarts}×" if self.restarts else "")
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, options: Iterable[str] = ()) -> str:
     """Puts a script into the queue and returns the job's id.
+
+    Args:
+        options: those that the script sets, such as `--time`: an SBATCH_TIMELIMIT in the environment must not beat it.
 
     Raises:
         UserError: when there is no sbatch, or it refuses, with what it says.
     """
     try:
-        done = _call("sbatch", "--parsable", str(script), environment=outside_of_a_job(os.environ))
+        done = _call("sbatch", "--parsable", str(script), environment=environment_for(options))
     except FileNotFoundError:
         raise UserError("no sbatch in PATH: call this where jobs are submitted, or see it with --dry-run") from None
     match = re.match(r"([0-9]+)(;\S*)?$", done.stdout.strip())
@@ -73,11 +78,16 @@ def submit(script: Path) -> str:
     return match[1]
 
 
-def outside_of_a_job(environ: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """The environment for a job submitted from inside another one: that one's SLURM_* variables are not its own."""
-    if "SLURM_JOB_ID" not in environ:
-        return dict(environ)
-    return {name: value for name, value in environ.items() if not name.startswith("SLURM_") or name in _KEPT}
+def environment_for(options: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For sbatch: without the variables of a job that we are in, and those that would beat `options`."""
+    names = (option.removeprefix("--").replace("-", "_").upper() for option in options)
+    beaten = {"SBATCH_WAIT", "SBATCH_NO_REQUEUE", *(f"SBATCH_{_OTHER_NAMES.get(name, name)}" for name in names)}
+    inside = "SLURM_JOB_ID" in environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in beaten and not (inside and name.startswith("SLURM_") and name not in _KEPT)
+    }
 
 
 def look(jobs: Iterable[str]) -> dict[str, Entry] | None:
@@ -91,7 +101,8 @@ def look(jobs: Iterable[str]) -> dict[str, Entry] | None:
     layout = ",".join(f"{field}:120|" for field in _FIELDS)
     words = ["--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--Format={layout}"]
     try:
-        done = _call("squeue", *words)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+        done = _call("squeue", *words, environment=plain)  # else it may show one partition's jobs alone
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     if done.returncode:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.ownership import refuse_owned
 from dist_train.config.schema import RunConfig, SlurmConfig
 from launch.plan import check_fits
 from launch.slurm import jobs, queue
-from launch.slurm.render import Script, log_of, render
+from launch.slurm.render import Script, directives, log_of, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,14 @@ def check(run: Run, slurm: SlurmConfig) -> None:
     """What would fail the job at its start, as far as it can be known now.
 
     Raises:
-        UserError: when the ranks do not fit the batch, or the run is in the queue already (exit code 3).
+        UserError: when the ranks do not fit the batch, or the run is at work or in the queue already (exit code 3).
     """
     if slurm.gpus_per_node is not None:
         ranks = slurm.nodes * int(str(slurm.gpus_per_node).rpartition(":")[2])
         microbatches = run.config.batch.microbatches
         check_fits(run.config, ranks, ranks if microbatches == "auto" else microbatches)
+    if run.folder.is_dir():
+        refuse_owned(run.folder.resolve())
     for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():
         if entry.active:
             raise UserError(
@@ -94,7 +97,7 @@ def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
         for run in runs.values():
             run.config_file.write_text(to_yaml(run.config), encoding="utf-8")
         path.write_text(text, encoding="utf-8")
-        job = queue.submit(path)
+        job = queue.submit(path, [name for name, _ in directives(text)])
     except BaseException:
         for folder in reversed(made):
             shutil.rmtree(folder, ignore_errors=True)

@@ -119,9 +119,11 @@ def test_arrays_are_written_as_they_are_read():
         SlurmConfig(array="0-3,")
 
 
-def test_the_environment_of_another_job_is_left_behind():
+def test_neither_another_job_nor_sbatchs_variables_beat_the_script():
     inside = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "9", "SLURM_CONF": "/c", "HOME": "/h"}
-    assert queue.outside_of_a_job(inside) == {"SLURM_CONF": "/c", "HOME": "/h"}
+    assert queue.environment_for([], inside) == {"SLURM_CONF": "/c", "HOME": "/h"}
+    variables = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "x", "SBATCH_NO_REQUEUE": "", "SBATCH_ACCOUNT": "mine"}
+    assert queue.environment_for(["--time", "--partition"], variables) == {"SBATCH_ACCOUNT": "mine"}
 
 
 def test_a_site_file_reaches_the_job_and_a_missing_one_ends_it(fake_slurm):
