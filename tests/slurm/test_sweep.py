@@ -120,3 +120,18 @@ def test_what_sbatch_refuses_leaves_nothing(slurm_cluster, tmp_path):
     assert "#SBATCH --partition=nowhere" in script and "#SBATCH --array=0-1" in script and "seed=" not in script
     _sweep(slurm_cluster, tmp_path, *words, code=2)
     assert list(tmp_path.rglob("sweep-*")) == []
+
+
+def test_a_sweep_in_the_queue_is_left_alone_until_it_is_stopped(slurm_cluster, tmp_path):
+    (tmp_path / "digits.yaml").write_text(CONFIG)
+    later = "slurm.options=['--begin=now+1hour']"
+    _sweep(slurm_cluster, tmp_path, "digits.yaml", later, "--over", "seed=0,1", "--slurm")
+    folder = only_sweep(tmp_path)
+    for words in (("--table", str(folder)), ("--resume", str(folder)), ("--resume", str(folder), "--slurm")):
+        out = _sweep(slurm_cluster, tmp_path, *words, "--json")
+        assert [point["state"] for point in json.loads(out)["points"]] == ["queued", "queued"]
+    environment = slurm_cluster.environment | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch", "stop", str(folder)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
+    out = _table(slurm_cluster, tmp_path, folder)
+    assert [point["state"] for point in json.loads(out)["points"]] == ["missing", "missing"]
