@@ -114,7 +114,7 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
 
 
 def test_srun_pty_of_one_node_trains_on_the_cores_of_the_job(slurm_cluster, tmp_path, alone):
-    words = ["srun", "--nodes=1", "--ntasks=2", "--pty", *TRAIN.split(), STEPS]
+    words = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--pty", *TRAIN.split(), STEPS]
     with terminal(slurm_cluster, words, tmp_path) as session:
         assert session.wait() == 0, session.said
     (run,) = _runs(tmp_path)
