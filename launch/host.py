@@ -215,10 +215,10 @@ def slurm(environ: Mapping[str, str]) -> Slurm | None:
     names = _nodelist(environ, nodes)
     if node >= nodes:
         raise UserError(f"SLURM contradicts itself: SLURM_NODEID is {node}, and there are {nodes} nodes")
+    if in_step and environ["SLURM_STEP_ID"] != INTERACTIVE_STEP:
+        _one_launcher_per_node(environ, nodes)
     if not in_step or interactive:
         nodes, node, names = 1, 0, names[node : node + 1]
-    else:
-        _one_launcher_per_node(environ, nodes)
     array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     return Slurm(
         job=array or environ["SLURM_JOB_ID"],

@@ -50,6 +50,8 @@ def find(environ: Mapping[str, str]) -> Allocation | None:
     in_step = step not in (None, INTERACTIVE_STEP)
     if in_step and not ("SLURM_PTY_PORT" in environ and environ.get("SLURM_STEP_NUM_NODES", "1") != "1"):
         return None
+    if in_step and environ.get("SLURM_PROCID", "0") != "0":
+        raise UserError("srun --pty on several nodes: the terminal is the first one's, so leave --pty out")
     nodes = _nodes(environ)
     elsewhere = "SLURM_NODEID" not in environ  # the shell of an salloc stays where it was called, on a login node
     if nodes == 1 and not elsewhere:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -91,10 +92,12 @@ def _steps(run: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("where", ["on its first node", "where salloc was called"])
+@pytest.mark.parametrize(
+    "where", ["on its first node", pytest.param("where salloc was called", marks=pytest.mark.long)]
+)
 def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, alone, where):
     """Ctrl-C saves and stops on both; `--resume auto` goes on in the same allocation."""
-    lines = (f"{TRAIN}; echo first $?", f"{TRAIN} {STEPS} --resume auto; echo second $?")
+    lines = (f"{TRAIN}; echo first $?", f"{TRAIN} {shlex.quote(STEPS)} --resume auto; echo second $?")
     shell = _shell(tmp_path, "trap '' INT", *lines)
     words = ["salloc", "--nodes=2", "--cpus-per-task=1", *([shell] if where == "where salloc was called" else [])]
     with terminal(slurm_cluster, words, tmp_path, SHELL=shell) as session:
@@ -111,7 +114,7 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
 
 
 def test_srun_pty_of_one_node_trains_on_the_cores_of_the_job(slurm_cluster, tmp_path, alone):
-    words = ["srun", "--nodes=1", "--ntasks=2", "--pty", *TRAIN.split(), STEPS]
+    words = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--pty", *TRAIN.split(), STEPS]
     with terminal(slurm_cluster, words, tmp_path) as session:
         assert session.wait() == 0, session.said
     (run,) = _runs(tmp_path)

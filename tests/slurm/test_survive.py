@@ -137,19 +137,20 @@ def assert_survived(run: Submitted, alone: str, lives: int) -> None:
     assert run.fingerprint() == alone
 
 
-def test_one_run_survives_one_thing_after_the_other_and_a_change_of_size(slurm_cluster, tmp_path, alone):
+@pytest.mark.parametrize("sizes", [(), pytest.param((1, 2), marks=pytest.mark.long)], ids=["", "also other sizes"])
+def test_one_run_survives_one_thing_after_the_other(slurm_cluster, tmp_path, alone, sizes):
     run = start(slurm_cluster, tmp_path)
     done = ["time limit", "preemption", "launcher 1 killed", "node 0 dead"]
     for life, way in enumerate(done, 1):
         run.wait_for_training(life)
         strike(run, way)
-    for life, nodes in ((5, 1), (6, 2)):
+    for life, nodes in enumerate(sizes, 5):
         run.wait_for_training(life)
         resize(run, nodes)
-    assert_survived(run, alone, lives=7)
+    assert_survived(run, alone, lives=5 + len(sizes))
     record = run.lives()
-    assert [life["nodes"] for life in record] == [2, 2, 2, 2, 2, 1, 2]
-    assert [life["in_order"] for life in record] == [True, True, False, False, True, True, True]
+    assert [life["nodes"] for life in record] == [2, 2, 2, 2, 2, *sizes]
+    assert [life["in_order"] for life in record] == [True, True, False, False, *[True] * (1 + len(sizes))]
     assert record[0]["ended"]["reason"] == "SIGUSR1: saved and stopped"
     assert record[1]["ended"]["reason"] == "SIGTERM: saved and stopped"
     assert record[2]["ended"]["reason"] == "another node was lost"
@@ -231,6 +232,7 @@ def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster,
     assert fingerprint(run.folder) == alone
 
 
+@pytest.mark.long
 def test_an_older_life_on_the_same_machine_is_ended_by_the_next(slurm_cluster, tmp_path, alone):
     run = start(slurm_cluster, tmp_path)
     run.wait_for_training(steps=15)

@@ -54,6 +54,7 @@ def test_it_stays_where_it_is_the_launcher(environ):
         ({"SLURM_JOB_NODELIST": None}, "SLURM_JOB_NODELIST is missing"),
         ({"SLURM_JOB_NUM_NODES": None, "SLURM_NNODES": None}, "SLURM_NNODES is missing"),
         ({"SLURM_JOB_NUM_NODES": "3"}, r"SLURM_JOB_NODELIST is gpu\[07-08\], which is not 3 nodes"),
+        ({**PTY, "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "1"}, "leave --pty out"),
         ({"SLURM_JOB_NODELIST": "gpu[07-"}, "SLURM_JOB_NODELIST: .*no SLURM host list"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_batch_script_and_a_shell_of_the_allocation_are_places_of_one_node():
     first = {**STEP, "SLURM_NODEID": "0", "SLURM_CPUS_ON_NODE": "32"}
     batch = host.slurm({name: value for name, value in first.items() if name != "SLURM_STEP_ID"})
     salloc = host.slurm({**first, "SLURM_STEP_ID": host.INTERACTIVE_STEP})
-    pty = host.slurm({**first, "SLURM_PTY_PORT": "1", "SLURM_NTASKS": "8"})
+    pty = host.slurm({**first, "SLURM_PTY_PORT": "1"})
     for found, interactive in ((batch, False), (salloc, True), (pty, True)):
         assert found is not None
         assert (found.nodes, found.node, found.hosts, found.cpus) == (1, 0, ("gpu07",), 32)
