@@ -16,8 +16,8 @@ def advice(cause: Failure, memory: Memory | None, out_of_memory: bool, job: str 
     """Lines for the user; empty where the failure speaks for itself."""
     report = cause.report or {}
     message = str(report.get("message", "")) + (cause.native.said if cause.native else "")
-    killed = cause.exit_code == -signal.SIGKILL or "killed by signal: Killed" in message
-    if killed and cause.kind != "ended":
+    killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
+    if killed or "killed by signal: Killed" in message:
         return _killed(memory, out_of_memory, job)
     if is_mismatch(message) or (cause.kind == "peer" and report.get("collective") and is_mismatch(message)):
         return _mismatch()
