@@ -89,7 +89,11 @@ def _space(place: Path) -> str:
 
 def _port_taken(message: str) -> str:
     match = re.search(r"port:? (\d+)", message)
-    port = int(match[1]) if match else None
+    return port_taken(int(match[1]) if match else None)
+
+
+def port_taken(port: int | None) -> str:
+    """With its owner, where that can be seen."""
     owner = _owner(port) if port else None
     return f"port {port or ''} is taken{f' by {owner}' if owner else ''}: choose another, or 0 for a free one"
 

@@ -25,7 +25,7 @@ WAYS = (
     Way(name="os-exit-7", kind="exit", words=("ended with exit code 7",), rank=2),
     Way(name="exit-0", kind="early", words=("left with exit code 0 while the others",), rank=3, default=True),
     Way(name="os-exit-0", kind="early", words=("left with exit code 0 while the others",), rank=0, default=True),
-    Way(name="abort", kind="signal", words=("died of SIGABRT", "> ", "ACTS[WAY]()"), rank=1),
+    Way(name="abort", kind="signal", words=("died of SIGABRT", "> ", "ACTS[WAY]()"), rank=1, default=True),
     Way(name="abort-in-thread", kind="signal", words=("died of SIGABRT",), rank=2),
     Way(name="segfault", kind="signal", words=("died of SIGSEGV", "> ", "script.py"), rank=0, default=True),
     Way(name="sigfpe", kind="signal", words=("died of SIGFPE", "> "), rank=2),

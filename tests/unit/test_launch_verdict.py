@@ -1,5 +1,7 @@
 """Which of many deaths was the first cause, what is said of it, and with which exit code."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +227,9 @@ def test_memory_is_told_with_limit_and_peak(tmp_path):
     assert "limit 64 MB (cgroup), 63.9 MB used at the most" in text
     text = verdict.explain(found, [found], scene(tmp_path, memory=memory, job="77"))
     assert "not the OOM killer: 10 MB of 64 MB used; SLURM may have: sacct -j 77" in text
+
+
+def test_the_owner_of_a_taken_port_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert f"port {port} is taken by process {os.getpid()} (" in verdict.port_taken(port)
