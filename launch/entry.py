@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(INTERRUPTED)
     except BaseException as error:
         os.close(spare)
-        report = exceptions.describe(error, _CHECKED_LAST)
+        report = exceptions.report(error, _CHECKED_LAST)
         with contextlib.suppress(OSError):  # a full disk: what is in the log then has to do
             write_json(Path(generation) / "errors" / f"rank{rank}.json", {**identity, **report})
         with contextlib.suppress(OSError):

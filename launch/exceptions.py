@@ -11,6 +11,26 @@ from typing import Any
 USER_CODE_FAILED, OUT_OF_MEMORY = 10, 12
 
 
+def report(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
+    """`describe`, of the death of a loading process rather than of what the rank noticed first.
+
+    A rank may find the process's connection closed; torch's handler of SIGCHLD then raises who died of what, wherever
+    the rank is by then: here.
+    """
+    try:
+        if isinstance(error, OSError | EOFError) and _is_loading(error):
+            time.sleep(1)
+        return describe(error, checked_last)
+    except RuntimeError as told:
+        told.__context__ = None
+        return describe(told.with_traceback(error.__traceback__), checked_last)
+
+
+def _is_loading(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename.endswith("torch/utils/data/dataloader.py") for frame, _ in frames)
+
+
 def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
     """What the supervisor needs to explain an exception; `boot_ns` orders the ranks of a host by time.
 

@@ -245,6 +245,8 @@ class Generation:
 
     def _agent_failed(self, outcome: dict) -> str:
         why = outcome["error"] or "no rank said why"
+        if "Address already in use" in why and self.plan.rendezvous.master_port:
+            why = verdict.port_taken(self.plan.rendezvous.master_port)
         return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self.agent_log}"
 
 

@@ -16,8 +16,8 @@ def advice(cause: Failure, memory: Memory | None, out_of_memory: bool, job: str 
     """Lines for the user; empty where the failure speaks for itself."""
     report = cause.report or {}
     message = str(report.get("message", "")) + (cause.native.said if cause.native else "")
-    killed = cause.exit_code == -signal.SIGKILL or "killed by signal: Killed" in message
-    if killed and cause.kind != "ended":
+    killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
+    if killed or "killed by signal: Killed" in message:
         return _killed(memory, out_of_memory, job)
     if is_mismatch(message) or (cause.kind == "peer" and report.get("collective") and is_mismatch(message)):
         return _mismatch()
@@ -89,7 +89,11 @@ def _space(place: Path) -> str:
 
 def _port_taken(message: str) -> str:
     match = re.search(r"port:? (\d+)", message)
-    port = int(match[1]) if match else None
+    return port_taken(int(match[1]) if match else None)
+
+
+def port_taken(port: int | None) -> str:
+    """With its owner, where that can be seen."""
     owner = _owner(port) if port else None
     return f"port {port or ''} is taken{f' by {owner}' if owner else ''}: choose another, or 0 for a free one"
 

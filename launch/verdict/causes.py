@@ -112,6 +112,8 @@ def _kind(
 
 def is_peer_loss(report: dict) -> bool:
     """Whether an exception, or one that it came of, only says that another rank is gone."""
+    if any(frame["file"].endswith("torch/utils/data/dataloader.py") for frame in report["frames"]):
+        return False  # a loading process is gone, not a rank
     return any(_says_peer_loss(one) for one in [report, *report.get("chain", [])])
 
 

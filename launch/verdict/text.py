@@ -114,10 +114,11 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
     log = scene.logs / f"rank{cause.rank}.log"
     if not cause.report:
         stack = _native_stack(cause)
-        last = tail(log, LOG_LINES)
-        if stack:
-            last = [line for line in last if line in stack or not line.startswith(("  File", "Extension modules"))]
-        return [*stack, *(f"    {line}" for line in last)]
+        lines = tail(log, 400)
+        fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
+        if stack and fatal:  # the rest of it is that stack
+            lines = lines[: fatal[-1]]
+        return [*stack, *(f"    {line}" for line in lines[-LOG_LINES:])]
     report = cause.report
     own, frames = _own_frames(report), _frames(report)
     shown = own[-3:] or frames[-2:]
@@ -162,7 +163,9 @@ def _frames(report: dict) -> list[dict]:
 
 def _own_frames(report: dict) -> list[dict]:
     """Those of the user's files: neither Python's, nor an installed package's, nor this project's."""
-    return [frame for frame in _frames(report) if not _is_foreign(frame["file"])]
+    places = (_frames(report), report["frames"])  # the rank's own, where the loading process was in none of them
+    found = ([frame for frame in frames if not _is_foreign(frame["file"])] for frames in places)
+    return next((frames for frames in found if frames), [])
 
 
 def _is_foreign(file: str) -> bool:

@@ -58,7 +58,9 @@ def test_launcher_torchrun_and_one_plain_process_end_in_the_same_bits(folder):
 
 
 def test_a_saved_run_answers_the_other_commands(folder):
-    run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2")
+    printed, _ = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--json")
+    verdict = json.loads(printed.splitlines()[-1])
+    assert (verdict["outcome"], verdict["exit_code"], verdict["cause"]) == ("done", 0, None)
     latest = folder / "runs" / "digits" / "latest"
     state = json.loads((latest / "state.json").read_text())
     assert state["status"] == "done" and state["metrics"]["accuracy"] > 0.9

@@ -62,6 +62,26 @@ def allocate() -> None:
     bytearray(1 << 30)
 
 
+def eat() -> None:
+    held = []
+    while True:
+        held.append(b"x" * (20 << 20))
+
+
+def fill_shared_memory() -> None:
+    import torch
+    from torch.utils.data import DataLoader
+
+    class Large(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> object:
+            return torch.ones(4 << 20)
+
+    list(DataLoader(Large(), batch_size=2, num_workers=1))
+
+
 def open_many() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     held = [open("/dev/null") for _ in range(1000)]  # noqa: SIM115
@@ -165,6 +185,8 @@ ACTS = {
     "worker-abort": lambda: load("abort"),
     "worker-killed": lambda: load("kill"),
     "worker-bus": lambda: load("bus"),
+    "eat": eat,
+    "shared-memory": fill_shared_memory,
     "gloo-raise": lambda: look_up([], 5),
     "gloo-sigkill": sleep_then_kill,
     "mismatch": None,

@@ -144,3 +144,24 @@ def test_a_batch_script_and_a_shell_of_the_allocation_are_places_of_one_node():
 def test_this_machine():
     found = host.look({})
     assert found.cores >= 1 and found.gpus >= 0 and found.slurm is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "names"),
+    [
+        ("0::/job\n", "job", ("memory.max", "memory.current", "memory.peak")),
+        (
+            "4:memory:/job\n",
+            "memory/job",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+        ),
+    ],
+)
+def test_memory_is_the_tightest_limit_of_both_cgroup_versions(tmp_path, groups, folder, names):
+    (tmp_path / folder).mkdir(parents=True)
+    for name, value in zip(names, (1000, 300, 900), strict=True):
+        (tmp_path / folder / name).write_text(f"{value}\n")
+    found = host.memory(groups, tmp_path)
+    assert (found.limit, found.used, found.peak, found.is_cgroup) == (1000, 300, 900, True)
+    (tmp_path / folder / names[0]).write_text("max\n" if "max" in names[0].split(".") else str(1 << 62))
+    assert not host.memory(groups, tmp_path).is_cgroup

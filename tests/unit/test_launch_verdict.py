@@ -1,11 +1,15 @@
 """Which of many deaths was the first cause, what is said of it, and with which exit code."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import verdict
+from launch.host import Memory
+from launch.verdict.logs import native_death
 
 PEER = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242"
 
@@ -132,3 +136,100 @@ def test_what_a_user_can_mend_is_one_line(tmp_path):
 
 def test_ranges():
     assert verdict.ranges([7, 0, 1, 2, 5, 4]) == "0-2, 4-5, 7"
+
+
+# ---------------------------------------------------------------- times, native deaths, echoes of echoes
+
+
+def test_what_was_raised_from_a_lost_peer_is_an_echo():
+    lost = {"type": "RuntimeError", "module": "builtins", "message": PEER}
+    assert verdict.is_peer_loss(report(0, "ValueError", "training failed", chain=[lost]))
+    assert cause(2, [report(0, chain=[lost], boot_ns=1), report(1, boot_ns=5)], [(0, 10), (1, 10)]).rank == 1
+
+
+def test_a_taken_port_is_no_lost_peer():
+    taken = report(0, "DistNetworkError", "port: 29500, name: EADDRINUSE", module="torch.distributed")
+    assert not verdict.is_peer_loss(taken)
+
+
+def sessions(ranks: int) -> list[dict]:
+    return [{"rank": rank, "host": "here", "pid": 100 + rank} for rank in range(ranks)]
+
+
+def codes(*ended: tuple[int, int]) -> list[dict]:
+    return [{"rank": rank, "pid": 100 + rank, "exit_code": code} for rank, code in ended]
+
+
+def test_deaths_are_ordered_by_when_they_happened_and_not_by_when_they_were_seen():
+    ended = codes((0, -9), (1, -11), (2, 7))
+    found = verdict.failures(sessions(3), [], ended, set(), {0: 30, 1: 20, 2: 10})
+    assert verdict.first_cause(found).rank == 2
+
+
+def test_os_exit_with_0_is_leaving_early():
+    found = verdict.failures(sessions(2), [], codes((1, -9)), {1}, {0: 10, 1: 20})
+    first = verdict.first_cause(found)
+    assert (first.rank, first.kind) == (0, "early")
+
+
+IN_THE_BACKGROUND = """terminate called after throwing an instance of 'gloo::IoException'
+  what():  [pair.cc:553] Connection closed by peer
+Fatal Python error: Aborted
+
+Thread 0x00007fc5ae848b80 (most recent call first):
+  File "/home/me/train.py", line 8 in step
+  File "/home/me/train.py", line 20 in <module>
+
+Extension modules: numpy (total: 1)""".splitlines()
+BY_ITSELF = """Fatal Python error: Aborted
+
+Current thread 0x00007fc5ae848b80 (most recent call first):
+  File "/home/me/train.py", line 8 in step
+
+Thread 0x00007fc5ae848b81 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 1 in wait
+""".splitlines()
+
+
+def test_an_abort_in_a_background_thread_is_an_echo_and_one_by_the_program_is_not():
+    native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(BY_ITSELF)}
+    found = verdict.failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    assert [failure.kind for failure in found] == ["peer", "signal"]
+    assert verdict.first_cause(found).rank == 1
+
+
+def test_stacks_are_read_from_a_log():
+    background, own = native_death(IN_THE_BACKGROUND), native_death(BY_ITSELF)
+    assert background.frames == [] and background.waiting[0]["line"] == "8" and "Connection closed" in background.said
+    assert own.frames == [{"file": "/home/me/train.py", "line": "8", "function": "step", "text": ""}]
+    assert native_death(["all is well"]) is None
+
+
+def test_of_collectives_that_do_not_fit_the_odd_rank_is_named():
+    given = ["all_reduce float32 [4]"] * 2 + ["all_reduce float32 [9]"]
+    reports = [report(rank, "RuntimeError", PEER, collective=text) for rank, text in enumerate(given)]
+    said = native_death(["  what(): op.preamble.length <= op.nbytes. 36 vs 16", *IN_THE_BACKGROUND[2:]])
+    found = verdict.failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said})
+    assert verdict.first_cause(found).rank == 2
+
+
+def test_others_with_the_same_end_share_a_line(tmp_path):
+    reports = [report(rank, "RuntimeError", PEER) for rank in (0, 1, 2)] + [report(3)]
+    found = verdict.failures(sessions(5), reports, codes((3, 10)), {4})
+    text = verdict.explain(verdict.first_cause(found), found, scene(tmp_path))
+    assert "\n  ranks 0-2 lost their peer and ended\n" in text and "\n  rank 4 was ended for it\n" in text
+
+
+def test_memory_is_told_with_limit_and_peak(tmp_path):
+    memory = Memory(limit=64_000_000, used=10_000_000, peak=63_900_000, is_cgroup=True)
+    found = cause(1, [], [(0, -9)])
+    text = verdict.explain(found, [found], scene(tmp_path, out_of_memory=True, memory=memory))
+    assert "limit 64 MB (cgroup), 63.9 MB used at the most" in text
+    text = verdict.explain(found, [found], scene(tmp_path, memory=memory, job="77"))
+    assert "not the OOM killer: 10 MB of 64 MB used; SLURM may have: sacct -j 77" in text
+
+
+def test_the_owner_of_a_taken_port_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert f"port {port} is taken by process {os.getpid()} (" in verdict.port_taken(port)
