@@ -7,6 +7,7 @@ that no folder of ours gets into the program's sys.path; it imports the standard
 
 import ctypes
 import faulthandler
+import importlib.util
 import json
 import os
 import re
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> None:
     identity = {"rank": rank, "agent": int(parent), **whoami()}
     write_json(facts, identity)
     log = send_output(Path(logs) / f"rank{rank}.log", on_console=shown(rank, tee), rank=rank)
+    watch(Path(generation), rank)
     try:
         run(program)
     except SystemExit as leaving:
@@ -54,6 +56,16 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before we had said so
         os._exit(USER_CODE_FAILED)
+
+
+def watch(generation: Path, rank: int) -> None:
+    """Heartbeat and stacks for the supervisor's watchdog, from a file beside this one."""
+    path = Path(__file__).with_name("watchdog") / "witness.py"
+    spec = importlib.util.spec_from_file_location("_dist_train_witness_file", path)
+    assert spec is not None and spec.loader is not None
+    witness = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(witness)
+    witness.install(generation, rank)
 
 
 def whoami() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from launch.inbox import Inbox
 from launch.plan import LaunchPlan
 from launch.processes import become_subreaper, catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
+from launch.watchdog import Hang, Watchdog, culprit
 
 HOME = Path(__file__).resolve().parents[1]
 """The folder that `launch` is imported from."""
@@ -119,6 +120,8 @@ class Generation:
         self._announced = False
         self._deadline: float | None = None
         self._out_of_time = False
+        self._watchdog = Watchdog(self.folder, plan.hang_timeout, plan.nodes)
+        self._hang: Hang | None = None
 
     def _claim(self) -> Path:
         """The next generation's folder. Each node counts its own, so that nodes agree without asking each other."""
@@ -144,7 +147,7 @@ class Generation:
                 self._look_after(agent)
                 self.inbox.wait(TICK)
         finally:
-            killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
+            killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time or self._hang is not None
             if agent.poll() is None:
                 agent.kill()
             sweep(patience=0 if killed else AFTER_END)
@@ -155,6 +158,8 @@ class Generation:
             return _code_of(self.inbox.kill)
         if self._out_of_time and self.inbox.stop is not None:
             return self._stopped(self.inbox.stop)
+        if self._hang is not None:
+            return self._hung(self._hang)
         outcome = read_json(self.outcome) or {"error": "it died", "ranks": []}
         if outcome["error"] is None and all(rank["exit_code"] == 0 for rank in outcome["ranks"]):
             return self._ended_well()
@@ -187,7 +192,7 @@ class Generation:
     # ------------------------------------------------------------ while it runs
 
     def _look_after(self, agent: subprocess.Popen) -> None:
-        if self.inbox.kill is not None or self._is_over():
+        if self.inbox.kill is not None or self._is_over() or self._hang is not None:
             agent.kill()
             return
         sessions = [session for session in read_all(self.folder / "ranks") if session["agent"] == agent.pid]
@@ -197,6 +202,8 @@ class Generation:
         for number in self.inbox.take_others():
             self._ask(alive, number, again=True)
         self._end_stragglers(sessions, alive)
+        if self._failing_since is None:
+            self._hang = self._watchdog.look(alive, [session for session in sessions if session.get("ended") == 0])
 
     def _is_over(self) -> bool:
         """Whether a stop was asked for so long ago that the last checkpoint has to do."""
@@ -282,6 +289,12 @@ class Generation:
             self.outcome.with_name(self.outcome.name.replace("agent", "verdict")), verdict.as_record(cause, found, code)
         )
         return code
+
+    def _hung(self, hang: Hang) -> int:
+        finding = culprit.find(hang.evidence)
+        say(culprit.explain(hang, finding))
+        write_json(self.verdict, culprit.as_record(hang, finding, ExitCode.HANG))
+        return ExitCode.HANG
 
     def _failures(self, outcome: dict) -> list[verdict.Failure]:
         sessions, reports = read_all(self.folder / "ranks"), read_all(self.folder / "errors")

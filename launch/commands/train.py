@@ -35,6 +35,19 @@ def _torchrun(name: str, **settings: Any) -> Any:
     return click.option(f"--{name}", envvar=f"PET_{name.upper().replace('-', '_')}", **settings)
 
 
+def hang_timeout(value: str | None) -> float | None:
+    """None where nothing was given, 0 for `off`."""
+    if value in (None, "off"):
+        return None if value is None else 0.0
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{value!r} is neither a number of seconds above 0 nor off")
+    return seconds
+
+
 @click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @_torchrun("nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores.")
@@ -54,6 +67,12 @@ def _torchrun(name: str, **settings: Any) -> Any:
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
+)
+@click.option(
+    "--hang-timeout",
+    callback=lambda context, option, value: hang_timeout(value),
+    metavar="SECONDS|off",
+    help="Seconds without a finished step, and 5 x the slowest recent one, after which it counts as hung. Default: 10.",
 )
 @_torchrun("monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks.")
 @_torchrun("log-dir", type=click.Path(file_okay=False), help="Of rank<R>.log. Default: logs/ in the run directory.")
