@@ -94,7 +94,8 @@ class Watchdog:
             quiet = self._quiet[session["rank"]]
             heartbeat = read_heartbeat(self._generation, session["rank"])
             if heartbeat.signs != quiet.heartbeat.signs:
-                quiet.gap = max(quiet.same, 0.9 * quiet.gap)
+                if quiet.heartbeat.total:  # what comes before the first is no gap between two
+                    quiet.gap = max(quiet.same, 0.9 * quiet.gap)
                 quiet.heartbeat, quiet.idle, quiet.same = heartbeat, 0.0, 0.0
             elif not self._all_stopped:
                 quiet.idle += passed
@@ -139,17 +140,12 @@ class Watchdog:
     def _among_nodes(self, limit: float) -> float:
         return limit if self._nodes == 1 else max(limit, max(PHASES.values()))
 
-    def _declare(self, alive: list[dict], ended: list[dict]) -> Hang | None:
+    def _declare(self, alive: list[dict], ended: list[dict]) -> Hang:
         evidence = gather(self._generation, alive, ended)
-        moved = any(
-            read_heartbeat(self._generation, rank).signs != quiet.heartbeat.signs for rank, quiet in self._quiet.items()
-        )
-        if moved:  # while we asked
-            return None
         steps = [quiet.heartbeat.slowest for quiet in self._quiet.values() if quiet.heartbeat.phase == "step"]
         return Hang(
             seconds=min(quiet.same for quiet in self._quiet.values()),
-            usual=max(steps) if steps and max(steps) else None,
+            usual=max(steps, default=0.0) or None,
             evidence=evidence,
             stacks=self._generation / "stacks",
         )

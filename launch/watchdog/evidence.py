@@ -139,37 +139,62 @@ class Evidence:
 
 
 def gather(generation: Path, alive: list[dict], ended: list[dict]) -> list[Evidence]:
-    """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/."""
+    """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/.
+
+    All ranks are asked before any answer is read: the signal can wake one from a call into the kernel, and it would
+    go on, and the others with it.
+    """
+    sessions = sorted([*alive, *ended], key=lambda session: session["rank"])
+    hearts = {session["rank"]: read_heartbeat(generation, session["rank"]) for session in sessions}
+    asked = {
+        session["rank"]: ask(session["pid"], generation / "stacks" / f"rank{session['rank']}.txt", "rank")
+        for session in sessions
+        if session not in ended
+    }
     found = []
-    for session in sorted([*alive, *ended], key=lambda session: session["rank"]):
-        rank, pid = session["rank"], session["pid"]
-        heartbeat = read_heartbeat(generation, rank)
-        if session in ended:
-            found.append(Evidence(rank=rank, heartbeat=heartbeat, process=None, children=[]))
-            continue
-        path = generation / "stacks" / f"rank{rank}.txt"
-        process = examine(pid, path, heartbeat.main, f"rank {rank}")
-        children = [examine(child, path, heartbeat.main, f"child of rank {rank}") for child in descendants(pid)]
+    for session in sessions:
+        rank, heartbeat = session["rank"], hearts[session["rank"]]
+        process, children = None, []
+        if rank in asked:
+            process = asked[rank].answer(heartbeat.main)
+            path = generation / "stacks" / f"rank{rank}.txt"
+            for child in descendants(session["pid"]):  # into the same file, so one after another
+                children.append(ask(child, path, "child process").answer(heartbeat.main))
         found.append(Evidence(rank=rank, heartbeat=heartbeat, process=process, children=children))
     return found
 
 
-def examine(pid: int, stacks: Path, main: int, who: str) -> Process:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A process that was asked for its stack."""
+
+    pid: int
+    state: str
+    syscall: str
+    stacks: Path
+    before: int | None
+    """Size of the file until then; None where it can't answer."""
+
+    def answer(self, main: int) -> Process:
+        text = _new_text(self.stacks, self.before) if self.before is not None else ""
+        if not text:
+            why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}
+            with open(self.stacks, "a") as file:
+                file.write(f"no stack: {why.get(self.state, 'it does not answer')}\n")
+        return Process(pid=self.pid, state=self.state, syscall=self.syscall, frames=main_thread(text, main))
+
+
+def ask(pid: int, stacks: Path, who: str) -> Asked:
     found = stat(pid)
     state = found.state if found else "X"
     syscall = _read(f"/proc/{pid}/wchan").strip("\0 0")
     with open(stacks, "a") as file:
         file.write(f"--- {who}, pid {pid}, state {state}{', in ' + syscall if syscall else ''}\n")
-    text = ""
-    if state not in "TZX" and catches(pid, SIGNAL):
+    before = None
+    if state not in "TtZX" and catches(pid, SIGNAL):
         before = stacks.stat().st_size
         send(pid, SIGNAL)
-        text = _new_text(stacks, before)
-    if not text:
-        why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}.get(state, "it has no answer")
-        with open(stacks, "a") as file:
-            file.write(f"no stack: {why}\n")
-    return Process(pid=pid, state=state, syscall=syscall, frames=main_thread(text, main))
+    return Asked(pid=pid, state=state, syscall=syscall, stacks=stacks, before=before)
 
 
 def _new_text(stacks: Path, before: int) -> str:
