@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import itertools
 import os
 import signal
 import time
@@ -55,8 +56,7 @@ def take_a_lock() -> None:
 
 
 def spin() -> None:
-    while True:  # LINE spin
-        pass
+    all(True for _ in itertools.count())  # LINE spin
 
 
 ACTS = {

@@ -162,7 +162,7 @@ def test_every_hang_of_a_training_is_named(launches, action):
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("action", ["stop", "sleep", "gil", "lock", "loader", "skip"])
 def test_every_hang_of_a_script_is_named(launches, action):
-    """Its processor keeps an endless loop from being told within less than half an hour."""
+    """Not an endless loop, which looks like a long evaluation there, for half an hour."""
     for number in range(TIMES):
         check(launches.plain(action, 3, number % 3, "-"), action, number % 3)
 
