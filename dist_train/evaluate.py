@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config.shares import share
+from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
@@ -57,11 +58,13 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates `model` on `count` batches, on all ranks together; every rank gets the figures."""
     sums = _Sums(count)
+    beat("evaluate")
     with _evaluating(model):
         for number, batch in batches(own_batches(group.ranks, count, mode)):
             with autocast():
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
+            beat("evaluate")
     total = sums.over_all_ranks(group)
     return Evaluation(metrics=task.metrics(total), per_class=task.per_class(total), confusion=task.confusion(total))
 

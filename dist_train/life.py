@@ -10,6 +10,7 @@ from dist_train.checkpoint.keeper import Keeper
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, locate
+from dist_train.control.heartbeat import beat
 from dist_train.control.stop import Request
 from dist_train.evaluate import Evaluation
 from dist_train.learner import Learner
@@ -50,7 +51,9 @@ def live(life: Life) -> Request:
     life.record.update("running", state)
     if state.step == 0 and run.config.train.non_finite == "rollback":
         run.save(state)  # something to go back to before the first checkpoint is due
+    beat("compile", state.step)
     request = Request.NONE if state.finished or state.step >= run.due.last_step else train(run, state)
+    beat("end")
     run.checkpoints.close()
     metrics = dict(state.metrics)
     if state.finished and (figures := life.judge(state)) is not None:
@@ -81,11 +84,13 @@ def go_back(
     Raises:
         UserError: (exit 4) on every rank, when it is missing or damaged.
     """
+    beat("save")  # reading takes as long
     checkpoints.drain()
     path = CheckpointStore(run_dir / "checkpoints").path(step)
     resumed = hand_on(group.from_first(lambda: locate(path, note)), group)
     assert resumed is not None
     learner.restore(resumed)
+    beat("step")
     note(f"went back to the weights of step {step}")
 
 

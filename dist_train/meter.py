@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_train.control.heartbeat import beat
 from dist_train.non_finite import ADVICE
 from dist_train.process_group import ProcessGroup
 
@@ -86,6 +87,7 @@ class Meter:
         return step / self._steps_per_epoch
 
     def add(self, result: StepResult) -> None:
+        beat("step", result.step)
         self._results.append(result)
 
     def flush(self) -> Report:

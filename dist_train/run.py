@@ -16,6 +16,7 @@ from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
+from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.ema import Ema
 from dist_train.evaluate import Evaluation
@@ -115,7 +116,9 @@ class Run:
                 f"saved; the last checkpoint is from before. {ADVICE}",
                 ExitCode.NON_FINITE,
             )
+        beat("save")
         self.checkpoints.save(state)
+        beat("step")
 
     def evaluate(self, state: TrainState) -> None:
         """Evaluates, writes it down, and keeps `state`'s account of the best."""
@@ -132,6 +135,7 @@ class Run:
             "per_class": figures.per_class,
         }
         self.tracker.log_evaluation(row, figures.confusion)
+        beat("step")
 
 
 def _note_best(config: RunConfig, state: TrainState) -> None:

@@ -28,6 +28,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
+from dist_train.control.heartbeat import beat
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
@@ -56,6 +57,7 @@ def main(argv: Sequence[str], flag: StopFlag) -> int:
     arguments = parse(argv)
     flag.supervised = arguments.supervised
     ranks = Ranks.from_environment()
+    beat("init", 0)
     try:
         request = work(arguments, ranks, flag)
     except (UserError, ConfigError) as error:

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
     os.register_at_fork(after_in_child=lambda: keep_stacks(log))
+    beside("watchdog/witness").install(Path(generation), rank)
     try:
         run(program)
     except SystemExit as leaving:
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 def beside(name: str) -> Any:
     """A module of this folder, without the folder in sys.path, where the program would find it."""
-    spec = importlib.util.spec_from_file_location(f"_launch_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(f"_launch_{Path(name).name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

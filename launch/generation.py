@@ -23,6 +23,7 @@ from launch.plan import LaunchPlan
 from launch.processes import catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
 from launch.verdict.logs import native_death, tail
+from launch.watchdog import Hang, Watchdog, culprit
 
 TICK = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
@@ -54,6 +55,8 @@ class Generation:
         self._deadline: float | None = None
         self._out_of_time = False
         self._nothing_to_save = False
+        self._watchdog = Watchdog(self.folder, plan.hang_timeout, plan.nodes)
+        self._hang: Hang | None = None
         self.knows_no_cause = False
         """It failed, and this node has seen nothing but that another was gone."""
 
@@ -74,13 +77,15 @@ class Generation:
                     self._look_after(agent)
                     self.inbox.wait(TICK, self.starter.news())
         finally:
-            killed = agent.poll() is None or self.inbox.kill is not None or self._out_of_time
+            killed = agent.poll() is None or self._is_forced()
             agent.kill()
             sweep(patience=0 if killed else AFTER_END, spare=[self.output.pid, *self.starter.pids])
             self.output.finish()
             agent.close()
         if self._nothing_to_save and self.inbox.stop is not None:
             return self._stopped(self.inbox.stop)
+        if self._hang is not None:
+            return self._hung(self._hang)
         if self.inbox.kill is not None:
             return self._wrote("stopped", _code_of(self.inbox.kill))
         if self._out_of_time and self.inbox.stop is not None:
@@ -110,7 +115,8 @@ class Generation:
     # ------------------------------------------------------------ while it runs
 
     def _look_after(self, agent: Agent) -> None:
-        if self.inbox.kill is not None or self._is_over():
+        self._watch_the_time()
+        if self._is_forced():
             agent.kill()
             return
         sessions = [session for session in read_all(self.folder / "ranks") if session["agent"] == agent.pid]
@@ -122,22 +128,26 @@ class Generation:
         for number in self.inbox.take_others():
             self._ask(alive, number, again=True)
         self._end_stragglers(sessions, alive)
+        if self._failing_since is None:
+            self._hang = self._watchdog.look(alive, [session for session in sessions if session.get("ended") == 0])
 
-    def _is_over(self) -> bool:
-        """Whether a stop was asked for so long ago that the last checkpoint has to do."""
-        if self.inbox.stop is None or self.plan.grace is None:
-            return False
+    def _is_forced(self) -> bool:
+        """Whether everything is to end at once."""
+        return self.inbox.kill is not None or self._out_of_time or self._hang is not None
+
+    def _watch_the_time(self) -> None:
+        """Sees whether a stop was asked for so long ago that the last checkpoint has to do."""
+        if self.inbox.stop is None or self.plan.grace is None or self._out_of_time:
+            return
         if self._deadline is None:
             self._deadline = time.monotonic() + self.plan.grace
         if time.monotonic() < self._deadline:
-            return False
-        if not self._out_of_time:
-            newest = run_dirs.newest_checkpoint(self.plan.folder)
-            left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-            kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
-            self.output.say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): {kept}")
+            return
+        newest = run_dirs.newest_checkpoint(self.plan.folder)
+        left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
+        self.output.say(f"{mark('!', 'yellow')} not stopped within {self.plan.grace:g} s (--grace): {kept}")
         self._out_of_time = True
-        return True
 
     def _pass_on_stop(self, number: int, sessions: list[dict], alive: list[dict]) -> None:
         if not self.plan.is_training:
@@ -248,6 +258,12 @@ class Generation:
         if "Address already in use" in why and self.plan.rendezvous.master_port:
             why = verdict.port_taken(self.plan.rendezvous.master_port)
         return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self.agent_log}"
+
+    def _hung(self, hang: Hang) -> int:
+        finding = culprit.find(hang.evidence)
+        say(culprit.explain(hang, finding))
+        write_json(self.verdict, culprit.as_record(hang, finding, ExitCode.HANG))
+        return ExitCode.HANG
 
 
 def _code_of(number: int) -> int:

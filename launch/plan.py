@@ -31,6 +31,7 @@ class Flags:
     local_addr: str | None = None
     max_restarts: int = 0
     grace: float | None = None
+    hang_timeout: float | None = None
     monitor_interval: float = 0.1
     log_dir: str | None = None
     tee: str = "0"
@@ -59,6 +60,8 @@ class LaunchPlan:
     max_restarts: int
     grace: float | None
     """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
+    hang_timeout: float | None
+    """Seconds for the watchdog; None: its own defaults; 0: it is off."""
     monitor_interval: float
     start: Literal["preload", "exec"]
     """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
@@ -190,6 +193,7 @@ def make_plan(
         rendezvous=choose(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
         grace=flags.grace,
+        hang_timeout=flags.hang_timeout,
         monitor_interval=flags.monitor_interval,
         start=flags.start,
         preload=demands.preload,

@@ -44,13 +44,19 @@ def is_alive(facts: dict) -> bool:
     return found is not None and found.started == facts["started"] and found.state not in "ZX"
 
 
-def descendants(root: int) -> list[int]:
-    """Ids of all processes below `root`, zombies included."""
+def family_tree() -> dict[int, list[int]]:
+    """The children of every process, zombies included."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         found = stat(int(name)) if name.isdigit() else None
         if found is not None:
             children.setdefault(found.parent, []).append(int(name))
+    return children
+
+
+def descendants(root: int, children: dict[int, list[int]] | None = None) -> list[int]:
+    """Ids of all processes below `root`, zombies included; from a `family_tree`, or from one made now."""
+    children = family_tree() if children is None else children
     family, waiting = [], [root]
     while waiting:
         below = children.get(waiting.pop(), [])

@@ -15,6 +15,19 @@ def torchrun_flag(*names: str, **settings: Any) -> Any:
     return click.option(*names, envvar=f"PET_{long.removeprefix('--').upper().replace('-', '_')}", **settings)
 
 
+def hang_timeout(value: str | None) -> float | None:
+    """None where nothing was given, 0 for `off`."""
+    if value in (None, "off"):
+        return None if value is None else 0.0
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{value!r} is neither a number of seconds above 0 nor off")
+    return seconds
+
+
 FLAGS = (
     torchrun_flag(
         "--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores."
@@ -37,6 +50,13 @@ FLAGS = (
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
+    ),
+    click.option(
+        "--hang-timeout",
+        callback=lambda context, option, value: hang_timeout(value),
+        metavar="SECONDS|off",
+        help="Seconds without a finished step, and 5 x the slowest recent one, after which it counts as hung. "
+        "Default: 10; for programs of others see docs/hangs.md.",
     ),
     torchrun_flag("--monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks."),
     torchrun_flag("--log-dir", type=click.Path(file_okay=False), help=_LOGS),

@@ -147,12 +147,12 @@ def _stack_lines(frames: list[dict]) -> list[str]:
     frames = [{**frame, "text": linecache.getline(frame["file"], int(frame["line"])).strip()} for frame in frames]
     hidden = ("<frozen runpy>", str(_HOME / "launch" / "entry.py"), "runpy.py")
     shown = [frame for frame in reversed(frames) if not frame["file"].endswith(hidden)]
-    return [_frame_line(frame, not _is_foreign(frame["file"])) for frame in shown[-8:]]
+    return [_frame_line(frame, not is_foreign(frame["file"])) for frame in shown[-8:]]
 
 
 def _frame_line(frame: dict, own: bool) -> str:
     text = f"   {frame['text']}" if frame["text"] else ""
-    return f"  {'>' if own else ' '} {_short(frame['file'])}:{frame['line']}  {frame['function']}{text}"
+    return f"  {'>' if own else ' '} {short(frame['file'])}:{frame['line']}  {frame['function']}{text}"
 
 
 def _frames(report: dict) -> list[dict]:
@@ -164,11 +164,11 @@ def _frames(report: dict) -> list[dict]:
 def _own_frames(report: dict) -> list[dict]:
     """Those of the user's files: neither Python's, nor an installed package's, nor this project's."""
     places = (_frames(report), report["frames"])  # the rank's own, where the loading process was in none of them
-    found = ([frame for frame in frames if not _is_foreign(frame["file"])] for frames in places)
+    found = ([frame for frame in frames if not is_foreign(frame["file"])] for frames in places)
     return next((frames for frames in found if frames), [])
 
 
-def _is_foreign(file: str) -> bool:
+def is_foreign(file: str) -> bool:
     folders = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages()]
     folders += [str(_HOME / "launch"), str(_HOME / "dist_train")]
     return file.startswith("<") or "site-packages" in file or any(Path(file).is_relative_to(place) for place in folders)
@@ -181,7 +181,7 @@ def _worker_message(message: str) -> str:
     return message.strip().splitlines()[-1].partition(": ")[2]
 
 
-def _short(file: str) -> str:
+def short(file: str) -> str:
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 

@@ -1,0 +1,91 @@
+"""What the watchdog needs inside of a rank: a heartbeat in shared memory, and stacks that C code writes on a signal.
+
+entry.py loads this file by its path before the program runs, so it imports the standard library alone. It costs a
+thread that wakes once a second, and for a program that says how far it is, microseconds a step.
+"""
+
+import contextlib
+import faulthandler
+import json
+import mmap
+import signal
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+MODULE = "_dist_train_witness"
+"""Under this name in sys.modules the program finds it, and needs no variable in its environment."""
+SIGNAL = signal.SIGRTMIN + 8
+"""Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
+PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
+SIZE = 4096
+RECORD = struct.Struct("<qqqqdQ")
+"""Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread."""
+COUNTS_AT = 256
+RECENT = 100
+"""Beats of one phase that `slowest recent` looks back on."""
+
+
+class Witness:
+    """One rank's. Its files are generations/<g>/heartbeats/rank<N> and generations/<g>/stacks/rank<N>.txt."""
+
+    def __init__(self, generation: Path, rank: int) -> None:
+        stacks, hearts = generation / "stacks", generation / "heartbeats"
+        for folder in (stacks, hearts):
+            folder.mkdir(parents=True, exist_ok=True)
+        # In C, so it answers while native code holds the GIL. Forked children inherit handler and file.
+        self._stacks = open(stacks / f"rank{rank}.txt", "a")  # noqa: SIM115 - for the process's life
+        faulthandler.register(SIGNAL, file=self._stacks, all_threads=True)
+        path = hearts / f"rank{rank}"
+        path.write_bytes(bytes(SIZE))  # every page is there before it is mapped: a full disk is no bus error later
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), SIZE)
+        self._beats, self._phase = 0, ""
+        self._last = time.monotonic()
+        self._took: dict[str, deque[float]] = {}
+        self._main = threading.main_thread().ident or 0
+        self._write(0)
+        threading.Thread(target=self._count, name="watchdog", daemon=True).start()
+
+    def beat(self, phase: str, step: int) -> None:
+        """The program is in `phase` of `step` and goes forward. The first beat of a phase measures nothing."""
+        now = time.monotonic()
+        took = self._took.setdefault(phase, deque(maxlen=RECENT))
+        if phase == self._phase:
+            took.append(now - self._last)
+        self._phase, self._last = phase, now
+        self._beats += 1
+        self._write(step)
+
+    def _write(self, step: int) -> None:
+        number = PHASES.index(self._phase) if self._phase else 0
+        slowest = max(self._took.get(self._phase, ()), default=0.0)
+        boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, self._main)
+
+    def _count(self) -> None:
+        """Once a second: how many collectives each process group has begun, whoever called them."""
+        while True:
+            time.sleep(1)
+            with contextlib.suppress(Exception):  # torch in the middle of its import, a group that is being destroyed
+                text = json.dumps(collectives()).encode()[: SIZE - COUNTS_AT - 1]
+                self._memory[COUNTS_AT : COUNTS_AT + len(text) + 1] = text + b"\n"
+
+
+def collectives() -> dict[str, int]:
+    """By name of process group, the number of collectives begun; DDP's own are among them."""
+    module: Any = sys.modules.get("torch.distributed.distributed_c10d")
+    world = getattr(module, "_world", None)
+    if world is None:
+        return {}
+    return {str(world.pg_names[group]): group._get_sequence_number_for_group() for group in list(world.pg_map)}
+
+
+def install(generation: Path, rank: int) -> None:
+    """Begins. A rank without it works as well, so nothing here ends one."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.modules[MODULE] = Witness(generation, rank)  # type: ignore[assignment]

@@ -1,0 +1,74 @@
+"""The watchdog beside processes that say how far they are and then do nothing; no torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.processes import stat
+from launch.watchdog import Hang, Watchdog, witness
+
+RANK = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("witness", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.install(Path(sys.argv[2]), int(sys.argv[3]))
+sys.modules[module.MODULE].beat(sys.argv[4], 7)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator:
+    begun = []
+
+    def one(rank: int, phase: str) -> dict:
+        command = [sys.executable, "-c", RANK, witness.__file__, str(tmp_path), str(rank), phase]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        begun.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return {"rank": rank, "pid": process.pid, "started": stat(process.pid).started}
+
+    yield one
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def watch(folder: Path, alive: list[dict], seconds: float, before=lambda: None) -> Hang | None:
+    dog = Watchdog(folder, 1.0, nodes=1)
+    before()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (hang := dog.look(alive, [])) is not None:
+            return hang
+        time.sleep(0.1)
+    return None
+
+
+def test_ranks_that_finish_no_step_are_hung(start, tmp_path):
+    hang = watch(tmp_path, [start(0, "step"), start(1, "step")], 60)
+    assert hang is not None and [one.heartbeat.step for one in hang.evidence] == [7, 7]
+    assert all(one.process.frames[0].file == "<string>" for one in hang.evidence)
+
+
+def test_a_rank_that_saves_holds_up_the_others_rightly(start, tmp_path):
+    assert watch(tmp_path, [start(0, "save"), start(1, "step")], 5) is None
+
+
+def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, tmp_path):
+    alive = [start(0, "step"), start(1, "step")]
+
+    def stop_all() -> None:
+        for session in alive:
+            os.kill(session["pid"], signal.SIGSTOP)
+
+    assert watch(tmp_path, alive, 5, stop_all) is None
