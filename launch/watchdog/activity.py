@@ -28,7 +28,8 @@ class Activity:
 
 
 def activity(rank: int, children: dict[int, list[int]]) -> Activity:
-    """Of a rank and what is below it in a `processes.family_tree`, that are there now. One that ends takes what it did with it, which counts as something done."""
+    """Of a rank and what is below it in a `processes.family_tree`. One that has ended takes what it did with it, which
+    counts as something done."""
     found = stat(rank)
     ticks = moved = 0
     runnable = False
