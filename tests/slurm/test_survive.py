@@ -205,7 +205,7 @@ def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_
     programs.mkdir()
     for name in ("srun", "env", "bash"):
         (programs / name).symlink_to(next(p for p in ("/usr/bin", "/bin") if (Path(p) / name).exists()) + f"/{name}")
-    run = submit(slurm_cluster, tmp_path, TWO_NODES, environment={"PATH": str(programs)})
+    run = submit(slurm_cluster, tmp_path, [*TWO_NODES, f"--export=ALL,PATH={programs}"])
     run.wait_for_training()
     time_limit(run)
     job = run.wait_for_end()
