@@ -20,7 +20,7 @@ class Stuck(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         self.reads += 1
         action, victim = os.environ["HANG_ACTION"], os.environ.get("RANK") == os.environ["HANG_VICTIM"]
-        if self.split == "train" and self.reads == 120 and victim:
+        if self.split == "train" and self.reads == 120 and victim and action in plain.ACTS:
             (plain.Path(os.environ["HANG_FOLDER"]) / "ready").touch()
             plain.ACTS[action]()
         if self.split == "evaluation" and action == "evaluate":
