@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dist_train.config.errors import ExitCode
@@ -163,7 +163,10 @@ def odd_one(cause: Failure, found: list[Failure]) -> Failure:
     odd = [rank for rank, text in given.items() if texts.count(text) == 1]
     if len(odd) != 1 or len(given) < 3:
         return cause
-    return next(failure for failure in found if failure.rank == odd[0])
+    failure = next(failure for failure in found if failure.rank == odd[0])
+    others = next(text for text in texts if text != given[odd[0]])
+    message = f"collective mismatch: this rank was in {given[odd[0]]}, others in {others}"
+    return replace(failure, kind="exception", report={**(failure.report or {}), "message": message})
 
 
 def exit_code(cause: Failure, *, out_of_memory: bool) -> ExitCode:
