@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 def beside(name: str) -> Any:
     """A module of this folder, without the folder in sys.path, where the program would find it."""
-    spec = importlib.util.spec_from_file_location(f"_launch_{Path(name).name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(f"_launch_{Path(name).name}", Path(__file__).parent / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
