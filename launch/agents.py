@@ -181,6 +181,14 @@ class Starter:
         """The fork server's process, which outlives a generation."""
         return [self._server.process.pid] if self._server is not None else []
 
+    def loss(self) -> str | None:
+        """What ended the fork server, and with it the agent and the ranks; None where it lives or there is none."""
+        code = self._server.process.poll() if self._server is not None else None
+        if code is None:
+            return None
+        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return f"the process that they are forked from {end}"
+
     def news(self) -> list[Preloaded]:
         """To wait for besides signals."""
         return [self._server] if self._server is not None and not self._server.gone else []

@@ -214,7 +214,7 @@ class Generation:
         return _code_of(number)
 
     def _ended_badly(self, outcome: dict, told: tuple | None, *, out_of_memory: bool) -> int:
-        found = self._failures(outcome)
+        found = self._failures(outcome) if self.starter.loss() is None else []
         cause = verdict.first_cause(found)
         if self.plan.nodes > 1 and (cause is None or cause.kind == "peer"):
             time.sleep(AFTER_END)  # the node that it began on may still be writing down why
@@ -254,6 +254,8 @@ class Generation:
         return replace(self.memory, peak=host.memory().peak) if out_of_memory else self.memory
 
     def _agent_failed(self, outcome: dict) -> str:
+        if (loss := self.starter.loss()) is not None:
+            return f"{mark('✗', 'red')} all ranks of this node are gone: {loss}"
         why = outcome["error"] or "no rank said why"
         if "Address already in use" in why and self.plan.rendezvous.master_port:
             why = verdict.port_taken(self.plan.rendezvous.master_port)

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import corruption, disk, kills, power_loss, signals, syscalls
+from tests.faults import corruption, disk, kills, launches, power_loss, signals, syscalls
 from tests.faults.tally import Order, Tally, table
 
 CAMPAIGNS = {
     "kills": (kills.campaign, 20),
+    "launchers": (launches.launchers, 10),
+    "restarts": (launches.restarts, 10),
     "signals": (signals.campaign, 20),
     "syscalls": (syscalls.campaign, 0),
     "power": (power_loss.campaign, 0),

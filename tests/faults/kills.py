@@ -46,8 +46,8 @@ MOST_FAILURES = 5
 RANDOM_S = 1.2
 """Of a life in the pool: a random moment is one of this time, which begins with its processes."""
 VICTIMS = ("rank", "rank", "first", "loader", "writer", "all")
-LAUNCHED_VICTIMS = (*VICTIMS, "launcher", "launcher", "agent")
-START_S, TRAINING_S = 4.0, 1.5
+LAUNCHED_VICTIMS = (*VICTIMS, "launcher", "launcher", "agent", "server")
+START_S, TRAINING_S = 2.0, 1.5
 """Of the launcher: about what its ranks take to their first step, and what is trained in at random."""
 
 
@@ -70,7 +70,8 @@ def campaign(order: Order) -> Tally:
         dice = order.dice("kills", number)
         try:
             if number % LAUNCHED_EVERY == 0:
-                launched_run(order.folder, run, dice, damage)
+                plan = [Kill.drawn(dice, LAUNCHED_VICTIMS) for _ in range(LAUNCHED_KILLS_PER_RUN)]
+                launched_run(order.folder, run, dice, damage, plan)
             else:
                 plan = [Kill.drawn(dice, VICTIMS) for _ in range(KILLS_PER_RUN)]
                 pooled_run(order.folder, run, dice, damage, plan)
@@ -156,13 +157,12 @@ def nothing_left(life: PooledLife | LaunchedLife, told: object) -> None:
 # ---------------------------------------------------------------- by the launcher
 
 
-def launched_run(folder: Path, run: str, dice: random.Random, damage: Damage) -> None:
+def launched_run(folder: Path, run: str, dice: random.Random, damage: Damage, plan: list[Kill]) -> None:
     """The same under `dist-train train --max-restarts`, on two ranks; a killed launcher is started again by hand.
 
     Raises:
         Lost: when something outlives its launcher, or the run does not end well.
     """
-    plan = [Kill.drawn(dice, LAUNCHED_VICTIMS) for _ in range(LAUNCHED_KILLS_PER_RUN)]
     words = [PLAIN, "--run-dir", run]
     flags = ["--nproc-per-node", "2", "--max-restarts", "99"]
     told: list[str] = []

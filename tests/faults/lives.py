@@ -216,18 +216,25 @@ class LaunchedLife:
         kill([self.process.pid, *self.left()])
         self.process.wait()
 
+    def server(self) -> int | None:
+        """The fork server, from which agents and ranks come."""
+        found = [pid for pid in children_of(self.process.pid) if "launch/preload.py" in command_of(pid)]
+        return found[0] if found else None
+
     def agent(self) -> int | None:
-        """The agent of the generation under way."""
-        found = [pid for pid in children_of(self.process.pid) if "launch.agent" in command_of(pid)]
+        """The agent of the generation under way: the oldest child of the fork server; ranks lead sessions."""
+        server = self.server()
+        found = [pid for pid in children_of(server) if _session(pid) not in (None, pid)] if server else []
         return found[0] if found else None
 
     def processes(self) -> dict[str, list[int]]:
         """Process ids by what they are."""
-        agent = self.agent()
+        server, agent = self.server(), self.agent()
         ranks = self.ranks(agent)
         families = [family_of(pid) for pid in ranks]
         return {
             "launcher": [self.process.pid],
+            "server": [server] if server else [],
             "agent": [agent] if agent else [],
             "rank": ranks,
             "loader": [pid for family in families for pid in family["loader"]],

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.faults import corruption, disk, kill_plan, kills, power_loss, signals, syscalls
+from tests.faults import corruption, disk, kill_plan, kills, launches, power_loss, signals, syscalls
 from tests.faults.__main__ import CAMPAIGNS, main
 from tests.faults.fixture import record
 from tests.faults.tally import Order, Tally, table
@@ -32,6 +32,12 @@ def test_a_chain_of_kills_in_one_epoch_over_1_3_2_8_and_4_ranks(tmp_path):
     kills.pooled_run(tmp_path, "run", random.Random(0), damage, plan, sizes=(1, 3, 2, 8, 4))
     assert damage.pooled == 4
     assert expected.difference(record(tmp_path / "run")) is None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("campaign", [launches.launchers, launches.restarts])
+def test_a_killed_launcher_leaves_nothing_and_a_killed_rank_comes_back(campaign, tmp_path):
+    assert_nothing_lost(campaign(Order(folder=tmp_path, count=5)))
 
 
 @pytest.mark.timeout(600)
@@ -66,7 +72,16 @@ def test_the_command_prints_one_table_and_repeats_a_single_injection(tmp_path, c
     assert (tmp_path / "kept" / "power" / "save.strace").exists()
 
 
-LARGE = {"kills": 200, "signals": 100, "syscalls": 0, "power": 0, "disk": 0, "corruption": 1000}
+LARGE = {
+    "kills": 200,
+    "launchers": 50,
+    "restarts": 50,
+    "signals": 100,
+    "syscalls": 0,
+    "power": 0,
+    "disk": 0,
+    "corruption": 1000,
+}
 
 
 @pytest.mark.long
@@ -75,4 +90,4 @@ LARGE = {"kills": 200, "signals": 100, "syscalls": 0, "power": 0, "disk": 0, "co
 def test_large(name, tmp_path):
     if name in ("syscalls", "power", "disk") and shutil.which("strace") is None:
         pytest.skip("strace is missing: apt-get install strace")
-    assert_nothing_lost(CAMPAIGNS[name][0](Order(folder=tmp_path, count=LARGE[name], seed=1)))
+    assert_nothing_lost(CAMPAIGNS[name][0](Order(folder=tmp_path, count=LARGE.get(name, 0), seed=1)))
