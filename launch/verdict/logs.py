@@ -33,6 +33,8 @@ class NativeDeath:
     """Of the thread that died, the innermost first; empty where that was none of Python's."""
     waiting: list[dict]
     """Of the main thread, where it was not the one that died."""
+    what: str
+    """`Segmentation fault`, `Aborted` …"""
     said: str
     """C++'s own words about an exception that nobody caught."""
 
@@ -56,4 +58,5 @@ def native_death(lines: list[str]) -> NativeDeath | None:
     others = [frames for name, frames in threads.items() if not name.startswith("Current")]
     before = lines[max(0, begin - 12) : begin]
     said = [line.strip() for line in before if "what():" in line or line.startswith("terminate called")]
-    return NativeDeath(frames=current, waiting=others[-1] if others else [], said=" ".join(said))
+    what = lines[begin].removeprefix(_FATAL)
+    return NativeDeath(frames=current, waiting=others[-1] if others else [], what=what, said=" ".join(said))

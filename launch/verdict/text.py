@@ -128,7 +128,7 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
     lines += [f"      {line}" for line in message[1:6]]
     lines += [f"    in {collective}" for collective in [report.get("collective")] if collective]
     if _WORKER_DIED.search(report["message"]) and cause.worker is not None:
-        lines += ["    its stack:", *_stack_lines(cause.worker.frames)]
+        lines += [f"    its stack: {cause.worker.what}", *_stack_lines(cause.worker.frames)]
     return lines + [f"      {note}" for note in report["notes"]]
 
 

@@ -149,7 +149,7 @@ def test_consoles_that_take_nothing_hold_nobody_up_and_logs_stay_below_their_siz
     assert process.wait(PATIENCE) == 0
     logs = tmp_path / "run" / "logs"
     for rank in range(2):
-        assert "the last line" in log_of(tmp_path / "run", rank).splitlines()[-3:]
+        assert "the last line" in log_of(tmp_path / "run", rank).splitlines()  # the other stream's may follow
         sizes = [(logs / name).stat().st_size for name in (f"rank{rank}.log", f"rank{rank}.log.1")]
         assert max(sizes) <= 1_000_000 < sum(sizes)
 
@@ -239,7 +239,7 @@ def test_a_training_goes_on_where_nothing_is_as_it_should_be_and_tells_no_secret
     assert json.loads((run / "state.json").read_text())["status"] == "done"
     assert "done after" in log_of(run, 0) and (run / "logs" / "rank1.log").is_file()
     assert listeners == {"0100007F"}
-    assert any(b"entry.py" in command for command in commands) and any(b"dist_train.tracking" in c for c in commands)
+    assert any(b"preload.py" in command for command in commands) and any(b"dist_train.tracking" in c for c in commands)
     files = [path for path in run.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any("wandb" in str(path) for path in files) and any(path.name == "agent.json" for path in files)
     assert [path for path in [run, *files] if path.stat().st_mode & 0o077] == []

@@ -372,7 +372,7 @@ def left(folder):
 def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     script = (
         "import json\nfrom pathlib import Path\nfrom launch import host\nfrom launch.doctor import examine, ranks\n"
-        "from launch.plan import Flags, make_plan\nflags = Flags(nproc_per_node='2', standalone=True)\n"
+        "from launch.plan import Flags, make_plan\nflags = Flags(nproc_per_node='2', standalone=True, start='exec')\n"
         "plan = make_plan(examine.standard_config(), flags, host.look({}), folder=Path(), program=(), arguments=(), "
         "resume=None)\nprint(json.dumps([found.as_json() for found in ranks.findings(plan, cores=2)]))"
     )

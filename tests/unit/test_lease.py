@@ -325,12 +325,20 @@ def _stopped_while_saving(start, folder, rounds):
         before = _files(_take_over(heir, run_dir))
         zombie.go_on()
         assert _said(zombie).endswith("(exit 3)")
-        assert _files(tree(run_dir)) == before
+        left = _files(tree(run_dir))
+        assert left.items() <= before.items(), "something was written"
+        # One removal by retention may follow, if it was stopped right between the check and the rename.
+        assert len({path.parent for path in before.keys() - left.keys()}) <= 1
+        assert _checkpoints(left) >= min(2, _checkpoints(before))
         assert heir.ask("save", 1_000_000) == "saved"
         assert all(verify(path) for path in CheckpointStore(run_dir / "checkpoints").all())
         assert not list(run_dir.glob("checkpoints/.tmp-*"))
         zombie.end()
         heir.end()
+
+
+def _checkpoints(files):
+    return len({path.parent for path in files if path.name == "manifest.json"})
 
 
 def _files(found):
