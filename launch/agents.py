@@ -160,7 +160,7 @@ class Starter:
     def agent(self, request: dict[str, Any], inbox: Inbox) -> Agent | None:
         """Runs one generation on this node; None when it was asked to stop before it began."""
         if self._preload:
-            if self._server is None or self._server.gone:
+            if self._server is None or self._server.process.poll() is not None:
                 self._begin()
             assert self._server is not None
             self._server.ask(request)
