@@ -237,6 +237,8 @@ def _await_moment(
         raise Lost(f"no checkpoint within {HANG_S:g} s\n{life.tail()}")
     if not planned.save:
         return not life.ended_within(planned.part * TRAINING_S)
+    if life.ended():
+        return False
     number = saves.count(CREATED, ".tmp-") + 1 if patient else planned.save
     ended = os.pidfd_open(life.process.pid)
     try:
