@@ -1,4 +1,4 @@
-"""When the ranks of this host died, to the millisecond: torch's agent looks only now and then, and at all at once."""
+"""When the ranks of one agent died, to the millisecond: torch's agent looks only now and then, and at all at once."""
 
 import os
 import select
@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from launch.records import read_all
 
@@ -13,11 +14,19 @@ _PAUSE = 0.05
 """Seconds between two looks for ranks that have begun."""
 
 
-class Deaths:
-    """Watches the ranks that write themselves down in `folder`, from a thread, while it is open."""
+def ranks_of(agent: int, host: str, folder: Path) -> list[dict[str, Any]]:
+    """What the agent's ranks have written down of themselves; process ids alone are the same on several hosts."""
+    return [session for session in read_all(folder) if (session["agent"], session["host"]) == (agent, host)]
 
-    def __init__(self, folder: Path, host: str) -> None:
-        self._folder, self._host = folder, host
+
+class Deaths:
+    """Watches the ranks that write themselves down in `folder`, from a thread, while it is open.
+
+    Only the agent's own: of another's, which may be of another node on this host, nobody here will know the exit code.
+    """
+
+    def __init__(self, folder: Path, agent: int, host: str) -> None:
+        self._folder, self._agent, self._host = folder, agent, host
         self._died: dict[int, int] = {}
         self._known: set[tuple[int, int]] = set()
         self._over = threading.Event()
@@ -51,9 +60,9 @@ class Deaths:
     def _new(self) -> list[tuple[int, int]]:
         """Rank and pidfd of those that have begun since the last look."""
         found = []
-        for session in read_all(self._folder):
+        for session in ranks_of(self._agent, self._host, self._folder):
             key = (session["rank"], session["pid"])
-            if key in self._known or session["host"] != self._host:
+            if key in self._known:
                 continue
             self._known.add(key)
             try:

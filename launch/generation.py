@@ -15,7 +15,7 @@ from launch import host, run_dirs, verdict
 from launch.agents import Agent, Starter
 from launch.claims import claim
 from launch.console import mark, say
-from launch.deaths import Deaths
+from launch.deaths import Deaths, ranks_of
 from launch.inbox import Inbox
 from launch.lost_node import ECHOES
 from launch.output.handle import OutputRelay
@@ -39,7 +39,8 @@ class Generation:
     def __init__(self, plan: LaunchPlan, inbox: Inbox, starter: Starter) -> None:
         self.plan, self.inbox = plan, inbox
         self.starter = starter
-        self.name = f"node{plan.node}" if plan.node is not None else str(myself()["host"])
+        self.host = str(myself()["host"])
+        self.name = f"node{plan.node}" if plan.node is not None else self.host
         facts = {**myself(), **host.step(), "command": plan.command}
         self.folder = claim(plan.folder / "generations", self.name, plan.start_name, facts)
         suffix = plan.suffix
@@ -70,7 +71,7 @@ class Generation:
         if agent is None:
             self.output.finish()
             return self._stopped(self.inbox.stop or signal.SIGTERM)
-        self.deaths = Deaths(self.folder / "ranks", str(myself()["host"]))
+        self.deaths = Deaths(self.folder / "ranks", agent.pid, self.host)
         try:
             with self.deaths:
                 while agent.poll() is None:
@@ -119,7 +120,7 @@ class Generation:
         if self._is_forced():
             agent.kill()
             return
-        sessions = [session for session in read_all(self.folder / "ranks") if session["agent"] == agent.pid]
+        sessions = ranks_of(agent.pid, self.host, self.folder / "ranks")
         alive = [session for session in sessions if is_alive(session)]
         if len(alive) == len(sessions):  # once one is dead, what it used is free again
             self.memory = host.memory()
@@ -230,7 +231,7 @@ class Generation:
                 logs=self.plan.logs,
                 checkpoint=run_dirs.newest_checkpoint(self.plan.folder),
                 out_of_memory=out_of_memory,
-                here=str(myself()["host"]),
+                here=self.host,
                 memory=self._memory(out_of_memory),
                 job=self.plan.environment.get("DIST_TRAIN_JOB"),
             )

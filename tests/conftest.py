@@ -1,5 +1,6 @@
 """For every test: nothing may be left behind."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from tests.leaks import Surroundings, mark_this_process
 
 def pytest_configure(config: pytest.Config) -> None:
     mark_this_process()
+    # A shell without job control starts its background jobs with SIGINT ignored, and what they start inherits that:
+    # a test's Ctrl-C would do nothing to a child that has no handler of its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

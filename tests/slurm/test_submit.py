@@ -114,20 +114,22 @@ def test_a_running_and_a_waiting_job_are_stopped_saved_and_not_requeued(desk):
 
 def test_following_can_be_given_up_and_the_job_goes_on(desk):
     command = desk.command("slurm", DIGITS, "--follow", "slurm.options=[--hold]", *WITH_SITE)
-    following = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=desk.folder,
         env=desk.cluster.environment,
         stderr=subprocess.PIPE,
         text=True,
         stdout=subprocess.PIPE,
-    )
-    assert following.stdout and following.stderr
-    job = following.stdout.readline().strip()
-    while "PENDING" not in (line := following.stderr.readline()):
-        assert line, "it ended without a word of the job's state"
-    following.send_signal(signal.SIGINT)
-    rest = following.communicate(timeout=60)[1]
+    ) as following:
+        try:
+            job = following.stdout.readline().strip()
+            while "PENDING" not in (line := following.stderr.readline()):
+                assert line, "it ended without a word of the job's state"
+            following.send_signal(signal.SIGINT)
+            rest = following.communicate(timeout=60)[1]
+        finally:
+            following.kill()
     assert following.returncode == 130 and f"job {job} goes on" in rest
     assert desk.cluster.job(job).state == "PENDING"
 

@@ -1,15 +1,13 @@
 """A sweep as a job array on a real SLURM: tasks that are killed in the middle, and what --resume makes of it."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_sweep import is_past, only_sweep, rows_of, supervisor_of
+from tests.end_to_end.test_sweep import is_past, only_sweep, rows_of
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +57,9 @@ def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_pat
     assert f"--array=0-{points - 1}%2" in _script_of(folder)
     for number in killed:
         wait_until(lambda run=runs[number]: is_past(run, 20), PATIENCE * points / 2, f"point {number} to train")
-        os.kill(supervisor_of(runs[number]), signal.SIGKILL)
-    array = json.loads((runs[0] / "slurm" / "job.json").read_text())["job"].partition("_")[0]
+        # With its batch script: that puts a task back whose launcher alone is killed.
+        slurm_cluster.run(["scancel", "--full", "--signal=KILL", _job_of(runs[number])])
+    array = _job_of(runs[0]).partition("_")[0]
     wait_until(lambda: not _in_queue(slurm_cluster, array), PATIENCE * points / 2, "the array to end")
     told = {point["point"]: point["state"] for point in json.loads(_table(slurm_cluster, tmp_path, folder))["points"]}
     expected = {run.name: "died" if number in killed else "done" for number, run in enumerate(runs)}
@@ -78,6 +77,10 @@ def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_pat
         assert steps == list(range(1, 301))
         assert _result(runs[number]) == _result(runs[0])  # which nothing happened to
     assert len((folder / "table.csv").read_text().splitlines()) == points + 1
+
+
+def _job_of(run: Path) -> str:
+    return json.loads((run / "slurm" / "job.json").read_text())["job"]
 
 
 def _points(count: int, killed: tuple[int, ...]) -> str:
@@ -105,7 +108,7 @@ def test_a_requeued_task_comes_back_to_its_own_run(slurm_cluster, tmp_path):
     _sweep(slurm_cluster, tmp_path, "digits.yaml", "--over", "seed=0,1", "--slurm")
     folder = only_sweep(tmp_path)
     run = folder / "001-seed1"
-    job = json.loads((run / "slurm" / "job.json").read_text())["job"]
+    job = _job_of(run)
     wait_until(lambda: is_past(run, 20), PATIENCE, "the second point to train")
     slurm_cluster.run(["scancel", "--batch", "--signal=USR1", job])
     ended = slurm_cluster.wait(job, timeout=PATIENCE)

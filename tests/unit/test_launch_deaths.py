@@ -1,0 +1,36 @@
+"""Deaths: when the ranks of one agent died."""
+
+import socket
+import subprocess
+import time
+
+from launch.deaths import Deaths
+from launch.records import write_json
+
+OURS, OTHER = 1001, 1002
+
+
+def test_deaths_of_another_agents_ranks_or_another_hosts_are_none_of_its_business(tmp_path):
+    """Several nodes of a launch may be on one host, and agents on several hosts may have the same process id."""
+    here = socket.gethostname()
+    places = [(OURS, here), (OTHER, here), (OURS, "elsewhere"), (OURS, here)]
+    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in places]
+    for rank, (agent, host) in enumerate(places):
+        write_json(tmp_path / f"{rank}.json", {"rank": rank, "agent": agent, "host": host, "pid": sleepers[rank].pid})
+    begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    with Deaths(tmp_path, OURS, here) as deaths:
+        for sleeper in sleepers[:3]:
+            sleeper.kill()
+            sleeper.wait()
+        _until_seen(deaths, 0)
+    sleepers[3].kill()
+    sleepers[3].wait()
+    assert list(deaths.stamps()) == [0]
+    assert begun < deaths.stamps()[0] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _until_seen(deaths: Deaths, rank: int) -> None:
+    deadline = time.monotonic() + 60
+    while rank not in deaths.stamps():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
