@@ -1,13 +1,15 @@
 """A sweep as a job array on a real SLURM: tasks that are killed in the middle, and what --resume makes of it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_sweep import is_past, only_sweep, rows_of
+from tests.end_to_end.test_sweep import is_past, only_sweep, rows_of, supervisor_of
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +59,9 @@ def test_an_array_with_killed_tasks_is_whole_after_resume(slurm_cluster, tmp_pat
     assert f"--array=0-{points - 1}%2" in _script_of(folder)
     for number in killed:
         wait_until(lambda run=runs[number]: is_past(run, 20), PATIENCE * points / 2, f"point {number} to train")
-        # With its batch script: that puts a task back whose launcher alone is killed.
-        slurm_cluster.run(["scancel", "--full", "--signal=KILL", _job_of(runs[number])])
+        # Else it comes back by itself.
+        slurm_cluster.run(["scontrol", "update", f"JobId={_job_of(runs[number])}", "Requeue=0"])
+        os.kill(supervisor_of(runs[number]), signal.SIGKILL)
     array = _job_of(runs[0]).partition("_")[0]
     wait_until(lambda: not _in_queue(slurm_cluster, array), PATIENCE * points / 2, "the array to end")
     told = {point["point"]: point["state"] for point in json.loads(_table(slurm_cluster, tmp_path, folder))["points"]}
