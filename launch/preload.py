@@ -26,6 +26,8 @@ HOME = Path(__file__).resolve().parents[1]
 LARGEST_MESSAGE = 1 << 20
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
+OFTEN = ("torch.distributed", "torch._dynamo")
+"""What nearly every distributed program comes to: making a DistributedDataParallel imports torch._dynamo, for a second."""
 
 
 def main(arguments: list[str]) -> None:
@@ -108,6 +110,9 @@ class Server:
 
     def _import(self, modules: list[str], strict: bool) -> str | None:
         """Returns why ranks cannot be forked from here, if so."""
+        for name in OFTEN:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         for name in modules:
             try:
                 importlib.import_module(name)
