@@ -217,7 +217,7 @@ class Generation:
     def _ended_badly(self, outcome: dict, told: tuple | None, *, out_of_memory: bool) -> int:
         found = self._failures(outcome) if self.starter.loss() is None else []
         cause = verdict.first_cause(found)
-        if self.plan.nodes > 1 and (cause is None or cause.kind == "peer"):
+        if self.plan.nodes > 1 and self.starter.loss() is None and (cause is None or cause.kind == "peer"):
             time.sleep(AFTER_END)  # the node that it began on may still be writing down why
             found = self._failures(outcome)
             cause = verdict.first_cause(found)

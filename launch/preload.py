@@ -27,7 +27,7 @@ LARGEST_MESSAGE = 1 << 20
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed", "torch._dynamo")
-"""What nearly every distributed program comes to: making a DistributedDataParallel imports torch._dynamo, for a second."""
+"""What nearly every distributed program comes to: DistributedDataParallel imports torch._dynamo when it is made."""
 
 
 def main(arguments: list[str]) -> None:
