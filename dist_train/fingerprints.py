@@ -27,16 +27,17 @@ def surroundings(config: RunConfig, splits: Splits, device: torch.device) -> dic
     return {
         "config": json.loads(config.model_dump_json()),
         "torch": str(torch.__version__),  # a plain str: the process that writes checkpoints has no torch
-        "machine": machine(device),
+        "machine": machine(config, device),
         "data": data(splits),
         "code": code(config),
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What chooses among torch's kernels, and what decodes images."""
+def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What chooses among torch's kernels, and what decodes images where there are files of them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "decoder": decoder_name()}
+    found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads()}
+    return {**found, "decoder": decoder_name()} if config.data.name == "image_folder" else found
 
 
 def data(splits: Splits) -> dict[str, Any]:

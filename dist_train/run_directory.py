@@ -107,14 +107,12 @@ def versions() -> dict[str, Any]:
     """What the numbers could depend on besides config and data; no environment variables, which hold secrets."""
     import torch
 
-    from dist_train.data.decode import decoder_name
     from dist_train.fingerprints import commit
 
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "decoder": decoder_name(),
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "host": platform.node(),

@@ -102,7 +102,10 @@ def settle_numerics(config: RunConfig) -> None:
     torch.set_num_threads(config.distributed.threads_per_rank)
     if config.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the CUDA context is made
-        torch.use_deterministic_algorithms(True)
+        if config.model.compile:
+            torch.use_deterministic_algorithms(True)
+        else:  # the same without the compiler, whose import takes a second
+            torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
         torch.backends.cudnn.benchmark = False
 

@@ -26,8 +26,8 @@ HOME = Path(__file__).resolve().parents[1]
 LARGEST_MESSAGE = 1 << 20
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
-OFTEN = ("torch.distributed", "torch._dynamo")
-"""What nearly every distributed program comes to: DistributedDataParallel imports torch._dynamo when it is made."""
+OFTEN = ("torch.distributed",)
+"""What nearly every distributed program comes to."""
 
 
 def main(arguments: list[str]) -> None:
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     os.chdir(order["cwd"])
     sys.path[0] = order["path"]  # the program's own folder, in place of ours
     print_to(order["log"])
+    gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
     try:
         import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
     except BaseException:
@@ -110,6 +111,8 @@ class Server:
 
     def _import(self, modules: list[str], strict: bool) -> str | None:
         """Returns why ranks cannot be forked from here, if so."""
+        if "torch._dynamo" not in modules:
+            load("lazy_dynamo").install()
         for name in OFTEN:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
@@ -127,8 +130,6 @@ class Server:
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
             return f"what was imported has started {threads - 1} more thread{'s' * (threads > 2)}, lost in a fork"
-        gc.collect()
-        gc.freeze()  # the collector of a rank would write to, and so copy, the pages that all share
         return None
 
     # ------------------------------------------------------------ agents
@@ -177,6 +178,8 @@ class Server:
         if pid == 0:
             try:
                 self._entry.die_with(server)
+                gc.freeze()  # the collector would write to, and so copy, the pages that all share
+                gc.enable()
                 self._let_go(keep)
                 child()
             except BaseException:

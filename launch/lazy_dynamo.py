@@ -1,0 +1,130 @@
+"""torch._dynamo, the compiler's front, imported when something is compiled: not before.
+
+Importing it takes as long as importing torch itself. Every program pays that, one that compiles nothing too: optimizers
+and DistributedDataParallel import it to ask it for four things, and while nothing has been compiled the answer to each
+is known. `install` puts a module in its place that gives these answers. Whatever else it is asked for, or when a module
+below it is imported, it becomes the real one, the same object, and is out of the way for good.
+
+It imports the standard library alone; what it answers is what torch 2.11 to 2.14 ask. In another torch, a question it
+does not know makes it the real module at once: slower, not wrong.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+NAME = "torch._dynamo"
+_LOADING = threading.RLock()
+
+
+def install() -> None:
+    """Does nothing where torch._dynamo is imported already, or is not to be found."""
+    if NAME in sys.modules or "torch" not in sys.modules:
+        return
+    spec = importlib.util.find_spec(NAME)
+    if spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    module.__class__ = LazyDynamo
+    module.prepare()  # type: ignore[attr-defined]
+    sys.modules[NAME] = sys.modules["torch"]._dynamo = module  # type: ignore[attr-defined]
+    sys.meta_path.insert(0, Below(module))  # type: ignore[arg-type]
+
+
+class LazyDynamo(types.ModuleType):
+    """The module, as long as nothing is compiled. Its namespace is the one that the real module will run in."""
+
+    def prepare(self) -> None:
+        """Puts in what torch asks of a compiler that has compiled nothing, and what it is answered."""
+        self._is_loading = False
+        self._marked: list[Any] = []
+        self.graph_break = self._graph_break
+        self.disable = self._disable
+        self.utils = Part(self, "utils", get_optimize_ddp_mode=lambda: "ddp_optimizer")  # the default of its config
+        self.trace_rules = Part(self, "trace_rules", clear_lru_cache=lambda: None)
+
+    def __getattr__(self, name: str) -> Any:
+        make_real(self)
+        return types.ModuleType.__getattribute__(self, name)
+
+    # Whoever has kept one of these two for longer gets the real one's answer.
+
+    def _graph_break(self, *arguments: Any, **named: Any) -> None:
+        """Nothing is being traced."""
+        if type(self) is not LazyDynamo:
+            self.graph_break(*arguments, **named)
+
+    def _disable(self, fn: Callable | None = None, *arguments: Any, wrapping: bool = True, **named: Any) -> Any:
+        """`fn` itself for torch's own decorator, which keeps the answer on it; a user's own is meant for later."""
+        if wrapping or fn is None or type(self) is not LazyDynamo or self._is_loading:
+            make_real(self)
+            return self.disable(fn, *arguments, wrapping=wrapping, **named)
+        self._marked.append(fn)
+        return fn
+
+
+def make_real(module: Any) -> Any:
+    """Runs the real module's code in this one, and returns it. Other threads wait for it, as they do for any import.
+
+    Raises:
+        ImportError: what it raises.
+    """
+    with _LOADING:
+        if type(module) is not LazyDynamo or module._is_loading:
+            return module
+        module._is_loading = True
+        try:
+            for function in module._marked:  # else the real one would never hear of them
+                vars(function).pop("__dynamo_disable", None)
+            for name in ("graph_break", "disable", "utils", "trace_rules"):
+                vars(module).pop(name, None)
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Below)]
+            module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
+        finally:
+            module._is_loading = False
+        module.__class__ = types.ModuleType  # type: ignore[assignment]
+        for name in ("_is_loading", "_marked"):
+            delattr(module, name)
+        return module
+
+
+class Part(types.SimpleNamespace):
+    """A module below, that knows one answer."""
+
+    def __init__(self, module: LazyDynamo, name: str, **known: Any) -> None:
+        super().__init__(**known)
+        self._real = lambda: getattr(make_real(module), name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
+
+
+class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes torch._dynamo real before a module below it is imported, which it then is already, as a rule."""
+
+    def __init__(self, module: LazyDynamo) -> None:
+        self._module = module
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(f"{NAME}."):
+            return None
+        make_real(self._module)
+        if fullname not in sys.modules:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = sys.modules[spec.name]
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has put the one from above there
