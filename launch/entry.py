@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
     os.register_at_fork(after_in_child=lambda: keep_stacks(log))
-    beside("watchdog/witness").install(Path(generation), rank)
+    beside("watchdog/witness").install(Path(generation), rank, beside("calls"))
     try:
         run(program)
     except SystemExit as leaving:

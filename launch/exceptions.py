@@ -1,11 +1,11 @@
 """What a rank writes down of the exception that ended it. Loaded by entry.py: it imports the standard library alone."""
 
 import resource
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 USER_CODE_FAILED, OUT_OF_MEMORY = 10, 12
@@ -20,7 +20,8 @@ def report(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any
     try:
         if isinstance(error, OSError | EOFError) and _is_loading(error):
             time.sleep(1)
-        return describe(error, checked_last)
+        found = describe(error, checked_last)
+        return {**found, "message": death_of_worker(error) or found["message"]}
     except RuntimeError as told:
         told.__context__ = None
         return describe(told.with_traceback(error.__traceback__), checked_last)
@@ -29,6 +30,19 @@ def report(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any
 def _is_loading(error: BaseException) -> bool:
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename.endswith("torch/utils/data/dataloader.py") for frame, _ in frames)
+
+
+def death_of_worker(error: BaseException) -> str | None:
+    """Where torch says of a loading process only that it is gone, because it found that before SIGCHLD came: of what
+    it died, in torch's words for the other case."""
+    if "exited unexpectedly" not in str(error):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for process in frame.f_locals.get("failed_workers", ()):
+            code = getattr(process, "exitcode", None)
+            if code is not None and code < 0:
+                return f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
+    return None
 
 
 def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
@@ -49,7 +63,6 @@ def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, A
         "chain": chain(error),
         "code": exit_code(error),
         "is_user_error": is_user_error(error),
-        "collective": collective(error.__traceback__),
         "limits": limits(),
         "gpu": gpu_memory(error),
         "frames": [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames],
@@ -83,20 +96,6 @@ def _own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
     while part is not None and part.tb_frame.f_code.co_filename in checked_last:
         part = part.tb_next
     return part
-
-
-def collective(part: TracebackType | None) -> str | None:
-    """The collective that the exception came out of, with what this rank gave: `all_reduce float32 [4]`."""
-    found = None
-    while part is not None:
-        code, names = part.tb_frame.f_code, part.tb_frame.f_locals
-        if code.co_filename.endswith("distributed_c10d.py"):
-            tensor: Any = next((names[name] for name in ("tensor", "output_tensor", "output") if name in names), None)
-            if hasattr(tensor, "dtype") and hasattr(tensor, "shape"):
-                kind = str(tensor.dtype).removeprefix("torch.")
-                found = f"{code.co_name} {kind} {list(tensor.shape)}"
-        part = part.tb_next
-    return found
 
 
 def limits() -> dict[str, int]:

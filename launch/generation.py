@@ -24,6 +24,7 @@ from launch.processes import catches, is_alive, myself, send, sweep
 from launch.records import read_all, read_json, write_json
 from launch.verdict.logs import native_death, tail
 from launch.watchdog import Hang, Watchdog, culprit
+from launch.watchdog.evidence import read_calls
 
 TICK = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
@@ -248,7 +249,8 @@ class Generation:
         died = self.deaths.stamps()
         logs = {rank: tail(self.plan.logs / f"rank{rank}.log", 400) for rank in died}
         native = {rank: found for rank, lines in logs.items() if (found := native_death(lines))}
-        return verdict.failures(sessions, reports, outcome["ranks"], self._ended_by_us, died, native)
+        called = {session["rank"]: read_calls(self.folder, session["rank"]) for session in sessions}
+        return verdict.failures(sessions, reports, outcome["ranks"], self._ended_by_us, died, native, called)
 
     def _memory(self, out_of_memory: bool) -> host.Memory:
         """As it was before the death; the peak is the kernel's own."""

@@ -3,7 +3,8 @@
 from launch.verdict.advice import port_taken
 from launch.verdict.causes import Failure, exit_code, failures, first_cause, is_peer_loss
 from launch.verdict.record import as_record, latest, signature
-from launch.verdict.text import Scene, explain, ranges
+from launch.verdict.text import Scene, explain
+from launch.verdict.words import ranges
 
 __all__ = [
     "Failure",

@@ -6,21 +6,25 @@ import re
 import signal
 from pathlib import Path
 
+from launch.calls import told
 from launch.host import Memory
-from launch.verdict.causes import Failure, is_mismatch
+from launch.verdict.causes import Failure, calls_that_differ, is_mismatch
+from launch.verdict.words import ranges, short
 
 _SHM = Path("/dev/shm")
 
 
-def advice(cause: Failure, memory: Memory | None, out_of_memory: bool, job: str | None = None) -> list[str]:
+def advice(
+    cause: Failure, found: list[Failure], memory: Memory | None, out_of_memory: bool, job: str | None = None
+) -> list[str]:
     """Lines for the user; empty where the failure speaks for itself."""
     report = cause.report or {}
     message = str(report.get("message", "")) + (cause.native.said if cause.native else "")
     killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
     if killed or "killed by signal: Killed" in message:
         return _killed(memory, out_of_memory, job)
-    if is_mismatch(message) or (cause.kind == "peer" and report.get("collective") and is_mismatch(message)):
-        return _mismatch()
+    if cause.kind == "mismatch" or is_mismatch(message):
+        return _mismatch(found)
     if report.get("code") == 12:
         return _out_of_memory(report, memory)
     number = report.get("errno")
@@ -50,11 +54,20 @@ def _killed(memory: Memory | None, out_of_memory: bool, job: str | None) -> list
     return [f"not the OOM killer{used}{who}"]
 
 
-def _mismatch() -> list[str]:
-    return [
-        "the ranks' collectives do not fit together: another shape, another order, or one rank skips one. "
-        "TORCH_DISTRIBUTED_DEBUG=DETAIL names the first that differs"
+def _mismatch(found: list[Failure]) -> list[str]:
+    what = "the ranks' collectives do not fit together"
+    if (differing := calls_that_differ(found)) is None:
+        return [
+            f"{what}: another shape, another order, or one rank skips one. "
+            "TORCH_DISTRIBUTED_DEBUG=DETAIL names the first that differs"
+        ]
+    number = next(iter(differing.values())).number
+    sides = [
+        f"  rank{'s' * (len(ranks) > 1)} {ranges(ranks)} called {call.what} "
+        f"at {short(call.file)}:{call.line} {call.function}()"
+        for ranks, call in told(differing)
     ]
+    return [f"{what}, and collective {number:,} is the first that differs", *sides]
 
 
 def _out_of_memory(report: dict, memory: Memory | None) -> list[str]:

@@ -3,10 +3,12 @@
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dist_train.config.errors import ExitCode
+from launch import calls
+from launch.calls import Call
 from launch.verdict.logs import NativeDeath
 
 _PEER_LOST = re.compile(
@@ -24,7 +26,7 @@ _UNSEEN = 1 << 62
 
 _NATIVE = tuple(-number for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
 
-Kind = Literal["exception", "exit", "signal", "early", "peer", "ended"]
+Kind = Literal["exception", "exit", "signal", "early", "peer", "ended", "mismatch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Failure:
 
     rank: int
     kind: Kind
-    """Its own exception; an exit code without one; a signal; left with 0 too early; lost a peer; ended by us."""
+    """Its own exception; an exit code without one; a signal; left with 0 too early; lost a peer; ended by us; its
+    collective does not fit the others', of whom one may have noticed."""
     exit_code: int | None
     """A negative one is a signal's number; None where nobody saw it."""
     order: int
@@ -46,6 +49,8 @@ class Failure:
     """What its log tells of its death in native code."""
     worker: NativeDeath | None = None
     """The same of a loading process, whose death the rank reports as an exception."""
+    calls: list[Call] = field(default_factory=list)
+    """The newest collectives that it called."""
 
 
 def failures(
@@ -55,6 +60,7 @@ def failures(
     ended_by_us: set[int],
     died: Mapping[int, int] | None = None,
     native: Mapping[int, NativeDeath] | None = None,
+    called: Mapping[int, list[Call]] | None = None,
 ) -> list[Failure]:
     """One for each rank that did not end well, from what the ranks and the agent left.
 
@@ -65,6 +71,7 @@ def failures(
         ended_by_us: ranks that the supervisor killed because another had failed.
         died: boot time in ns of each death that was seen on this host.
         native: what the logs of this host's ranks tell of deaths in native code.
+        called: the newest collectives of each rank.
     """
     died, native = died or {}, native or {}
     facts = {session["rank"]: session for session in sessions}
@@ -90,6 +97,7 @@ def failures(
                     report=report,
                     native=last_words,
                     worker=native.get(rank) if report else None,
+                    calls=(called or {}).get(rank, []),
                     **place,
                 )
             )
@@ -158,15 +166,16 @@ def odd_one(cause: Failure, found: list[Failure]) -> Failure:
     """Where collectives did not fit together: the one rank that differs, which need not be the one that noticed."""
     if not is_mismatch(cause.report["message"] if cause.report else cause.native.said if cause.native else ""):
         return cause
-    given = {failure.rank: text for failure in found if failure.report and (text := failure.report.get("collective"))}
-    texts = list(given.values())
-    odd = [rank for rank, text in given.items() if texts.count(text) == 1]
-    if len(odd) != 1 or len(given) < 3:
+    differing = calls_that_differ(found)
+    odd = calls.odd_one(differing) if differing else None
+    if odd is None:
         return cause
-    failure = next(failure for failure in found if failure.rank == odd[0])
-    others = next(text for text in texts if text != given[odd[0]])
-    message = f"collective mismatch: this rank was in {given[odd[0]]}, others in {others}"
-    return replace(failure, kind="exception", report={**(failure.report or {}), "message": message})
+    return replace(next(failure for failure in found if failure.rank == odd[0]), kind="mismatch")
+
+
+def calls_that_differ(found: list[Failure]) -> dict[int, Call] | None:
+    """Of each rank the first collective that was not the same everywhere."""
+    return calls.first_difference({failure.rank: failure.calls for failure in found})
 
 
 def exit_code(cause: Failure, *, out_of_memory: bool) -> ExitCode:

@@ -3,8 +3,6 @@
 import linecache
 import re
 import signal
-import site
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from launch.host import Memory
 from launch.verdict.advice import advice
 from launch.verdict.causes import Failure
 from launch.verdict.logs import tail
+from launch.verdict.words import is_foreign, ranges, short
 
 LOG_LINES = 20
 _HOME = Path(__file__).resolve().parents[2]
@@ -45,7 +44,7 @@ def explain(cause: Failure, found: list[Failure], scene: Scene) -> str:
     node = "" if cause.host in (scene.here, "?") else f"node {cause.host}, "
     lines = [f"{mark('✗', 'red')} rank {cause.rank} ({node}pid {cause.pid}) {_what(cause, scene.out_of_memory)}"]
     lines += _detail(cause, scene)
-    lines += [f"  {line}" for line in advice(cause, scene.memory, scene.out_of_memory, scene.job)]
+    lines += [f"  {line}" for line in advice(cause, found, scene.memory, scene.out_of_memory, scene.job)]
     lines += _others(cause, found)
     log = scene.logs / f"rank{cause.rank}.log"
     saved = f"last checkpoint: {_step(scene.checkpoint)}. " if scene.checkpoint else ""
@@ -85,6 +84,8 @@ def _end(failure: Failure, cause: Failure) -> tuple[str, str]:
 
 
 def _what(cause: Failure, out_of_memory: bool) -> str:
+    if cause.kind == "mismatch":
+        return "called another collective than the others"
     if cause.report:
         if died := _WORKER_DIED.search(cause.report["message"]):
             return f"lost a loading process: {died[0]}"
@@ -112,6 +113,8 @@ def signal_name(number: int) -> str:
 
 def _detail(cause: Failure, scene: Scene) -> list[str]:
     log = scene.logs / f"rank{cause.rank}.log"
+    if cause.kind == "mismatch":
+        return []
     if not cause.report:
         stack = _native_stack(cause)
         lines = tail(log, 400)
@@ -126,7 +129,6 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
     message = _worker_message(report["message"]).strip().splitlines() or [""]
     lines.append(f"    {report['type']}: {message[0]}")
     lines += [f"      {line}" for line in message[1:6]]
-    lines += [f"    in {collective}" for collective in [report.get("collective")] if collective]
     if _WORKER_DIED.search(report["message"]) and cause.worker is not None:
         lines += [f"    its stack: {cause.worker.what}", *_stack_lines(cause.worker.frames)]
     return lines + [f"      {note}" for note in report["notes"]]
@@ -168,12 +170,6 @@ def _own_frames(report: dict) -> list[dict]:
     return next((frames for frames in found if frames), [])
 
 
-def is_foreign(file: str) -> bool:
-    folders = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages()]
-    folders += [str(_HOME / "launch"), str(_HOME / "dist_train")]
-    return file.startswith("<") or "site-packages" in file or any(Path(file).is_relative_to(place) for place in folders)
-
-
 def _worker_message(message: str) -> str:
     """The last line of a traceback that came with the message: `ValueError: text` loses the type said before it."""
     if "Original Traceback" not in message:
@@ -181,22 +177,6 @@ def _worker_message(message: str) -> str:
     return message.strip().splitlines()[-1].partition(": ")[2]
 
 
-def short(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
-
-
 def _step(checkpoint: str | None) -> str:
     digits = re.search(r"\d+$", checkpoint or "")
     return f"step {int(digits[0]):,}" if digits else str(checkpoint)
-
-
-def ranges(ranks: list[int]) -> str:
-    """`[0, 1, 2, 5]` as `0-2, 5`."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

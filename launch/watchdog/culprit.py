@@ -4,8 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from launch.calls import first_difference, odd_one
 from launch.console import mark
-from launch.verdict.text import ranges, short
+from launch.verdict.words import ranges, short
 from launch.watchdog import Hang
 from launch.watchdog.evidence import Evidence, Frame, Process
 
@@ -24,7 +25,7 @@ class Finding:
 
 def find(evidence: list[Evidence]) -> Finding:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
-    for test in (_stopped, _ended, _silent, _elsewhere, _behind, _in_another):
+    for test in (_stopped, _ended, _silent, _elsewhere, _behind, _in_another_call, _in_another):
         finding = test(evidence)
         if finding is not None:
             return finding
@@ -96,6 +97,19 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
     count = odd[0].heartbeat.groups.get(name, 0)
     why = f"{_at(odd[0].process)}: it has begun {count:,} collectives, the others {most:,}"
     return Finding(ranks=tuple(sorted(late)), why=why, place=odd[0].process.place)
+
+
+def _in_another_call(evidence: list[Evidence]) -> Finding | None:
+    """It has called another collective than the others, or the same with another shape."""
+    differing = first_difference({one.rank: one.calls for one in evidence})
+    if differing is None or (odd := odd_one(differing)) is None:
+        return None
+    rank, usual = odd
+    call = differing[rank]
+    place = Frame(file=call.file, line=call.line, function=call.function)
+    text = f"   {place.text}" if place.text else ""
+    why = f"{short(call.file)}:{call.line} {call.function}(){text}: it called {call.what}, the others {usual}"
+    return Finding(ranks=(rank,), why=why, place=place)
 
 
 def _in_another(evidence: list[Evidence]) -> Finding | None:

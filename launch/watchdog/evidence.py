@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch import calls
+from launch.calls import Call
 from launch.processes import catches, descendants, send, stat
-from launch.verdict.text import is_foreign
+from launch.verdict.words import is_foreign
 from launch.watchdog.witness import COUNTS_AT, PHASES, RECORD, SIGNAL
 
 PATIENCE = 5.0
@@ -45,6 +47,14 @@ class Heartbeat:
     def signs(self) -> tuple[int, int]:
         """What changes as it goes forward. A rank that counts its steps may begin collectives without finishing one."""
         return (self.beats, self.total if self.phase == "unknown" else 0)
+
+
+def read_calls(generation: Path, rank: int) -> list[Call]:
+    """The newest collectives that a rank has called, oldest first."""
+    try:
+        return calls.read((generation / "heartbeats" / f"rank{rank}").read_bytes())
+    except OSError:
+        return []
 
 
 def read_heartbeat(generation: Path, rank: int) -> Heartbeat:
@@ -136,6 +146,8 @@ class Evidence:
     process: Process | None
     """None where it has ended, with exit code 0."""
     children: list[Process]
+    calls: list[Call] = field(default_factory=list)
+    """The newest collectives that its program has called, oldest first."""
 
 
 def gather(generation: Path, alive: list[dict], ended: list[dict]) -> list[Evidence]:
@@ -160,7 +172,8 @@ def gather(generation: Path, alive: list[dict], ended: list[dict]) -> list[Evide
             path = generation / "stacks" / f"rank{rank}.txt"
             for child in descendants(session["pid"]):  # into the same file, so one after another
                 children.append(ask(child, path, "child process").answer(heartbeat.main))
-        found.append(Evidence(rank=rank, heartbeat=heartbeat, process=process, children=children))
+        calls_made = read_calls(generation, rank)
+        found.append(Evidence(rank=rank, heartbeat=heartbeat, process=process, children=children, calls=calls_made))
     return found
 
 

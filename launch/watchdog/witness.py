@@ -25,7 +25,8 @@ PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
 SIZE = 4096
 RECORD = struct.Struct("<qqqqdQ")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread."""
-COUNTS_AT = 256
+COUNTS_AT, COUNTS_END = 256, 2048
+"""After which launch/calls.py has the rest of the page."""
 RECENT = 100
 """Beats of one phase that `slowest recent` looks back on."""
 
@@ -33,7 +34,7 @@ RECENT = 100
 class Witness:
     """One rank's. Its files are generations/<g>/heartbeats/rank<N> and generations/<g>/stacks/rank<N>.txt."""
 
-    def __init__(self, generation: Path, rank: int) -> None:
+    def __init__(self, generation: Path, rank: int, calls: Any) -> None:
         stacks, hearts = generation / "stacks", generation / "heartbeats"
         for folder in (stacks, hearts):
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,8 @@ class Witness:
         self._took: dict[str, deque[float]] = {}
         self._main = threading.main_thread().ident or 0
         self._write(0)
+        self._calls = calls.Notes(self._memory)
+        self._notes_calls = self._calls.begin()
         threading.Thread(target=self._count, name="watchdog", daemon=True).start()
 
     def beat(self, phase: str, step: int) -> None:
@@ -71,8 +74,9 @@ class Witness:
         """Once a second: how many collectives each process group has begun, whoever called them."""
         while True:
             time.sleep(1)
+            self._notes_calls = self._notes_calls or self._calls.begin()
             with contextlib.suppress(Exception):  # torch in the middle of its import, a group that is being destroyed
-                text = json.dumps(collectives()).encode()[: SIZE - COUNTS_AT - 1]
+                text = json.dumps(collectives()).encode()[: COUNTS_END - COUNTS_AT - 1]
                 self._memory[COUNTS_AT : COUNTS_AT + len(text) + 1] = text + b"\n"
 
 
@@ -85,7 +89,7 @@ def collectives() -> dict[str, int]:
     return {str(world.pg_names[group]): group._get_sequence_number_for_group() for group in list(world.pg_map)}
 
 
-def install(generation: Path, rank: int) -> None:
-    """Begins. A rank without it works as well, so nothing here ends one."""
+def install(generation: Path, rank: int, calls: Any) -> None:
+    """Begins. A rank without it works as well, so nothing here ends one. `calls` is the module launch/calls.py."""
     with contextlib.suppress(OSError, ValueError):
-        sys.modules[MODULE] = Witness(generation, rank)  # type: ignore[assignment]
+        sys.modules[MODULE] = Witness(generation, rank, calls)  # type: ignore[assignment]

@@ -71,5 +71,11 @@ WAYS = (
     Way(name="worker-bus", kind="exception", words=("lost a loading process", "Bus error", "/dev/shm has"), rank=3),
     Way(name="gloo-raise", kind="exception", words=("IndexError in your code",), rank=3),
     Way(name="gloo-sigkill", kind="signal", words=("killed by SIGKILL",), rank=1),
-    Way(name="mismatch", kind="", words=("collectives do not fit together",), rank=2),
+    Way(
+        name="mismatch",
+        kind="mismatch",
+        words=("called another collective than the others", " called all_reduce of float32 [400000] at "),
+        rank=2,
+        default=True,
+    ),
 )

@@ -1,5 +1,6 @@
 """Which of many deaths was the first cause, what is said of it, and with which exit code."""
 
+import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from launch import verdict
+from launch import exceptions, verdict
+from launch.calls import Call
 from launch.host import Memory
 from launch.verdict.logs import native_death
 
@@ -205,12 +207,19 @@ def test_stacks_are_read_from_a_log():
     assert native_death(["all is well"]) is None
 
 
-def test_of_collectives_that_do_not_fit_the_odd_rank_is_named():
-    given = ["all_reduce float32 [4]"] * 2 + ["all_reduce float32 [9]"]
-    reports = [report(rank, "RuntimeError", PEER, collective=text) for rank, text in enumerate(given)]
+def test_of_collectives_that_do_not_fit_the_odd_rank_is_named(tmp_path):
+    sizes = (4, 4, 9, 4)
+    given = [Call(number=7, what=f"all_reduce of float32 [{n}]", file="t.py", line=3, function="f") for n in sizes]
+    reports = [report(rank, "RuntimeError", PEER) for rank in range(3)]
     said = native_death(["  what(): op.preamble.length <= op.nbytes. 36 vs 16", *IN_THE_BACKGROUND[2:]])
-    found = verdict.failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said})
-    assert verdict.first_cause(found).rank == 2
+    called = {rank: [call] for rank, call in enumerate(given)}
+    found = verdict.failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said}, called)
+    cause = verdict.first_cause(found)
+    assert (cause.rank, cause.kind) == (2, "mismatch")
+    text = verdict.explain(cause, found, scene(tmp_path))
+    assert "rank 2 (pid 102) called another collective than the others\n" in text
+    assert "  ranks 0-1, 3 called all_reduce of float32 [4] at t.py:3 f()\n" in text
+    assert "  rank 2 called all_reduce of float32 [9] at t.py:3 f()\n" in text
 
 
 def test_others_with_the_same_end_share_a_line(tmp_path):
@@ -233,3 +242,18 @@ def test_the_owner_of_a_taken_port_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert f"port {port} is taken by process {os.getpid()} (" in verdict.port_taken(port)
+
+
+def test_a_loading_process_that_torch_only_finds_gone_has_died_of_something():
+    """Which of two ways torch notices it by is a race."""
+    process = multiprocessing.get_context("spawn").Process(target=os.abort)
+    process.start()
+    process.join()
+
+    def notice(failed_workers: list) -> None:
+        raise RuntimeError(f"DataLoader worker (pid(s) {failed_workers[0].pid}) exited unexpectedly")
+
+    with pytest.raises(RuntimeError) as caught:
+        notice([process])
+    said = exceptions.report(caught.value, ())["message"]
+    assert said.startswith(f"DataLoader worker (pid {process.pid}) is killed by signal: Aborted")
