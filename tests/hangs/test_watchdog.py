@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from launch.agents import HOME
 from launch.processes import stat
-from launch.watchdog import Hang, Watchdog, witness
+from launch.watchdog import Hang, Watchdog
 
 RANK = """
-import importlib.util, sys, time
+import sys, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("witness", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.install(Path(sys.argv[2]), int(sys.argv[3]))
+sys.path.append(sys.argv[1])
+import entry
+module = entry.beside("watchdog/witness")
+module.install(Path(sys.argv[2]), int(sys.argv[3]), entry.beside("calls"))
 sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
 time.sleep(600)
@@ -31,7 +32,7 @@ def start(tmp_path) -> Iterator:
     begun = []
 
     def one(rank: int, phase: str) -> dict:
-        command = [sys.executable, "-c", RANK, witness.__file__, str(tmp_path), str(rank), phase]
+        command = [sys.executable, "-c", RANK, str(HOME / "launch"), str(tmp_path), str(rank), phase]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         begun.append(process)
         assert process.stdout.readline() == "ready\n"
