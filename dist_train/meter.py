@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_train.control.heartbeat import beat
+from dist_train.control.heartbeat import finish_step
 from dist_train.non_finite import ADVICE
 from dist_train.process_group import ProcessGroup
 
@@ -87,7 +87,7 @@ class Meter:
         return step / self._steps_per_epoch
 
     def add(self, result: StepResult) -> None:
-        beat("step", result.step)
+        finish_step(result.step, len(result.losses))
         self._results.append(result)
 
     def flush(self) -> Report:

@@ -11,6 +11,7 @@ mean over all microbatches, along the same tree; integer buffers advance once a 
 """
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
+from dist_train.control.heartbeat import work
 from dist_train.data.batch import Microbatch
 from dist_train.process_group import ProcessGroup
 from dist_train.randomness import key, seed_torch
@@ -71,7 +73,10 @@ class Parallel:
         self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
 
     def __call__(self, inputs: Tensor) -> Any:
-        return self._ddp(inputs)
+        begun = time.perf_counter()
+        output = self._ddp(inputs)
+        work(time.perf_counter() - begun)
+        return output
 
     def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
         """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward

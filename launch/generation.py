@@ -25,6 +25,7 @@ from launch.records import read_all, read_json, write_json
 from launch.verdict.logs import native_death, tail
 from launch.watchdog import Hang, Watchdog, culprit
 from launch.watchdog.evidence import read_calls
+from launch.watchdog.nodes import Nodes
 
 TICK = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
@@ -57,7 +58,7 @@ class Generation:
         self._deadline: float | None = None
         self._out_of_time = False
         self._nothing_to_save = False
-        self._watchdog = Watchdog(self.folder, plan.hang_timeout, plan.nodes)
+        self._watchdog = Watchdog(self.folder, plan.hang_timeout, Nodes(self.folder, self.name, plan.nodes))
         self._hang: Hang | None = None
         self.knows_no_cause = False
         """It failed, and this node has seen nothing but that another was gone."""
@@ -132,6 +133,8 @@ class Generation:
         self._end_stragglers(sessions, alive)
         if self._failing_since is None:
             self._hang = self._watchdog.look(alive, [session for session in sessions if session.get("ended") == 0])
+            for line in self._watchdog.slow_ranks():
+                self.output.say(f"{mark('!', 'yellow')} {line}")
 
     def _is_forced(self) -> bool:
         """Whether everything is to end at once."""
@@ -266,7 +269,8 @@ class Generation:
 
     def _hung(self, hang: Hang) -> int:
         finding = culprit.find(hang.evidence)
-        say(culprit.explain(hang, finding))
+        whole = culprit.explain(hang, finding)
+        say(whole if self.plan.node in (0, None) else whole.split("\n")[0])
         write_json(self.verdict, culprit.as_record(hang, finding, ExitCode.HANG))
         return ExitCode.HANG
 

@@ -5,12 +5,33 @@ from typing import Any, Literal
 
 Phase = Literal["init", "compile", "step", "evaluate", "save", "end"]
 _step = 0
+_work = 0.0
+
+
+def work(seconds: float) -> None:
+    """This rank has done something of the step under way that it waits for no other in."""
+    global _work
+    _work += seconds
+
+
+def finish_step(step: int, microbatches: int) -> None:
+    """A beat, with what the work took for each of this rank's microbatches, of which ranks may have more or fewer."""
+    global _work
+    witness = _witness()
+    if witness is not None and microbatches:
+        witness.work(_work / microbatches)
+    _work = 0.0
+    beat("step", step)
 
 
 def beat(phase: Phase, step: int | None = None) -> None:
     """This rank is in `phase` and goes forward; costs microseconds. Without `step`: the last one that was named."""
     global _step
     _step = _step if step is None else step
-    witness: Any = sys.modules.get("_dist_train_witness")  # launch/watchdog/witness.py put it there
+    witness = _witness()
     if witness is not None:
         witness.beat(phase, _step)
+
+
+def _witness() -> Any:
+    return sys.modules.get("_dist_train_witness")  # launch/watchdog/witness.py put it there

@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from dist_train.config.errors import UserError
 from dist_train.config.schema import LoaderConfig, RunConfig
+from dist_train.control.heartbeat import work
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -94,11 +96,13 @@ def _numbered(loading: "Loading", finish: Finish, device: torch.device) -> Itera
 def _by_step(loading: "Loading", finish: Finish, device: torch.device, share: int) -> Iterator[list[Microbatch]]:
     ready: list[Microbatch] = []
     with loading:
+        begun = time.perf_counter()
         for loaded in loading:
             ready += _microbatches(loaded, finish, device)
             if len(ready) == share:
+                work(time.perf_counter() - begun)
                 yield ready
-                ready = []
+                ready, begun = [], time.perf_counter()
 
 
 def _microbatches(loaded: Loaded, finish: Finish, device: torch.device) -> Iterator[Microbatch]:

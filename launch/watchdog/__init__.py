@@ -2,7 +2,7 @@
 
 A rank that says how far it is (our trainer, through witness.py) has a deadline for each phase. Of any other program
 only what its processes do is known: collectives begun, processor time, bytes read and written. It is declared hung when
-all ranks of the node are past their deadlines: one that still works holds up the others rightly.
+all ranks are past their deadlines, on all nodes: one that still works holds up the others rightly.
 """
 
 import time
@@ -12,6 +12,8 @@ from pathlib import Path
 from launch.processes import family_tree
 from launch.watchdog.activity import Activity, activity
 from launch.watchdog.evidence import Evidence, Heartbeat, gather, read_heartbeat
+from launch.watchdog.nodes import Nodes
+from launch.watchdog.stragglers import Stragglers
 
 STEP = 10.0
 """Seconds that a step may take at least; five times the slowest recent one where that is more."""
@@ -63,12 +65,13 @@ class Watchdog:
 
     Args:
         limit: seconds that take the place of 10 (a step) and 60 (another program), None: defaults; 0: off.
-        nodes: with several, the ranks of others may rightly hold up ours, for as long as any phase may take.
+        nodes: this and the others, whose ranks may rightly hold up ours.
     """
 
-    def __init__(self, generation: Path, limit: float | None, nodes: int) -> None:
+    def __init__(self, generation: Path, limit: float | None, nodes: Nodes) -> None:
         self._generation, self._limit, self._nodes = generation, limit, nodes
         self._quiet: dict[int, _Quiet] = {}
+        self._stragglers = Stragglers()
         self._looked = time.monotonic()
         self._measured = 0.0
 
@@ -85,9 +88,18 @@ class Watchdog:
             self._update(alive, since if measure else 0.0, passed)
         else:
             self._pass(alive, passed)
-        if len(alive) == len(self._quiet) and all(self._is_over(quiet) for quiet in self._quiet.values()):
+        here = len(alive) == len(self._quiet) and all(self._is_over(quiet) for quiet in self._quiet.values())
+        if self._nodes.all_are_quiet(here) or (here and self._waited_for_all()):
             return self._declare(alive, ended)
         return None
+
+    def _waited_for_all(self) -> bool:
+        """For as long as any phase of a rank elsewhere may take, whatever the other nodes say."""
+        return all(quiet.idle > max(PHASES.values()) for quiet in self._quiet.values())
+
+    def slow_ranks(self) -> list[str]:
+        """What there is to say of ranks that the others wait for, while all goes on."""
+        return self._stragglers.look({rank: quiet.heartbeat for rank, quiet in self._quiet.items()})
 
     def _pass(self, alive: list[dict], passed: float) -> None:
         """Time goes by, and beats end it; this look costs a page of memory per rank."""
@@ -131,19 +143,16 @@ class Watchdog:
             least = self._limit or IDLE
             limit = max(least, TIMES * quiet.gap if together else BEFORE_COLLECTIVES)
             endless = together and quiet.same > BUSY_TIMES * limit
-            return endless or quiet.idle > self._among_nodes(limit)
+            return endless or quiet.idle > limit
         limit = max(self._limit or 0.0, PHASES[phase])
         if phase == "step":
             limit = self._limit or STEP
         if phase in ("step", "evaluate"):
             limit = max(limit, TIMES * heartbeat.slowest)
-        return quiet.idle > self._among_nodes(limit)
-
-    def _among_nodes(self, limit: float) -> float:
-        return limit if self._nodes == 1 else max(limit, max(PHASES.values()))
+        return quiet.idle > limit
 
     def _declare(self, alive: list[dict], ended: list[dict]) -> Hang:
-        evidence = gather(self._generation, alive, ended)
+        evidence = self._nodes.gather(gather(self._generation, alive, ended))
         steps = [quiet.heartbeat.slowest for quiet in self._quiet.values() if quiet.heartbeat.phase == "step"]
         return Hang(
             seconds=min(quiet.same for quiet in self._quiet.values()),

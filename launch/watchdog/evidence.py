@@ -34,6 +34,10 @@ class Heartbeat:
     step: int = 0
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
+    worked: int = 0
+    """Steps of which it told what its own work took."""
+    work: float = 0.0
+    """Seconds of loading and the forward pass of one microbatch, the median of the recent steps."""
     main: int = 0
     """Ident of its main thread."""
     groups: dict[str, int] = field(default_factory=dict)
@@ -60,7 +64,7 @@ def read_calls(generation: Path, rank: int) -> list[Call]:
 def read_heartbeat(generation: Path, rank: int) -> Heartbeat:
     try:
         page = (generation / "heartbeats" / f"rank{rank}").read_bytes()
-        beats, _, phase, step, slowest, main = RECORD.unpack_from(page)
+        beats, _, phase, step, slowest, main, worked, work = RECORD.unpack_from(page)
     except (OSError, ValueError):
         return Heartbeat()
     except Exception:  # struct.error: not yet written
@@ -69,7 +73,8 @@ def read_heartbeat(generation: Path, rank: int) -> Heartbeat:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0] or b"{}")
     except ValueError:  # being written
         groups = {}
-    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, slowest=slowest, main=main, groups=groups)
+    told = {"slowest": slowest, "worked": worked, "work": work}
+    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
 
 
 @dataclass(frozen=True, kw_only=True)

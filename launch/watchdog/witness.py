@@ -9,6 +9,7 @@ import faulthandler
 import json
 import mmap
 import signal
+import statistics
 import struct
 import sys
 import threading
@@ -23,12 +24,14 @@ SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
 PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
 SIZE = 4096
-RECORD = struct.Struct("<qqqqdQ")
-"""Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread."""
+RECORD = struct.Struct("<qqqqdQqd")
+"""Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
+steps whose work is known, seconds of a microbatch's own work in the recent ones (their median)."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/calls.py has the rest of the page."""
 RECENT = 100
-"""Beats of one phase that `slowest recent` looks back on."""
+"""Beats of one phase that `slowest recent` looks back on, and steps that the median of the work does."""
+MEDIAN_EVERY = 10
 
 
 class Witness:
@@ -48,6 +51,8 @@ class Witness:
         self._beats, self._phase = 0, ""
         self._last = time.monotonic()
         self._took: dict[str, deque[float]] = {}
+        self._works: deque[float] = deque(maxlen=RECENT)
+        self._worked, self._work = 0, 0.0
         self._main = threading.main_thread().ident or 0
         self._write(0)
         self._calls = calls.Notes(self._memory)
@@ -64,11 +69,20 @@ class Witness:
         self._beats += 1
         self._write(step)
 
+    def work(self, seconds: float) -> None:
+        """What one microbatch of a step took this rank by itself. To be told before the step's beat."""
+        self._works.append(seconds)
+        self._worked += 1
+        if self._worked % MEDIAN_EVERY == 0:
+            self._work = statistics.median(self._works)
+
     def _write(self, step: int) -> None:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, self._main)
+        RECORD.pack_into(
+            self._memory, 0, self._beats, boot, number, step, slowest, self._main, self._worked, self._work
+        )
 
     def _count(self) -> None:
         """Once a second: how many collectives each process group has begun, whoever called them."""

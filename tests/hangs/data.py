@@ -23,6 +23,8 @@ class Stuck(Dataset):
         if self.split == "train" and self.reads == 120 and victim and action in plain.ACTS:
             (plain.Path(os.environ["HANG_FOLDER"]) / "ready").touch()
             plain.ACTS[action]()
+        if self.split == "train" and victim and action == "slow":
+            plain.time.sleep(0.005)
         if self.split == "evaluation" and action == "evaluate":
             plain.time.sleep(float(os.environ["EVALUATION_SECONDS"]) / 64)
         return torch.full((4,), float(index % 2)), index % 2

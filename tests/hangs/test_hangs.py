@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +78,19 @@ class Launches:
         hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
         return self.run([*command, "--run-dir", str(folder)], seconds, **hang, **more)
 
+    def train_on_two_nodes(self, action: str, victim: int) -> list[Ended]:
+        """One rank each."""
+        folder = self._new()
+        config = folder / "t.yaml"
+        config.write_text(CONFIG.replace("WORKERS", "0"))
+        hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
+        command = [sys.executable, "-m", "launch", "train", str(config), "--nproc-per-node", "1", "--nnodes", "2"]
+        command += ["--master-addr", "127.0.0.1", "--hang-timeout", SHORT, "--run-dir", str(folder / "run")]
+        command += ["--master-port", str(free_port())]
+        with ThreadPoolExecutor(2) as pool:
+            nodes = [pool.submit(self.run, [*command, "--node-rank", str(n)], 280, **hang) for n in range(2)]
+        return [Ended(one.result().code, one.result().said, folder / "run") for one in nodes]
+
     def _new(self) -> Path:
         self._begun += 1
         folder = self._folder / str(self._begun)
@@ -86,6 +101,11 @@ class Launches:
 @pytest.fixture
 def launches(tmp_path: Path) -> Iterator[Launches]:
     yield Launches(tmp_path)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def line_of(action: str) -> int:
@@ -145,6 +165,24 @@ def test_a_stuck_rank_of_a_training_is_named_and_it_starts_again(launches, actio
     assert "rank 0 waits in " in ended.said
     if action == "spin":
         assert "starting again, generation 2 of at most 2" in ended.said
+
+
+def test_a_rank_that_is_stuck_on_another_node_is_named_by_the_first(launches):
+    first, other = launches.train_on_two_nodes("sleep", 1)
+    assert (first.code, other.code) == (15, 15), f"{first.said}{other.said}"
+    line = line_of("sleep")
+    assert re.search(rf"rank 1 is the odd one: tests/hangs/plain.py:{line} sleep_in_dataset\(\)", first.said), (
+        first.said
+    )
+    assert "rank 0 waits in " in first.said
+    assert other.said.count("no rank has finished a step") == 1 and "odd one" not in other.said
+
+
+def test_a_slow_rank_is_told_while_the_run_goes_on(launches):
+    ended = launches.train("slow", 1)
+    assert ended.code == 0
+    assert re.search(r"! rank 1 is slow: .* take it [\d.]+ ms, rank 0 [\d.]+ ms", ended.said), ended.said
+    assert "rank 0 is slow" not in ended.said
 
 
 # ---------------------------------------------------------------- long

@@ -13,6 +13,7 @@ import pytest
 from launch.agents import HOME
 from launch.processes import stat
 from launch.watchdog import Hang, Watchdog
+from launch.watchdog.nodes import Nodes
 
 RANK = """
 import sys, time
@@ -45,7 +46,7 @@ def start(tmp_path) -> Iterator:
 
 
 def watch(folder: Path, alive: list[dict], seconds: float, before=lambda: None) -> Hang | None:
-    dog = Watchdog(folder, 1.0, nodes=1)
+    dog = Watchdog(folder, 1.0, Nodes(folder, "here", 1))
     before()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
