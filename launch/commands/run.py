@@ -22,7 +22,10 @@ console shows rank 0 alone (--tee 3 shows all); every rank's output is in its lo
 
 \b
 Ctrl-C, SIGTERM go to the workers, which have --grace seconds to end; a second one ends everything at once.
-SIGUSR1, SIGUSR2 go to the workers that handle them; the others are sent SIGTERM for SIGUSR1, which ends with 75."""
+SIGUSR1, SIGUSR2 go to the workers that handle them; the others are sent SIGTERM for SIGUSR1, which ends with 75.
+
+\b
+In the shell of salloc or srun --pty it starts itself on all nodes of the allocation, with srun, as train does."""
 SHUTDOWN = 30.0
 """Seconds; torchrun's own --shutdown-timeout."""
 PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
@@ -67,6 +70,9 @@ def command(
     from launch.supervisor import supervise
 
     words = _program(program, module, no_python)
+    code = _in_allocation(words, run_dir, flags)
+    if code is not None:
+        sys.exit(code)
     plan = _plan(words, arguments, preload, run_dir, **flags)
     run_dirs.make(plan.folder)
     state = plan.folder / "state.json"
@@ -89,6 +95,14 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
     if not Path(program).is_file():
         raise UserError(f"{program}: no such file; a module is -m MODULE, another program --no-python PROGRAM")
     return (program,)
+
+
+def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
+    """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
+    from dist_train.config.run_dirs import new_folder
+    from launch.slurm import start
+
+    return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
 
 
 def _plan(

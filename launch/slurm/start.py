@@ -1,4 +1,4 @@
-"""`dist-train train …`, typed in an allocation, as one launcher on each of its nodes."""
+"""`dist-train train …` or `run …`, typed in an allocation, as one launcher on each of its nodes."""
 
 import os
 import shlex

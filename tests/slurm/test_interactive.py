@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -13,11 +14,24 @@ from pathlib import Path
 import pytest
 
 from launch import hostlist
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, fingerprint, trained_alone
 
 STEPS = "train.stop_after=60 steps"
 TRAIN = f"{sys.executable} -m launch train {DIGITS} {QUIET}"
+
+MEET = """
+import os
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+total = torch.tensor(dist.get_rank())
+dist.all_reduce(total)
+node = os.environ["SLURMD_NODENAME"]
+print(f"rank {dist.get_rank()} of {dist.get_world_size()} on {node}: {total.item()}")
+dist.destroy_process_group()
+"""
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -111,6 +125,16 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
     assert not run.name.startswith("slurm-")  # the allocation's shell may start others
     assert json.loads((run / "state.json").read_text())["world_size"] == 2
     assert fingerprint(run) == alone
+
+
+def test_any_script_starts_on_both_nodes_too(slurm_cluster, tmp_path):
+    script = tmp_path / "meet.py"
+    script.write_text(MEET)
+    shell = _shell(tmp_path, f"{sys.executable} -m launch run --ranks all {script}; echo ended $?")
+    done = slurm_cluster.run(["salloc", "--nodes=2", "--cpus-per-task=1", shell], cwd=tmp_path, timeout=240)
+    assert "ended 0" in done.stdout, done.stdout + done.stderr
+    met = [f"rank {rank} of 2 on {node}: 1" for rank, node in enumerate(NODES)]
+    assert sorted(re.findall(r"rank . of 2 on .*", done.stdout)) == met, done.stdout + done.stderr
 
 
 def test_srun_pty_of_one_node_trains_on_the_cores_of_the_job(slurm_cluster, tmp_path, alone):
