@@ -13,6 +13,7 @@ from launch.processes import is_alive, myself, send
 from launch.records import read_json
 from launch.run_dirs import is_run, list_runs, newest_checkpoint
 from launch.slurm import jobs, queue
+from launch.sweep.store import leader
 
 LOOK = 0.2
 """Seconds between two looks at a process."""
@@ -29,6 +30,8 @@ class Target:
     """Of its newest generation, one for each node."""
     entries: list[queue.Entry]
     """Its jobs that are in the queue."""
+    leader: dict[str, Any] | None = None
+    """The process of a sweep here that it is a point of, and that hands on what it is asked."""
     was: str | None = None
     """How it was found: running, or waiting in the queue; None when neither."""
     asked: set[str] = field(default_factory=set)
@@ -42,7 +45,8 @@ class Target:
 
     @property
     def over(self) -> bool:
-        return not self.entries and not self.here
+        led = self.leader is not None and is_alive(self.leader)
+        return not self.entries and not self.here and not led
 
 
 def stop(places: Sequence[Path], *, wait: bool) -> int:
@@ -51,10 +55,14 @@ def stop(places: Sequence[Path], *, wait: bool) -> int:
     Raises:
         UserError: when a place holds no run, or SLURM refuses.
     """
-    targets = [Target(folder=folder, launchers=[], entries=[]) for place in places for folder in runs_of(place)]
+    targets = [
+        Target(folder=folder, launchers=[], entries=[], leader=leader(place))
+        for place in places
+        for folder in runs_of(place)
+    ]
     look(targets)
     for target in targets:
-        target.was = "waiting" if _is_waiting(target) else None if target.over else "running"
+        target.was = "waiting" if _is_waiting(target) else "running" if target.here or target.entries else None
     ask(targets)
     beyond = [target for target in targets if target.was is None and _runs_elsewhere(target)]
     if wait:
@@ -94,6 +102,9 @@ def look(targets: list[Target]) -> None:
 
 def ask(targets: list[Target]) -> None:
     """All that can be asked now, each once: a second time would mean "at once, unsaved"."""
+    leaders = {target.leader["pid"]: target for target in targets if target.leader is not None}
+    for target in leaders.values():
+        _ask_processes(target)
     new = [entry for target in targets for entry in target.entries if entry.job not in target.asked]
     if new:
         queue.never_requeue([entry.job for entry in new])
@@ -102,7 +113,7 @@ def ask(targets: list[Target]) -> None:
         for entry in target.entries:
             if entry.state == "RUNNING" and entry.job not in target.asked and _ask_job(target, entry):
                 target.asked.add(entry.job)
-        if not target.entries:
+        if not target.entries and target.leader is None:
             _ask_processes(target)
 
 
@@ -120,7 +131,8 @@ def _ask_job(target: Target, entry: queue.Entry) -> bool:
 
 
 def _ask_processes(target: Target) -> None:
-    for launcher in target.here:
+    asked = [target.leader] if target.leader is not None else target.here
+    for launcher in asked:
         key = f"process {launcher['pid']}"
         if key not in target.asked:
             target.asked.add(key)

@@ -78,7 +78,7 @@ def command(words: tuple[str, ...], **options: Any) -> None:
     if not options["resume"]:
         sys.exit(_begin(words, options))
     sweep = store.read(options["resume"])
-    with store.owning(sweep):
+    with store.owning(sweep, leads=not options["slurm"]):
         sys.exit(_go_on(sweep, options))
 
 
@@ -109,7 +109,7 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
         return _print_plan(sweep, configs, options)
     store.create(sweep, configs)
     say(f"sweep  {sweep.folder}  {len(points)} points")
-    with store.owning(sweep):
+    with store.owning(sweep, leads=not options["slurm"]):
         try:
             return start()
         except UserError:  # sbatch refuses: nothing of it has run

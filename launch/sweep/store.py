@@ -14,6 +14,7 @@ It appears at once and whole, before anything runs.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.run_dirs import new_run_dir
 from dist_train.config.schema import RunConfig
 from launch import run_dirs
+from launch.processes import is_alive, myself
 from launch.records import read_json, write_json
 from launch.sweep.points import Point
 
-_FILE = "sweep.json"
+_FILE, _LOCK = "sweep.json", ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +132,16 @@ def read(folder: Path) -> Sweep:
 
 
 @contextlib.contextmanager
-def owning(sweep: Sweep) -> Iterator[None]:
+def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
     """Holds the sweep for one command; the kernel lets go of it however this process ends.
+
+    Args:
+        leads: its points are processes below this one, which hands them what it is asked.
 
     Raises:
         UserError: (exit 3) when another command works on it.
     """
-    with open(sweep.folder / ".lock", "a") as lock:
+    with open(sweep.folder / _LOCK, "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,4 +149,14 @@ def owning(sweep: Sweep) -> Iterator[None]:
             raise UserError(message, ExitCode.OWNED) from None
         except OSError:  # a file system without locks; each run directory has an owner of its own
             pass
+        lock.truncate(0)
+        if leads:
+            lock.write(json.dumps(myself()))
+            lock.flush()
         yield
+
+
+def leader(folder: Path) -> dict[str, Any] | None:
+    """The process on this host that runs the points of the sweep in `folder`, if there is one."""
+    facts = read_json(folder / _LOCK)
+    return facts if facts and facts["host"] == myself()["host"] and is_alive(facts) else None

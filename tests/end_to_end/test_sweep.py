@@ -159,6 +159,19 @@ def _check_table(folder: Path, told: dict, runs: list[Path]) -> None:
     assert len((folder / "table.csv").read_text().splitlines()) == 5
 
 
+def test_a_sweep_is_stopped_as_a_whole_by_the_name_of_its_folder(sweep, tmp_path):
+    started = sweep("digits.yaml", "--over", "seed=0..3", "--jobs", "2", "--json")
+    runs = tmp_path / "runs" / "digits"
+    until(lambda: len([run for run in runs.glob("sweep-*/0*") if is_past(run, 5)]) == 2, 3 * PATIENCE)
+    stop = [sys.executable, "-m", "launch", "stop", str(only_sweep(tmp_path))]
+    done = subprocess.run(stop, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": stopped at step ") == 2, done.stderr
+    code, out, _ = started.end()
+    assert code == 143
+    assert sorted(states(out).values()) == ["missing", "missing", "stopped", "stopped"], out
+
+
 def test_nothing_outlives_a_killed_sweep(sweep, tmp_path):
     started = sweep("digits.yaml", "--over", "seed=0..3", "--jobs", "2")
     until(lambda: len(list((tmp_path / "runs" / "digits").glob("sweep-*/*/generations/1/nodes/*.json"))) == 2)
