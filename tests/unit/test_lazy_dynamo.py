@@ -73,11 +73,13 @@ from torch._dynamo import disable, graph_break, utils
 first = sys.modules["torch._dynamo"]
 meet(); train()
 assert not is_real()
+marked = torch.optim.Optimizer.add_param_group.__wrapped__
+assert vars(marked)["__dynamo_disable"] is marked
 for need in NEEDS:
     child = os.fork()
     if child == 0:
         exec(need)
-        assert is_real()
+        assert is_real() and "__dynamo_disable" not in vars(marked)
         import torch._dynamo, torch._dynamo.config
         assert torch._dynamo is first is sys.modules["torch._dynamo"]
         assert torch._dynamo.config.__spec__.origin.endswith("config.py")
