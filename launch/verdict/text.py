@@ -121,6 +121,8 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
         fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
         if stack and fatal:  # the rest of it is that stack
             lines = lines[: fatal[-1]]
+        if cause.native is not None:
+            lines = [line for line in lines if line.strip() not in cause.native.said]
         return [*stack, *(f"    {line}" for line in lines[-LOG_LINES:])]
     report = cause.report
     own, frames = _own_frames(report), _frames(report)
@@ -147,7 +149,8 @@ def _native_stack(cause: Failure) -> list[str]:
 def _stack_lines(frames: list[dict]) -> list[str]:
     """The innermost last, as in a traceback."""
     frames = [{**frame, "text": linecache.getline(frame["file"], int(frame["line"])).strip()} for frame in frames]
-    hidden = ("<frozen runpy>", str(_HOME / "launch" / "entry.py"), "runpy.py")
+    hidden = ("<frozen runpy>", "runpy.py")
+    frames = [frame for frame in frames if not frame["file"].startswith(str(_HOME / "launch"))]
     shown = [frame for frame in reversed(frames) if not frame["file"].endswith(hidden)]
     return [_frame_line(frame, not is_foreign(frame["file"])) for frame in shown[-8:]]
 
