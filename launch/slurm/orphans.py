@@ -9,6 +9,8 @@ from launch.host import Slurm
 from launch.processes import send, stat
 
 _GONE_S = 5.0
+_OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")
+"""Numbers of jobs are those of a cluster, and a machine may be in two."""
 
 
 def end_older_lives(job: Slurm) -> list[int]:
@@ -36,6 +38,7 @@ def _is_older(pid: int, job: Slurm) -> bool:
     restarts = variables.get(b"SLURM_RESTART_COUNT", b"0")
     return (
         variables.get(b"SLURM_JOB_ID") == str(job.job_number).encode()
+        and all(variables.get(name) == os.environb.get(name) for name in _OF_ONE_CLUSTER)
         and restarts.isdigit()
         and int(restarts) < job.restarts
     )

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of a parallel run hands its times on."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["stopping_times"] = dict(stopping_times)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for way, times in getattr(node, "workeroutput", {}).get("stopping_times", {}).items():
+        stopping_times.setdefault(way, []).extend(times)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
