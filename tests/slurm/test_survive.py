@@ -21,7 +21,10 @@ TIMES = int(os.environ.get("TIMES", "20"))
 GRACE = 20
 """Seconds of the test cluster's partition `low`."""
 STEPS = 300
+KILL_WAIT = 30
 EVERY = "checkpoint.every=10 steps"
+EXECUTED = ("--start", "exec")
+"""A rank that was forked from the fork server is no orphan for a moment: the kernel ends it with the server."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -82,6 +85,9 @@ def resize(run: Submitted, nodes: int) -> None:
     run.wait_until(lambda: run.cluster.job(job).restarts > before, "the job to wait")
     # SLURM refuses while the last processes of the job are still on their way out.
     change = ["scontrol", "update", f"JobId={job}", f"NumNodes={nodes}", f"NumTasks={nodes}"]
+    # slurmd looks now and then whether the job that it was to end still runs, and a life that begins before it has
+    # looked is taken for the old one: KillWait after the request, slurmd kills it.
+    change.append(f"StartTime=now+{KILL_WAIT}")
     run.wait_until(lambda: run.cluster.run(change, check=False).returncode == 0, f"the job to have {nodes} nodes")
     run.cluster.run(["scontrol", "release", job])
 
@@ -124,8 +130,8 @@ def alone(tmp_path_factory) -> str:
     return trained_alone(tmp_path_factory.mktemp("alone"), f"train.duration={STEPS} steps")
 
 
-def start(cluster: Cluster, folder: Path, **environment: str) -> Submitted:
-    return submit(cluster, folder, TWO_NODES, f"train.duration={STEPS} steps", EVERY, environment=environment)
+def start(cluster: Cluster, folder: Path, *flags: str, **environment: str) -> Submitted:
+    return submit(cluster, folder, TWO_NODES, *flags, f"train.duration={STEPS} steps", EVERY, environment=environment)
 
 
 def assert_survived(run: Submitted, alone: str, lives: int) -> None:
@@ -216,7 +222,7 @@ def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_
 @pytest.mark.long
 def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster, tmp_path, alone):
     """Each node sees its own processes only, as on two machines: the new life can neither see nor end the old rank."""
-    run = start(slurm_cluster, tmp_path, DIST_TRAIN_PREFIX="unshare --fork --pid --mount-proc")
+    run = start(slurm_cluster, tmp_path, *EXECUTED, DIST_TRAIN_PREFIX="unshare --fork --pid --mount-proc")
     run.wait_for_training(steps=15)
     orphan, agent = _stop_rank_0(run)
     for name in NODES:
@@ -234,7 +240,7 @@ def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster,
 
 @pytest.mark.long
 def test_an_older_life_on_the_same_machine_is_ended_by_the_next(slurm_cluster, tmp_path, alone):
-    run = start(slurm_cluster, tmp_path)
+    run = start(slurm_cluster, tmp_path, *EXECUTED)
     run.wait_for_training(steps=15)
     orphan, agent = _stop_rank_0(run)
     for name in NODES:
