@@ -15,8 +15,14 @@ _PAUSE = 0.05
 
 
 def ranks_of(agent: int, host: str, folder: Path) -> list[dict[str, Any]]:
-    """What the agent's ranks have written down of themselves; process ids alone are the same on several hosts."""
-    return [session for session in read_all(folder) if (session["agent"], session["host"]) == (agent, host)]
+    """What the agent's ranks have written down of themselves; process ids alone are the same on several hosts, and in
+    several containers on one."""
+    here = os.stat("/proc/self/ns/pid").st_ino
+    return [
+        session
+        for session in read_all(folder)
+        if (session["agent"], session["host"], session["pid_namespace"]) == (agent, host, here)
+    ]
 
 
 class Deaths:

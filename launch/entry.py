@@ -107,9 +107,10 @@ def answer_signals() -> None:
 
 
 def whoami() -> dict[str, Any]:
-    """Process id, start in clock ticks since boot, host name: what tells this process from any other."""
+    """Process id, start in clock ticks since boot, host name, and among whose ids: what tells it from any other."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return {"pid": os.getpid(), "started": started, "host": socket.gethostname()}
+    among = os.stat("/proc/self/ns/pid").st_ino  # two containers may have one host name
+    return {"pid": os.getpid(), "started": started, "host": socket.gethostname(), "pid_namespace": among}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -119,12 +119,13 @@ class Watchdog:
 
     def _update(self, alive: list[dict], since: float, passed: float) -> None:
         children = family_tree()
-        seen = {session["rank"]: activity(session["pid"], children) for session in alive}
+        hearts = {session["rank"]: read_heartbeat(self._generation, session["rank"]) for session in alive}
+        seen = {
+            session["rank"]: activity(session["pid"], children, hearts[session["rank"]].clockwork) for session in alive
+        }
         self._all_stopped = all(active.state == "T" for active in seen.values())
         for session in alive:
-            self._quiet.setdefault(
-                session["rank"], _Quiet(read_heartbeat(self._generation, session["rank"]), seen[session["rank"]])
-            )
+            self._quiet.setdefault(session["rank"], _Quiet(hearts[session["rank"]], seen[session["rank"]]))
         living = {session["rank"] for session in alive}
         self._quiet = {rank: quiet for rank, quiet in self._quiet.items() if rank in living}
         self._pass(alive, passed)

@@ -24,9 +24,10 @@ SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
 PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
 SIZE = 4096
-RECORD = struct.Struct("<qqqqdQqd")
+RECORD = struct.Struct("<qqqqdQqdq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
-steps whose work is known, seconds of a microbatch's own work in the recent ones (their median)."""
+steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
+clockwork."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/calls.py has the rest of the page."""
 RECENT = 100
@@ -54,10 +55,12 @@ class Witness:
         self._works: deque[float] = deque(maxlen=RECENT)
         self._worked, self._work = 0, 0.0
         self._main = threading.main_thread().ident or 0
-        self._write(0)
         self._calls = calls.Notes(self._memory)
         self._notes_calls = self._calls.begin()
-        threading.Thread(target=self._count, name="watchdog", daemon=True).start()
+        thread = threading.Thread(target=self._count, name="watchdog", daemon=True)
+        thread.start()
+        self._clockwork = thread.native_id or 0
+        self._write(0)
 
     def beat(self, phase: str, step: int) -> None:
         """The program is in `phase` of `step` and goes forward. The first beat of a phase measures nothing."""
@@ -80,16 +83,15 @@ class Witness:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        RECORD.pack_into(
-            self._memory, 0, self._beats, boot, number, step, slowest, self._main, self._worked, self._work
-        )
+        more = (self._main, self._worked, self._work, self._clockwork)
+        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
 
     def _count(self) -> None:
         """Once a second: how many collectives each process group has begun, whoever called them."""
         while True:
             time.sleep(1)
-            self._notes_calls = self._notes_calls or self._calls.begin()
             with contextlib.suppress(Exception):  # torch in the middle of its import, a group that is being destroyed
+                self._notes_calls = self._notes_calls or self._calls.begin()
                 text = json.dumps(collectives()).encode()[: COUNTS_END - COUNTS_AT - 1]
                 self._memory[COUNTS_AT : COUNTS_AT + len(text) + 1] = text + b"\n"
 

@@ -1,5 +1,6 @@
 """Deaths: when the ranks of one agent died."""
 
+import os
 import socket
 import subprocess
 import time
@@ -13,18 +14,20 @@ OURS, OTHER = 1001, 1002
 def test_deaths_of_another_agents_ranks_or_another_hosts_are_none_of_its_business(tmp_path):
     """Several nodes of a launch may be on one host, and agents on several hosts may have the same process id."""
     here = socket.gethostname()
-    places = [(OURS, here), (OTHER, here), (OURS, "elsewhere"), (OURS, here)]
+    own = os.stat("/proc/self/ns/pid").st_ino
+    places = [(OURS, here, own), (OTHER, here, own), (OURS, "elsewhere", own), (OURS, here, own + 1), (OURS, here, own)]
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in places]
-    for rank, (agent, host) in enumerate(places):
-        write_json(tmp_path / f"{rank}.json", {"rank": rank, "agent": agent, "host": host, "pid": sleepers[rank].pid})
+    for rank, (agent, host, among) in enumerate(places):
+        facts = {"rank": rank, "agent": agent, "host": host, "pid_namespace": among, "pid": sleepers[rank].pid}
+        write_json(tmp_path / f"{rank}.json", facts)
     begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     with Deaths(tmp_path, OURS, here) as deaths:
-        for sleeper in sleepers[:3]:
+        for sleeper in sleepers[:4]:
             sleeper.kill()
             sleeper.wait()
         _until_seen(deaths, 0)
-    sleepers[3].kill()
-    sleepers[3].wait()
+    sleepers[4].kill()
+    sleepers[4].wait()
     assert list(deaths.stamps()) == [0]
     assert begun < deaths.stamps()[0] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
