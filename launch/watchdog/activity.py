@@ -10,8 +10,8 @@ from launch.processes import descendants, stat
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _IS_EXACT = Path("/proc/self/schedstat").exists()
 LEAST_LOAD = 0.02
-"""Share of a core above which a rank is at work. Threads that only wait take a third of a hundredth (gloo's look around a
-hundred times a second), and where cores are scarce a rank at work still gets more than this."""
+"""Share of a core above which a rank is at work. Threads that only wait take a third of a hundredth (gloo's looks
+around a hundred times a second), and where cores are scarce a rank at work still gets more than this."""
 
 
 @dataclass(frozen=True)

@@ -221,19 +221,24 @@ def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_
 
 @pytest.mark.long
 def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster, tmp_path, alone):
-    """Each node sees its own processes only, as on two machines: the new life can neither see nor end the old rank."""
+    """Each node sees its own processes only, as on two machines: the new life can neither see nor end the old rank.
+
+    The old launcher is the first of its process ids, so the kernel would end the others with it: it is frozen, too.
+    """
     run = start(slurm_cluster, tmp_path, *EXECUTED, DIST_TRAIN_PREFIX="unshare --fork --pid --mount-proc")
     run.wait_for_training(steps=15)
     orphan, agent = _stop_rank_0(run)
+    launcher = _parent(agent)
+    os.kill(launcher, signal.SIGSTOP)
     for name in NODES:
-        slurm_cluster.kill_node(name, spare=(orphan, agent))
+        slurm_cluster.kill_node(name, spare=(orphan, agent, launcher))
     for name in NODES:
         slurm_cluster.start_node(name)
     assert_survived(run, alone, lives=2)
     before = _contents(run.folder)
     os.kill(orphan, signal.SIGCONT)
     wait_until(lambda: not Path(f"/proc/{orphan}").exists() or _is_zombie(orphan), 120, "the orphan to end")
-    os.kill(agent, signal.SIGKILL)
+    os.kill(launcher, signal.SIGKILL)
     assert _contents(run.folder) == before
     assert fingerprint(run.folder) == alone
 
@@ -256,10 +261,14 @@ def _stop_rank_0(run: Submitted) -> tuple[int, int]:
     """Freezes rank 0 and its agent, which would end it. Returns their ids."""
     ranks = run.cluster.pids_on(NODES[0], "-m dist_train")
     rank = next(pid for pid in ranks if _variable(pid, "RANK") == "0")
-    agent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    agent = _parent(rank)
     for pid in (agent, rank):
         os.kill(pid, signal.SIGSTOP)
     return rank, agent
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _variable(pid: int, name: str) -> str | None:
