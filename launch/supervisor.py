@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import itertools
+import json
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
@@ -87,18 +89,36 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
     """
     path = plan.folder / f".lock-node{plan.node or 0}"
     with open(path, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            if plan.node is not None:  # else several nodes of one start may share a host
-                raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
-        except OSError:  # a file system without locks
-            pass
-        else:
+        if _takes(lock, plan):
+            facts, job = myself(), plan.slurm
             lock.truncate(0)
-            facts = myself()
-            lock.write(f"process {facts['pid']} on {facts['host']}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            lock.write(f"process {facts['pid']} on {facts['host']}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
             lock.flush()
         yield
+
+
+def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
+    """Whether it is ours now; False where there is nothing to take."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner, _, life = lock.read().strip().partition("\n")
+        if plan.node is None:  # several nodes of one start may share a host
+            return False
+        if not _is_older_life(life, plan):
+            raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _is_older_life(life: str, plan: LaunchPlan) -> bool:
+    """Whether the owner is an earlier start of the same job. SLURM takes that for ended, but what is frozen on a node
+    that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        written = json.loads(life)
+        if plan.slurm is not None and written["job"] == plan.slurm.job:
+            return int(written["restarts"]) < plan.slurm.restarts
+    return False
