@@ -24,7 +24,7 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError
-from dist_train.config.schema import RunConfig
+from dist_train.config.schema import Custom, RunConfig
 from dist_train.config.source import load
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
@@ -102,8 +102,8 @@ def settle_numerics(config: RunConfig) -> None:
     torch.set_num_threads(config.distributed.threads_per_rank)
     if config.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the CUDA context is made
-        if config.model.compile:
-            torch.use_deterministic_algorithms(True)
+        if config.model.compile or any(isinstance(part, Custom) for part in (config.model, config.task)):
+            torch.use_deterministic_algorithms(True)  # of the compiler's kernels too; a user's code may compile
         else:  # the same without the compiler, whose import takes a second
             torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
