@@ -27,10 +27,11 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import work
 from dist_train.data.batch import Microbatch
+from dist_train.exchange import Exchange
 from dist_train.process_group import ProcessGroup
 from dist_train.randomness import key, seed_torch
 from dist_train.side_work import SideStream, SideThread
-from dist_train.tree import BinaryCounter, LastLeaf, nodes_of_all, tree_sum
+from dist_train.tree import BinaryCounter, LastLeaf
 
 
 class Parallel:
@@ -64,7 +65,7 @@ class Parallel:
         self._loss_scale = ranks.world_size / microbatches
         self._buffers = _Buffers(module, keep_buffers)
         self._sum: _ExactSum | None = None
-        exchange = _Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
+        exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
         if config.exact:
             self._sum = _ExactSum(exchange, self._shares[ranks.rank], microbatches, self.parameters, group.device)
             self._sum.more = self._buffers.take
@@ -133,76 +134,12 @@ def _no_forward_sync() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
-class _Exchange:
-    """Adds what all ranks hold of one flat tensor, along the tree."""
-
-    def __init__(self, group: dist.ProcessGroup, rank: int, shares: Sequence[range], microbatches: int) -> None:
-        self._group = group
-        self._world_size = len(shares)
-        self._nodes = nodes_of_all(shares, microbatches)
-        self._mine = self._nodes[rank]
-        self._root = (0, microbatches)
-        self._space: dict[torch.dtype, Tensor] = {}
-
-    def mean_into(self, target: Tensor, values: Sequence[Tensor]) -> None:
-        """Writes the mean over all V microbatches into `target`.
-
-        Args:
-            target: flat [n]; may be one of `values`.
-            values: this rank's nodes, each flat [n], in the order of tree.cover.
-        """
-        ranks, n = self._world_size, target.numel()
-        if ranks == 1:
-            torch.div(values[0], self._root[1], out=target)
-            return
-        chunk = -(-n // ranks)
-        nodes = [node for of_rank in self._nodes for node in of_rank]
-        received = self._received(target, len(nodes) * chunk)
-        dist.all_to_all_single(
-            received,
-            _by_destination(values, ranks, chunk),
-            [len(of_rank) * chunk for of_rank in self._nodes],
-            [len(values) * chunk] * ranks,
-            group=self._group,
-        )
-        parts = dict(zip(nodes, received.split(chunk), strict=True))
-        mean = tree_sum(parts, self._root, torch.Tensor.add_).div_(self._root[1])  # lies where the first part did
-        whole = target if n == chunk * ranks else target.new_empty(chunk * ranks)
-        if target.device.type == "cpu":
-            # gloo's all-gather copies through memory of its own; its all-to-all of equal parts does the same without.
-            copies = received[: chunk * ranks].view(ranks, chunk)
-            copies[1:] = mean
-            dist.all_to_all_single(whole, copies.view(-1), group=self._group)
-        else:
-            dist.all_gather_into_tensor(whole, mean, group=self._group)
-        if whole is not target:
-            target.copy_(whole[:n])
-
-    def _received(self, like: Tensor, size: int) -> Tensor:
-        """Memory that is used again, which can be: sums run one after another. New pages cost as much as the sum."""
-        space = self._space.get(like.dtype)
-        if space is None or space.numel() < size:
-            space = self._space[like.dtype] = like.new_empty(size)
-        return space[:size]
-
-
-def _by_destination(values: Sequence[Tensor], ranks: int, chunk: int) -> Tensor:
-    """For rank 0 its chunk of every value, then for rank 1, and so on; the last chunk is filled up with zeros."""
-    n = values[0].numel()
-    if len(values) == 1 and n == ranks * chunk:
-        return values[0]
-    out = values[0].new_zeros(len(values), ranks * chunk)
-    for row, value in zip(out, values, strict=True):
-        row[:n].copy_(value)
-    return out.view(len(values), ranks, chunk).transpose(0, 1).reshape(-1)
-
-
 class _ExactSum:
     """DDP's communication hook."""
 
     def __init__(
         self,
-        exchange: _Exchange,
+        exchange: Exchange,
         own: range,
         microbatches: int,
         parameters: list[nn.Parameter],
@@ -216,7 +153,7 @@ class _ExactSum:
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
         self.more: Callable[[], list[Tensor]] = list
-        """Gives what is to be averaged beside the gradients, as _Exchange.mean_into takes it, or nothing."""
+        """Gives what is to be averaged beside the gradients, as Exchange.mean_into takes it, or nothing."""
         self.mean_of_more: Tensor | None = None
 
     def keep(self, number: int) -> None:
@@ -275,7 +212,7 @@ class _Buffers:
         self._floats = [b for b in buffers if b.is_floating_point()]
         self._integers = [b for b in buffers if not b.is_floating_point()]
 
-    def bind(self, exact: _ExactSum | None, exchange: _Exchange, own: range, microbatches: int) -> None:
+    def bind(self, exact: _ExactSum | None, exchange: Exchange, own: range, microbatches: int) -> None:
         self._exact, self._exchange, self._own, self._microbatches = exact, exchange, own, microbatches
 
     @torch.no_grad()
