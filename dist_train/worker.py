@@ -169,8 +169,7 @@ def build_run(
         wants_samples=config.tracking.samples,
         **sizes,
     )
-    keep_buffers = config.train.non_finite != "stop"
-    parallel = Parallel(learner.model, group, config, config.batch.microbatches, keep_buffers)
+    parallel = Parallel(learner.model, group, config, config.batch.microbatches)
     back = partial(go_back, learner, group, checkpoints, run_dir, tracker.note)
     return Run(
         config=config,
