@@ -90,6 +90,9 @@ class BufferSet:
         for buffer in self.buffers:
             self._groups.setdefault(buffer.tensor.dtype, []).append(buffer)
         self.numbers = {dtype: [_real(b.tensor).numel() for b in group] for dtype, group in self._groups.items()}
+        self._modules = list(model.modules())
+        self._empty = [(m, name) for m in self._modules for name, tensor in m._buffers.items() if tensor is None]
+        self._saved = self._saved_names()
 
     def group(self, dtype: torch.dtype) -> list[Buffer]:
         return self._groups[dtype]
@@ -104,19 +107,37 @@ class BufferSet:
         """A copy of what `forward` has left.
 
         Raises:
-            UserError: (exit 10) when a buffer that checkpoints hold has another shape or dtype now.
+            UserError: (exit 10) when a buffer that checkpoints hold is new, or has another shape or dtype now.
         """
+        if len(saved := self._saved_names()) != len(self._saved):
+            new = ", ".join(sorted({name for name in saved if name not in self._saved}))
+            raise UserError(
+                f"forward makes the buffer {new}, which a new model would not have to load a checkpoint into: register "
+                "it in the constructor, in its final shape, or with persistent=False",
+                ExitCode.USER_CODE,
+            )
         return {dtype: _flat([_same_kind(b) for b in group]) for dtype, group in self._groups.items()}
 
     @torch.no_grad()
     def put_back(self, values: Values) -> None:
         """Makes the buffers what they were when `values` were noted."""
+        for module, name in self._empty:
+            module._buffers[name] = None
         for dtype, group in self._groups.items():
             for buffer in group:
                 buffer.put_back()
             targets = [_real(buffer.tensor) for buffer in group]
             parts = values[dtype].split(self.numbers[dtype])
             torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
+
+    def _saved_names(self) -> list[str]:
+        """Of all buffers that a checkpoint would hold."""
+        return [
+            name
+            for module in self._modules
+            for name, tensor in module._buffers.items()
+            if tensor is not None and name not in module._non_persistent_buffers_set
+        ]
 
 
 def _same_kind(buffer: Buffer) -> Tensor:

@@ -101,11 +101,7 @@ class Parallel:
         """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
         unused = [name for name, parameter in self._named if parameter.grad is None]
         if unused:
-            raise UserError(
-                f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
-                f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
-                ExitCode.USER_CODE,
-            )
+            raise UserError(unused_parameters(unused), ExitCode.USER_CODE)
 
     def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
@@ -129,6 +125,14 @@ class Parallel:
         """Ends the reduction thread."""
         if self._sum is not None:
             self._sum.close()
+
+
+def unused_parameters(names: list[str]) -> str:
+    """What to tell of parameters without a gradient."""
+    return (
+        f"the loss does not depend on {len(names)} parameters: {', '.join(names[:5])}"
+        f"{', …' if len(names) > 5 else ''}; use them, or freeze them with requires_grad_(False)"
+    )
 
 
 def _no_forward_sync() -> dict[str, Any]:
@@ -219,6 +223,8 @@ def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         flat: [n], the bucket, or memory like it.
         parameters: the bucket's, in its order.
     """
+    if parameters[0].is_complex() and not flat.is_complex():  # a bucket has one dtype, and a hook gets pairs of reals
+        flat = torch.view_as_complex(flat.view(-1, 2))
     parts = flat.split([parameter.numel() for parameter in parameters])
     return [
         part.as_strided(parameter.shape, parameter.stride()) if _is_dense(parameter) else part.view(parameter.shape)

@@ -45,6 +45,7 @@ from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
 from dist_train.run import Run, gives_up
 from dist_train.run_directory import DirectoryRecord, NoRecord, RunRecord, generation
+from dist_train.sanity import check_sanity
 from dist_train.schedule import Schedule
 from dist_train.tasks.base import Task
 from dist_train.tracking import tracker as tracking
@@ -121,6 +122,8 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     changes = check_surroundings(opened.found, facts, opened.allowed)
     opened = replace(opened, facts=facts, notes=(*opened.notes, *changes))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
+    if config.train.sanity_check and opened.found is None and generation(opened.run_dir) <= 1:
+        check_sanity(config, splits, group.device)
     learner = build_learner(config, splits, group.device)
     due = Due.of(config, steps_per_epoch)
     resumed = hand_on(opened.found, group)
@@ -200,6 +203,7 @@ def figures_of(config: RunConfig, model: nn.Module, task: Task, group: ProcessGr
         lambda numbers: evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size),
         number_of_batches(len(dataset), config.eval.batch_size),
         group,
+        seed=config.seed,
         mode=config.eval.mode,
         autocast=autocast(config, group.device),
     )
