@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import ImageSet, crop_each
+from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.randomness import key, seed_all, seeded
 
 _SMALL = 1 << 20
@@ -67,6 +68,17 @@ class Failure(NamedTuple):
 
     message: str
     code: ExitCode
+
+
+def taken(answer: Loaded | Failure) -> Loaded:
+    """The answer to a request, at its destination.
+
+    Raises:
+        UserError: the one that came instead.
+    """
+    if isinstance(answer, Failure):
+        raise UserError(answer.message, answer.code)
+    return answer.unpacked()
 
 
 class Fetch(Dataset):
@@ -142,3 +154,8 @@ def each_array(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(each_array(function, item) for item in value)
     return value
+
+
+def sample_name(dataset: Any, index: int) -> str:
+    """A sample by its file, where it has one, else by its number, for the user."""
+    return dataset.path(index) if isinstance(dataset, FolderImages) else f"sample {index}"

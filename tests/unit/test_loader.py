@@ -89,7 +89,7 @@ def load(run: RunConfig, splits, world: int = 1, first: int = 0, last: int = 5) 
     """What all ranks together get: {(step, number): (indices, inputs, targets)}."""
     found: dict = {}
     for rank in range(world):
-        for offset, step in enumerate(train_batches(run, splits, rank_of(rank, world), CPU, first, last, 10)):
+        for offset, step in enumerate(train_batches(run, splits, rank_of(rank, world), CPU, first, last)):
             assert {m.step for m in step} == {first + offset}
             for m in step:
                 assert (m.step, m.number) not in found
@@ -198,14 +198,14 @@ def test_without_augmentation_an_input_is_its_sample():
 def test_auto_microbatches_are_as_many_as_ranks():
     data = Synthetic(shape=[1, 4, 4], size=60)
     run = config(data).model_copy(update={"batch": BatchConfig(global_size=12)})
-    (step,) = train_batches(run, datasets.build(data), rank_of(1, 3), CPU, 0, 1, 10)
+    (step,) = train_batches(run, datasets.build(data), rank_of(1, 3), CPU, 0, 1)
     assert [(m.number, len(m.indices)) for m in step] == [(1, 4)]
 
 
 def test_too_few_samples_are_an_error_at_once():
     data = Synthetic(size=20)
     with pytest.raises(UserError, match="20 samples.*24"):
-        train_batches(config(data), datasets.build(data), rank_of(0, 1), CPU, 0, 1, 10)
+        train_batches(config(data), datasets.build(data), rank_of(0, 1), CPU, 0, 1)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -284,7 +284,7 @@ def test_how_many_loading_processes():
 
 def test_closing_ends_the_loading_processes_at_once():
     data = Synthetic(shape=[3, 12, 12], size=10_000)
-    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     begun = time.monotonic()
@@ -295,7 +295,7 @@ def test_closing_ends_the_loading_processes_at_once():
 
 def test_loading_processes_leave_the_signals_of_a_stop_to_their_rank():
     data = Synthetic(shape=[3, 12, 12], size=10_000)
-    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 200, 10)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 200)
     next(batches)
     for process in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -310,7 +310,7 @@ from dist_train.data import datasets, loader, workers
 from tests.unit.test_loader import CPU, config, rank_of
 loader.start_method = lambda device: workers.start_method(torch.device(sys.argv[1]))
 data = Synthetic(shape=[3, 12, 12], size=10_000)
-batches = loader.train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+batches = loader.train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6)
 next(batches)
 print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()
