@@ -49,7 +49,9 @@ def train_batches(
     batches = (last_step - first_step) * len(sampler.share)
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
     source = _training(config, splits, device, task)
-    loading = Loading(source.fetch, _Requests(sampler, first_step, last_step, workers), config.loader, workers, device)
+    at_once = not workers and getattr(splits.train, "by_row", False) is True
+    requests = _Requests(sampler, first_step, last_step, at_once)
+    loading = Loading(source.fetch, requests, config.loader, workers, device)
     return _by_step(loading, source, len(sampler.share))
 
 
@@ -206,21 +208,22 @@ def _cut(rows: slice, tensor: Tensor) -> Tensor:
 class _Requests:
     """The batch sampler of the DataLoader.
 
-    Loading processes are asked for single microbatches, so that several work for one step. Without any, the rank loads
-    all of a step at once, which costs less.
+    It asks for single microbatches, so that several loading processes work for one step, and so that a microbatch is
+    the same whoever loads it: what a user's samples are stacked into need not be possible to cut. Images in memory are
+    asked for by the step, which costs less.
     """
 
-    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, workers: int) -> None:
-        self._sampler, self._first, self._last, self._workers = sampler, first_step, last_step, workers
+    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> None:
+        self._sampler, self._first, self._last, self._at_once = sampler, first_step, last_step, at_once
 
     def __iter__(self) -> Iterator[Request]:
-        if self._workers:
-            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
-                yield Request(step, number, 1, epoch, indices)
-        else:
+        if self._at_once:
             share = self._sampler.share
             for step, epoch, indices in self._sampler.steps(self._first, self._last):
                 yield Request(step, share.start, len(share), epoch, indices.ravel())
+        else:
+            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
+                yield Request(step, number, 1, epoch, indices)
 
 
 class Loading:
