@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
@@ -60,15 +61,19 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Evaluation:
     """Evaluates `model` on `count` batches, on all ranks together; every rank gets the figures."""
-    sums = _Sums(count)
+    sums, own = _Sums(count), own_batches(group.ranks, count, mode)
+    done = 0
     beat("evaluate")
     with Evaluating(model, seed) as evaluating:
-        for number, batch in batches(own_batches(group.ranks, count, mode)):
+        for number, batch in batches(own):
             evaluating.begin(number)
             with autocast():
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
+            done += 1
             beat("evaluate")
+    if done < len(own):
+        raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
     total = sums.over_all_ranks(group)
     return Evaluation(metrics=task.metrics(total), per_class=task.per_class(total), confusion=task.confusion(total))
 

@@ -156,7 +156,9 @@ class Trial:
             raise UserError(unused_parameters(unused))
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                raise UserError(f"the gradient of {name} is sparse, which is not added up in one order: set sparse=False")
+                raise UserError(
+                    f"the gradient of {name} is sparse, which is not added up in one order: set sparse=False"
+                )
 
     def _seen(self) -> _Seen:
         gradients = {f"the gradient of {n}": p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
@@ -282,7 +284,9 @@ def _check_same(expected: Snapshot, found: Snapshot) -> None:
                 )
     if expected.other != found.other:
         name = next(name for name in expected.other if expected.other[name] != found.other.get(name))
-        raise UserError(f"after a resume the training would go on otherwise: what is saved as {name} does not come back")
+        raise UserError(
+            f"after a resume the training would go on otherwise: what is saved as {name} does not come back"
+        )
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -160,7 +160,6 @@ def build_run(
 ) -> Run:
     """What the loop needs, for a training and for its replay. `config` has its number of microbatches settled."""
     assert isinstance(config.batch.microbatches, int)
-    classes = len(splits.classes) if splits.classes else None
     steps_per_epoch = train_sampler(config, splits.train, group.ranks).steps_per_epoch
     sizes = {"steps_per_epoch": steps_per_epoch, "global_batch": config.batch.global_size}
     if config.model.compile:
@@ -183,7 +182,7 @@ def build_run(
         schedule=Schedule(config=config.schedule, peak=config.optimizer.lr, total_steps=due.total_steps, **sizes),
         scaler=learner.scaler,
         ema=learner.ema,
-        batches=partial(train_batches, config, splits, group.ranks, group.device, num_classes=classes),
+        batches=partial(train_batches, config, splits, group.ranks, group.device, task=learner.task),
         evaluation=partial(figures_of, config, learner.evaluated, learner.task, group, splits.evaluation),
         autocast=autocast(config, group.device),
         meter=meter,
@@ -200,7 +199,7 @@ def figures_of(config: RunConfig, model: nn.Module, task: Task, group: ProcessGr
     return evaluate(
         model,
         task,
-        lambda numbers: evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size),
+        lambda numbers: evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task),
         number_of_batches(len(dataset), config.eval.batch_size),
         group,
         seed=config.seed,
