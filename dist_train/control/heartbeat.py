@@ -3,7 +3,7 @@
 import sys
 from typing import Any, Literal
 
-Phase = Literal["init", "compile", "step", "evaluate", "save", "end"]
+Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "end"]
 _step = 0
 _work = 0.0
 

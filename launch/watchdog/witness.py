@@ -22,7 +22,7 @@ MODULE = "_dist_train_witness"
 """Under this name in sys.modules the program finds it, and needs no variable in its environment."""
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
-PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
+PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect")
 SIZE = 4096
 RECORD = struct.Struct("<qqqqdQqdq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
