@@ -33,5 +33,11 @@ def beat(phase: Phase, step: int | None = None) -> None:
         witness.beat(phase, _step)
 
 
+def stacks() -> tuple[str, int] | None:
+    """Where this rank writes its stacks, and the signal that asks for them; None where nobody would."""
+    witness = _witness()
+    return None if witness is None else (str(witness.stacks), int(witness.signal))
+
+
 def _witness() -> Any:
     return sys.modules.get("_dist_train_witness")  # launch/watchdog/witness.py put it there

@@ -43,7 +43,8 @@ class Witness:
         for folder in (stacks, hearts):
             folder.mkdir(parents=True, exist_ok=True)
         # In C, so it answers while native code holds the GIL. Forked children inherit handler and file.
-        self._stacks = open(stacks / f"rank{rank}.txt", "a")  # noqa: SIM115 - for the process's life
+        self.stacks, self.signal = (stacks / f"rank{rank}.txt").absolute(), SIGNAL
+        self._stacks = open(self.stacks, "a")  # noqa: SIM115 - for the process's life
         faulthandler.register(SIGNAL, file=self._stacks, all_threads=True)
         path = hearts / f"rank{rank}"
         path.write_bytes(bytes(SIZE))  # every page is there before it is mapped: a full disk is no bus error later
