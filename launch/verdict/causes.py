@@ -18,7 +18,8 @@ _PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 _NO_PEER_LOST = re.compile(
-    r"EADDRINUSE|address already in use|duplicate gpu|ncclinvalid|ncclunhandledcuda|cuda (error|failure)|detected mismatch",
+    r"EADDRINUSE|address already in use|duplicate gpu|ncclinvalid|ncclunhandledcuda|cuda (error|failure)|"
+    r"detected mismatch",
     re.IGNORECASE,
 )
 _MISMATCH = re.compile(r"op\.preamble\.length <= op\.nbytes|collective mismatch|detected mismatch", re.IGNORECASE)
