@@ -52,8 +52,8 @@ class Buffer:
     def unlike(self) -> UserError:
         """What to say of a counter that does not advance alike in all microbatches."""
         return UserError(
-            f"the integer buffer {self.name} depends on the microbatch, so what it is after a step is not known: make it "
-            "a vector of counts, which are added up, or a floating-point buffer",
+            f"the integer buffer {self.name} depends on the microbatch, so what it is after a step is not known: make "
+            "it a vector of counts, which are added up, or a floating-point buffer",
             ExitCode.USER_CODE,
         )
 

@@ -20,6 +20,7 @@ from dist_train.ranks import Ranks
 
 CONFIG = "config.yaml"
 STATE = "state.json"
+NO_GPU = {"device": "cpu"}
 
 
 def recorded_config(run_dir: Path) -> RunConfig | None:
@@ -107,14 +108,13 @@ def versions() -> dict[str, Any]:
     """What the numbers could depend on besides config and data; no environment variables, which hold secrets."""
     import torch
 
-    from dist_train.fingerprints import commit
+    from dist_train.fingerprints import commit, gpu_libraries
 
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **({"device": torch.cuda.get_device_name(), **gpu_libraries()} if torch.cuda.is_available() else NO_GPU),
         "host": platform.node(),
         "platform": platform.platform(),
         "commit": commit(),

@@ -39,6 +39,7 @@ from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
 from dist_train.life import Life, go_back, judge, live
 from dist_train.meter import Meter
+from dist_train.models.deterministic import check
 from dist_train.open_run import Opened, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
@@ -162,6 +163,7 @@ def build_run(
     assert isinstance(config.batch.microbatches, int)
     steps_per_epoch = train_sampler(config, splits.train, group.ranks).steps_per_epoch
     sizes = {"steps_per_epoch": steps_per_epoch, "global_batch": config.batch.global_size}
+    check(config, learner.model, group.device, group.ranks.world_size, config.batch.microbatches)
     if config.model.compile:
         learner.model.compile()
     meter = Meter(
