@@ -1,6 +1,5 @@
 """Run directories: which one a command means, how a new one is called, and which there are."""
 
-import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
-from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
+from dist_train.config.run_dirs import CHECKPOINTS, new_run_dir, saved, to_go_on_with
 from launch.processes import is_alive, myself
-from launch.records import read_all, read_json
+from launch.records import read_all, read_json, read_rows
 from launch.slurm import jobs
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
-CHECKPOINTS = "checkpoints"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -69,7 +67,10 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
     if source is not None and not is_checkpoint(source):
         return Choice(folder=source.resolve(), resume="auto")
     if job is not None:
-        return _in_named(Path(config.run_root) / config.name / job, wish.resume, source)
+        own = Path(config.run_root) / config.name / job
+        asked = wish.resume == "auto" and not has_checkpoints(own)
+        newest = _newest(config, job.removeprefix("slurm-")) if asked else None
+        return newest or _in_named(own, wish.resume, source)
     if wish.nodes > 1:
         raise UserError(
             f"{wish.nodes} nodes have to agree on one run directory, and each would make its own: "
@@ -77,10 +78,28 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
         )
     if source is not None:
         return Choice(folder=new_run_dir(config), resume=str(source))
-    latest = latest_run_dir(config) if wish.resume == "auto" else None
-    if latest is not None:
-        return Choice(folder=latest, resume="auto")
-    return Choice(folder=new_run_dir(config), resume="none")
+    newest = _newest(config, None) if wish.resume == "auto" else None
+    return newest or Choice(folder=new_run_dir(config), resume="none")
+
+
+def _newest(config: "RunConfig", job: str | None) -> Choice | None:
+    """What --resume auto goes on with, where there is something.
+
+    Args:
+        job: a requeued one goes on with its own run, whichever has saved since.
+    """
+    runs = (Path(config.run_root) / config.name).glob("*/lives.jsonl") if job else ()
+    own = [found for path in runs if job in jobs_of(path) and (found := saved(path.parent)) is not None]
+    newest = max(own, key=lambda run: run.at) if own else to_go_on_with(config)
+    if newest is None:
+        return None
+    note = f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}"
+    return Choice(folder=newest.run_dir, resume="auto", note=note)
+
+
+def jobs_of(lives: Path) -> set[str]:
+    """SLURM's jobs that a run has lived in, by its lives.jsonl."""
+    return {str(row["job"]) for row in read_rows(lives) if row.get("job")}
 
 
 def _in_named(folder: Path, resume: str | None, source: Path | None) -> Choice:
@@ -132,7 +151,7 @@ def has_checkpoints(folder: Path) -> bool:
 def newest_checkpoint(folder: Path) -> str | None:
     """Name of the newest complete checkpoint, such as `step-00001200`."""
     names = (path.name for path in (folder / CHECKPOINTS).glob("step-*") if path.is_dir())
-    return max(names, default=None)
+    return max(names, key=lambda name: (len(name), name), default=None)
 
 
 def _safe_name(job: str) -> str:
@@ -151,17 +170,6 @@ def make(folder: Path) -> None:
         (folder / "generations").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None
-
-
-def is_below_root(config: "RunConfig", folder: Path) -> bool:
-    """Whether a run lives where `latest` is kept for its name."""
-    return folder.absolute().parent.resolve() == (Path(config.run_root) / config.name).resolve()
-
-
-def point_latest(folder: Path) -> None:
-    """Makes `latest` beside the run point to it, where the file system lets us: it is a convenience."""
-    with contextlib.suppress(OSError):
-        point_latest_at(folder)
 
 
 def free_space(folder: Path) -> int | None:

@@ -14,6 +14,7 @@ from dist_train.config.torchvision_names import TorchvisionClassifier
 from dist_train.config.types import (
     AnyDuration,
     Bool,
+    CommandPath,
     CommandWords,
     Count,
     Duration,
@@ -34,6 +35,7 @@ from dist_train.config.types import (
     TimeDuration,
     TrainingDuration,
     TrainingDurationOrZero,
+    UserPath,
 )
 
 
@@ -87,13 +89,13 @@ class ImageFolder(Section):
     """JPEG, PNG, BMP or WebP files in one folder per class."""
 
     name: Literal["image_folder"] = "image_folder"
-    root: str
+    root: UserPath
     """The folder."""
-    train: str | None = None
+    train: UserPath | None = None
     """Folder of the training images under root. Without it, root itself holds the classes."""
-    eval: str | None = None
+    eval: UserPath | None = None
     """Folder of the evaluation images under root."""
-    test: str | None = None
+    test: UserPath | None = None
     """Folder of the test images under root, for the best checkpoint at the very end."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation where `eval` names no folder."""
@@ -116,7 +118,7 @@ class ImageFolder(Section):
 
 
 class _TorchvisionData(Section):
-    root: str = "data"
+    root: UserPath = "data"
     """Folder of the files; downloaded there where they are missing."""
     download: Bool = True
     """Fetch missing files."""
@@ -272,7 +274,7 @@ class LoaderConfig(Section):
 
 
 class _ModelSwitches(Section):
-    start_weights: str | None = None
+    start_weights: UserPath | None = None
     """A safetensors file with the weights to begin with."""
     channels_last: Bool = False
     """Memory layout NHWC, faster for convolutions in low precision on a GPU."""
@@ -487,9 +489,10 @@ class EarlyStopping(Section):
     """End the training when the best metric no longer improves."""
 
     patience: Count
-    """Evaluations without improvement before the end."""
+    """Evaluations in a row without improvement before the end; one whose figure is no number is such a one."""
     min_delta: NonNegative = 0.0
-    """Smallest change that counts as improvement."""
+    """What a figure must exceed the last one that counted as an improvement by, to count as one itself; so a slow gain
+    counts once it has added up."""
 
 
 class TrainConfig(Section):
@@ -522,7 +525,7 @@ class EvalConfig(Section):
     mode: Literal["sharded", "rank0"] = "sharded"
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
     best: str = "accuracy"
-    """The metric that picks the best checkpoint."""
+    """The metric that picks the best checkpoint. A figure that is no finite number never does."""
     best_is: Literal["max", "min"] = "max"
     """Which way is better."""
 
@@ -614,9 +617,9 @@ class SlurmConfig(Section):
     """Seconds before the time limit at which saving begins; three quarters of them may be used for it."""
     prefix: CommandWords = ""
     """Words before the command on every node, as a shell reads them: `apptainer exec --nv image.sif`."""
-    python: CommandWords | None = None
+    python: CommandPath | None = None
     """The Python on the nodes, or in the container. Without it, the one that submits."""
-    site: CommandWords | None = None
+    site: CommandPath | None = None
     """A bash file that the job reads before it starts, such as one that exports a cluster's NCCL variables."""
     options: list[SlurmOption] = []
     """More of sbatch's options, each as `--name=value`."""
@@ -660,7 +663,7 @@ class RunConfig(Section):
 
     name: RunName = "run"
     """Folder under run_root."""
-    run_root: str = "runs"
+    run_root: UserPath = "runs"
     """Where run directories are made."""
     seed: Annotated[Int, Field(ge=0)] = 0
     """Of every random draw."""
