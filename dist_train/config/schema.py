@@ -546,14 +546,14 @@ class WandbConfig(Section):
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`: online where there are credentials, offline without."""
-    project: str = "dist-train"
-    """The project that the run is filed under."""
+    project: str | None = None
+    """The project that the run is filed under. Without it, WANDB_PROJECT's, else `dist-train`."""
     entity: str | None = None
-    """User or team. Without it, your default."""
+    """User or team. Without it, WANDB_ENTITY's, else your default."""
     group: str | None = None
-    """Runs shown together."""
+    """Runs shown together. Without it, WANDB_RUN_GROUP's."""
     tags: list[str] = []
-    """Labels."""
+    """Labels. Without any, WANDB_TAGS's."""
 
 
 class TrackingConfig(Section):
