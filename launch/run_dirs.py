@@ -3,12 +3,12 @@
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
-from dist_train.config.run_dirs import CHECKPOINTS, new_run_dir, saved, to_go_on_with
+from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
 from launch.processes import is_alive, myself
 from launch.records import read_all, read_json, read_rows
 from launch.slurm import jobs
@@ -40,6 +40,10 @@ class Wish:
     job: str | None
     """A name that all nodes of this start know: SLURM's job, or --rdzv-id."""
     nodes: int
+    restarts: int | None = None
+    """How often SLURM's job has come back; None where `job` is not one."""
+    allowed: tuple[str, ...] = ()
+    """Keys that may have changed."""
 
 
 def config_of(resume: str | None, run_dir: str | None) -> Path | None:
@@ -67,10 +71,7 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
     if source is not None and not is_checkpoint(source):
         return Choice(folder=source.resolve(), resume="auto")
     if job is not None:
-        own = Path(config.run_root) / config.name / job
-        asked = wish.resume == "auto" and not has_checkpoints(own)
-        newest = _newest(config, job.removeprefix("slurm-")) if asked else None
-        return newest or _in_named(own, wish.resume, source)
+        return _in_job(config, wish, job, source)
     if wish.nodes > 1:
         raise UserError(
             f"{wish.nodes} nodes have to agree on one run directory, and each would make its own: "
@@ -78,28 +79,37 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
         )
     if source is not None:
         return Choice(folder=new_run_dir(config), resume=str(source))
-    newest = _newest(config, None) if wish.resume == "auto" else None
-    return newest or Choice(folder=new_run_dir(config), resume="none")
+    newest = to_go_on_with(config) if wish.resume == "auto" else None
+    return _auto(newest) if newest else Choice(folder=new_run_dir(config), resume="none")
 
 
-def _newest(config: "RunConfig", job: str | None) -> Choice | None:
-    """What --resume auto goes on with, where there is something.
+def _in_job(config: "RunConfig", wish: Wish, job: str, source: Path | None) -> Choice:
+    """The job's own run, to which it comes back. With --resume auto, where that has saved nothing: the one that the job
+    has gone on with before, else the newest."""
+    first = own = Path(config.run_root) / config.name / job
+    if wish.restarts is not None:
+        from launch.slurm.trainings import folder_of
 
-    Args:
-        job: a requeued one goes on with its own run, whichever has saved since.
-    """
-    runs = (Path(config.run_root) / config.name).glob("*/lives.jsonl") if job else ()
-    own = [found for path in runs if job in jobs_of(path) and (found := saved(path.parent)) is not None]
-    newest = max(own, key=lambda run: run.at) if own else to_go_on_with(config)
-    if newest is None:
-        return None
+        own = folder_of(first, config, wish.allowed, job.removeprefix("slurm-"), wish.restarts)
+    if wish.resume == "auto" and own == first and not has_checkpoints(own):
+        runs = first.parent.glob("*/lives.jsonl") if wish.restarts is not None else ()
+        ours = [path.parent for path in runs if _was_in_job(path, job.removeprefix("slurm-"))]
+        known = [found for run in ours if (found := saved(run)) is not None]
+        newest = max(known, key=lambda run: run.at) if known else to_go_on_with(config)
+        if newest is not None:
+            return _auto(newest)
+    choice = _in_named(own, wish.resume, source)
+    note = f"{first.name} is a training of another config in this job; this one is in {own.name}"
+    return replace(choice, note=choice.note or note) if own != first else choice
+
+
+def _was_in_job(lives: Path, job: str) -> bool:
+    return any(str(row.get("job")) == job for row in read_rows(lives))
+
+
+def _auto(newest: Saved) -> Choice:
     note = f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}"
     return Choice(folder=newest.run_dir, resume="auto", note=note)
-
-
-def jobs_of(lives: Path) -> set[str]:
-    """SLURM's jobs that a run has lived in, by its lives.jsonl."""
-    return {str(row["job"]) for row in read_rows(lives) if row.get("job")}
 
 
 def _in_named(folder: Path, resume: str | None, source: Path | None) -> Choice:

@@ -31,7 +31,8 @@ Where a run lives, and what it goes on from:
   --resume auto             in the newest run of that name that has a checkpoint, or a new directory
   --resume RUN              in that run's directory; CONFIG may be left out
   --resume CHECKPOINT       a new directory that begins from RUN/checkpoints/step-…
-  in a SLURM job            RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on
+  in a SLURM job            RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on; the next config that the job
+                            trains has slurm-JOBID-2
 In the shell of salloc or srun --pty it starts itself on all nodes of the allocation, with srun.
 Several nodes without SLURM need the same --run-dir (or --rdzv-id) on each.
 
@@ -116,6 +117,8 @@ def prepare(
         resume=resume,
         job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
         nodes=count_nodes(given, machine),
+        restarts=slurm.restarts if slurm and not slurm.interactive else None,
+        allowed=allow_change,
     )
     choice = run_dirs.choose(config, wish)
     changes = [word for key in allow_change for word in ("--allow-change", key)]

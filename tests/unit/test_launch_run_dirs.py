@@ -126,14 +126,14 @@ def test_a_copy_that_is_called_latest_does_not_stand_for_the_run_itself(config, 
 def test_auto_in_a_job_goes_on_with_the_job_s_own_run_else_with_the_newest(config, tmp_path):
     runs = tmp_path / "runs" / "digits"
     first = make_run(runs / "slurm-7", 10)
-    chosen = choose(config, job="slurm-8", resume="auto")
+    chosen = choose(config, job="slurm-8", resume="auto", restarts=0)
     assert (chosen.folder, chosen.resume) == (first, "auto")
     (first / "lives.jsonl").write_text('{"life": 2, "event": "began", "job": "8"}\n{"li')
     make_run(runs / "other", 20)  # by now the newest; job 8 comes back from the queue
-    assert choose(config, job="slurm-8", resume="auto").folder == first
-    assert choose(config, job="slurm-9", resume="auto").folder == runs / "other"
+    assert choose(config, job="slurm-8", resume="auto", restarts=0).folder == first
+    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "other"
     make_run(runs / "slurm-9", 1)
-    assert choose(config, job="slurm-9", resume="auto").folder == runs / "slurm-9"
+    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "slurm-9"
 
 
 def test_a_run_goes_on_in_place_and_a_checkpoint_begins_a_new_one(config, tmp_path):
