@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dist_train.config.problems import alternatives, did_you_mean, shown
 from dist_train.config.torchvision_names import TorchvisionClassifier
 from dist_train.config.types import (
     AnyDuration,
@@ -695,8 +696,17 @@ class RunConfig(Section):
         return self
 
 
+REPORTED: tuple[str, ...] = ("loss", "accuracy", "top5", "precision", "recall", "f1")
+REPORTED += ("precision_micro", "recall_micro", "f1_micro")
+"""What the task `classification` reports; a test compares."""
+
+
 def _contradictions(config: RunConfig) -> Any:
     """Yields (key path, message) for what no section can see alone."""
+    best = config.eval.best
+    if isinstance(config.task, Classification) and best not in REPORTED:
+        hint = did_you_mean(best, REPORTED)
+        yield "eval.best", f"must be one of {alternatives(REPORTED)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
     names = [item.name for item in config.augment]

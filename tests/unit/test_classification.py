@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dist_train import tasks
 from dist_train.config import schema
 from dist_train.config.errors import ExitCode, UserError
-from dist_train.config.schema import Custom
+from dist_train.config.schema import REPORTED, Custom
 from dist_train.tasks.classification import Classification
 
 
@@ -176,3 +176,8 @@ def test_building():
     assert isinstance(built, Classification) and built.classes == 3 and not built.counts_every_sample
     with pytest.raises(UserError, match="no dist_train.tasks.Task"):
         tasks.build(Custom(name=f"{__name__}:made", args={"n": 1, "classes": 2, "seed": 0}), classes=None)
+
+
+def test_the_config_knows_what_is_reported():
+    scores, target = made(20, 3, 0)
+    assert tuple(Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))) == REPORTED
