@@ -87,7 +87,7 @@ def work(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request
     """One life of a run on this rank."""
     config = load(arguments.config, arguments.overrides)
     settle_numerics(config)
-    with Lease() as lease, ProcessGroup(ranks, config.distributed) as group:
+    with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         given = (arguments.run_dir, arguments.resume, arguments.allow_change)
         opened = group.from_first(lambda: open_run(config, ranks.world_size, *given, lease))
         life = build(opened, group, flag)

@@ -76,8 +76,6 @@ class LaunchPlan:
     """What it is to begin from; None for programs that do not ask."""
     folder: Path
     """Of logs and generations: the run directory."""
-    keep_latest: bool
-    """Whether `latest` beside the run directory is to point to it."""
     log_dir: Path | None
     """Where logs go instead of the run directory."""
     tee: str
@@ -167,7 +165,6 @@ def make_plan(
     program: tuple[str, ...],
     arguments: tuple[str, ...],
     resume: str | None,
-    keep_latest: bool = False,
 ) -> LaunchPlan:
     """Decides how many ranks start where, with what in their environment. `config` is a RunConfig, or the Demands of a
     program that has none.
@@ -202,7 +199,6 @@ def make_plan(
         arguments=arguments,
         resume=resume,
         folder=folder,
-        keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
         **_output(flags, nodes * ranks),
         slurm=host.slurm,
