@@ -96,7 +96,9 @@ class _Lives:
             self._same(whole[1], whole[size], f"1 rank and {size}")
         first = whole[sizes[0]]
         self._in_pieces(first, self._orders())
-        if first.ended.code == 0:
+        if first.ended.code == NON_FINITE:
+            self._really_diverged(first)
+        else:
             self._evaluated(sizes[0], first)
             self._as_by_hand(first)
         return first.ended.code
@@ -160,6 +162,14 @@ class _Lives:
     def _same(self, one: Result, other: Result, way: str) -> None:
         if difference := one.difference(other):
             raise Wrong(f"{way}: {difference}")
+
+    def _really_diverged(self, whole: Result) -> None:
+        """A gradient that overflows under a scaler is no divergence: its step is left out."""
+        scaled = self._config.get("train", {}).get("precision") == "fp16"
+        figures = [row[name] for row in whole.rows for name in ("loss", *(() if scaled else ("grad_norm",)))
+                   if isinstance(row.get(name), float)]  # fmt: skip
+        if all(math.isfinite(figure) for figure in figures):
+            raise Wrong(f"{whole.ended}, and all of metrics.jsonl is finite")
 
     def _evaluated(self, size: int, whole: Result) -> None:
         """The newest checkpoint, evaluated alone, has the figures of the training's last evaluation."""

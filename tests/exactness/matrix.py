@@ -12,7 +12,7 @@ from tests import rank_pool
 from tests.exactness.check import Verdict, check
 from tests.exactness.draws import Draw, config_of, exists, is_valid, known
 from tests.exactness.lives import Ended
-from tests.exactness.pool import Hung, Pool
+from tests.exactness.pool import PATIENCE, Hung, Pool
 from tests.exactness.tables import FOLDER
 from tests.exactness.zoo import Animal
 from tests.exactness.zoo.animals import SMALL
@@ -80,7 +80,7 @@ class Matrix:
 def alone(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """As Pool.run, in new processes."""
     try:
-        return rank_pool.run_ranks(function, world_size, *args)
+        return rank_pool.run_ranks(function, world_size, *args, timeout=PATIENCE)
     except rank_pool.RankFailed as failed:
         if "killed by SIGKILL" in str(failed):
             return []

@@ -13,9 +13,11 @@ SMALL: dict[str, Any] = {
     "eval": {"every": "2 steps", "batch_size": 4},
     "checkpoint": {"every": "1 steps"},
     "loader": {"workers": 0},
+    "distributed": {"bucket_mb": 0.0005},
     "tracking": {"samples": True, "wandb": {"mode": "disabled"}},
 }
-"""Six microbatches: of two ranks, none's share is one node of the tree. Two epochs and a half."""
+"""Six microbatches: of two ranks, none's share is one node of the tree. Two epochs and a half. Small buckets:
+the first one leaves while most of the backward is still to come."""
 
 MUST_BE_EQUAL: dict[str, tuple[type, ...]] = {
     "buffers": (
