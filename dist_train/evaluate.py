@@ -4,7 +4,7 @@ any number of ranks, and for one rank alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
+from dist_train.model_buffers import BufferSet
 from dist_train.process_group import ProcessGroup
+from dist_train.randomness import ModelGenerators, key
 from dist_train.ranks import Ranks
 from dist_train.tasks.base import Task
 
@@ -53,18 +56,24 @@ def evaluate(
     count: int,
     group: ProcessGroup,
     *,
+    seed: int,
     mode: str = "sharded",
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Evaluation:
     """Evaluates `model` on `count` batches, on all ranks together; every rank gets the figures."""
-    sums = _Sums(count)
+    sums, own = _Sums(count), own_batches(group.ranks, count, mode)
+    done = 0
     beat("evaluate")
-    with _evaluating(model):
-        for number, batch in batches(own_batches(group.ranks, count, mode)):
+    with Evaluating(model, seed) as evaluating:
+        for number, batch in batches(own):
+            evaluating.begin(number)
             with autocast():
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
+            done += 1
             beat("evaluate")
+    if done < len(own):
+        raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
     total = sums.over_all_ranks(group)
     return Evaluation(metrics=task.metrics(total), per_class=task.per_class(total), confusion=task.confusion(total))
 
@@ -109,12 +118,29 @@ def _dtype(is_float: bool) -> torch.dtype:
     return torch.float64 if is_float else torch.int64
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+class Evaluating:
+    """A model in evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of its
+    own; afterwards buffers are what they were, and every module is in the mode it was in."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self._model, self._seed = model, seed
+        self._generators = ModelGenerators(model)
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> "Evaluating":
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._buffers = BufferSet(self._model)
+        self._values = self._buffers.noted()
+        self._no_grad.__enter__()
+        self._model.eval()
+        return self
+
+    def begin(self, number: int) -> None:
+        self._buffers.put_back(self._values)
+        self._generators.seed(key(self._seed, "evaluation", number))
+
+    def __exit__(self, *exception: Any) -> None:
+        self._no_grad.__exit__(*exception)
+        self._buffers.put_back(self._values)
+        for module, mode in self._modes:  # one by one: parts may be in evaluation mode for good
+            module.training = mode

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from dist_train import models, optim, tasks
+from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
+from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.resume import Resumed
-from dist_train.checkpoint.state import Snapshot, TrainState, load_optimizer, optimizer_tensors, progress
+from dist_train.checkpoint.state import Snapshot, TrainState, progress
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
@@ -24,13 +26,17 @@ class Learner:
     """One rank's replica; the same bits on every rank between two steps.
 
     Attributes:
+        constants: the buffers outside of the state_dict as they were when the model was new.
+        optimizer_state: what survives a restart of the optimizer.
         shape: of one input, where the data says it.
         classes: their names, where the data has classes.
     """
 
     model: nn.Module
+    constants: Tensors
     task: Task
     optimizer: torch.optim.Optimizer
+    optimizer_state: OptimizerState
     scaler: torch.amp.GradScaler
     ema: Ema | None
     shape: tuple[int, ...] | None
@@ -47,14 +53,15 @@ class Learner:
 
     def uncopied(self, state: TrainState) -> Snapshot:
         """Everything that survives a restart: the tensors themselves, which change with the next step."""
-        tensors, values = optimizer_tensors(self.optimizer, self.model)
         return Snapshot(
-            model=self.model.state_dict(),
-            optimizer=tensors,
-            ema=self.ema.state() if self.ema else None,
+            model=tensors_of(self.model, self.constants),
+            optimizer=self.optimizer_state.tensors(),
+            ema=self.ema.state(self.constants) if self.ema else None,
             other={
                 "progress": progress(state),
-                "optimizer": values,
+                "model": others_of(self.model),
+                "optimizer": self.optimizer_state.values(),
+                "optimizer_counters": self.optimizer_state.counters(),
                 "scaler": self.scaler.state_dict(),
                 "data": {"shape": self.shape, "classes": self.classes},
             },
@@ -66,12 +73,12 @@ class Learner:
         Raises:
             UserError: (exit 4) when the model is not the one that was saved.
         """
-        snapshot = resumed.snapshot
+        snapshot, other = resumed.snapshot, resumed.snapshot.other
         try:
-            self.model.load_state_dict(snapshot.model)
-            load_optimizer(self.optimizer, self.model, snapshot.optimizer, snapshot.other["optimizer"])
+            load_model(self.model, snapshot.model, other.get("model"))
+            self.optimizer_state.load(snapshot.optimizer, other["optimizer"], other.get("optimizer_counters"))
             if self.ema is not None and snapshot.ema is not None:
-                self.ema.load(snapshot.ema)
+                self.ema.load(snapshot.ema, other.get("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{resumed.path} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
@@ -90,10 +97,13 @@ def build(config: RunConfig, splits: Splits, device: torch.device) -> Learner:
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
     classes = len(splits.classes) if splits.classes else None
     model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed).to(device)
+    optimizer = optim.build(config.optimizer, model, skips_steps=config.train.precision == "fp16")
     return Learner(
         model=model,
+        constants=constants_of(model),
         task=tasks.build(config.task, splits.classes),
-        optimizer=optim.build(config.optimizer, model),
+        optimizer=optimizer,
+        optimizer_state=OptimizerState(optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay is not None else None,
         shape=splits.shape,

@@ -108,8 +108,7 @@ def judge(
         return None
     best = hand_on(group.from_first(lambda: locate(run_dir, run.tracker.note, best=True)), group)
     assert best is not None
-    weights = best.snapshot.ema or best.snapshot.model
-    learner.evaluated.load_state_dict({name: tensor for name, tensor in weights.items() if name != "n_averaged"})
+    best.snapshot.load_evaluated(learner.evaluated)
     result = figures(test)
     row = {
         "step": best.state.step,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dist_train.checkpoint.state import TrainState
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
 from dist_train.meter import StepResult
@@ -26,6 +27,11 @@ def train(run: Run, state: TrainState) -> Request:
             run.save(state)
         if request.stops or state.finished:
             break
+    if not request.stops and not state.finished and state.step < run.due.last_step:
+        raise UserError(
+            f"the training data ended at step {state.step}, and the training goes on to step {run.due.last_step}",
+            ExitCode.USER_CODE,
+        )
     return max(request, run.agreement.close())
 
 

@@ -13,11 +13,14 @@ from dist_train.custom import construct
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def build(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build(config: OptimizerConfig, model: nn.Module, *, skips_steps: bool = False) -> torch.optim.Optimizer:
     """The optimizer of the model's trainable parameters; for a fused kernel, build it once they are on their device.
 
     The user's own is called as `Thing(groups, lr=lr, **args)`, where groups are dicts with `params` and `weight_decay`,
     as torch.optim.Optimizer takes them.
+
+    Args:
+        skips_steps: whether a gradient scaler leaves out steps whose gradient overflows.
 
     Raises:
         UserError: when nothing can be trained, or the user's optimizer cannot be built so.
@@ -26,9 +29,10 @@ def build(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     if not groups:
         raise UserError("the model has no parameters to train", ExitCode.USER_CODE)
     if isinstance(config, Sgd):
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=_can_fuse(groups)
         )
+        return _with_momentum(sgd) if skips_steps and config.momentum else sgd
     if isinstance(config, AdamW):
         betas = (config.betas[0], config.betas[1])
         return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=_can_fuse(groups))
@@ -54,6 +58,15 @@ def _not_decaying(model: nn.Module) -> Iterator[nn.Parameter]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim <= 1 or name == "bias" or isinstance(module, _NORMS):
                 yield parameter
+
+
+def _with_momentum(sgd: torch.optim.SGD) -> torch.optim.SGD:
+    """With a momentum of zero to begin with. A fused SGD whose first step is left out would leave it uninitialised
+    (torch/optim/sgd.py, _fused_sgd: torch.empty_like, which the kernel does not fill then)."""
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:

@@ -6,8 +6,7 @@ the rank's other microbatches in, then adds the ranks' nodes: each rank receives
 adds it along the tree, and hands the sum to all (all-gather). That moves as many bytes as a ring all-reduce, and
 overlaps the rest of the backward: on gloo in a thread with a process group of its own, on CUDA on a stream of its own.
 
-Floating-point buffers (BatchNorm's statistics) start every microbatch of a step from the same values and become the
-mean over all microbatches, along the same tree; integer buffers advance once a step.
+What becomes of the model's buffers is in model_buffers.py.
 """
 
 import inspect
@@ -28,8 +27,9 @@ from dist_train.config.shares import share
 from dist_train.control.heartbeat import work
 from dist_train.data.batch import Microbatch
 from dist_train.exchange import Exchange
+from dist_train.model_buffers import StepBuffers
 from dist_train.process_group import ProcessGroup
-from dist_train.randomness import key, seed_torch
+from dist_train.randomness import ModelGenerators, key
 from dist_train.side_work import SideStream, SideThread
 from dist_train.tree import BinaryCounter, LastLeaf
 
@@ -40,14 +40,9 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
-
-    Args:
-        keep_buffers: whether put_back_buffers may be asked for.
     """
 
-    def __init__(
-        self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int, keep_buffers: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int) -> None:
         self.module = module
         self._config = config
         ranks = group.ranks
@@ -57,21 +52,21 @@ class Parallel:
             device_ids=[group.device] if group.device.type == "cuda" else None,
             bucket_cap_mb=config.distributed.bucket_mb,
             gradient_as_bucket_view=True,
-            **_no_forward_sync(),  # _Buffers takes care of them
+            **_no_forward_sync(),  # StepBuffers takes care of them
         )
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
         self._loss_scale = ranks.world_size / microbatches
-        self._buffers = _Buffers(module, keep_buffers)
+        self._generators = ModelGenerators(module)
         self._sum: _ExactSum | None = None
-        exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
+        self._exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
+        self._buffers = StepBuffers(module, self._exchange, self._shares[ranks.rank], microbatches)
         if config.exact:
-            self._sum = _ExactSum(exchange, self._shares[ranks.rank], microbatches, self.parameters, group.device)
-            self._sum.more = self._buffers.take
+            own = self._shares[ranks.rank]
+            self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
             self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
-        self._buffers.bind(self._sum, exchange, self._shares[ranks.rank], microbatches)
 
     def __call__(self, inputs: Tensor) -> Any:
         begun = time.perf_counter()
@@ -87,7 +82,7 @@ class Parallel:
         self._buffers.begin_step()
         for microbatch in microbatches:
             last = microbatch is microbatches[-1]
-            seed_torch(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
+            self._generators.seed(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch, self._loss_scale
@@ -96,17 +91,17 @@ class Parallel:
                 self._buffers.keep()
                 if self._sum is not None:
                     self._sum.keep(microbatch.number)
-        self._buffers.finish_step()
+        if self._sum is not None:
+            self._buffers.finish_step(self._sum.mean_of_more)
+        elif nodes := self._buffers.take():
+            self._exchange.mean_into(nodes[-1], nodes)
+            self._buffers.finish_step(nodes[-1])
 
     def _check_all_have_gradients(self) -> None:
         """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
         unused = [name for name, parameter in self._named if parameter.grad is None]
         if unused:
-            raise UserError(
-                f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
-                f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
-                ExitCode.USER_CODE,
-            )
+            raise UserError(unused_parameters(unused), ExitCode.USER_CODE)
 
     def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
@@ -119,13 +114,25 @@ class Parallel:
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def put_back_buffers(self) -> None:
-        """The buffers as they were before the step that has just run; needs `keep_buffers`."""
+        """The buffers as they were before the step that has just run."""
         self._buffers.put_back()
+
+    def check(self) -> None:
+        """Raises UserError (exit 10) on every rank when a step since the last check was no function of its samples."""
+        self._buffers.check()
 
     def close(self) -> None:
         """Ends the reduction thread."""
         if self._sum is not None:
             self._sum.close()
+
+
+def unused_parameters(names: list[str]) -> str:
+    """What to tell of parameters without a gradient."""
+    return (
+        f"the loss does not depend on {len(names)} parameters: {', '.join(names[:5])}"
+        f"{', …' if len(names) > 5 else ''}; use them, or freeze them with requires_grad_(False)"
+    )
 
 
 def _no_forward_sync() -> dict[str, Any]:
@@ -135,7 +142,15 @@ def _no_forward_sync() -> dict[str, Any]:
 
 
 class _ExactSum:
-    """DDP's communication hook."""
+    """DDP's communication hook.
+
+    Args:
+        more: gives what is to be averaged beside the gradients, as Exchange.mean_into takes it, or nothing; called once
+            a step, when the last gradient is there, by when every forward is over, also one that checkpointing repeats.
+
+    Attributes:
+        mean_of_more: the last step's.
+    """
 
     def __init__(
         self,
@@ -144,6 +159,7 @@ class _ExactSum:
         microbatches: int,
         parameters: list[nn.Parameter],
         device: torch.device,
+        more: Callable[[], list[Tensor]],
     ) -> None:
         self._exchange = exchange
         self._microbatches = microbatches
@@ -152,8 +168,7 @@ class _ExactSum:
         self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
-        self.more: Callable[[], list[Tensor]] = list
-        """Gives what is to be averaged beside the gradients, as Exchange.mean_into takes it, or nothing."""
+        self._more = more
         self.mean_of_more: Tensor | None = None
 
     def keep(self, number: int) -> None:
@@ -163,22 +178,28 @@ class _ExactSum:
             parameter.grad = None
 
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        # The last forward is over when the first bucket arrives, so what it leaves behind is final.
-        more = self.more() if bucket.index() == 0 else []
-        partial = dict(self._nodes.nodes)
+        flat, parameters = bucket.buffer(), bucket.parameters()
+        places = [self._place[id(parameter)] for parameter in parameters]
+        partial = {node: [values[place] for place in places] for node, values in self._nodes.nodes.items()}
+        more: list[Tensor] = []
         if bucket.is_last():
-            self._in_use = self._nodes  # for a step: memory given back now could be handed out while a stream reads it
+            more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
-        flat, places = bucket.buffer(), [self._place[id(p)] for p in bucket.parameters()]
-        gradients = bucket.gradients()
-        return self._runner.submit(lambda: self._reduce(flat, gradients, places, partial, more))
+        return self._runner.submit(lambda: self._reduce(flat, parameters, partial, more))
 
     def _reduce(
-        self, flat: Tensor, gradients: list[Tensor], places: list[int], partial: dict[Any, Any], more: list[Tensor]
+        self, flat: Tensor, parameters: list[Tensor], partial: dict[Any, list[Tensor]], more: list[Tensor]
     ) -> Tensor:
+        if flat.is_cuda:  # else memory that is given back now could be handed out while this stream still reads it
+            for tensor in (*(t for values in partial.values() for t in values), *more):
+                tensor.record_stream(torch.cuda.current_stream(flat.device))
         for node in self._last.folded:
-            torch._foreach_add_(gradients, [partial[node][place] for place in places])
-        values = [torch.cat([partial[node][i].reshape(-1) for i in places]) for node in self._last.beside] + [flat]
+            torch._foreach_add_(in_bucket(flat, parameters), partial[node])
+        values = []
+        for node in self._last.beside:
+            values.append(torch.empty_like(flat))
+            torch._foreach_copy_(in_bucket(values[-1], parameters), partial[node])
+        values.append(flat)
         if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
             joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]
             self._exchange.mean_into(joined[-1], joined)
@@ -194,6 +215,34 @@ class _ExactSum:
         self._runner.close()
 
 
+def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Each parameter's gradient in the memory of a bucket of DDP, where it lies in its parameter's memory format,
+    unless that has gaps or overlaps. (GradBucket.gradients() takes them all for contiguous.)
+
+    Args:
+        flat: [n], the bucket, or memory like it.
+        parameters: the bucket's, in its order.
+    """
+    if parameters[0].is_complex() and not flat.is_complex():  # a bucket has one dtype, and a hook gets pairs of reals
+        flat = torch.view_as_complex(flat.view(-1, 2))
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return [
+        part.as_strided(parameter.shape, parameter.stride()) if _is_dense(parameter) else part.view(parameter.shape)
+        for part, parameter in zip(parts, parameters, strict=True)
+    ]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its numbers fill one piece of memory, each place once; `is_non_overlapping_and_dense` in C++."""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
 _SMALL = 1 << 19
 """Numbers in a bucket up to which a copy costs less than a way of their own for the buffers."""
 
@@ -201,60 +250,3 @@ _SMALL = 1 << 19
 def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     torch._foreach_add_(left, right)
     return left
-
-
-class _Buffers:
-    """The model's buffers over a step of several microbatches."""
-
-    def __init__(self, module: nn.Module, keep: bool) -> None:
-        buffers = list(module.buffers())
-        self._keep = keep
-        self._floats = [b for b in buffers if b.is_floating_point()]
-        self._integers = [b for b in buffers if not b.is_floating_point()]
-
-    def bind(self, exact: _ExactSum | None, exchange: Exchange, own: range, microbatches: int) -> None:
-        self._exact, self._exchange, self._own, self._microbatches = exact, exchange, own, microbatches
-
-    @torch.no_grad()
-    def begin_step(self) -> None:
-        if len(self._own) > 1 or self._keep:
-            self._before = [[b.clone() for b in group] for group in (self._floats, self._integers)]
-        self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
-
-    @torch.no_grad()
-    def begin(self, number: int) -> None:
-        self._number = number
-        if number != self._own.start:
-            self.put_back()
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for now, before in zip((self._floats, self._integers), self._before, strict=True):
-            if now:
-                torch._foreach_copy_(now, before)
-
-    def keep(self) -> None:
-        """Takes the statistics of the microbatch that has just run."""
-        if self._floats:
-            self._nodes.push(self._number, torch.cat([b.reshape(-1) for b in self._floats]))
-
-    def take(self) -> list[Tensor]:
-        """The statistics of this rank's nodes, from left to right; called once the last forward is over."""
-        if not self._floats:
-            return []
-        self.keep()
-        return [self._nodes.nodes[node] for node in sorted(self._nodes.nodes)]
-
-    @torch.no_grad()
-    def finish_step(self) -> None:
-        if not self._floats:
-            return
-        if self._exact is not None:
-            flat = self._exact.mean_of_more
-            assert flat is not None, "no gradient bucket arrived"
-        else:
-            values = self.take()
-            flat = values[-1]
-            self._exchange.mean_into(flat, values)
-        parts = flat.split([b.numel() for b in self._floats])
-        torch._foreach_copy_(self._floats, [part.view_as(b) for part, b in zip(parts, self._floats, strict=True)])

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -66,9 +67,37 @@ def seed_all(value: int) -> None:
     sys.modules["torch"].default_generator.manual_seed(value)
 
 
-def seed_torch(value: int) -> None:
-    """Starts torch's CPU generator, and the current CUDA device's where CUDA is in use, from `value`; for dropout."""
-    torch = sys.modules["torch"]
-    torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(value)
+class ModelGenerators:
+    """Every generator that a model may draw from: the global ones, and those that its modules have as attributes."""
+
+    def __init__(self, model: Any) -> None:
+        torch = sys.modules["torch"]
+        kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+        found = {
+            id(value): value
+            for module in model.modules()
+            for value in vars(module).values()
+            if isinstance(value, kinds)
+        }
+        self._own = list(found.values())
+
+    def seed(self, value: int) -> None:
+        """Starts them all from `value`: Python's, NumPy's, torch's of the CPU, the current CUDA device's where CUDA is
+        in use; and each of the model's own from a number that follows from `value` and its place."""
+        torch = sys.modules["torch"]
+        random.seed(value)
+        np.random.seed(value & 0xFFFFFFFF)
+        torch.default_generator.manual_seed(value)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(value)
+        for place, generator in enumerate(self._own):
+            _seed(generator, key(value, "own generator", place))
+
+
+def _seed(generator: Any, value: int) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(value).state
+    elif isinstance(generator, sys.modules["torch"].Generator):
+        generator.manual_seed(value)
+    else:
+        generator.seed(value & 0xFFFFFFFF)

@@ -45,6 +45,7 @@ from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
 from dist_train.run import Run, gives_up
 from dist_train.run_directory import DirectoryRecord, NoRecord, RunRecord, generation
+from dist_train.sanity import check_sanity
 from dist_train.schedule import Schedule
 from dist_train.tasks.base import Task
 from dist_train.tracking import tracker as tracking
@@ -121,6 +122,8 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     changes = check_surroundings(opened.found, facts, opened.allowed)
     opened = replace(opened, facts=facts, notes=(*opened.notes, *changes))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
+    if config.train.sanity_check and opened.found is None and generation(opened.run_dir) <= 1:
+        check_sanity(config, splits, group.device)
     learner = build_learner(config, splits, group.device)
     due = Due.of(config, steps_per_epoch)
     resumed = hand_on(opened.found, group)
@@ -157,7 +160,6 @@ def build_run(
 ) -> Run:
     """What the loop needs, for a training and for its replay. `config` has its number of microbatches settled."""
     assert isinstance(config.batch.microbatches, int)
-    classes = len(splits.classes) if splits.classes else None
     steps_per_epoch = train_sampler(config, splits.train, group.ranks).steps_per_epoch
     sizes = {"steps_per_epoch": steps_per_epoch, "global_batch": config.batch.global_size}
     if config.model.compile:
@@ -169,8 +171,7 @@ def build_run(
         wants_samples=config.tracking.samples,
         **sizes,
     )
-    keep_buffers = config.train.non_finite != "stop"
-    parallel = Parallel(learner.model, group, config, config.batch.microbatches, keep_buffers)
+    parallel = Parallel(learner.model, group, config, config.batch.microbatches)
     back = partial(go_back, learner, group, checkpoints, run_dir, tracker.note)
     return Run(
         config=config,
@@ -181,7 +182,7 @@ def build_run(
         schedule=Schedule(config=config.schedule, peak=config.optimizer.lr, total_steps=due.total_steps, **sizes),
         scaler=learner.scaler,
         ema=learner.ema,
-        batches=partial(train_batches, config, splits, group.ranks, group.device, num_classes=classes),
+        batches=partial(train_batches, config, splits, group.ranks, group.device, task=learner.task),
         evaluation=partial(figures_of, config, learner.evaluated, learner.task, group, splits.evaluation),
         autocast=autocast(config, group.device),
         meter=meter,
@@ -198,9 +199,10 @@ def figures_of(config: RunConfig, model: nn.Module, task: Task, group: ProcessGr
     return evaluate(
         model,
         task,
-        lambda numbers: evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size),
+        lambda numbers: evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task),
         number_of_batches(len(dataset), config.eval.batch_size),
         group,
+        seed=config.seed,
         mode=config.eval.mode,
         autocast=autocast(config, group.device),
     )

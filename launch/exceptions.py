@@ -1,5 +1,6 @@
 """What a rank writes down of the exception that ended it. Loaded by entry.py: it imports the standard library alone."""
 
+import re
 import resource
 import signal
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 USER_CODE_FAILED, OUT_OF_MEMORY = 10, 12
+_FRAME = re.compile(
+    r'^[ |]+File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n(?:[ |]+(?P<text>.+))?', re.M
+)
 
 
 def report(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
@@ -53,11 +57,13 @@ def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, A
         checked_last: files whose frames are the launcher's own.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in checked_last]
+    seen = [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames]
     lines = traceback.format_exception(type(error), error, _own_part(error, checked_last))
+    told, elsewhere = raised_elsewhere(error)
     return {
         "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        **_named(error),
-        "notes": list(getattr(error, "__notes__", [])),
+        **(told or _named(error)),
+        "notes": [str(note) for note in getattr(error, "__notes__", None) or ()],
         "errno": getattr(error, "errno", None) if isinstance(error, OSError) else None,
         "filename": str(getattr(error, "filename", None) or "") if isinstance(error, OSError) else "",
         "chain": chain(error),
@@ -65,29 +71,75 @@ def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, A
         "is_user_error": is_user_error(error),
         "limits": limits(),
         "gpu": gpu_memory(error),
-        "frames": [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames],
+        "frames": seen + elsewhere,
         "traceback": "".join(lines),
     }
 
 
-def chain(error: BaseException) -> list[dict[str, str]]:
+def raised_elsewhere(error: BaseException) -> tuple[dict[str, str] | None, list[dict]]:
+    """What another process of the rank raised: its name and words, where torch has garbled them, and its frames.
+
+    Our own loading processes send theirs along, as `raised_at`. torch makes a new exception of the class and a text;
+    its message has then the whole traceback in it, and its class is another if the first one takes other arguments.
+    """
+    names = ("file", "line", "function", "text")
+    if sent := getattr(error, "raised_at", None):
+        return None, [dict(zip(names, frame, strict=True)) for frame in sent]
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
+    wrapper = frame.f_locals.get("self") if frame is not None and frame.f_code.co_name == "reraise" else None
+    kind, text = getattr(wrapper, "exc_type", None), getattr(wrapper, "exc_msg", None)
+    if not isinstance(kind, type) or not isinstance(text, str):
+        return None, []
+    frames = [{**match.groupdict(), "text": match["text"] or ""} for match in _FRAME.finditer(text)]
+    return {"type": kind.__name__, "module": kind.__module__, "message": _message_in(text, kind)}, frames
+
+
+def _message_in(text: str, kind: type) -> str:
+    """All that follows the name of an exception in its traceback: its lines, notes, and members if it is a group."""
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    if issubclass(kind, BaseExceptionGroup):  # drawn as a tree
+        text = re.sub(r"^ *\+[-+ \d.]+\n|^ {2}( *)\| ", r"\1", text, flags=re.M)
+        begin = 0
+    else:
+        begin = max(text.rfind("Traceback (most recent call last):\n"), 0)
+    found = re.search(rf"^{re.escape(name)}(: |$)", text[begin:], re.M)
+    return text[begin + found.end() :].rstrip("\n") if found else text
+
+
+def chain(error: BaseException) -> list[dict[str, Any]]:
     """The exceptions that this one was raised from, or while they were handled: an echo of a lost peer is still one."""
-    return [_named(one) for one in _before(error)]
+    return [{**_named(one), "is_cause": is_cause} for one, is_cause in _before(error)]
 
 
 def _named(error: BaseException) -> dict[str, str]:
-    return {"type": type(error).__name__, "module": type(error).__module__, "message": str(error)}
+    return {"type": type(error).__name__, "module": type(error).__module__, "message": "\n".join(_words(error))}
 
 
-def _before(error: BaseException) -> Iterator[BaseException]:
+def _words(error: BaseException) -> Iterator[str]:
+    """The message, and those of a group's members, indented."""
+    try:
+        yield str(error)
+    except Exception as broken:
+        yield f"(its text could not be had: {type(broken).__name__})"
+    for member in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        first, *more = "\n".join(_words(member)).splitlines() or [""]
+        yield f"  {type(member).__name__}: {first}"
+        yield from (f"    {line}" for line in [*more, *getattr(member, "__notes__", ())])
+
+
+def _before(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """Each with whether the one after it names it as its cause."""
     seen = {id(error)}
     while True:
-        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        cause = error.__cause__
+        before = cause or (None if error.__suppress_context__ else error.__context__)
         if before is None or id(before) in seen:
             return
         seen.add(id(before))
         error = before
-        yield error
+        yield before, before is cause and not getattr(before, "is_traceback", False)
 
 
 def _own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:

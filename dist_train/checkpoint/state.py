@@ -1,9 +1,9 @@
 """All that survives a restart, as named tensors and JSON. No pickle.
 
-model.safetensors      parameters and buffers
+model.safetensors      parameters and buffers; buffers outside of the state_dict where the training has changed them
 optimizer.safetensors  <parameter>/<key> for every tensor of the optimizer's state
 ema.safetensors        the averaged weights, where the config asks for them
-state.json             progress, the optimizer's other values, the gradient scaler
+state.json             progress, the model's extra state, the optimizer's other values, the gradient scaler
 """
 
 import json
@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.checkpoint.model_state import load_model
 
 Tensors = dict[str, Tensor]
+AVERAGED = "n_averaged"
+"""Beside the averaged weights, how many steps went into them: int64 []."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,15 @@ class Snapshot:
         ema = None if self.ema is None else _copied(self.ema)
         return replace(self, model=_copied(self.model), optimizer=_copied(self.optimizer), ema=ema)
 
+    def load_evaluated(self, model: nn.Module) -> None:
+        """Gives `model` the weights that are evaluated: the averaged ones, where there are some.
+
+        Raises:
+            RuntimeError: when names or shapes are not the model's.
+        """
+        tensors = {name: t for name, t in (self.ema or self.model).items() if name != AVERAGED}
+        load_model(model, tensors, self.other.get("model"))
+
     def tensor_files(self) -> dict[str, Tensors]:
         """Each safetensors file's tensors. Tied weights are there under each of their names."""
         files = {"model.safetensors": self.model, "optimizer.safetensors": self.optimizer}
@@ -80,46 +90,6 @@ class Snapshot:
 
 def _copied(tensors: Tensors) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-    """The optimizer's state by parameter name: tensors, and what is no tensor.
-
-    Raises:
-        UserError: when a value is neither a tensor nor representable in JSON.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors: Tensors = {}
-    values: dict[str, Any] = {}
-    for parameter, entries in optimizer.state.items():
-        for key, value in entries.items():
-            (tensors if isinstance(value, Tensor) else values)[f"{names[id(parameter)]}/{key}"] = value
-    try:
-        json.dumps(values)
-    except (TypeError, ValueError) as error:
-        kind = type(optimizer).__name__
-        raise UserError(f"the state of {kind} cannot be saved: {error}", ExitCode.CHECKPOINT_IO) from None
-    return tensors, values
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Tensors, values: Any) -> None:
-    """Puts back what optimizer_tensors gave; the hyperparameters stay the config's."""
-    groups = optimizer.state_dict()["param_groups"]
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    in_order = [p for group in optimizer.param_groups for p in group["params"]]
-    place = {names[id(parameter)]: index for index, parameter in enumerate(in_order)}
-    state: dict[int, dict[str, Any]] = {}
-    for path, value in {**tensors, **values}.items():
-        name, key = path.rsplit("/", 1)
-        state.setdefault(place[name], {})[key] = _laid_out_like(in_order[place[name]], value)
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _laid_out_like(parameter: Tensor, value: Any) -> Any:
-    """In the parameter's memory format: fused optimizers go through both side by side, as they lie in memory."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def progress(state: TrainState) -> dict[str, Any]:

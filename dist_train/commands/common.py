@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
-
-from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import is_checkpoint
 from dist_train.config.errors import UserError
 from dist_train.config.problems import ConfigError
@@ -27,11 +24,6 @@ def run_of(target: Path) -> RunConfig:
     if config is None:
         raise UserError(f"{target}: neither a run directory nor a checkpoint of one (no config.yaml)")
     return config
-
-
-def weights_of(snapshot: Snapshot) -> dict[str, Tensor]:
-    """The weights that are evaluated: the averaged ones, where there are some."""
-    return {name: t for name, t in (snapshot.ema or snapshot.model).items() if name != "n_averaged"}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dist_train import models
-from dist_train.checkpoint.state import optimizer_tensors
+from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.config.errors import UserError
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import RunConfig
@@ -76,10 +76,10 @@ def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    weights = [*model.state_dict().values()]
+    weights = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
     state_bytes = sum(t.nbytes for t in weights) * (2 if config.train.ema_decay is not None else 1)
     optimizer.step()
-    state_bytes += sum(t.nbytes for t in optimizer_tensors(optimizer, model)[0].values())
+    state_bytes += sum(t.nbytes for t in OptimizerState(optimizer, model).tensors().values())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_train import models, tasks
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
-from dist_train.commands.common import reporting, run_of, weights_of
+from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import UserError
 from dist_train.data import datasets
 from dist_train.process_group import ProcessGroup
@@ -44,7 +44,7 @@ def _evaluate(target: Path, split: str) -> dict[str, object]:
         task = tasks.build(config.task, splits.classes)
         classes = len(splits.classes) if splits.classes else None
         model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
-        model.load_state_dict(weights_of(saved.snapshot))
+        saved.snapshot.load_evaluated(model)
         result = figures_of(config, model.to(group.device), task, group, dataset)
     row = {"checkpoint": str(saved.path), "step": saved.state.step, "split": split, **result.metrics}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}

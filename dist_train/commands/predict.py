@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dist_train import models
 from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import locate, read
-from dist_train.commands.common import reporting, run_of, weights_of
+from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.data.datasets.image_folder import EXTENSIONS
@@ -57,7 +57,7 @@ def predict(target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
     if not classes or not shape or len(shape) != 3:
         raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
     model = models.build(config.model, shape=tuple(shape), classes=len(classes), seed=config.seed)
-    model.load_state_dict(weights_of(saved))
+    saved.load_evaluated(model)
     model.eval()
     return [_row(file, _probabilities(model, config, shape, file), classes) for file in files]
 

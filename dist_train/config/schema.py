@@ -507,6 +507,9 @@ class TrainConfig(Section):
     """Keep an exponential moving average of the weights with this decay, and evaluate it."""
     early_stopping: EarlyStopping | None = None
     """End the training when the best metric no longer improves."""
+    sanity_check: Bool = True
+    """Before the first step of a new run, try a few samples in training, evaluation, saving and loading, so that what
+    would fail later fails at once. Changes nothing of the result."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """When a loss or gradient is not finite. `skip`: leave the step's update out. `rollback`: take back the updates
     since the last checkpoint that was due, too."""
@@ -714,6 +717,7 @@ SAFE_TO_CHANGE = (
     "checkpoint",
     "eval.mode",
     "train.stop_after",
+    "train.sanity_check",
     "distributed.timeout",
     "slurm",
 )

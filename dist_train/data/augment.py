@@ -6,7 +6,7 @@ microbatch, and what is better done on the device, is in dist_train/data/finish.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,19 @@ class Augment:
         self._seed = seed
         self._crop = next((item for item in items if isinstance(item, RandomResizedCrop)), None)
         self._steps = [(_STEPS[item.name], item) for item in items if item.name in _STEPS]
+        self._moving = next((item.name for item in items if item is self._crop or item.name in _STEPS), None)
 
     def crop(self, epoch: int, indices: np.ndarray) -> Crop | None:
         """The random resized crop of each of the samples `indices`, where the config has one."""
         return None if self._crop is None else resized_crop(self._crop, self._seed, epoch, indices)
+
+    def check_targets(self, targets: Any) -> None:
+        """Raises UserError where an image would move under its target: a mask, a map, boxes, points."""
+        if self._moving is not None and (shape := _place_in_image(targets)) is not None:
+            raise UserError(
+                f"augment: {self._moving} would move the images and not their targets, which have the shape {shape}: "
+                "do it in the data set, for both, and take it out of augment"
+            )
 
     def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """Images [m, C, H, W] of any dtype to the same shape and dtype; `indices` is int64 [m]."""
@@ -42,6 +51,14 @@ class Augment:
             check_images(images, item.name)
             images = step(item, images, self._seed, epoch, indices)
         return images
+
+
+def _place_in_image(targets: Any) -> list[int] | None:
+    """The shape of a sample's target, or of the first part of one, that has two dimensions or more."""
+    if isinstance(targets, Tensor | np.ndarray):
+        return list(targets.shape[1:]) if targets.ndim > 2 else None
+    parts = targets.values() if isinstance(targets, Mapping) else targets if isinstance(targets, list | tuple) else ()
+    return next((shape for shape in map(_place_in_image, parts) if shape is not None), None)
 
 
 def check_images(images: Any, name: str) -> None:

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import LoaderConfig, RunConfig
 from dist_train.control.heartbeat import work
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
-from dist_train.data.fetch import Failure, Fetch, Loaded, Request, each_array
+from dist_train.data.fetch import Fetch, Loaded, Request, each_array, sample_name, taken
 from dist_train.data.finish import Finish, Mix
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
 from dist_train.ranks import Ranks
+from dist_train.tasks.base import Task
 
 
 def train_batches(
@@ -32,11 +33,14 @@ def train_batches(
     device: torch.device,
     first_step: int,
     last_step: int,
-    num_classes: int | None,
+    task: Task | None = None,
 ) -> Iterator[list[Microbatch]]:
     """This rank's microbatches, ready for the model, for each step in [first_step, last_step), through all epochs.
 
     The loading processes start at once and end with the iterator.
+
+    Args:
+        task: checks the targets; without one, all are taken.
 
     Raises:
         UserError: at once when the training set does not fill a global batch, later when a sample can't be read.
@@ -44,10 +48,11 @@ def train_batches(
     sampler = train_sampler(config, splits.train, ranks)
     batches = (last_step - first_step) * len(sampler.share)
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
-    fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed))
-    finish = Finish(config.augment, device, Mix.from_config(config.augment, config.seed, num_classes))
-    loading = Loading(fetch, _Requests(sampler, first_step, last_step, workers), config.loader, workers, device)
-    return _by_step(loading, finish, device, len(sampler.share))
+    source = _training(config, splits, device, task)
+    at_once = not workers and getattr(splits.train, "by_row", False) is True
+    requests = _Requests(sampler, first_step, last_step, at_once)
+    loading = Loading(source.fetch, requests, config.loader, workers, device)
+    return _by_step(loading, source, len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -68,7 +73,12 @@ def number_of_batches(samples: int, batch_size: int) -> int:
 
 
 def evaluation_batches(
-    config: RunConfig, dataset: Any, numbers: Sequence[int], device: torch.device, local_world_size: int = 1
+    config: RunConfig,
+    dataset: Any,
+    numbers: Sequence[int],
+    device: torch.device,
+    local_world_size: int = 1,
+    task: Task | None = None,
 ) -> Iterator[tuple[int, Microbatch]]:
     """The batches `numbers` of an evaluation set, in that order.
 
@@ -76,9 +86,38 @@ def evaluation_batches(
     """
     requests = (_evaluation_request(k, config.eval.batch_size, len(dataset)) for k in numbers)
     workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
-    loading = Loading(Fetch(dataset, config.seed, augment=None), requests, config.loader, workers, device)
-    finish = Finish(config.augment, device)
-    return _numbered(loading, finish, device)
+    source = _evaluation(config, dataset, device, task)
+    return _numbered(Loading(source.fetch, requests, config.loader, workers, device), source)
+
+
+def sample_batches(
+    config: RunConfig,
+    splits: Splits,
+    task: Task,
+    device: torch.device,
+    *,
+    step: int = 0,
+    numbers: Sequence[int] = (0, 1),
+    most: int = 8,
+) -> tuple[list[Microbatch], Microbatch]:
+    """Of the training microbatches `numbers` of `step`, and of the first evaluation batch, at most `most` samples each.
+
+    They come as in a training, read here and now, and the same for the same question. A number that the step doesn't
+    have is left out.
+
+    Args:
+        config: with its number of microbatches settled.
+
+    Raises:
+        UserError: when one can't be read, or the task can't learn from it.
+    """
+    sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
+    ((_, epoch, parts),) = sampler.steps(step, step + 1)
+    asked = [Request(step, number, 1, epoch, parts[number][:most]) for number in numbers if number < len(parts)]
+    training = _training(config, splits, device, task)
+    evaluation = _evaluation(config, splits.evaluation, device, task)
+    first = _evaluation_request(0, min(config.eval.batch_size, most), len(splits.evaluation))
+    return [training.one(request) for request in asked], evaluation.one(first)
 
 
 def _evaluation_request(number: int, batch_size: int, samples: int) -> Request:
@@ -86,33 +125,79 @@ def _evaluation_request(number: int, batch_size: int, samples: int) -> Request:
     return Request(step=0, number=number, parts=1, epoch=0, indices=indices)
 
 
-def _numbered(loading: "Loading", finish: Finish, device: torch.device) -> Iterator[tuple[int, Microbatch]]:
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A data set, and all that is done to its samples on the way to the model."""
+
+    dataset: Any
+    fetch: Fetch
+    finish: Finish
+    device: torch.device
+    task: Task | None
+
+    def one(self, request: Request) -> Microbatch:
+        """The answer to a request for one microbatch, without a DataLoader."""
+        (microbatch,) = self.microbatches(taken(self.fetch.__getitems__(request)))
+        return microbatch
+
+    def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
+        """What was loaded, checked, on the device and ready for the model."""
+        targets = self._checked(loaded)
+        size = len(loaded.indices) // loaded.parts
+        here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))
+        for part in range(loaded.parts):
+            rows, number = slice(part * size, (part + 1) * size), loaded.number + part
+            inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
+            inputs, targets = self.finish(inputs, targets, loaded.step, number)
+            yield Microbatch(
+                step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets
+            )
+
+    def _checked(self, loaded: Loaded) -> Any:
+        """The targets as the task takes them. They are looked at here, on the CPU: on a GPU it would be too late."""
+        if self.task is None:
+            return loaded.targets
+        return self.task.check_targets(loaded.targets, lambda row: sample_name(self.dataset, int(loaded.indices[row])))
+
+
+def _training(config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> _Source:
+    classes = len(splits.classes) if splits.classes else None
+    return _Source(
+        dataset=splits.train,
+        fetch=Fetch(splits.train, config.seed, Augment(config.augment, config.seed)),
+        finish=Finish(config.augment, device, Mix.from_config(config.augment, config.seed, classes)),
+        device=device,
+        task=task,
+    )
+
+
+def _evaluation(config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> _Source:
+    return _Source(
+        dataset=dataset,
+        fetch=Fetch(dataset, config.seed, augment=None),
+        finish=Finish(config.augment, device),
+        device=device,
+        task=task,
+    )
+
+
+def _numbered(loading: "Loading", source: _Source) -> Iterator[tuple[int, Microbatch]]:
     with loading:
         for loaded in loading:
-            for microbatch in _microbatches(loaded, finish, device):
+            for microbatch in source.microbatches(loaded):
                 yield microbatch.number, microbatch
 
 
-def _by_step(loading: "Loading", finish: Finish, device: torch.device, share: int) -> Iterator[list[Microbatch]]:
+def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[Microbatch]]:
     ready: list[Microbatch] = []
     with loading:
         begun = time.perf_counter()
         for loaded in loading:
-            ready += _microbatches(loaded, finish, device)
+            ready += source.microbatches(loaded)
             if len(ready) == share:
                 work(time.perf_counter() - begun)
                 yield ready
                 ready, begun = [], time.perf_counter()
-
-
-def _microbatches(loaded: Loaded, finish: Finish, device: torch.device) -> Iterator[Microbatch]:
-    size = len(loaded.indices) // loaded.parts
-    here = each_array(lambda tensor: tensor.to(device, non_blocking=True), (loaded.inputs, loaded.targets))
-    for part in range(loaded.parts):
-        rows, number = slice(part * size, (part + 1) * size), loaded.number + part
-        inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
-        inputs, targets = finish(inputs, targets, loaded.step, number)
-        yield Microbatch(step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets)
 
 
 def _cut(rows: slice, tensor: Tensor) -> Tensor:
@@ -123,21 +208,22 @@ def _cut(rows: slice, tensor: Tensor) -> Tensor:
 class _Requests:
     """The batch sampler of the DataLoader.
 
-    Loading processes are asked for single microbatches, so that several work for one step. Without any, the rank loads
-    all of a step at once, which costs less.
+    It asks for single microbatches, so that several loading processes work for one step, and so that a microbatch is
+    the same whoever loads it: what a user's samples are stacked into need not be possible to cut. Images in memory are
+    asked for by the step, which costs less.
     """
 
-    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, workers: int) -> None:
-        self._sampler, self._first, self._last, self._workers = sampler, first_step, last_step, workers
+    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> None:
+        self._sampler, self._first, self._last, self._at_once = sampler, first_step, last_step, at_once
 
     def __iter__(self) -> Iterator[Request]:
-        if self._workers:
-            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
-                yield Request(step, number, 1, epoch, indices)
-        else:
+        if self._at_once:
             share = self._sampler.share
             for step, epoch, indices in self._sampler.steps(self._first, self._last):
                 yield Request(step, share.start, len(share), epoch, indices.ravel())
+        else:
+            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
+                yield Request(step, number, 1, epoch, indices)
 
 
 class Loading:
@@ -176,9 +262,7 @@ class Loading:
 
     def __iter__(self) -> Iterator[Loaded]:
         for answer in self._batches:
-            if isinstance(answer, Failure):
-                raise UserError(answer.message, answer.code)
-            yield answer.unpacked()
+            yield taken(answer)
 
     def close(self) -> None:
         """Ends the loading processes; what they had ready is lost."""

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
 from dist_train.custom import construct
+from dist_train.model_buffers import settle_buffers
 from dist_train.models import cnn, mlp, resnet_cifar, torchvision
 from dist_train.models.start_weights import load_start_weights
 from dist_train.randomness import key, seeded
@@ -38,6 +40,10 @@ def build(config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | 
     """
     with seeded(key(seed, "init")):
         model = _build(config, shape, classes)
+    _check_parameters(model)
+    settle_buffers(model)
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        model.train()  # as every loop does; it may freeze parts. Else the constructor's modes hold.
     if config.start_weights is not None:
         load_start_weights(model, config.start_weights)
     if config.sync_batchnorm:
@@ -45,6 +51,22 @@ def build(config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | 
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise UserError(
+                f"the parameter {name} has no shape yet, as a lazy module leaves it until its first forward: give the "
+                "module its sizes, or run a forward in the constructor",
+                ExitCode.USER_CODE,
+            )
+        if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise UserError(
+                f"the parameter {name} is expanded, so that several of its numbers share one place in memory and "
+                "cannot be trained one by one: clone it, or expand it in forward",
+                ExitCode.USER_CODE,
+            )
 
 
 def _build(config: ModelConfig, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:

@@ -1,6 +1,7 @@
 """What is learned: from a model's output and the targets to a loss, and to the figures of an evaluation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,20 @@ class Task(ABC):
             The sum over the valid targets, a scalar to differentiate, and how many those are. The system divides the
             sums of all ranks by the counts of all ranks.
         """
+
+    def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Any:
+        """A batch's targets as `loss` and `statistics` take them; called for every batch, before anything is computed.
+
+        Without one of your own, all are taken as they are.
+
+        Args:
+            target: what the dataset gave, stacked, on the CPU still.
+            name_of: from a row of the batch to the sample's name, for a message: "sample 3".
+
+        Raises:
+            UserError: when there is one that the task can't learn from.
+        """
+        return target
 
     def statistics(self, output: Any, target: Any) -> Sums:
         """Sums over one evaluation batch, on the device of the output, from which `metrics` can be had."""

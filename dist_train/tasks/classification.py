@@ -1,5 +1,6 @@
 """One class of several."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,27 @@ class Classification(Task):
         self.counts_every_sample = ignore_index is None
         self._label_smoothing = label_smoothing
         self._ignored = _NO_CLASS if ignore_index is None else ignore_index
+
+    def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Tensor:
+        """int64 [m] classes, of whatever whole numbers they were, or float [m, C] shares of the classes as they are.
+
+        Raises:
+            UserError: for anything else, and for a class that there is none of.
+        """
+        if not isinstance(target, Tensor):
+            raise _no_classes(f"a {type(target).__name__}", name_of)
+        if target.ndim == 2 and target.shape[1] == self.classes and target.is_floating_point():
+            return target
+        if target.ndim != 1 or target.is_floating_point() or target.is_complex():
+            shape = f" of shape {list(target.shape[1:])}" if target.ndim != 1 else ""
+            raise _no_classes(f"{str(target.dtype).removeprefix('torch.')}{shape}", name_of)
+        target = target.to(torch.int64)
+        lowest, highest = target.aminmax()
+        if lowest < 0 or highest >= self.classes:
+            wrong = ((target < 0) | (target >= self.classes)) & (target != self._ignored)
+            if wrong.any():
+                raise self._no_such_class(int(wrong.nonzero()[0]), target, name_of)
+        return target
 
     def loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         """Summed in fp32.
@@ -102,6 +124,12 @@ class Classification(Task):
     def confusion(self, sums: Sums) -> np.ndarray | None:
         return sums["confusion"].numpy() if "confusion" in sums else None
 
+    def _no_such_class(self, row: int, target: Tensor, name_of: Callable[[int], str]) -> UserError:
+        return UserError(
+            f"{name_of(row)}: the target is {int(target[row])}, and there are the classes 0 to {self.classes - 1}",
+            ExitCode.DATA,
+        )
+
     def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
         return F.cross_entropy(
             output.float(), target, ignore_index=self._ignored, reduction=reduction, label_smoothing=label_smoothing
@@ -114,6 +142,14 @@ class Classification(Task):
                 f"classification takes scores of shape [samples, {self.classes}] from the model, which gave {given}",
                 ExitCode.USER_CODE,
             )
+
+
+def _no_classes(given: str, name_of: Callable[[int], str]) -> UserError:
+    return UserError(
+        f"{name_of(0)}: the target is {given}; classification takes the number of one class, a whole number, for each "
+        "sample",
+        ExitCode.DATA,
+    )
 
 
 def _rank(scores: Tensor, true: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from launch import calls
 from launch.calls import Call
 from launch.verdict.logs import NativeDeath
 
+_LOADING = ("torch/utils/data/dataloader.py", "dist_train/data/fetch.py")
 _PEER_LOST = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection (was )?(closed|refused|reset|aborted)|connectfullmesh|"
     r"remote process exited|socket timeout|connection timed out|timed out waiting|recv, got 0 bytes|"
@@ -120,8 +121,8 @@ def _kind(
 
 def is_peer_loss(report: dict) -> bool:
     """Whether an exception, or one that it came of, only says that another rank is gone."""
-    if any(frame["file"].endswith("torch/utils/data/dataloader.py") for frame in report["frames"]):
-        return False  # a loading process is gone, not a rank
+    if any(frame["file"].endswith(_LOADING) for frame in report["frames"]):
+        return False  # a loading process is gone, or has lost a server of its own, and not a rank
     return any(_says_peer_loss(one) for one in [report, *report.get("chain", [])])
 
 

@@ -14,10 +14,8 @@ from launch.verdict.logs import tail
 from launch.verdict.words import is_foreign, ranges, short
 
 LOG_LINES = 20
+MESSAGE_LINES = 30
 _HOME = Path(__file__).resolve().parents[2]
-_WORKER_FRAME = re.compile(
-    r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n(?:\s+(?P<text>.+))?', re.M
-)
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (is|exited)[^.]*")
 
 
@@ -125,15 +123,12 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
             lines = [line for line in lines if line.strip() not in cause.native.said]
         return [*stack, *(f"    {line}" for line in lines[-LOG_LINES:])]
     report = cause.report
-    own, frames = _own_frames(report), _frames(report)
-    shown = own[-3:] or frames[-2:]
-    lines = [_frame_line(frame, frame in own) for frame in shown]
-    message = _worker_message(report["message"]).strip().splitlines() or [""]
-    lines.append(f"    {report['type']}: {message[0]}")
-    lines += [f"      {line}" for line in message[1:6]]
+    own = _own_frames(report)
+    lines = [_frame_line(frame, frame in own) for frame in own[-3:] or report["frames"][-2:]]
+    lines += _message(report)
     if _WORKER_DIED.search(report["message"]) and cause.worker is not None:
         lines += [f"    its stack: {cause.worker.what}", *_stack_lines(cause.worker.frames)]
-    return lines + [f"      {note}" for note in report["notes"]]
+    return lines
 
 
 def _native_stack(cause: Failure) -> list[str]:
@@ -160,24 +155,20 @@ def _frame_line(frame: dict, own: bool) -> str:
     return f"  {'>' if own else ' '} {short(frame['file'])}:{frame['line']}  {frame['function']}{text}"
 
 
-def _frames(report: dict) -> list[dict]:
-    """Where it was raised; in a DataLoader's process, that is in the message's own traceback."""
-    inner = [{**match.groupdict(), "text": match["text"] or ""} for match in _WORKER_FRAME.finditer(report["message"])]
-    return inner or report["frames"]
-
-
 def _own_frames(report: dict) -> list[dict]:
     """Those of the user's files: neither Python's, nor an installed package's, nor this project's."""
-    places = (_frames(report), report["frames"])  # the rank's own, where the loading process was in none of them
-    found = ([frame for frame in frames if not is_foreign(frame["file"])] for frames in places)
-    return next((frames for frames in found if frames), [])
+    return [frame for frame in report["frames"] if not is_foreign(frame["file"])]
 
 
-def _worker_message(message: str) -> str:
-    """The last line of a traceback that came with the message: `ValueError: text` loses the type said before it."""
-    if "Original Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].partition(": ")[2]
+def _message(report: dict) -> list[str]:
+    """All that the exception says, its notes, and in a line each what it was raised from."""
+    first, *more = report["message"].strip("\n").splitlines() or [""]
+    more += [line for note in report["notes"] for line in note.splitlines()]
+    if len(more) > MESSAGE_LINES:
+        more[MESSAGE_LINES:] = [f"… and {len(more) - MESSAGE_LINES} lines more, in the log"]
+    causes = [one for one in report.get("chain", []) if one.get("is_cause")]
+    lines = [f"    {report['type']}: {first}", *(f"      {line}" for line in more)]
+    return lines + [f"    from {one['type']}: {(one['message'].splitlines() or [''])[0]}" for one in causes]
 
 
 def _step(checkpoint: str | None) -> str:

@@ -176,3 +176,47 @@ def test_building():
     assert isinstance(built, Classification) and built.classes == 3 and not built.counts_every_sample
     with pytest.raises(UserError, match="no dist_train.tasks.Task"):
         tasks.build(Custom(name=f"{__name__}:made", args={"n": 1, "classes": 2, "seed": 0}), classes=None)
+
+
+# ---------------------------------------------------------------- targets
+
+
+def checked(targets: object, **options) -> torch.Tensor:
+    return Classification(classes=4, **options).check_targets(targets, lambda row: f"sample {row + 10}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_whole_numbers_of_any_type_are_classes(dtype):
+    target = torch.tensor([1, 0, 1]).to(dtype)
+    assert torch.equal(checked(target), torch.tensor([1, 0, 1]))
+
+
+def test_shares_of_the_classes_are_left_as_they_are():
+    shares = torch.full((3, 4), 0.25)
+    assert checked(shares) is shares
+
+
+def test_an_ignored_target_is_no_wrong_one():
+    target = torch.tensor([1, -100, 3])
+    assert torch.equal(checked(target, ignore_index=-100), target)
+    with pytest.raises(UserError, match="sample 11: the target is -100, and there are the classes 0 to 3"):
+        checked(target)
+
+
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        (torch.tensor([0, 3, 4]), "sample 12: the target is 4, and there are the classes 0 to 3"),
+        (torch.tensor([0, 255, 3], dtype=torch.uint8), "sample 11: the target is 255, and"),
+        (torch.tensor([-1, 4]), "sample 10: the target is -1, and"),
+        (torch.tensor([1.0, 2.0]), "sample 10: the target is float32; classification takes the number of one class"),
+        (torch.tensor([[1], [2]]), r"sample 10: the target is int64 of shape \[1\]; classification takes"),
+        (torch.tensor([[0.5], [2]]), r"sample 10: the target is float32 of shape \[1\]; classification takes"),
+        (["cat", "dog"], "sample 10: the target is a list; classification takes"),
+        ({"class": torch.tensor([1])}, "sample 10: the target is a dict; classification takes"),
+    ],
+)
+def test_what_is_no_class_is_refused_by_the_samples_name(target, words):
+    with pytest.raises(UserError, match=words) as error:
+        checked(target)
+    assert error.value.code == ExitCode.DATA

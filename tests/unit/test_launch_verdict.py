@@ -112,16 +112,75 @@ def torch_file() -> str:
     return "/usr/lib/python3/site-packages/torch/utils/data/dataloader.py"
 
 
-def test_an_error_in_a_loading_process_is_found_inside_its_message(tmp_path):
-    message = (
-        "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        f'  File "{torch_file()}", line 7, in fetch\n    return data[0]\n'
-        '  File "/home/me/birds.py", line 5, in __getitem__\n    return table[9]\nKeyError: 9\n'
-    )
-    found = cause(1, [report(0, "KeyError", message)], [(0, 10)])
+class NeedsTwo(Exception):
+    """Cannot be made of a text, and so not anew in another process."""
+
+    def __init__(self, row: int, column: str) -> None:
+        super().__init__(f"row {row} is bad\n  column: {column}")
+        self.add_note("of table.csv")
+
+
+def read(kind: str) -> None:
+    if kind == "lines":
+        raise ValueError("row 5 is bad\n  columns: a, b\n\n  Traceback: none")
+    if kind == "arguments":
+        raise NeedsTwo(5, "b")
+    if kind == "key":
+        raise KeyError("label")
+    if kind == "cause":
+        try:
+            read("lines")
+        except ValueError as error:
+            raise LookupError("no row") from error
+    raise ExceptionGroup("two are bad", [ValueError("row 1\n  in full"), TypeError("row 2")])
+
+
+WORDS = {
+    "lines": ["ValueError: row 5 is bad", "  columns: a, b", "", "  Traceback: none"],
+    "arguments": ["NeedsTwo: row 5 is bad", "  column: b", "of table.csv"],
+    "key": ["KeyError: 'label'"],
+    "cause": ["LookupError: no row"],
+    "group": ["ExceptionGroup: two are bad (2 sub-exceptions)", "ValueError: row 1", "  in full", "TypeError: row 2"],
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+@pytest.mark.parametrize("how", ["here", "by torch"])
+def test_all_that_an_exception_says_is_shown_in_order(kind, how, tmp_path):
+    """Also by way of what torch makes of it where a loading process of a user's own DataLoader raises it."""
+    from torch._utils import ExceptionWrapper
+
+    try:
+        try:
+            read(kind)
+        except Exception:
+            if how == "here":
+                raise
+            wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+            wrapper.reraise()
+    except Exception as error:
+        found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
     text = verdict.explain(found, [found], scene(tmp_path))
-    assert "in your code" in text and "/home/me/birds.py:5  __getitem__   return table[9]" in text
-    assert "KeyError: 9" in text
+    said = [line.strip() for line in text[text.index(f"    {WORDS[kind][0]}") :].splitlines()]
+    assert [line for line in said if line in [word.strip() for word in WORDS[kind]]] == [w.strip() for w in WORDS[kind]]
+    assert "in your code" in text and f"> {verdict.text.short(__file__)}:" in text and "  read   raise " in text
+    assert "Caught" not in text and text.count("sub-exceptions") <= 1
+
+
+def test_what_an_exception_was_raised_from_is_named(tmp_path):
+    try:
+        read("cause")
+    except LookupError as error:
+        found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
+    assert "    LookupError: no row\n    from ValueError: row 5 is bad" in verdict.explain(
+        found, [found], scene(tmp_path)
+    )
+
+
+def test_a_message_without_end_is_cut_and_says_so(tmp_path):
+    found = cause(1, [report(0, message="\n".join(f"line {k}." for k in range(1000)))], [(0, 10)])
+    text = verdict.explain(found, [found], scene(tmp_path))
+    assert "line 30." in text and "line 31." not in text and "… and 969 lines more, in the log" in text
 
 
 def test_a_native_death_shows_the_end_of_its_log(tmp_path):

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,8 @@ from dist_train.data import datasets
 from dist_train.data.loader import evaluation_batches, number_of_batches, train_batches
 from dist_train.data.workers import number_of_workers, start_method
 from dist_train.ranks import Ranks
+from launch import exceptions
+from launch.verdict import is_peer_loss
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -62,13 +66,6 @@ class Drawing:
         return torch.tensor(numbers, dtype=torch.float64), {"class": index % 3, "weight": 0.5}
 
 
-class Broken(Drawing):
-    def __getitem__(self, index: int):
-        if index == 7:
-            raise KeyError("no label")
-        return super().__getitem__(index)
-
-
 def config(data, augment=(), workers: int | str = 0, batch: int = 24, parts: int = 6, **more) -> RunConfig:
     return RunConfig(
         data=data,
@@ -89,7 +86,7 @@ def load(run: RunConfig, splits, world: int = 1, first: int = 0, last: int = 5) 
     """What all ranks together get: {(step, number): (indices, inputs, targets)}."""
     found: dict = {}
     for rank in range(world):
-        for offset, step in enumerate(train_batches(run, splits, rank_of(rank, world), CPU, first, last, 10)):
+        for offset, step in enumerate(train_batches(run, splits, rank_of(rank, world), CPU, first, last)):
             assert {m.step for m in step} == {first + offset}
             for m in step:
                 assert (m.step, m.number) not in found
@@ -198,14 +195,14 @@ def test_without_augmentation_an_input_is_its_sample():
 def test_auto_microbatches_are_as_many_as_ranks():
     data = Synthetic(shape=[1, 4, 4], size=60)
     run = config(data).model_copy(update={"batch": BatchConfig(global_size=12)})
-    (step,) = train_batches(run, datasets.build(data), rank_of(1, 3), CPU, 0, 1, 10)
+    (step,) = train_batches(run, datasets.build(data), rank_of(1, 3), CPU, 0, 1)
     assert [(m.number, len(m.indices)) for m in step] == [(1, 4)]
 
 
 def test_too_few_samples_are_an_error_at_once():
     data = Synthetic(size=20)
     with pytest.raises(UserError, match="20 samples.*24"):
-        train_batches(config(data), datasets.build(data), rank_of(0, 1), CPU, 0, 1, 10)
+        train_batches(config(data), datasets.build(data), rank_of(0, 1), CPU, 0, 1)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -255,14 +252,134 @@ def test_a_damaged_image_is_named_with_its_exit_code(tmp_path: Path, workers: in
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_users_data_set_says_where_and_for_which_sample(workers: int):
-    data = Custom(name=f"{__name__}:Broken")
-    with pytest.raises(KeyError) as error:
-        load(config(data, workers=workers), datasets.build(data))
-    text = str(error.value) + "".join(getattr(error.value, "__notes__", []))
-    assert "no label" in text and "sample 7 of Broken" in text
+class NeedsTwo(ValueError):
+    """Cannot be made of a text, nor pickled."""
+
+    def __init__(self, row: int, column: str) -> None:
+        super().__init__(f"row {row} has no {column}")
+        self.handle = open(os.devnull)  # noqa: SIM115
+        self.handle.close()
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no words")
+
+
+def _noted() -> BaseException:
+    error = ValueError("row 7\n  columns: a, b")
+    error.add_note("in table.csv")
+    return error
+
+
+ERRORS: dict[str, tuple[Callable[[], BaseException], type[Exception], str]] = {
+    "lines and notes": (_noted, ValueError, "row 7\n  columns: a, b"),
+    "other arguments": (lambda: NeedsTwo(7, "label"), ValueError, "row 7 has no label"),
+    "a key": (lambda: KeyError("label"), KeyError, "'label'"),
+    "of the system": (
+        lambda: FileNotFoundError(2, "No such file", "a.csv"),
+        OSError,
+        "[Errno 2] No such file: 'a.csv'",
+    ),
+    "of a text": (lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), Exception, "can't decode byte 0xff"),
+    "a group": (lambda: ExceptionGroup("both", [ValueError("a"), TypeError("b")]), Exception, "  TypeError: b"),
+    "the end": (lambda: StopIteration("no more"), Exception, "no more"),
+    "exit": (lambda: SystemExit(3), Exception, "3"),
+    "an interrupt": (lambda: KeyboardInterrupt("me"), Exception, "me"),
+    "a generator's": (lambda: GeneratorExit(), Exception, ""),
+    "memory": (lambda: MemoryError("no room"), MemoryError, "no room"),
+    "no words": (lambda: Unspeakable(), Exception, "could not be had: TypeError"),
+    "a lost server": (lambda: ConnectionResetError(104, "reset by peer"), ConnectionResetError, "reset by peer"),
+}
+
+
+class Failing(Drawing):
+    def __init__(self, split: str, kind: str) -> None:
+        super().__init__(split)
+        self.kind, self.shape = kind, (4,)
+
+    def __getitem__(self, index: int):
+        if index == 7:
+            raise ERRORS[self.kind][0]() from LookupError("the cause")
+        return super().__getitem__(index)
+
+
+def failure(run: RunConfig, splits, read: str, monkeypatch) -> Exception:
+    """What reading ends with, where no signal of a terminal means anything, as in a rank."""
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+        with pytest.raises(Exception) as caught:
+            if read == "train":
+                load(run, splits)
+            else:
+                list(evaluation_batches(run, splits.evaluation, range(2), CPU))
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("read", ["train", "evaluation"])
+def test_an_error_of_a_data_set_is_told_whole_and_the_same_wherever_it_was(kind: str, read: str, monkeypatch):
+    data = Custom(name=f"{__name__}:Failing", args={"kind": kind})
+    splits, (made, base, words) = datasets.build(data), ERRORS[kind]
+    told = []
+    for workers in (0, 1):
+        error = failure(config(data, workers=workers), splits, read, monkeypatch)
+        report = exceptions.describe(error, ())
+        assert isinstance(error, base) and words in report["message"]
+        assert (report["type"], report["module"]) == (type(made()).__name__, type(made()).__module__)
+        assert report["notes"][-1] == "while reading sample 7 of Failing"
+        assert [one["message"] for one in report["chain"] if one["is_cause"]] == ["the cause"]
+        assert (report["errno"] is None) == (base not in (OSError, ConnectionResetError))
+        assert report["code"] == (12 if kind == "memory" else 10) and not report["is_user_error"]
+        assert not is_peer_loss(report)
+        (frame,) = (frame for frame in report["frames"] if frame["function"] == "__getitem__")
+        assert "raise ERRORS[self.kind]" in frame["text"] and "raise ERRORS[self.kind][0]()" in report["traceback"]
+        told.append([report[part] for part in ("type", "message", "notes", "errno", "filename", "code")])
+    assert told[0] == told[1] and "__getitem__" in report["traceback"]
     assert not multiprocessing.active_children()
+
+
+class Shapes(Drawing):
+    """What is no pair, or cannot be stacked, or cannot leave a process."""
+
+    def __init__(self, split: str, kind: str) -> None:
+        super().__init__(split)
+        self.kind, self.shape = kind, (4,)
+
+    def __getitem__(self, index: int):
+        ragged, hidden = torch.zeros(3 + index % 2), namedtuple("Hidden", "a")
+        samples = {
+            "number": 5,
+            "triple": (1, 2, 3),
+            "none": (None, 1),
+            "ragged": (ragged, 1),
+            "hidden": (hidden(1.0), 1),
+        }
+        return samples[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("number", r"sample \d+ of Shapes is a int, and must be a pair \(input, target\)"),
+        ("triple", r"sample \d+ of Shapes is a tuple of 3, and must be a pair"),
+        ("none", r"found <class 'NoneType'>"),
+        ("ragged", r"stack expects each tensor to be equal size"),
+    ],
+)
+def test_samples_that_make_no_batch_say_so(kind: str, words: str):
+    data = Custom(name=f"{__name__}:Shapes", args={"kind": kind})
+    for workers in (0, 1):
+        with pytest.raises(Exception, match=words) as error:
+            load(config(data, workers=workers), datasets.build(data))
+        notes = "".join(getattr(error.value, "__notes__", []))
+        assert isinstance(error.value, UserError) or "while stacking samples" in notes
+
+
+def test_what_cannot_leave_a_loading_process_is_an_error_and_no_hang():
+    data = Custom(name=f"{__name__}:Shapes", args={"kind": "hidden"})
+    with pytest.raises(UserError, match=r"cannot be handed over .* set loader.workers=0"):
+        load(config(data, workers=1), datasets.build(data))
 
 
 # ---------------------------------------------------------------- loading processes
@@ -284,7 +401,7 @@ def test_how_many_loading_processes():
 
 def test_closing_ends_the_loading_processes_at_once():
     data = Synthetic(shape=[3, 12, 12], size=10_000)
-    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     begun = time.monotonic()
@@ -295,7 +412,7 @@ def test_closing_ends_the_loading_processes_at_once():
 
 def test_loading_processes_leave_the_signals_of_a_stop_to_their_rank():
     data = Synthetic(shape=[3, 12, 12], size=10_000)
-    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 200, 10)
+    batches = train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 200)
     next(batches)
     for process in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -310,7 +427,7 @@ from dist_train.data import datasets, loader, workers
 from tests.unit.test_loader import CPU, config, rank_of
 loader.start_method = lambda device: workers.start_method(torch.device(sys.argv[1]))
 data = Synthetic(shape=[3, 12, 12], size=10_000)
-batches = loader.train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6, 10)
+batches = loader.train_batches(config(data, workers=2), datasets.build(data), rank_of(0, 1), CPU, 0, 10**6)
 next(batches)
 print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()

@@ -131,21 +131,21 @@ def test_ema_is_torchs_average_with_integers_copied():
         expected = model.state_dict()[name] if name.endswith("num_batches_tracked") else reference[name]
         assert torch.equal(tensor, expected), name
         assert tensor.is_floating_point() or tensor.item() == 6
-    assert ours.state()["n_averaged"].item() == theirs.n_averaged.item() == 6
+    assert ours.state({})["n_averaged"].item() == theirs.n_averaged.item() == 6
 
 
 def test_ema_goes_on_where_it_stopped():
     model = small_model()
     whole = Ema(model, 0.8)
     trained(3, whole, model)
-    saved = {name: tensor.clone() for name, tensor in whole.state().items()}
+    saved = {name: tensor.clone() for name, tensor in whole.state({}).items()}
     other = copy.deepcopy(model)
     trained(3, whole, model, first=3)
     resumed = Ema(small_model(), 0.8)
-    resumed.load(saved)
+    resumed.load(saved, None)
     trained(3, resumed, other, first=3)
-    assert whole.state().keys() == resumed.state().keys()
-    assert all(torch.equal(resumed.state()[name], tensor) for name, tensor in whole.state().items())
+    assert whole.state({}).keys() == resumed.state({}).keys()
+    assert all(torch.equal(resumed.state({})[name], tensor) for name, tensor in whole.state({}).items())
 
 
 def test_ema_leaves_the_model_alone():

@@ -28,6 +28,9 @@ class ImageSet(ABC):
     """Channels, height, width."""
     in_memory = False
     """Whether reading costs so little that loading processes would only be in the way."""
+    by_row = False
+    """Whether an image depends on its index alone, and on nothing that is read beside it: several microbatches may then
+    be read at once."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -43,7 +46,7 @@ class ImageSet(ABC):
 class TensorImages(ImageSet):
     """Images held in memory: uint8 [N, C, H, W], targets int64 [N]."""
 
-    in_memory = True
+    in_memory = by_row = True
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images, self.targets = images, targets

@@ -11,13 +11,14 @@ Random draws from Python's, NumPy's and torch's global generators inside `__geti
 alone, since those are set for every sample.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.imports import resolve
 from dist_train.config.schema import Custom
 from dist_train.custom import construct
-from dist_train.data.datasets.base import Splits
+from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.randomness import key, seeded
 
 
@@ -28,15 +29,25 @@ def build(config: Custom, first_per_node: Any) -> Splits:
     for split, dataset in made.items():
         _check(config.name, split, dataset)
     train = made["train"]
-    classes = getattr(train, "classes", None)
-    return Splits(
-        **made, classes=None if classes is None else tuple(str(name) for name in classes), shape=_shape_of(train)
-    )
+    return Splits(**made, classes=_classes_of(config.name, train), shape=_shape_of(train))
+
+
+def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        return None
+    if not isinstance(classes, Iterable):
+        raise UserError(
+            f"{name}: `classes` is {classes!r}, and must hold the names of the classes, in the order of the targets",
+            ExitCode.DATA,
+        )
+    return tuple(str(one) for one in classes)
 
 
 def _check(name: str, split: str, dataset: Any) -> None:
-    missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
-    if missing and not hasattr(dataset, "__getitems__"):
+    read = "__getitems__" if isinstance(dataset, ImageSet) else "__getitem__"
+    missing = [method for method in ("__len__", read) if not hasattr(dataset, method)]
+    if missing:
         raise UserError(f"{name} for split {split} has no {' and no '.join(missing)}: a map-style data set is needed")
     if len(dataset) == 0:
         raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)

@@ -1,0 +1,82 @@
+"""What survives a restart of a model: the tensors of its state_dict, buffers outside of it that the training has
+changed, the extra state of its modules, and the versions of its state_dict.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config.errors import ExitCode, UserError
+
+Tensors = dict[str, Tensor]
+
+
+def constants_of(model: nn.Module) -> Tensors:
+    """Copies of the buffers that are not part of the state_dict: masks and caches, which mostly stay as they are."""
+    return {name: buffer.clone() for name, buffer in _unsaved(model).items()}
+
+
+def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
+    """All tensors by name, themselves and not copies.
+
+    Args:
+        constants: of constants_of, when the model was new; what still equals them is left out.
+    """
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    changed = {name: b for name, b in _unsaved(model).items() if not torch.equal(b, constants[name])}
+    return {**tensors, **changed}
+
+
+def others_of(model: nn.Module) -> dict[str, Any]:
+    """What is no tensor, for JSON: extra state by its name in the state_dict, and the state_dict's versions.
+
+    Raises:
+        UserError: (exit 14) when a module's extra state is neither a tensor nor what JSON gives back as it was.
+    """
+    state = model.state_dict()
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    for name, value in extra.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        check_json(value, f"the extra state of {type(module).__name__} ({name})")
+    return {"extra": extra, "versions": dict(getattr(state, "_metadata", {}))}
+
+
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any] | None) -> None:
+    """Puts back what `tensors_of` and `others_of` gave; None where a checkpoint has no others, as older ones.
+
+    Raises:
+        RuntimeError: when names or shapes are not the model's.
+    """
+    others = others or {}
+    unsaved = _unsaved(model)
+    state: OrderedDict[str, Any] = OrderedDict((n, t) for n, t in tensors.items() if n not in unsaved)
+    state.update(others.get("extra", {}))
+    # Without its versions, load_state_dict takes a state_dict for one of torch's first, and some modules convert it.
+    state._metadata = OrderedDict(others.get("versions") or model.state_dict()._metadata)  # type: ignore[attr-defined]
+    model.load_state_dict(state)
+    with torch.no_grad():
+        for name in unsaved.keys() & tensors.keys():
+            unsaved[name].copy_(tensors[name])
+
+
+def check_json(value: Any, what: str) -> None:
+    """Raises UserError (exit 14) unless JSON gives `value` back as it was."""
+    try:
+        is_same = json.loads(json.dumps(value)) == value
+        reason = "it changes on its way through JSON, as tuples and keys that are no text do"
+    except (TypeError, ValueError, RecursionError) as error:
+        is_same, reason = False, str(error)
+    if not is_same:
+        raise UserError(
+            f"{what} cannot be saved without pickle: {reason}. Tensors, numbers, text, lists and dicts of them can be",
+            ExitCode.CHECKPOINT_IO,
+        )
+
+
+def _unsaved(model: nn.Module) -> Tensors:
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    return {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in saved}

@@ -1,0 +1,129 @@
+"""What survives a restart of an optimizer: its state, by parameter name, and the counters that it keeps elsewhere."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.checkpoint.model_state import check_json
+from dist_train.config.errors import ExitCode, UserError
+
+Tensors = dict[str, Tensor]
+
+
+class OptimizerState:
+    """An optimizer's state as named tensors and JSON. Make it when the optimizer is new: what a group or an attribute
+    holds otherwise later is a counter, which is saved; what has not changed is a hyperparameter, which is the config's.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        self._optimizer = optimizer
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._groups = copy.deepcopy(self._group_values())
+        self._attributes = copy.deepcopy(self._own_attributes())
+
+    def tensors(self) -> Tensors:
+        """`<parameter>/<key>` for every tensor, themselves and not copies."""
+        return {
+            f"{self._name(parameter)}/{key}": value
+            for parameter, entries in self._optimizer.state.items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+    def values(self) -> dict[str, Any]:
+        """`<parameter>/<key>` for everything else in the state.
+
+        Raises:
+            UserError: (exit 14) when something in it cannot be saved.
+        """
+        values = {
+            f"{self._name(parameter)}/{key}": value
+            for parameter, entries in self._optimizer.state.items()
+            for key, value in entries.items()
+            if not isinstance(value, Tensor)
+        }
+        self._check(values)
+        return values
+
+    def counters(self) -> dict[str, Any]:
+        """What has changed outside of the state: `groups`, a dict for each, and `attributes`. Raises as `values`."""
+        groups = [
+            {key: value for key, value in now.items() if key not in before or not _same(value, before[key])}
+            for now, before in zip(self._group_values(), self._groups, strict=True)
+        ]
+        attributes = {
+            name: value
+            for name, value in self._own_attributes().items()
+            if name not in self._attributes or not _same(value, self._attributes[name])
+        }
+        for found in (*groups, attributes):
+            self._check(found)
+        return {"groups": groups, "attributes": attributes}
+
+    def load(self, tensors: Tensors, values: dict[str, Any], counters: dict[str, Any] | None) -> None:
+        """Puts back what `tensors`, `values` and `counters` gave; the hyperparameters stay the config's."""
+        groups = self._optimizer.state_dict()["param_groups"]
+        in_order = [p for group in self._optimizer.param_groups for p in group["params"]]
+        place = {self._name(parameter): index for index, parameter in enumerate(in_order)}
+        state: dict[int, dict[str, Any]] = {}
+        for path, value in {**tensors, **values}.items():
+            name, key = path.rsplit("/", 1)
+            state.setdefault(place[name], {})[key] = _laid_out_like(in_order[place[name]], value)
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for index, entries in state.items():  # load_state_dict casts to the parameter's dtype
+            loaded = self._optimizer.state[in_order[index]]
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.dtype != loaded[key].dtype:
+                    loaded[key] = value.to(loaded[key].device, copy=True)
+        if counters is not None:
+            for group, changed in zip(self._optimizer.param_groups, counters["groups"], strict=True):
+                group.update(changed)
+            vars(self._optimizer).update(counters["attributes"])
+
+    def _name(self, parameter: Any) -> str:
+        if id(parameter) not in self._names:
+            raise UserError(
+                f"{self._kind} keeps state under {str(parameter)[:40]!r}, which is no parameter of the model: keep it "
+                "in a parameter's state, in a group, or as an attribute",
+                ExitCode.CHECKPOINT_IO,
+            )
+        return self._names[id(parameter)]
+
+    def _group_values(self) -> list[dict[str, Any]]:
+        """All but what the loop sets itself."""
+        groups = self._optimizer.param_groups
+        return [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
+
+    def _own_attributes(self) -> dict[str, Any]:
+        """Those of a user's optimizer; torch's own keep nothing there that a step depends on."""
+        if type(self._optimizer).__module__.startswith("torch."):
+            return {}
+        everywhere = vars(torch.optim.SGD([torch.zeros(1)]))
+        return {
+            name: value
+            for name, value in vars(self._optimizer).items()
+            if name not in everywhere and isinstance(value, Tensor | bool | int | float | str | list | dict | None)
+        }
+
+    def _check(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            check_json(value, f"what {self._kind} keeps as {name}")
+
+    @property
+    def _kind(self) -> str:
+        return type(self._optimizer).__name__
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return isinstance(left, Tensor) and isinstance(right, Tensor) and torch.equal(left, right)
+    return type(left) is type(right) and left == right
+
+
+def _laid_out_like(parameter: Tensor, value: Any) -> Any:
+    """In the parameter's memory format: fused optimizers go through both side by side, as they lie in memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,130 @@
+"""An error on its way out of a loading process, as text: the exception itself may not survive the way.
+
+torch raises it anew in the rank, from its class and a text. That loses the message where it has several lines, the
+notes, the members of a group, the exit code, and all of it where the class takes other arguments; and a StopIteration
+would look like the end of the data. So what there is to say is written down where it happens, and the rank raises an
+exception of the same name with the same words. Without loading processes it goes the same way.
+"""
+
+import builtins
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dist_train.config.errors import ExitCode, UserError
+
+_LONGEST = 100_000
+"""Characters of a message; an exception may carry a whole array in words."""
+_OF_THEIR_OWN = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, BaseExceptionGroup)
+"""Builtin exceptions that mean something to Python, or cannot be made of a text."""
+
+
+class LoadingFailed(Exception):
+    """What a data set raised; its subclasses have the names of what was raised.
+
+    Attributes:
+        raised_at: (file, line, function, text) from the outermost frame to the innermost, in the process where it was.
+    """
+
+    def __init__(self, message: str, raised_at: list[tuple[str, int, str, str]]) -> None:
+        self._message, self.raised_at = message, raised_at
+
+    def __str__(self) -> str:
+        return self._message
+
+
+class Original(Exception):
+    """The traceback of another process, as the cause of what is raised here."""
+
+    is_traceback = True
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"\n{text.rstrip()}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """All that there is to say of an exception.
+
+    Attributes:
+        code: of a UserError, which is all words already.
+        base: the builtin exception that its class derives from, by name.
+        cause: what it was raised from.
+        traceback: of the whole, as Python prints it.
+    """
+
+    name: str
+    module: str
+    message: str
+    code: ExitCode | None = None
+    base: str = "Exception"
+    notes: tuple[str, ...] = ()
+    errno: int | None = None
+    filename: str | None = None
+    frames: tuple[tuple[str, int, str, str], ...] = ()
+    cause: "Failure | None" = None
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        text = "".join(traceback.format_exception(error))[-_LONGEST:]
+        return cls._of(error, text, {id(error)})
+
+    @classmethod
+    def _of(cls, error: BaseException, text: str, seen: set[int]) -> "Failure":
+        cause = error.__cause__ if id(error.__cause__) not in seen else None
+        system = error if isinstance(error, OSError) else OSError()
+        return cls(
+            name=type(error).__name__,
+            module=type(error).__module__,
+            message="\n".join(_lines(error))[:_LONGEST],
+            code=error.code if isinstance(error, UserError) else None,
+            base=next((kind.__name__ for kind in type(error).__mro__ if _may_be_base(kind)), "Exception"),
+            notes=tuple(str(note) for note in getattr(error, "__notes__", None) or ()),
+            errno=system.errno,
+            filename=None if system.filename is None else str(system.filename),
+            frames=tuple(
+                (f.filename, f.lineno or 0, f.name, f.line or "") for f in traceback.extract_tb(error.__traceback__)
+            ),
+            cause=cls._of(cause, "", seen | {id(cause)}) if cause is not None else None,
+            traceback=text,
+        )
+
+    def as_exception(self) -> Exception:
+        """To be raised in the rank."""
+        if self.code is not None:
+            return UserError(self.message, self.code)
+        kinds = (LoadingFailed, getattr(builtins, self.base))
+        kind = type(self.name, kinds, {"__module__": self.module})
+        error = kind(self.message, list(self.frames))
+        if isinstance(error, OSError):
+            error.errno, error.filename = self.errno, self.filename
+        for note in self.notes:
+            error.add_note(note)
+        error.__cause__ = self.cause.as_exception() if self.cause else None
+        if self.traceback:
+            _first(error).__cause__ = Original(self.traceback)
+        return error
+
+
+def _may_be_base(kind: type) -> bool:
+    builtin = kind.__module__ == "builtins" and issubclass(kind, Exception)
+    return builtin and not issubclass(kind, _OF_THEIR_OWN)
+
+
+def _first(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _lines(error: BaseException) -> Iterator[str]:
+    """Its message, and those of a group's members below it, indented."""
+    try:
+        yield str(error)
+    except Exception as broken:
+        yield f"(its text could not be had: {type(broken).__name__})"
+    for member in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        first, *more = "\n".join(_lines(member)).splitlines() or [""]
+        yield f"  {type(member).__name__}: {first}"
+        yield from (f"    {line}" for line in [*more, *getattr(member, "__notes__", ())])
