@@ -166,8 +166,8 @@ class _Lives:
     def _really_diverged(self, whole: Result) -> None:
         """A gradient that overflows under a scaler is no divergence: its step is left out."""
         scaled = self._config.get("train", {}).get("precision") == "fp16"
-        figures = [row[name] for row in whole.rows for name in ("loss", *(() if scaled else ("grad_norm",)))
-                   if isinstance(row.get(name), float)]  # fmt: skip
+        names = ("loss",) if scaled else ("loss", "grad_norm")
+        figures = [float(row[name]) for row in whole.rows for name in names if name in row]
         if all(math.isfinite(figure) for figure in figures):
             raise Wrong(f"{whole.ended}, and all of metrics.jsonl is finite")
 
