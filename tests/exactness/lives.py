@@ -130,37 +130,34 @@ def figures(ranks: Any, checkpoint: str) -> dict[str, Any] | Ended:
 
 
 def plain_gradient_norm(ranks: Any, config_path: str) -> float:
-    """The norm of the first step's gradient as a few lines of torch find it: the mean over the microbatches of the
-    mean loss's gradient, in plain memory format, without DDP, buckets, trees or buffers of ours."""
+    """The norm of the first step's gradient as a few lines of torch find it: the mean over the global batch's valid
+    targets, in plain memory format, with a new model for every microbatch, without DDP, buckets or trees of ours."""
     import torch
 
     from dist_train import models, tasks
     from dist_train.config.source import load
     from dist_train.data import datasets
     from dist_train.data.loader import train_batches
-    from dist_train.randomness import key, seed_torch
+    from dist_train.randomness import ModelGenerators, key
 
     config = load(config_path, ["loader.workers=0"])
     torch.set_num_threads(config.distributed.threads_per_rank)
     splits = datasets.build(config.data, contextlib.nullcontext)
-    classes = len(splits.classes)
     plain = config.model.model_copy(update={"channels_last": False})
-    model = models.build(plain, shape=splits.shape, classes=classes, seed=config.seed)
     task = tasks.build(config.task, splits.classes)
-    device = torch.device("cpu")
-    (step,) = train_batches(config, splits, ranks, device, 0, 1, num_classes=classes)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    (step,) = train_batches(config, splits, ranks, torch.device("cpu"), 0, 1)
+    sums: dict[str, Any] = {}
     counted = 0
     for microbatch in step:
-        seed_torch(key(config.seed, "dropout", 0, microbatch.number))
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+        model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
+        ModelGenerators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
         loss, count = task.loss(model(microbatch.inputs), microbatch.targets)
         loss.backward()
         counted += int(count)
-    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.cat(gradients).double().norm()) / max(1, counted)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                sums[name] = sums.get(name, 0) + parameter.grad.double()
+    return float(torch.cat([gradient.flatten() for gradient in sums.values()]).norm()) / max(1, counted)
 
 
 def result(run: Path, ended: Ended) -> Result:

@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -24,7 +26,14 @@ PATIENCE = 120.0
 
 
 class Hung(AssertionError):
-    """Not all ranks answered in time."""
+    """Not all ranks gave an answer, or not in time."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a job raised."""
+
+    traceback: str
 
 
 class Pool:
@@ -68,8 +77,11 @@ class Pool:
             said = rank_pool._hang_in_words(self._ranks, PATIENCE)
             self._replace()
             raise Hung(said) from None
-        if any(getattr(answer, "code", 0) != 0 for answer in answers):
+        if any(getattr(answer, "code", 0) != 0 or isinstance(answer, Failed) for answer in answers):
             self._replace()
+        failed = next((answer for answer in answers if isinstance(answer, Failed)), None)
+        if failed is not None:
+            raise Hung(failed.traceback)
         return answers
 
     def _start(self) -> None:
@@ -113,9 +125,16 @@ def _serve(ranks: Any, connections: list[Connection]) -> None:
         while True:
             function, world_size, port, number, args = ours.recv()
             with _as_one_of(ranks.rank, world_size, port, number) as me:
-                answer = function(me, *args)
+                answer = _answer(function, me, args)
             gc.collect()  # what is left of process groups would else be freed in a loading process, and crash it
             ours.send(answer)
+
+
+def _answer(function: Callable[..., Any], ranks: Any, args: tuple) -> Any:
+    try:
+        return function(ranks, *args)
+    except Exception:
+        return Failed(traceback.format_exc())
 
 
 @contextlib.contextmanager
