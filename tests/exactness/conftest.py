@@ -1,0 +1,13 @@
+"""One pool of ranks for all tests of a worker."""
+
+import pytest
+
+from tests import rank_pool
+from tests.exactness.matrix import Matrix
+
+
+@pytest.fixture(scope="session")
+def matrix(tmp_path_factory):
+    rank_pool.start_server()
+    with Matrix(tmp_path_factory.mktemp("exactness")) as matrix:
+        yield matrix

@@ -1,0 +1,142 @@
+"""The keys whose type does not say what to draw, with the reason; everything else is drawn from its type."""
+
+from typing import Any
+
+PACKAGE = "tests.exactness"
+FOLDER = "{folder}"
+"""Stands for the folder of a draw's files."""
+CLASSES = "{classes}"
+"""Stands for the number of classes that the data of a draw has."""
+
+FIXED: dict[str, tuple[Any, str]] = {
+    "name": ("run", "a folder's name"),
+    "run_root": (None, "a folder"),
+    "data.cifar10": (None, "a download; its images are held in memory as those of digits are"),
+    "data.cifar100": (None, "a download; its images are held in memory as those of digits are"),
+    "data.mnist": (None, "a download; its images are held in memory as those of digits are"),
+    "data.fashion_mnist": (None, "a download; its images are held in memory as those of digits are"),
+    "data.image_folder.root": (f"{FOLDER}/images", "a folder; it is made for the draw"),
+    "data.image_folder.train": (None, "a folder; eval_fraction splits what there is"),
+    "data.image_folder.eval": (None, "a folder; eval_fraction splits what there is"),
+    "data.image_folder.test": (None, "a folder; the test split is evaluated as the others are"),
+    "data.custom.args": (None, "they go with the name: ARGS"),
+    "model.torchvision.args": (None, "they go with the name: ARGS"),
+    "model.custom.args": (None, "they go with the name: ARGS"),
+    "task.custom.args": (None, "they go with the name: ARGS"),
+    "optimizer.custom.args": (None, "they go with the name: ARGS"),
+    "model.mlp.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.cnn.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.resnet_cifar.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.torchvision.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.custom.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.mlp.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
+    "model.cnn.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
+    "model.resnet_cifar.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
+    "model.torchvision.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
+    "model.custom.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
+    "train.stop_after": (None, "every draw is stopped by it and resumed"),
+    "tracking.samples": (True, "every draw is compared by it"),
+    "tracking.wandb.mode": ("disabled", "needs the network; no result goes through it"),
+    "tracking.wandb.project": (None, "a name"),
+    "tracking.wandb.entity": (None, "a name"),
+    "tracking.wandb.group": (None, "a name"),
+    "tracking.wandb.tags": (None, "names"),
+    "distributed.timeout": (None, "seconds; no result depends on it"),
+    "slurm": (None, "the job of a submission; no rank reads it"),
+}
+"""Keys that are not drawn: (their value, None for the default; the reason)."""
+
+LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "seed": ((0, 7), "small numbers say no more than these"),
+    "data.digits.eval_fraction": ((0.02, 0.05), "evaluation sets of some dozens"),
+    "data.image_folder.eval_fraction": ((0.2, 0.5), "one of two ways to evaluate has to be given"),
+    "data.image_folder.image_size": ((8, 9), "small"),
+    "data.image_folder.resize": ((None, 12), "not below image_size"),
+    "data.synthetic.shape": (([3, 8, 8], [3, 9, 7]), "small; three channels, as torchvision's models want"),
+    "data.synthetic.classes": ((2, 10), "small"),
+    "data.synthetic.size": ((50, 1000), "two steps an epoch, and many"),
+    "data.synthetic.eval_size": ((1, 33), "small"),
+    "data.custom.name": ((f"{PACKAGE}.components:Drawn", f"{PACKAGE}.components:Ready"), "names of classes"),
+    "augment.normalize.mean": (([0.5, 0.4, 0.3],), "one for each channel"),
+    "augment.normalize.std": (([0.3, 0.2, 0.3],), "one for each channel"),
+    "augment.rand_augment.magnitude": ((0, 9, 30), "an ordinary one too"),
+    "loader.workers": ((0, 1, 2, "auto"), "small"),
+    "model.mlp.hidden": (([16], [16, 8]), "small"),
+    "model.cnn.width": ((4, 6), "small"),
+    "model.resnet_cifar.depth": ((8,), "6n + 2, and small"),
+    "model.resnet_cifar.width": ((4,), "small"),
+    "model.torchvision.name": (
+        ("shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "mobilenet_v3_small"),
+        "the cheapest of 81",
+    ),
+    "model.custom.name": (
+        (
+            "torchvision.models:DenseNet",
+            "torchvision.models:VisionTransformer",
+            "torchvision.models:SwinTransformer",
+            "torchvision.models:MNASNet",
+            "torchvision.models:MobileNetV2",
+            f"{PACKAGE}.components:Normed",
+        ),
+        "names of classes: torchvision's families in sizes that its named models do not have",
+    ),
+    "task.custom.name": ((f"{PACKAGE}.components:Weighed",), "a name"),
+    "optimizer.sgd.lr": ((0.05, 0.5), "a training that goes well, and one that may not"),
+    "optimizer.adamw.lr": ((0.001, 0.02), "a training that goes well, and one that may not"),
+    "optimizer.custom.lr": ((0.001, 0.02), "a training that goes well, and one that may not"),
+    "optimizer.custom.name": (
+        ("torch.optim:Adagrad", "torch.optim:NAdam", "torch.optim:RMSprop", f"{PACKAGE}.components:Lion"),
+        "names of classes",
+    ),
+    "schedule.step.milestones": ((["2 steps"], ["1 steps", "72 samples"]), "inside of a short training"),
+    "batch.microbatches": ((3, 4, 6, 12, "auto"), "at least as many as ranks, and no powers of two"),
+    "batch.global_size": ((24,), "divides by all numbers of microbatches"),
+    "train.duration": (("5 steps", "118 samples"), "short"),
+    "train.clip_norm": ((None, 0.5, 100.0), "one that clips and one that does not"),
+    "eval.every": (("2 steps", "72 samples", "1 epochs"), "inside of a short training"),
+    "eval.batch_size": ((5, 32), "a share that is not full, and small"),
+    "eval.best": (("accuracy", "loss"), "a metric of the task"),
+    "checkpoint.every": (("1 steps", "2 steps", "1 epochs"), "inside of a short training"),
+    "checkpoint.keep": ((2, 3), "small"),
+    "distributed.threads_per_rank": ((1, 2), "small"),
+    "distributed.bucket_mb": ((None, 0.001, 1.0), "buckets of one parameter, and of all"),
+}
+"""Keys that are drawn from these values: (the values, the reason)."""
+
+ARGS: dict[str, dict[str, Any]] = {
+    "torchvision.models:DenseNet": {
+        "growth_rate": 4, "block_config": [2, 2], "num_init_features": 8, "bn_size": 2, "num_classes": CLASSES,
+        "memory_efficient": True,
+    },
+    "torchvision.models:VisionTransformer": {
+        "image_size": 8, "patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16,
+        "dropout": 0.1, "num_classes": CLASSES,
+    },
+    "torchvision.models:SwinTransformer": {
+        "patch_size": [2, 2], "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": [2, 2],
+        "num_classes": CLASSES,
+    },
+    "torchvision.models:MNASNet": {"alpha": 0.1, "num_classes": CLASSES},
+    "torchvision.models:MobileNetV2": {
+        "width_mult": 0.25, "inverted_residual_setting": [[1, 8, 1, 1], [4, 16, 2, 2]], "num_classes": CLASSES,
+    },
+}  # fmt: skip
+"""Arguments of a component, by its name."""
+
+ONCE: dict[tuple[str, Any], str] = {
+    ("exact", False): "the sum is in another order for every number of ranks: compared within a tolerance",
+    ("model.sync_batchnorm", True): "refused without exact: false, and on every CPU",
+    ("distributed.backend", "nccl"): "refused where there is no GPU",
+    ("distributed.threads_per_rank", 2): "threads that spin beside each other where there are fewer cores",
+    ("tracking.tensorboard", True): "a second of imports in each process; no result goes through it",
+}
+"""Values that are drawn seldom and not in every pair: (the key without its component's name, the value)."""
+
+UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
+    ("augment.normalize", "present", "data", "digits", "three means are given, and digits have one channel"),
+    ("model", "torchvision", "data", "digits", "three channels are wanted, and digits have one"),
+    ("model.custom.name", "torchvision.models:", "data", "digits", "three channels are wanted, and digits have one"),
+    ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
+    ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
+)
+"""Pairs that do not fit each other: (key, value or what it begins with, key, value, reason)."""
