@@ -121,7 +121,8 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     splits = datasets.build(config.data, group.first_per_node)
     facts = group.from_first(lambda: surroundings(config, splits, group.device))
     changes = check_surroundings(opened.found, facts, opened.allowed)
-    opened = replace(opened, facts=facts, notes=(*opened.notes, *changes))
+    found = () if opened.found else splits.notes  # once is enough
+    opened = replace(opened, facts=facts, notes=(*opened.notes, *changes, *found))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
     if config.train.sanity_check and opened.found is None and generation(opened.run_dir) <= 1:
         check_sanity(config, splits, group.device)

@@ -16,7 +16,7 @@ from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.config.strict_json import to_json
-from dist_train.data.datasets.image_folder import EXTENSIONS
+from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
 from dist_train.data.finish import Finish
 from dist_train.data.resize import centre_crop, resize_shorter_side

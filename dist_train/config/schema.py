@@ -87,7 +87,7 @@ class Digits(_SeededSplit):
 
 
 class ImageFolder(Section):
-    """JPEG, PNG, BMP or WebP files in one folder per class."""
+    """JPEG, PNG, BMP, WebP, TIFF or GIF files in one folder per class."""
 
     name: Literal["image_folder"] = "image_folder"
     root: UserPath

@@ -1,14 +1,18 @@
-"""Image files to uint8 tensors, by the fastest decoder there is: torchcodec, else torchvision, else Pillow.
+"""Image files to uint8 tensors.
 
-All three give the same bits for a JPEG where they were built with the same libjpeg; `decoder_name` is worth recording.
+JPEG by the fastest decoder there is: torchcodec, else torchvision, else Pillow; every other kind by Pillow. All
+three give the same bits for a JPEG where they were built with the same libjpeg; `decoder_name` is worth recording.
+A file may hold anything. Over one flipped byte torchvision's decoder of PNG kills its process; those used here raise.
 """
 
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +22,18 @@ from dist_train.config.errors import ExitCode, UserError
 
 Decode = Callable[[bytearray], Tensor]
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+MOST_PIXELS = 178_956_970
+"""Of an image: half a gigabyte once decoded. Pillow refuses what has more, and so does this module for JPEG."""
+_JPEG = b"\xff\xd8\xff"
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+"""What Pillow may take a file for. It knows more, some of which run other programs (EPS)."""
 
 
 def decode_file(path: str | bytes) -> Tensor:
     """RGB uint8 [3, height, width] of an image file, upright as its EXIF orientation says.
 
-    Grey images get three equal channels and transparency is dropped. A file is what its first bytes say, not its name.
+    Grey images get three equal channels and transparency is dropped; of several frames the first is taken. A file is
+    what its first bytes say, not its name.
 
     Raises:
         UserError: naming the file, when it can't be read or is no whole image.
@@ -34,13 +43,16 @@ def decode_file(path: str | bytes) -> Tensor:
         if not content:
             raise ValueError("the file is empty")
         return _decoder_of(content)(content)
-    except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise UserError(f"cannot read the image {os.fsdecode(path)}: {_reason(error)}", ExitCode.DATA) from error
+    except Exception as error:  # whatever a decoder raises over a broken file: Pillow's are of many kinds
+        memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        reason = "it does not fit into memory" if memory else _reason(error)
+        code = ExitCode.OUT_OF_MEMORY if memory else ExitCode.DATA
+        raise UserError(f"cannot read the image {os.fsdecode(path)}: {reason}", code) from error
 
 
 def decoder_name() -> str:
     """What decodes JPEG files here: torchcodec, torchvision or pillow."""
-    return _fast_decoders()[0]
+    return _jpeg_decoder()[0]
 
 
 def _reason(error: Exception) -> str:
@@ -48,14 +60,17 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first_line = str(error).split("\n")[0]
-    return re.sub(r"^.*\.cpp:\d+, ", "", first_line)
+    return re.sub(r"^.*\.cpp:\d+, ", "", first_line) or type(error).__name__
 
 
 def _read(path: str | bytes) -> bytearray:
     """The whole file; os.open costs half of what open does, which shows at thousands of small files a second."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:
-        content = bytearray(os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")
+        content = bytearray(found.st_size)
         view = memoryview(content)
         while view:
             count = os.readv(descriptor, [view])
@@ -68,70 +83,89 @@ def _read(path: str | bytes) -> bytearray:
 
 
 def _decoder_of(content: bytearray) -> Decode:
-    _, jpeg, png = _fast_decoders()
-    if content.startswith(_JPEG):
-        return jpeg
-    return png if content.startswith(_PNG) else _pillow
+    if not content.startswith(_JPEG):
+        return _pillow
+    height, width = _jpeg_size(content)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it has {height:,} × {width:,} pixels, more than {MOST_PIXELS:,}")
+    return _jpeg_decoder()[1]
+
+
+def _jpeg_size(content: bytearray) -> tuple[int, int]:
+    """Height and width as the header has them; zeros where there is none, which the decoder will find too."""
+    place = 2
+    while (place := content.find(0xFF, place)) >= 0 and place + 9 < len(content):
+        kind = content[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame
+            return int.from_bytes(content[place + 5 : place + 7]), int.from_bytes(content[place + 7 : place + 9])
+        has_length = kind not in (0x00, 0x01, 0xFF) and not 0xD0 <= kind <= 0xD9
+        place += 2 + int.from_bytes(content[place + 2 : place + 4]) if has_length else 2 - (kind == 0xFF)
+    return 0, 0
 
 
 @cache
-def _fast_decoders() -> tuple[str, Decode, Decode]:
-    """(name, decoder of JPEG, decoder of PNG), found once in a process."""
+def _jpeg_decoder() -> tuple[str, Decode]:
+    """By name, found once in a process."""
     for name, find in (("torchcodec", _torchcodec), ("torchvision", _torchvision)):
         try:
-            return name, *find()
+            return name, find()
         except (ImportError, RuntimeError, OSError):  # not installed, or its shared libraries are not
             continue
-    return "pillow", _pillow, _pillow
+    return "pillow", _pillow
 
 
-def _torchcodec() -> tuple[Decode, Decode]:
-    from torchcodec.decoders import decode_jpeg, decode_png
+def _torchcodec() -> Decode:
+    from torchcodec.decoders import decode_jpeg
 
-    def jpeg(content: bytearray) -> Tensor:
-        return decode_jpeg(_tensor(content))  # RGB and upright are its defaults
-
-    def png(content: bytearray) -> Tensor:
-        return decode_png(_tensor(content))
-
-    return jpeg, png
+    return lambda content: decode_jpeg(_tensor(content))  # RGB and upright are its defaults
 
 
-def _torchvision() -> tuple[Decode, Decode]:
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_png, encode_jpeg
+def _torchvision() -> Decode:
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
     # They are deprecated in favour of torchcodec, which was looked for first.
     warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)
-
-    def jpeg(content: bytearray) -> Tensor:
-        return decode_jpeg(_tensor(content), ImageReadMode.RGB, apply_exif_orientation=True)
-
-    def png(content: bytearray) -> Tensor:
-        return _eight_bit(decode_png(_tensor(content), ImageReadMode.RGB, apply_exif_orientation=True))
-
     encode_jpeg(torch.zeros(3, 1, 1, dtype=torch.uint8))  # raises where torchvision was built without its codecs
-    return jpeg, png
+    return lambda content: decode_jpeg(_tensor(content), ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def _tensor(content: bytearray) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8)
 
 
-def _eight_bit(image: Tensor) -> Tensor:
-    """A PNG may have 16 bits a channel: the upper 8 are what the others have."""
-    return (image.to(torch.int32) >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
-
-
 def _pillow(content: bytearray) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange tags, and of sizes that are large and allowed
+            image = Image.open(io.BytesIO(content), formats=_formats())
+            image.load()
     except UnidentifiedImageError:
         raise ValueError("it is no image of a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("its pixels are floats or 32-bit numbers, which have no known white: convert it to 8 bits")
+    image = _upright(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip instead of scaling
         grey = torch.from_numpy((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
         return grey.expand(3, -1, -1)
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Any) -> Any:
+    """As its EXIF orientation says, where it has one that can be read."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken tags beside whole pixels
+        return image

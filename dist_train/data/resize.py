@@ -3,6 +3,9 @@
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+LONGEST = 16
+"""Times its shorter side that a picture's longer one may have when it is resized."""
+
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Bilinear with antialiasing: uint8 or float [C, h, w] to the same dtype [C, height, width]."""
@@ -12,8 +15,16 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
-    """The shorter side becomes `size` pixels, and the other follows, rounded down."""
+    """The shorter side becomes `size` pixels, and the other follows, rounded down.
+
+    Of a picture that is longer than 16 times its width the middle alone is kept: whole, a line of 20,000 pixels would
+    take gigabytes, and the square that is wanted is cut from its middle anyway.
+    """
     height, width = image.shape[-2:]
+    longest = LONGEST * min(height, width)
+    height, width = min(height, longest), min(width, longest)
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    image = image[..., top : top + height, left : left + width]
     if height <= width:
         return resize(image, size, size * width // height)
     return resize(image, size * height // width, size)

@@ -1,7 +1,11 @@
 """The data sets: what they hold, how they split, and what they say when something is wrong with the files."""
 
+import multiprocessing
+import os
 import pickle
+import resource
 import socket
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,10 +165,82 @@ def test_image_folder_without_class_folders(tmp_path: Path):
         datasets.build(ImageFolder(root=str(tmp_path), eval_fraction=0.5))
 
 
+def notes_of(root: Path, **options) -> list[str]:
+    return [
+        line.replace(f"{root}/", "").replace(str(root), ".")
+        for line in datasets.build(ImageFolder(root=str(root), **options)).notes
+    ]
+
+
+def picture(path: Path) -> None:
+    save(path, noise(4, 4, 3))
+
+
+def test_image_folder_with_nothing_left_out_says_nothing(folder: Path):
+    assert notes_of(folder, train="train", eval="eval") == []
+
+
+def test_image_folder_says_what_it_left_out_or_has_twice(tmp_path: Path):
+    for name in ("Cat/0.png", "cat/0.tif", "dog/deep/1.jpg", "dog/deep/1.png", "2.jpg", "3.gif"):
+        picture(tmp_path / name)
+    for name in ("dog/a.heic", "dog/b.HEIC", "dog/readme", "dog/._0.jpg", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "dog" / "up").symlink_to(tmp_path)
+    (tmp_path / "dog" / "deep" / "round").symlink_to(tmp_path / "dog")
+    (tmp_path / "hound").symlink_to(tmp_path / "cat")
+    assert notes_of(tmp_path, eval_fraction=0.5) == [
+        "3 files under . are of no kind that is read (.heic 2, no ending 1)",
+        "2 images directly in ., in no class's folder, are not read",
+        "1 file under . is hidden, and so not read (dog/._0.jpg)",
+        "1 image under . may be there twice, by another ending: dog/deep/1.jpg and 1.png",
+        "dog/deep/round leads back to a folder that it is in: left out",
+        "dog/up leads back to a folder that it is in: left out",
+        "hound is cat once more: its images are there twice",
+        "the classes 'Cat' and 'cat' differ in their spelling alone",
+    ]
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "Validation", "test"), ("train", "test")])
+def test_splits_that_would_be_taken_for_classes_are_refused(tmp_path: Path, names: tuple[str, ...]):
+    for name in names:
+        picture(tmp_path / name / "cat" / "0.png")
+    with pytest.raises(UserError, match=f"for these as splits set data.train={names[0]} data") as error:
+        notes_of(tmp_path, eval_fraction=0.5)
+    assert error.value.code == ExitCode.DATA and "\n" not in str(error.value)
+    assert all(f"={name}" in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "which"),
+    [
+        (("train/0", "val/0"), "the"),
+        (("train/0", "val/a/0", "rest/0"), "among the"),
+        (("train/0", "car/0", "plane/0"), None),  # vehicles
+        (("test/0", "valid/0"), None),
+    ],
+)
+def test_classes_that_may_be_meant_are_trained_on(tmp_path: Path, names: tuple[str, ...], which: str | None):
+    for name in names:
+        picture(tmp_path / f"{name}.png")
+        picture(tmp_path / f"{name}1.png")
+    advice = "for these as splits set data.train=train data.eval=val data.eval_fraction=null"
+    assert notes_of(tmp_path, eval_fraction=0.5) == ([f"{which} classes are train and val: {advice}"] if which else [])
+
+
+def test_an_empty_class_says_what_it_holds(tmp_path: Path):
+    picture(tmp_path / "a" / "0.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b has no image \(.*\); it holds others \(\.heic 1\)"):
+        notes_of(tmp_path, eval_fraction=0.5)
+
+
 # ---------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize("mode, extension", [(m, e) for m in ("RGB", "L") for e in ("jpg", "png", "bmp", "webp")])
+@pytest.mark.parametrize(
+    "mode, extension", [(m, e) for m in ("RGB", "L") for e in ("jpg", "png", "bmp", "webp", "tif")]
+)
 def test_decoding_is_pillows(tmp_path: Path, mode: str, extension: str):
     path = tmp_path / f"image.{extension}"
     Image.fromarray(noise(21, 17, 3)).convert(mode).save(path)
@@ -202,7 +278,7 @@ def test_a_wrong_extension_does_not_matter(tmp_path: Path):
     assert decode_file(str(tmp_path / "png.jpg")).shape == (3, 5, 6)
 
 
-@pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "webp"])
+@pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "webp", "tif", "gif"])
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.6])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, extension: str, keep: float):
     path = tmp_path / f"broken.{extension}"
@@ -218,6 +294,100 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, extension: s
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path):
     with pytest.raises(UserError, match="gone.png: No such file"):
         decode_file(str(tmp_path / "gone.png"))
+
+
+def test_a_line_of_pixels_takes_no_gigabytes(tmp_path: Path):
+    """1 × 20,000 pixels with a shorter side of 224 would be 4,480,000 pixels long."""
+    pixels = np.zeros((1, 20_000, 3), dtype=np.uint8)
+    pixels[:, 9_990:10_010] = 200
+    for name, image in (("0.png", pixels), ("1.png", pixels.transpose(1, 0, 2))):
+        save(tmp_path / "a" / name, image)
+    splits = datasets.build(ImageFolder(root=str(tmp_path), eval_fraction=0.5, image_size=224))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images = torch.cat([split.__getitems__(np.arange(1))[0] for split in (splits.train, splits.evaluation)])
+    assert (images == 200).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(tmp_path: Path):
+    save(tmp_path / "a.jpg", noise(8, 8, 3))
+    content = (tmp_path / "a.jpg").read_bytes()
+    place = content.index(b"\xff\xc0") + 5
+    (tmp_path / "a.jpg").write_bytes(content[:place] + b"\xff\xff\xff\xff" + content[place + 4 :])
+    save(tmp_path / "a.png", noise(8, 8, 3))
+    content = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + 2 * (20_000).to_bytes(4) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:])
+    for name, words in (("a.jpg", "65,535 × 65,535 pixels, more than"), ("a.png", "exceeds limit")):
+        with pytest.raises(UserError, match=f"{name}: .*{words}") as error:
+            decode_file(str(tmp_path / name))
+        assert error.value.code == ExitCode.DATA and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_an_error_and_no_wait(tmp_path: Path, make):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg: (it is no file|Is a directory)"):
+        decode_file(str(tmp_path / "a.jpg"))
+
+
+def test_a_program_in_the_place_of_an_image_is_not_run(tmp_path: Path):
+    """Pillow would hand PostScript to Ghostscript."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match=r"a\.png: it is no image of a known format"):
+        decode_file(str(tmp_path / "a.png"))
+
+
+def test_pixels_without_a_known_white_are_refused(tmp_path: Path):
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: its pixels are floats"):
+        decode_file(str(tmp_path / "a.tif"))
+
+
+def _broken(content: bytearray, number: int, draw: np.random.Generator) -> bytearray:
+    place = int(draw.integers(3, len(content)))
+    match number % 4:
+        case 0:
+            content[place] ^= 255
+        case 1:
+            return content[:place]
+        case 2:
+            del content[place : place + int(draw.integers(1, 40))]
+        case 3:
+            content[place:place] = draw.bytes(int(draw.integers(1, 40)))
+    return content
+
+
+def _decode_broken_files(folder: Path, answer) -> None:
+    draw, refused = np.random.default_rng(0), 0
+    for image in sorted(folder.iterdir()):
+        broken = folder.parent / f"broken{image.suffix}"
+        for number in range(150):
+            broken.write_bytes(_broken(bytearray(image.read_bytes()), number, draw))
+            try:
+                assert decode_file(str(broken)).shape[0] == 3
+            except UserError as error:
+                assert str(broken) in str(error) and "\n" not in str(error), error
+                refused += 1
+    answer.send(refused)
+
+
+def test_no_broken_file_ends_the_process(tmp_path: Path):
+    """Bytes flipped, lost and added, in every format; torchvision's decoder of PNG dies of one that is flipped."""
+    draw = np.random.default_rng(1)
+    (tmp_path / "whole").mkdir()
+    for extension in ("jpg", "png", "bmp", "webp", "tif", "gif"):
+        smooth = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((48, 40))
+        smooth.save(tmp_path / "whole" / f"image.{extension}")
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_decode_broken_files, args=(tmp_path / "whole", theirs))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert ours.recv() > 300  # of 900
+    ours.close()
+    theirs.close()
 
 
 # ---------------------------------------------------------------- torchvision's
@@ -320,6 +490,10 @@ class WithoutTest(Pairs):
     has_test = False
 
 
+class Counting(Pairs):
+    classes = 4
+
+
 class Endless:
     def __init__(self, split: str) -> None:
         pass
@@ -340,6 +514,7 @@ def test_a_users_data_set_is_built_for_each_split():
     [
         ("Endless", {}, "has no __len__ and no __getitem__: a map-style data set is needed"),
         ("Pairs", {"size": 0}, "is empty"),
+        ("Counting", {}, "`classes` is 4, and must hold the names of the classes"),
         ("Pairs", {"sise": 4}, "sise"),
         ("Paris", {}, "has no Paris"),
     ],

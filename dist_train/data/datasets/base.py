@@ -86,6 +86,7 @@ class Splits:
             of train. Test is there where a run is to be judged at its very end, on what chose nothing.
         classes: their names, in the order of the targets, where they have names.
         shape: channels, height, width of an input, where it is an image.
+        notes: lines for the user on what was found.
     """
 
     train: Any
@@ -93,6 +94,7 @@ class Splits:
     test: Any | None = None
     classes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import ImageFolder
 from dist_train.data.datasets.base import Crop, ImageSet, Splits, held_out
+from dist_train.data.datasets.class_folders import ClassFolders, splits_as_classes
 from dist_train.data.decode import decode_file
 from dist_train.data.resize import centre_crop, resize_shorter_side
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _SIZES = 20_000
 """Files whose size goes into a fingerprint: each is a question to the file system, slow on some."""
 
@@ -92,45 +90,40 @@ class FolderImages(ImageSet):
 
 def build(config: ImageFolder, first_per_node: Any) -> Splits:
     root = Path(config.root)
-    train_folder = root / config.train if config.train else root
-    classes = tuple(_subfolders(train_folder))
+    first = () if config.train else splits_as_classes(root)
+    whole = ClassFolders(root / config.train if config.train else root)
+    found = [whole]
 
     def images(files: FileList, rows: np.ndarray) -> FolderImages:
         return FolderImages(files, rows, config.image_size, config.resize)
 
     def all_of(folder: Path) -> FolderImages:
-        files = list_files(folder, classes)
+        found.append(ClassFolders(folder, whole.classes))
+        files = _listed(found[-1])
         return images(files, np.arange(len(files)))
 
+    files = _listed(whole)
     if config.eval is not None:
-        train, evaluation = all_of(train_folder), all_of(root / config.eval)
+        train, evaluation = images(files, np.arange(len(files))), all_of(root / config.eval)
     else:
         assert config.eval_fraction is not None  # the schema asks for one of the two
-        files = list_files(train_folder, classes)
         kept, held = held_out(len(files), config.eval_fraction, config.split_seed)
         train, evaluation = images(files, kept), images(files, held)
     test = all_of(root / config.test) if config.test else None
-    return Splits(train=train, evaluation=evaluation, test=test, classes=classes, shape=train.shape)
+    notes = (*first, *(line for folders in found for line in folders.notes))
+    return Splits(
+        train=train,
+        evaluation=evaluation,
+        test=test,
+        classes=whole.classes,
+        shape=train.shape,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
-def list_files(folder: Path, classes: tuple[str, ...]) -> FileList:
-    """All images under `folder`/<class>, at any depth, sorted by class and path, so that every machine has one order.
-
-    Raises:
-        UserError: when a folder can't be read, is of no known class, or has no image in it.
-    """
-    numbers = {name: number for number, name in enumerate(classes)}
-    paths: list[bytes] = []
-    targets: list[int] = []
-    for name in _subfolders(folder):
-        if name not in numbers:
-            raise UserError(f"{folder / name} is no class of the training set: {_some(classes)}", ExitCode.DATA)
-        found = sorted(_images_under(folder / name))
-        if not found:
-            raise UserError(f"class folder {folder / name} has no image ({' '.join(EXTENSIONS)})", ExitCode.DATA)
-        paths += found
-        targets += [numbers[name]] * len(found)
-    return FileList(paths, targets, os.fsencode(folder / "_")[:-1])
+def _listed(folders: ClassFolders) -> FileList:
+    """Sorted by class and path, so that every machine has one order."""
+    return FileList(folders.paths, folders.targets, os.fsencode(folders.folder / "_")[:-1])
 
 
 def _size(path: bytes) -> int:
@@ -139,28 +132,3 @@ def _size(path: bytes) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """Sorted names, never none."""
-    try:
-        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
-    if not names:
-        raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
-    return names
-
-
-def _images_under(folder: Path) -> Iterator[bytes]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA) from error
-
-    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.fsencode(os.path.join(parent, name))
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"

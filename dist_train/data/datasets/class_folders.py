@@ -1,0 +1,206 @@
+"""The files of an image folder, class by class, and what there is to say of those that are not among them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dist_train.config.errors import ExitCode, UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_TRAIN, _EVALUATION, _TEST = (
+    {"train", "training"},
+    {"val", "valid", "validation", "eval", "evaluation", "dev"},
+    {"test"},
+)
+_Identity = tuple[int, int]
+"""Device and number of a folder: whatever it is called, it is the same one."""
+
+
+class ClassFolders:
+    """The classes under `folder`, and their images; `notes` are lines for the user on what was left out or doubled.
+
+    Args:
+        classes: those that are known; without them, those that there are.
+
+    Raises:
+        UserError: when a folder can't be read, is of no known class, or has no image in it.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
+        self.folder = folder
+        names = subfolders(folder)
+        self.classes = tuple(names if classes is None else classes)
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
+        self.paths: list[bytes] = []
+        self.targets: list[int] = []
+        self._other_kinds: Counter[str] = Counter()
+        self._hidden: list[str] = []
+        self._twins: list[tuple[str, str]] = []
+        self._loops: list[str] = []
+        self._again: list[tuple[str, str]] = []
+        self._seen: dict[_Identity, str] = {}
+        for name in names:
+            self._add(name)
+
+    def _add(self, name: str) -> None:
+        place = self.folder / name
+        if name not in self._numbers:
+            raise UserError(f"{place} is no class of the training set: {_some(self.classes)}", ExitCode.DATA)
+        before = self._other_kinds.copy()
+        found = sorted(self._images_under(place))
+        if not found:
+            others = self._other_kinds - before
+            held = f"; it holds others ({_kinds(others)})" if others else ""
+            raise UserError(f"class folder {place} has no image ({' '.join(EXTENSIONS)}){held}", ExitCode.DATA)
+        self.paths += found
+        self.targets += [self._numbers[name]] * len(found)
+
+    def _images_under(self, folder: Path) -> Iterator[bytes]:
+        """At any depth, also behind links, but never in a circle."""
+
+        def refuse(error: OSError) -> None:
+            raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA)
+
+        above = {str(self.folder): frozenset(_identity(place) for place in _with_parents(self.folder))}
+        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            own = _identity(parent)
+            if own in above[os.path.dirname(parent)]:
+                self._loops.append(parent)
+                folders.clear()
+                continue
+            above[parent] = above[os.path.dirname(parent)] | {own}
+            if self._seen.setdefault(own, parent) != parent:
+                self._again.append((self._seen[own], parent))
+            folders.sort()
+            yield from (os.fsencode(os.path.join(parent, name)) for name in self._read(parent, sorted(names)))
+
+    def _read(self, parent: str, names: list[str]) -> Iterator[str]:
+        stems: dict[str, str] = {}
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if not name.lower().endswith(EXTENSIONS):
+                if not name.startswith("."):
+                    self._other_kinds[ending.lower() or "no ending"] += 1
+            elif name.startswith("."):
+                self._hidden.append(os.path.join(parent, name))
+            else:
+                if (first := stems.setdefault(stem, name)) != name:
+                    self._twins.append((os.path.join(parent, first), name))
+                yield name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        lines = []
+        if self._other_kinds:
+            total, kinds = self._other_kinds.total(), _kinds(self._other_kinds)
+            lines.append(f"{_files(total)} under {self.folder} {_are(total)} of no kind that is read ({kinds})")
+        if loose := _loose(self.folder):
+            lines.append(
+                f"{_images(loose)} directly in {self.folder}, in no class's folder, {_are(len(loose))} not read"
+            )
+        if self._hidden:
+            lines.append(
+                f"{_files(len(self._hidden))} under {self.folder} {_are(len(self._hidden))} hidden, and so not read "
+                f"({_first(self._hidden)})"
+            )
+        if self._twins:
+            pairs = _first([f"{first} and {second}" for first, second in self._twins])
+            lines.append(f"{_images(self._twins)} under {self.folder} may be there twice, by another ending: {pairs}")
+        lines += [f"{place} leads back to a folder that it is in: left out" for place in self._loops]
+        lines += [f"{place} is {first} once more: its images are there twice" for first, place in self._again]
+        return (*lines, *_alike(self.classes))
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names, never none."""
+    try:
+        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
+    if not names:
+        raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
+    return names
+
+
+def splits_as_classes(root: Path) -> tuple[str, ...]:
+    """A line for the user where the classes under `root` are called as splits are.
+
+    Raises:
+        UserError: when nothing else can be meant: all are called so, and have folders in them.
+    """
+    classes = subfolders(root)
+    kinds = {
+        "train": [name for name in classes if name.lower() in _TRAIN],
+        "eval": [name for name in classes if name.lower() in _EVALUATION],
+        "test": [name for name in classes if name.lower() in _TEST],
+    }
+    named = [name for names in kinds.values() for name in names]
+    if not kinds["train"] or len(named) < 2:
+        return ()
+    keys = [f"data.{kind}={names[0]}" for kind, names in kinds.items() if names]
+    keys += ["data.eval_fraction=null"] if kinds["eval"] else []
+    advice = f"for these as splits set {' '.join(keys)}"
+    if len(named) == len(classes) and all(_has_folders(root / name) for name in classes):
+        raise UserError(
+            f"{root}: the classes would be {_and(named)}, which have folders in them: {advice}", ExitCode.DATA
+        )
+    return (f"{'the' if len(named) == len(classes) else 'among the'} classes are {_and(named)}: {advice}",)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+
+
+def _alike(classes: Sequence[str]) -> Iterator[str]:
+    """Classes that are one, most likely."""
+    first: dict[str, str] = {}
+    for name in classes:
+        if (other := first.setdefault(name.strip().casefold(), name)) != name:
+            yield f"the classes {other!r} and {name!r} differ in their spelling alone"
+
+
+def _loose(folder: Path) -> list[str]:
+    return [
+        e.name for e in os.scandir(folder) if e.name.lower().endswith(EXTENSIONS) and e.name[0] != "." and e.is_file()
+    ]
+
+
+def _identity(place: str | Path) -> _Identity:
+    found = os.stat(place)
+    return found.st_dev, found.st_ino
+
+
+def _with_parents(folder: Path) -> tuple[Path, ...]:
+    real = folder.resolve()
+    return real, *real.parents
+
+
+def _kinds(counts: Counter[str]) -> str:
+    """`.heic 15, .txt 2`."""
+    kinds = ", ".join(f"{ending} {count}" for ending, count in counts.most_common(5))
+    return kinds + ", …" * (len(counts) > 5)
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' * (count > 1)}"
+
+
+def _images(found: Sequence[object]) -> str:
+    return f"{len(found):,} image{'s' * (len(found) > 1)}"
+
+
+def _are(count: int) -> str:
+    return "are" if count > 1 else "is"
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]}{', …' if len(names) > 1 else ''}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"
