@@ -72,7 +72,7 @@ def _last_words(lines: list[str]) -> list[str]:
     begin = max((number for number in recent if lines[number].startswith("terminate called")), default=None)
     if begin is None:
         return [line.strip() for line in lines[-12:] if "what():" in line]
-    said = []
+    said: list[str] = []
     for line in lines[begin : begin + 12]:
         if _NATIVE_STACK.match(line) or (said and line.startswith("[rank")):
             break
