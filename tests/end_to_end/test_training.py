@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_train.checkpoint.store import locate
 from dist_train.commands.fingerprint import fingerprint
@@ -136,6 +137,23 @@ def test_data_that_is_not_there_is_one_line_and_exit_code_13(folder):
     missing = "data={name: cifar10, root: nothing-here, download: false}"
     _, said = run(folder, "dist-train", "train", "digits.yaml", missing, "--nproc-per-node", "2", code=13)
     assert "nothing-here" in said and "Traceback" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
+def test_gpus_that_torch_does_not_see_are_one_line_and_exit_code_2(folder):
+    """The plan counts what nvidia-smi tells; a driver that is too old for torch looks the same."""
+    tool = folder / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
+    tool.chmod(0o755)
+    given = {**ENVIRONMENT, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    given.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [BIN / "dist-train", "train", "digits.yaml", "--run-dir", "run"]
+    for more, code in (([], 2), (["distributed.backend=gloo", "train.duration=2 steps", "--nproc-per-node", "1"], 0)):
+        done = subprocess.run([*command, *more], cwd=folder, env=given, capture_output=True, text=True, timeout=100)
+        assert done.returncode == code, done.stderr
+        if code:
+            assert "this machine has 1 GPU, and torch sees none (" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_loss_that_is_not_finite_ends_with_11_and_is_not_saved(folder):
