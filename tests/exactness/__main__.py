@@ -2,11 +2,9 @@
 
 import argparse
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
@@ -27,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     rank_pool.start_server()
-    with tempfile.TemporaryDirectory(prefix="exactness-") as folder, Matrix(Path(folder)) as matrix:
+    with Matrix() as matrix:
         for number in wanted:
             begun = time.monotonic()
             verdict = matrix.verdict(draws[number])
@@ -45,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _zoo() -> int:
     wrong = 0
-    with tempfile.TemporaryDirectory(prefix="exactness-") as folder, Matrix(Path(folder)) as matrix:
+    with Matrix() as matrix:
         for name, animal in animals().items():
             begun = time.monotonic()
             verdict = matrix.habit(animal)
