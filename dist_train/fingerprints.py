@@ -5,6 +5,8 @@ for every checkpoint's manifest. A resume compares them with its own (checkpoint
 import hashlib
 import importlib.util
 import json
+import os
+import re
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -37,7 +39,25 @@ def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """What chooses among torch's kernels, and what decodes images where there are files of them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads()}
+    found |= gpu_libraries() if device.type == "cuda" else {}
     return {**found, "decoder": decoder_name()} if config.data.name == "image_folder" else found
+
+
+def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:
+    """What chooses among a GPU's kernels, by versions and by switches."""
+    match = re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text()) if driver.exists() else None
+    tf32 = {
+        "matmul": torch.backends.cuda.matmul.fp32_precision == "tf32",
+        "convolution": torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
+    }
+    return {
+        "driver": match[0] if match else "unknown",
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none",
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "default"),
+        "tf32": ", ".join(name for name, on in tf32.items() if on) or "off",
+    }
 
 
 def data(splits: Splits) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dist_train.checkpoint.keeper import Keeper
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, locate
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.control.heartbeat import beat
 from dist_train.control.stop import Request
 from dist_train.evaluate import Evaluation
@@ -52,7 +53,7 @@ def live(life: Life) -> Request:
     if state.step == 0 and run.config.train.non_finite == "rollback":
         run.save(state)  # something to go back to before the first checkpoint is due
     beat("compile", state.step)
-    request = Request.NONE if state.finished or state.step >= run.due.last_step else train(run, state)
+    request = Request.NONE if state.finished or state.step >= run.due.last_step else _train(life)
     beat("end")
     run.checkpoints.close()
     metrics = dict(state.metrics)
@@ -74,6 +75,17 @@ def live(life: Life) -> Request:
         )
     )
     return Request.NONE if state.finished else request
+
+
+def _train(life: Life) -> Request:
+    """Trains. From the first step on no error has exit code 2, which promises that nothing was started or written."""
+    first = life.state.step
+    try:
+        return train(life.run, life.state, life.record.begun)
+    except UserError as error:
+        if error.code == ExitCode.CONFIG and life.state.step > first:
+            error.code = ExitCode.USER_CODE
+        raise
 
 
 def go_back(

@@ -1,6 +1,6 @@
 """The training loop. It builds nothing: everything in `run` was built by worker.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.errors import ExitCode, UserError
@@ -10,12 +10,18 @@ from dist_train.meter import StepResult
 from dist_train.run import Run
 
 
-def train(run: Run, state: TrainState) -> Request:
-    """Trains from `state` to the last step, or until asked to stop. Changes `state`; returns what was asked."""
-    request = Request.NONE
+def train(run: Run, state: TrainState, begun: Callable[[], None] = lambda: None) -> Request:
+    """Trains from `state` to the last step, or until asked to stop. Changes `state`; returns what was asked.
+
+    Args:
+        begun: called after the first step.
+    """
+    request, first = Request.NONE, state.step + 1
     for microbatches in run.batches(state.step, run.due.last_step):
         run.meter.add(train_step(run, state, microbatches))
         state.step += 1
+        if state.step == first:
+            begun()
         run.tracker.tick(state.step)
         run.checkpoints.tick()
         request = run.agreement.next()

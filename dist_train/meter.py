@@ -11,6 +11,7 @@ from torch import Tensor
 from dist_train.control.heartbeat import finish_step
 from dist_train.non_finite import ADVICE
 from dist_train.process_group import ProcessGroup
+from dist_train.side_work import Leash
 
 MOST_NAMED = 64
 """Samples that a line names, of those whose loss is not finite."""
@@ -81,12 +82,14 @@ class Meter:
         self._infinite_norm_is_fine = infinite_norm_is_fine
         self._wants_samples = wants_samples
         self._results: list[StepResult] = []
+        self._leash = Leash(group.device)
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
         return step / self._steps_per_epoch
 
     def add(self, result: StepResult) -> None:
+        self._leash.step()
         finish_step(result.step, len(result.losses))
         self._results.append(result)
 

@@ -42,6 +42,21 @@ class Buffer:
         there = [module._buffers[name] for module, name in self.places]
         return next((t for t in there if t is not None and t is not self.tensor), self.tensor)
 
+    @property
+    def is_counter(self) -> bool:
+        """Whether it counts steps: an integer of one number, or flags."""
+        dtype = self.tensor.dtype
+        is_integer = not (dtype.is_floating_point or dtype.is_complex)
+        return is_integer and (self.tensor.numel() == 1 or dtype == torch.bool)
+
+    def unlike(self) -> UserError:
+        """What to say of a counter that does not advance alike in all microbatches."""
+        return UserError(
+            f"the integer buffer {self.name} depends on the microbatch, so what it is after a step is not known: make "
+            "it a vector of counts, which are added up, or a floating-point buffer",
+            ExitCode.USER_CODE,
+        )
+
     def put_back(self) -> None:
         for module, name in self.places:
             if module._buffers[name] is not self.tensor:
@@ -224,7 +239,7 @@ class StepBuffers:
         after = self._integers.after(self._before, self._exchange)
         if mean is not None:
             before = self._joined(self._before)
-            new, changed = mean.split(before.numel())
+            new, changed = mean.chunk(2) if mean.numel() else (mean, mean)
             parts = torch.where(changed > 0, new, before).split([sum(self._set.numbers[d]) for d in self._floats])
             after |= dict(zip(self._floats, parts, strict=True))
         self._set.put_back(after)
@@ -252,7 +267,7 @@ class _Integers:
     def __init__(self, buffers: BufferSet, dtypes: Sequence[torch.dtype], microbatches: int) -> None:
         self._dtypes, self._microbatches = dtypes, microbatches
         self._buffers = [buffer for dtype in dtypes for buffer in buffers.group(dtype)]
-        several = [b.tensor.numel() > 1 and b.tensor.dtype != torch.bool for b in self._buffers]
+        several = [not buffer.is_counter for buffer in self._buffers]
         self._sizes = torch.tensor([b.tensor.numel() for b in self._buffers], dtype=torch.int64)
         device = self._buffers[0].tensor.device if self._buffers else None
         self._is_histogram = torch.tensor(several, dtype=torch.bool).repeat_interleave(self._sizes).to(device)
@@ -288,11 +303,7 @@ class _Integers:
         if not self._are_known and bool(self._unlike.any()):
             first = int(self._unlike.nonzero()[0])
             buffer = self._buffers[int((self._sizes.cumsum(0) <= first).sum())]
-            raise UserError(
-                f"the integer buffer {buffer.name} depends on the microbatch, so what it is after a step is not known: "
-                "make it a vector of counts, which are added up, or a floating-point buffer",
-                ExitCode.USER_CODE,
-            )
+            raise buffer.unlike()
 
     def _joined(self, values: Values) -> Tensor:
         return torch.cat([values[dtype].to(torch.int64) for dtype in self._dtypes])

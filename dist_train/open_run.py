@@ -1,7 +1,6 @@
 """Which run this is: its directory, its config with everything settled, and the checkpoint to go on from."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from dist_train.checkpoint.lease import Fence, Lease
 from dist_train.checkpoint.resume import check_same, config_of
 from dist_train.checkpoint.store import CheckpointStore, Found, locate, remove
 from dist_train.config.errors import UserError
-from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
+from dist_train.config.run_dirs import new_run_dir, to_go_on_with
 from dist_train.config.schema import RunConfig
 
 
@@ -46,27 +45,25 @@ def open_run(
         world_size: number of ranks of this life.
         run_dir: where the run lives; a new directory without it.
         resume: `none` to begin anew, a checkpoint to begin from; `auto` for the run directory's newest, or without one
-            the latest run's.
+            that of the newest run that has one.
         allowed: keys that may differ from the config that the run began with.
         lease: not yet taken.
 
     Raises:
         UserError: when the directory belongs to a live run, or the checkpoints are damaged, or do not fit.
     """
-    if run_dir is None:
-        run_dir = (latest_run_dir(config) if resume == "auto" else None) or new_run_dir(config)
-    run_dir = run_dir.resolve()
+    newest = to_go_on_with(config) if run_dir is None and resume == "auto" else None
+    run_dir = (run_dir or (newest.run_dir if newest else new_run_dir(config))).expanduser().resolve()
     fence = lease.take(run_dir)
     _sweep(run_dir)
     found, skipped = _find(run_dir, resume)
     before = config_of(found) if found else None
     config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
     notes = [f"{line}, going on from {found.path.name}" for line in skipped] if found else []
+    if newest is not None:
+        notes.insert(0, f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}")
     if before is not None:
         notes += check_same(before, config, allowed)
-    if run_dir.parent == (Path(config.run_root) / config.name).resolve():
-        with suppress(OSError):  # a convenience, which some file systems have no links for
-            point_latest_at(run_dir)
     return Opened(config=config, run_dir=run_dir, fence=fence, found=found, allowed=tuple(allowed), notes=tuple(notes))
 
 
@@ -90,7 +87,7 @@ def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
         return None, []
     found = store.newest()
     if found is None and resume not in (None, "auto"):
-        found = locate(Path(str(resume)), skipped.append)
+        found = locate(Path(str(resume)).expanduser(), skipped.append)
     return found, [*skipped, *(found.skipped if found else ())]
 
 

@@ -5,10 +5,12 @@ does, travels on a gloo group of its own on the host, whose time limit is long: 
 """
 
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor
 from dist_train.config.errors import UserError
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import DistributedConfig
+from dist_train.control.heartbeat import beat
+from dist_train.exchange import Lanes, regular
 from dist_train.ranks import Ranks
 
 T = TypeVar("T")
@@ -46,11 +50,14 @@ class ProcessGroup:
             _stay_on_loopback()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        beat("connect")  # no work: the library looks around for the others as busily as it would compute
         alone: dict[str, Any] = (
             {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
         )
         dist.init_process_group(self.backend, timeout=self._timeout, **alone)
         self._host = _new_group("gloo", PATIENCE)
+        self._connect(dist.group.WORLD)
+        beat("init")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -58,9 +65,40 @@ class ProcessGroup:
         if kind is None:
             dist.destroy_process_group()
 
-    def for_reduction(self) -> dist.ProcessGroup:
-        """A group of its own for the exact sum, whose thread must not share one with DDP."""
-        return _new_group(self.backend, self._timeout)
+    def for_reduction(self) -> Lanes:
+        """Groups of their own for the exact sum, whose thread must not share one with DDP; by node, where the nodes
+        have as many ranks each."""
+        beat("connect")
+        ranks, per_node = self.ranks, regular(self._places())
+        if per_node is None:
+            lanes = Lanes(inside=_new_group(self.backend, self._timeout), per_node=ranks.world_size)
+        else:
+            node, place = divmod(ranks.rank, per_node)
+            inside = range(node * per_node, (node + 1) * per_node)
+            across = range(place, ranks.world_size, per_node)
+            lanes = Lanes(
+                inside=_new_group(self.backend, self._timeout, inside),
+                across=_new_group(self.backend, self._timeout, across),
+                per_node=per_node,
+            )
+        for group in (lanes.inside, lanes.across):
+            self._connect(group)
+        beat("init")
+        return lanes
+
+    def _places(self) -> list[tuple[int, int]]:
+        """By rank, its place on its node and the number of ranks there."""
+        table = torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
+        table[self.ranks.rank] = torch.tensor([self.ranks.local_rank, self.ranks.local_world_size])
+        return [(int(place), int(here)) for place, here in self.sum_(table).tolist()]
+
+    def _connect(self, group: dist.ProcessGroup | None) -> None:
+        """The first collective of a group makes its connections; NCCL's may hang in that, and nothing else watches it
+        (pytorch/pytorch#88103). So it is made here, where the watchdog knows what is going on."""
+        if group is not None:
+            dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
 
     def wait_for_all(self) -> None:
         """Returns when every rank has called it, however long one of them takes."""
@@ -129,18 +167,44 @@ class ProcessGroup:
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
 
 
-def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
-    group = dist.new_group(backend=backend, timeout=timeout)
-    assert isinstance(group, dist.ProcessGroup)  # of all ranks, so this one is in it
+def _new_group(backend: str, timeout: timedelta, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+    """Of all ranks; or of some, of whom this is one, and the others make theirs meanwhile."""
+    group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
+    assert isinstance(group, dist.ProcessGroup)
     return group
 
 
 def _choose_backend(wanted: str) -> str:
-    if wanted == "auto":
-        return "nccl" if torch.cuda.is_available() else "gloo"
-    if wanted == "nccl" and not torch.cuda.is_available():
+    if wanted == "gloo" or torch.cuda.is_available():
+        return "nccl" if wanted == "auto" else wanted
+    if wanted == "nccl":
         raise UserError("distributed.backend is nccl, and torch sees no GPU here: use gloo or auto, or see nvidia-smi")
-    return wanted
+    if gpus := _gpus_here():
+        raise UserError(
+            f"this machine has {gpus} GPU{'s' * (gpus > 1)}, and torch sees none ({_why_none()}): `dist-train doctor` "
+            "looks into it; distributed.backend=gloo trains on the CPU"
+        )
+    return "gloo"
+
+
+def _gpus_here() -> int:
+    """As many as the launcher counted for its plan; without a launcher, as there are devices that nobody has hidden."""
+    if (counted := os.environ.get("DIST_TRAIN_GPUS")) is not None:
+        return int(counted)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return 0
+    return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").glob("nvidia*"))
+
+
+def _why_none() -> str:
+    """In torch's words, the first sentence of them."""
+    if not torch.backends.cuda.is_built():
+        return "it is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition(". ")[0].strip()
+    return "it does not say why"
 
 
 def _choose_device(backend: str, ranks: Ranks) -> torch.device:

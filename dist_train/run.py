@@ -152,12 +152,19 @@ def _note_best(config: RunConfig, state: TrainState) -> None:
     if wanted not in state.metrics:
         names = ", ".join(state.metrics)
         raise UserError(f"eval.best is {wanted}, which the task does not report; it reports {names}")
-    value = state.metrics[wanted] if config.eval.best_is == "max" else -state.metrics[wanted]
-    best = state.best_value if state.best_value is None or config.eval.best_is == "max" else -state.best_value
-    if best is None or value > best:
-        state.best_value, state.best_step = state.metrics[wanted], state.step
-    margin = stopping.min_delta if stopping else 0.0
-    state.stale = 0 if best is None or value > best + margin else state.stale + 1
+    value = state.metrics[wanted]
+    sign = 1 if config.eval.best_is == "max" else -1
+
+    def improves(on: float | None, margin: float) -> bool:
+        """What is no finite number never does, and anything else on it."""
+        return math.isfinite(value) and (on is None or not math.isfinite(on) or sign * (value - on) > margin)
+
+    before = state.best_value if state.improved_value is None else state.improved_value
+    if improves(state.best_value, 0.0):
+        state.best_value, state.best_step = value, state.step
+    state.stale += 1
+    if improves(before, stopping.min_delta if stopping else 0.0):
+        state.improved_value, state.stale = value, 0
 
 
 def gives_up(config: RunConfig, state: TrainState) -> bool:

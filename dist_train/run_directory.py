@@ -13,13 +13,16 @@ from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.run_dirs import point_latest_at
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
+from dist_train.config.strict_json import to_json
 from dist_train.files import write_atomic
 from dist_train.ranks import Ranks
 
 CONFIG = "config.yaml"
 STATE = "state.json"
+NO_GPU = {"device": "cpu"}
 
 
 def recorded_config(run_dir: Path) -> RunConfig | None:
@@ -38,6 +41,8 @@ class RunRecord(Protocol):
 
     def begin(self, config: RunConfig, total_steps: int) -> None: ...
 
+    def begun(self) -> None: ...
+
     def update(self, status: str, state: TrainState, signal: str | None = None) -> None: ...
 
 
@@ -45,6 +50,9 @@ class NoRecord:
     """The other ranks'."""
 
     def begin(self, config: RunConfig, total_steps: int) -> None:
+        pass
+
+    def begun(self) -> None:
         pass
 
     def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
@@ -60,6 +68,8 @@ class DirectoryRecord:
         self._ranks = ranks
         self._generation = generation
         self._facts: dict[str, Any] = {}
+        self._home = Path()
+        """Where `latest` is kept for runs of this name."""
 
     def begin(self, config: RunConfig, total_steps: int) -> None:
         """Writes what this life runs with.
@@ -68,6 +78,7 @@ class DirectoryRecord:
             UserError: (exit 14) when the disk refuses: the run could not be resumed. (exit 3) as `update` does.
         """
         self._fence.check()
+        self._home = Path(config.run_root) / config.name
         self._facts = {"global_batch": config.batch.global_size, "metric": config.eval.best, "total_steps": total_steps}
         facts = {**versions(), "world_size": self._ranks.world_size, "nodes": self._ranks.nodes, "pid": os.getpid()}
         try:
@@ -75,6 +86,11 @@ class DirectoryRecord:
             write_atomic(self._run_dir / "environment.json", json.dumps(facts, indent=1))
         except OSError as error:
             raise UserError(f"cannot write into {self._run_dir}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+
+    def begun(self) -> None:
+        """The first step is done: `latest` is this run. A start that comes to nothing leaves it alone."""
+        if self._run_dir.resolve().parent == self._home.resolve():
+            point_latest_at(self._run_dir.resolve())
 
     def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
         """Replaces state.json.
@@ -100,21 +116,20 @@ class DirectoryRecord:
         # A full disk must not end the training for it: the checkpoint has all that counts.
         with suppress(OSError):
             self._fence.check()
-            write_atomic(self._run_dir / STATE, json.dumps(content, indent=1))
+            write_atomic(self._run_dir / STATE, to_json(content, indent=1))
 
 
 def versions() -> dict[str, Any]:
     """What the numbers could depend on besides config and data; no environment variables, which hold secrets."""
     import torch
 
-    from dist_train.fingerprints import commit
+    from dist_train.fingerprints import commit, gpu_libraries
 
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **({"device": torch.cuda.get_device_name(), **gpu_libraries()} if torch.cuda.is_available() else NO_GPU),
         "host": platform.node(),
         "platform": platform.platform(),
         "commit": commit(),

@@ -36,8 +36,8 @@ from dist_train.randomness import ModelGenerators, key
 _MOST = 8
 """Samples of a microbatch: enough for BatchNorm, and soon done."""
 _OTHER_STATE = (
-    "so it depends on more than its weights, buffers, samples and keyed draws: keep state in buffers, and draw from the "
-    "global generators of torch, NumPy or Python"
+    "so it depends on more than its weights, buffers, samples and keyed draws: keep state in buffers, and draw from "
+    "the global generators of torch, NumPy or Python"
 )
 
 
@@ -100,9 +100,9 @@ class Samples:
             for part in ("inputs", "targets"):
                 if not _equal(getattr(one, part), getattr(two, part)):
                     raise UserError(
-                        f"data {self.name}: the {part} of samples {', '.join(map(str, one.indices.tolist()))} are others "
-                        "when they are asked for again, so they depend on more than their index: draw from the global "
-                        "generators of Python, NumPy or torch, which are set for each sample, and keep no state"
+                        f"data {self.name}: the {part} of samples {', '.join(map(str, one.indices.tolist()))} are "
+                        "others when they are asked for again, so they depend on more than their index: draw from the "
+                        "global generators of Python, NumPy or torch, which are set for each sample, and keep no state"
                     )
 
 
@@ -131,14 +131,19 @@ class Trial:
     def check_repeats(self, samples: Samples) -> None:
         """Raises UserError when a microbatch comes out otherwise after another one, or changes what it must not."""
         before, kept = self._guarded(), self._buffers.noted()
-        seen = []
+        counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
+        seen, counted = [], []
         for batch in (samples.first, samples.other, samples.first):
             self._buffers.put_back(kept)
             self._forward_and_backward(batch)
             seen.append(self._seen())
+            counted.append([buffer.found().clone() for buffer in counters])
             self._check_guarded(before, "forward")
         self._buffers.put_back(kept)
         self._check_alike(seen[0], seen[2], "in training")
+        for counter, one, other in zip(counters, counted[0], counted[1], strict=True):
+            if not torch.equal(one, other):
+                raise counter.unlike()
 
     def _forward_and_backward(self, batch: Microbatch) -> None:
         self.learner.optimizer.zero_grad(set_to_none=True)
@@ -201,7 +206,7 @@ class Trial:
         changed = next((n for n in {**before, **now} if n not in now or not _equal(before.get(n), now[n])), None)
         if changed is not None:
             raise UserError(
-                f"model {self._name}: {changed} changes in {what}, once for every microbatch that a rank happens to have: "
+                f"model {self._name}: {changed} changes in {what}, so as often as a rank happens to have microbatches: "
                 "what is not trained by the optimizer belongs into a buffer, and modes are set before the training"
             )
 
@@ -227,10 +232,8 @@ class Trial:
         total = {name: value.to("cpu", _summed(value.dtype)) for name, value in sums[0].items()}
         metrics = task.metrics(total)
         task.per_class(total), task.confusion(total)
-        if self._config.eval.best not in metrics:
-            raise UserError(
-                f"eval.best is {self._config.eval.best}, which the task does not report; it reports {', '.join(metrics)}"
-            )
+        if (best := self._config.eval.best) not in metrics:
+            raise UserError(f"eval.best is {best}, which the task does not report; it reports {', '.join(metrics)}")
 
     # ------------------------------------------------------------ steps, and what is saved of them
 

@@ -1,7 +1,8 @@
-"""Where the sums of gradients run while the backward goes on."""
+"""Where the sums of gradients run while the backward goes on, and how far the host may run ahead of the GPU."""
 
 import queue
 import threading
+from collections import deque
 from typing import Any
 
 import torch
@@ -51,3 +52,25 @@ class SideStream:
 
     def close(self) -> None:
         pass
+
+
+class Leash:
+    """Bounds how far the host runs ahead of the GPU: a step counts as done once those before it are, so that a GPU that
+    hangs is noticed within a few steps' time, and no later wait is for more than these."""
+
+    AHEAD = 2
+    """Steps that may be under way: enough that the GPU never waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def step(self) -> None:
+        """The work of a step has been given to the GPU. Waits for the one before the last two; on a CPU for nothing."""
+        if self._device.type != "cuda":
+            return
+        end = torch.cuda.Event()
+        end.record(torch.cuda.current_stream(self._device))
+        self._ends.append(end)
+        if len(self._ends) > self.AHEAD:
+            self._ends.popleft().synchronize()

@@ -39,6 +39,7 @@ from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
 from dist_train.life import Life, go_back, judge, live
 from dist_train.meter import Meter
+from dist_train.models.deterministic import check
 from dist_train.open_run import Opened, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
@@ -86,7 +87,7 @@ def work(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request
     """One life of a run on this rank."""
     config = load(arguments.config, arguments.overrides)
     settle_numerics(config)
-    with Lease() as lease, ProcessGroup(ranks, config.distributed) as group:
+    with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         given = (arguments.run_dir, arguments.resume, arguments.allow_change)
         opened = group.from_first(lambda: open_run(config, ranks.world_size, *given, lease))
         life = build(opened, group, flag)
@@ -162,6 +163,7 @@ def build_run(
     assert isinstance(config.batch.microbatches, int)
     steps_per_epoch = train_sampler(config, splits.train, group.ranks).steps_per_epoch
     sizes = {"steps_per_epoch": steps_per_epoch, "global_batch": config.batch.global_size}
+    check(config, learner.model, group.device, group.ranks.world_size, config.batch.microbatches)
     if config.model.compile:
         learner.model.compile()
     meter = Meter(

@@ -33,6 +33,16 @@ COMMANDS = {
 """Name and one line; the command itself is `launch.commands.NAME:command`."""
 
 
+class UserPath(click.Path):
+    """A path of a command: `~` at its beginning is the home folder, which no shell sees behind `--root=`."""
+
+    def __init__(self, plain: click.Path) -> None:
+        vars(self).update(vars(plain))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
 class Commands(click.Group):
     """A group whose members are modules."""
 
@@ -42,7 +52,11 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"launch.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"launch.commands.{cmd_name}").command
+        for parameter in command.params:
+            if type(parameter.type) is click.Path:
+                parameter.type = UserPath(parameter.type)
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

@@ -27,6 +27,9 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[
     if facts.get("exit_code") == ExitCode.CONFIG:
         say(facts["problem"])
         return ExitCode.CONFIG
+    if plan.device == "gpu" and facts.get("not_on_a_gpu"):
+        say(facts["not_on_a_gpu"])
+        return ExitCode.CONFIG
     for name, text in _lines(config, plan, facts):
         say(f"{name:<9}{text}")
     say(plan.command)

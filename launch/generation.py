@@ -240,6 +240,8 @@ class Generation:
                 job=self.plan.environment.get("DIST_TRAIN_JOB"),
             )
             code = verdict.exit_code(cause, out_of_memory=out_of_memory)
+            if self.plan.is_training and code == ExitCode.CONFIG and not (cause.report or {}).get("is_user_error"):
+                code = ExitCode.USER_CODE  # a user's code has called sys.exit(2); of ours it would say: not begun
             text = verdict.explain(cause, found, scene)
         self.told = verdict.signature(cause)
         same = cause is not None and self.told == told

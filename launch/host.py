@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class Host:
     cores: int
     gpus: int
     slurm: Slurm | None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, those that libraries of ours read, as the user has set them."""
+
+
+_READ = re.compile(r"(NCCL|TORCH|GLOO|CUBLAS|CUDA|CUDNN|NVIDIA|OMP|MKL|OPENBLAS|KMP)_.+|PYTHONUNBUFFERED")
 
 
 def look(environ: Mapping[str, str] = os.environ) -> Host:
@@ -60,7 +65,13 @@ def look(environ: Mapping[str, str] = os.environ) -> Host:
     limits = [len(os.sched_getaffinity(0)), cpu_quota(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))]
     limits.append(job.cpus if job else None)
     cores = min(limit for limit in limits if limit is not None)
-    return Host(name=socket.gethostname(), cores=cores, gpus=visible_gpus(environ, physical_gpus()), slurm=job)
+    return Host(
+        name=socket.gethostname(),
+        cores=cores,
+        gpus=visible_gpus(environ, physical_gpus()),
+        slurm=job,
+        variables={name: value for name, value in environ.items() if _READ.fullmatch(name)},
+    )
 
 
 # ---------------------------------------------------------------- cores and memory

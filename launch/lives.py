@@ -17,7 +17,7 @@ from launch.console import mark, say
 from launch.inbox import Inbox
 from launch.plan import LaunchPlan
 from launch.processes import myself
-from launch.records import read_json
+from launch.records import read_json, read_rows
 from launch.run_dirs import newest_checkpoint
 
 FILE = "lives.jsonl"
@@ -130,15 +130,7 @@ def on_record(plan: LaunchPlan, inbox: Inbox) -> Iterator[Life]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """Each life of the run, the oldest first: what is known of its beginning, and of its end under `ended`."""
     lives: dict[int, dict[str, Any]] = {}
-    try:
-        lines = (folder / FILE).read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off by a crash
-            continue
+    for row in read_rows(folder / FILE):
         empty = {"job": None, "restarts": 0, "checkpoint": None, "in_order": False, "ended": None}
         life = lives.setdefault(row["life"], {**empty, "life": row["life"]})
         if row["event"] == "began":

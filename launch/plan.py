@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.config.errors import UserError
-from dist_train.config.shares import share
+from dist_train.config.shares import check_even, share
 from launch.demands import Demands
 from launch.host import Host, Slurm
 from launch.output.choice import LOG_SIZE, parse_ranks, parse_size, parse_tee
 from launch.rendezvous import Rendezvous, choose
+from launch.variables import environment, threads_of_a_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,6 @@ class LaunchPlan:
     """What it is to begin from; None for programs that do not ask."""
     folder: Path
     """Of logs and generations: the run directory."""
-    keep_latest: bool
-    """Whether `latest` beside the run directory is to point to it."""
     log_dir: Path | None
     """Where logs go instead of the run directory."""
     tee: str
@@ -166,7 +165,6 @@ def make_plan(
     program: tuple[str, ...],
     arguments: tuple[str, ...],
     resume: str | None,
-    keep_latest: bool = False,
 ) -> LaunchPlan:
     """Decides how many ranks start where, with what in their environment. `config` is a RunConfig, or the Demands of a
     program that has none.
@@ -180,7 +178,7 @@ def make_plan(
     microbatches = nodes * ranks if demands.microbatches == "auto" else demands.microbatches
     if resume is not None:  # a training
         check_fits(config, nodes * ranks, microbatches)
-    threads = demands.threads if demands.threads and device == "cpu" else max(1, host.cores // ranks)
+    threads = threads_of_a_rank(demands, device, ranks, host)
     return LaunchPlan(
         nodes=nodes,
         node=node,
@@ -189,7 +187,7 @@ def make_plan(
         backend=backend,
         threads_per_rank=threads,
         microbatches=microbatches,
-        environment=_environment(demands, nodes, device, threads, host),
+        environment=environment(demands, nodes, device, threads, host),
         rendezvous=choose(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
         grace=flags.grace,
@@ -201,7 +199,6 @@ def make_plan(
         arguments=arguments,
         resume=resume,
         folder=folder,
-        keep_latest=keep_latest,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
         **_output(flags, nodes * ranks),
         slurm=host.slurm,
@@ -281,28 +278,11 @@ def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
 def check_fits(config: Any, world_size: int, microbatches: int) -> None:
     """Raises UserError when a global batch cannot be shared out among so many ranks."""
     share(0, world_size, microbatches)  # which says so when there are too few
+    if config.model.sync_batchnorm:
+        check_even(world_size, microbatches)
     size = config.batch.global_size
     if size % microbatches:
         raise UserError(
             f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
             f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
         )
-
-
-def _environment(demands: Demands, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
-    added = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a failed collective ends the rank instead of hanging it
-    }
-    if host.slurm:
-        added["DIST_TRAIN_JOB"] = host.slurm.job  # for rank 0's lease, which another run of the directory will name
-    if nodes == 1:  # nothing listens where others could reach it
-        added |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    if device == "cpu" and host.gpus:
-        added["CUDA_VISIBLE_DEVICES"] = ""
-    if device == "gpu" and demands.exact:
-        added["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
-    return added

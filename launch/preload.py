@@ -4,7 +4,7 @@
 imports the standard library alone. The supervisor sends one message that says what to import, then one for each agent;
 an agent sends one for each rank. Whoever asked for a process is told how it ended. One message is one JSON packet.
 
-No rank is forked from a process with a CUDA context or with further threads: neither survives a fork.
+No rank is forked from a process that has called the GPU's driver or that has further threads: neither survives a fork.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed",)
 """What nearly every distributed program comes to."""
+DEVICES = "/dev/nvidia"
+"""How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
 
 
 def main(arguments: list[str]) -> None:
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    Server(control, entry, processes).serve(order["modules"], order["strict"])
+    Server(control, entry, processes, order.get("devices", DEVICES)).serve(order["modules"], order["strict"])
 
 
 def load(name: str) -> Any:
@@ -85,11 +87,21 @@ def print_to(log: str) -> None:
     os.close(target)
 
 
+def open_files(prefix: str) -> Iterator[str]:
+    """Of this process, those whose path begins so."""
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that the listing itself had open
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if path.startswith(prefix):
+                yield path
+
+
 class Server:
     """Forks what it is asked for, and tells how it ended."""
 
-    def __init__(self, control: socket.socket, entry: Any, processes: Any) -> None:
+    def __init__(self, control: socket.socket, entry: Any, processes: Any, devices: str) -> None:
         self._control = control
+        self._devices = devices
         self._entry = entry
         self._processes = processes
         self._selector = selectors.DefaultSelector()
@@ -127,6 +139,8 @@ class Server:
         torch = sys.modules["torch"]
         if torch.cuda.is_initialized():
             return "what was imported has made a CUDA context, which does not survive a fork"
+        if device := next(open_files(self._devices), None):
+            return f"what was imported has opened {device}, and the GPU's driver does not survive a fork"
         threads = len(os.listdir("/proc/self/task"))
         if threads > 1:
             return f"what was imported has started {threads - 1} more thread{'s' * (threads > 2)}, lost in a fork"

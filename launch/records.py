@@ -21,6 +21,22 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none of a line that a crash cut off, or where there is no file."""
+    rows = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows += [row] * isinstance(row, dict)
+    return rows
+
+
 def read_all(folder: Path) -> list[Any]:
     """The content of every JSON file in a folder, by name; empty where there is no folder."""
     found = (read_json(path) for path in sorted(folder.glob("[!.]*.json")))

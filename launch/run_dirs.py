@@ -1,23 +1,21 @@
 """Run directories: which one a command means, how a new one is called, and which there are."""
 
-import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
-from dist_train.config.run_dirs import latest_run_dir, new_run_dir, point_latest_at
+from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
 from launch.processes import is_alive, myself
-from launch.records import read_all, read_json
+from launch.records import read_all, read_json, read_rows
 from launch.slurm import jobs
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
-CHECKPOINTS = "checkpoints"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -42,6 +40,10 @@ class Wish:
     job: str | None
     """A name that all nodes of this start know: SLURM's job, or --rdzv-id."""
     nodes: int
+    restarts: int | None = None
+    """How often SLURM's job has come back; None where `job` is not one."""
+    allowed: tuple[str, ...] = ()
+    """Keys that may have changed."""
 
 
 def config_of(resume: str | None, run_dir: str | None) -> Path | None:
@@ -69,7 +71,7 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
     if source is not None and not is_checkpoint(source):
         return Choice(folder=source.resolve(), resume="auto")
     if job is not None:
-        return _in_named(Path(config.run_root) / config.name / job, wish.resume, source)
+        return _in_job(config, wish, job, source)
     if wish.nodes > 1:
         raise UserError(
             f"{wish.nodes} nodes have to agree on one run directory, and each would make its own: "
@@ -77,10 +79,37 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
         )
     if source is not None:
         return Choice(folder=new_run_dir(config), resume=str(source))
-    latest = latest_run_dir(config) if wish.resume == "auto" else None
-    if latest is not None:
-        return Choice(folder=latest, resume="auto")
-    return Choice(folder=new_run_dir(config), resume="none")
+    newest = to_go_on_with(config) if wish.resume == "auto" else None
+    return _auto(newest) if newest else Choice(folder=new_run_dir(config), resume="none")
+
+
+def _in_job(config: "RunConfig", wish: Wish, job: str, source: Path | None) -> Choice:
+    """The job's own run, to which it comes back. With --resume auto, where that has saved nothing: the one that the job
+    has gone on with before, else the newest."""
+    first = own = Path(config.run_root) / config.name / job
+    if wish.restarts is not None:
+        from launch.slurm.trainings import folder_of
+
+        own = folder_of(first, config, wish.allowed, job.removeprefix("slurm-"), wish.restarts)
+    if wish.resume == "auto" and own == first and not has_checkpoints(own):
+        runs = first.parent.glob("*/lives.jsonl") if wish.restarts is not None else ()
+        ours = [path.parent for path in runs if _was_in_job(path, job.removeprefix("slurm-"))]
+        known = [found for run in ours if (found := saved(run)) is not None]
+        newest = max(known, key=lambda run: run.at) if known else to_go_on_with(config)
+        if newest is not None:
+            return _auto(newest)
+    choice = _in_named(own, wish.resume, source)
+    note = f"{first.name} is a training of another config in this job; this one is in {own.name}"
+    return replace(choice, note=choice.note or note) if own != first else choice
+
+
+def _was_in_job(lives: Path, job: str) -> bool:
+    return any(str(row.get("job")) == job for row in read_rows(lives))
+
+
+def _auto(newest: Saved) -> Choice:
+    note = f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}"
+    return Choice(folder=newest.run_dir, resume="auto", note=note)
 
 
 def _in_named(folder: Path, resume: str | None, source: Path | None) -> Choice:
@@ -132,7 +161,7 @@ def has_checkpoints(folder: Path) -> bool:
 def newest_checkpoint(folder: Path) -> str | None:
     """Name of the newest complete checkpoint, such as `step-00001200`."""
     names = (path.name for path in (folder / CHECKPOINTS).glob("step-*") if path.is_dir())
-    return max(names, default=None)
+    return max(names, key=lambda name: (len(name), name), default=None)
 
 
 def _safe_name(job: str) -> str:
@@ -151,17 +180,6 @@ def make(folder: Path) -> None:
         (folder / "generations").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None
-
-
-def is_below_root(config: "RunConfig", folder: Path) -> bool:
-    """Whether a run lives where `latest` is kept for its name."""
-    return folder.absolute().parent.resolve() == (Path(config.run_root) / config.name).resolve()
-
-
-def point_latest(folder: Path) -> None:
-    """Makes `latest` beside the run point to it, where the file system lets us: it is a convenience."""
-    with contextlib.suppress(OSError):
-        point_latest_at(folder)
 
 
 def free_space(folder: Path) -> int | None:

@@ -5,9 +5,10 @@ import fcntl
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from dist_train.config.before import IN_LOG_DIR, Before
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from launch import run_dirs
@@ -23,11 +24,18 @@ from launch.slurm.orphans import end_older_lives
 
 PATIENCE = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
+OTHERS_END = 10.0
+"""Seconds that the other nodes' launchers have to end after this one."""
 RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG)
 
 
-def supervise(plan: LaunchPlan) -> int:
+def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = None) -> int:
     """Runs the plan to its end, restarts included. Returns the exit code for the launcher.
+
+    A training that ends with exit code 2 has not begun, and its directory is left as it was before.
+
+    Args:
+        at_end: called while all that was written is still there.
 
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
@@ -38,16 +46,50 @@ def supervise(plan: LaunchPlan) -> int:
         end_older_lives(plan.slurm)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
-    run_dirs.make(plan.folder)
+    before = _before(plan)
+    try:
+        run_dirs.make(plan.folder)
+    except UserError:
+        _put_back(before)
+        raise
     with owning(plan), Inbox() as inbox:
-        if plan.keep_latest:
-            run_dirs.point_latest(plan.folder)
         starter = Starter(plan)
         try:
-            return _live(plan, inbox, starter)
+            code = _live(plan, inbox, starter)
         finally:
             starter.close()
             sweep(patience=0)
+        if at_end is not None:
+            at_end(plan)
+        if code == ExitCode.CONFIG:
+            _await_others(plan)
+            _put_back(before)
+    return code
+
+
+def _before(plan: LaunchPlan) -> list[Before]:
+    """The places of a training that the first node may put back."""
+    if not plan.is_training or plan.node != 0:
+        return []
+    return [Before(plan.folder), *[Before(plan.logs, IN_LOG_DIR)] * (plan.log_dir is not None)]
+
+
+def _put_back(before: list[Before]) -> None:
+    for place in reversed(before):
+        place.put_back()
+
+
+def _await_others(plan: LaunchPlan) -> None:
+    """Returns when the launchers of the other nodes, which write in the same directory, have let go of it."""
+    deadline = time.monotonic() + OTHERS_END
+    for path in plan.folder.glob(".lock-node*"):
+        with contextlib.suppress(OSError), open(path) as lock:
+            while path.name != ".lock-node0" and time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
 
 
 def _live(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
@@ -71,6 +113,8 @@ def _generations(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
         if inbox.stop is None and generation.knows_no_cause:
             code = agreed_code(plan, generation.folder, code, last=attempt > plan.max_restarts)
         stuck = stuck + 1 if plan.is_training and run_dirs.newest_checkpoint(plan.folder) == before else 0
+        if code == ExitCode.CONFIG and attempt > 1 and plan.is_training:
+            return ExitCode.CANNOT_RESUME  # something of it has been written, as 2 would deny
         if code not in RESTARTABLE or inbox.stop is not None or attempt > plan.max_restarts:
             return code
         if stuck == PATIENCE:

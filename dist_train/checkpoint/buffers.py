@@ -4,10 +4,12 @@ A file of tensors is what safetensors makes of them, to the byte: 8 bytes with t
 JSON, the tensors one after another (https://huggingface.co/docs/safetensors, "Format").
 """
 
+import ctypes
 import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -82,8 +84,13 @@ class Buffers:
         return dict(self._parts)
 
     def close(self) -> None:
-        """Gives the memory back; `take` must not be called again."""
-        self._release()
+        """Gives the memory back; `take` must not be called again.
+
+        What is page-locked goes back with the process: to unlock it waits for all that the GPU has to do, which after
+        a failure may never end.
+        """
+        if not self._pinned:
+            self._release()
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -117,12 +124,28 @@ class Buffers:
         A system that allows no more locked pages leaves it as it is, which is slower and no less right."""
         address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
         self._pinned = int(torch.cuda.cudart().cudaHostRegister(address, len(self.memory), 0)) == 0
+        if not self._pinned:
+            forget_cuda_error()
 
     def _release(self) -> None:
+        """Between two saves, where the GPU has nothing to do with the memory any more."""
         if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr())
+            address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
+            if int(torch.cuda.cudart().cudaHostUnregister(address)):
+                forget_cuda_error()
         self._pinned, self._layout, self._views = False, [], []
         self.memory = memoryview(b"")
+
+
+def forget_cuda_error() -> None:
+    """The runtime keeps the error of a failed call until somebody asks for it, which the next launch of a kernel would
+    do, and raise it as its own. torch does not offer the call, but has the runtime loaded."""
+    ask = getattr(ctypes.CDLL(None), "cudaGetLastError", None)
+    if ask is not None:
+        ask()
+    else:  # a build with the runtime inside
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
 
 
 def header(tensors: Tensors) -> bytes:

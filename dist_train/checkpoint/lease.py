@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dist_train.config.before import Before
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import EXPIRY_S, FOLDER, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
 from dist_train.files import write_all
@@ -63,6 +64,7 @@ class Lease:
         renewal: seconds between two renewals.
         note: told one line when taking has to wait.
         lost: called, from another thread, when another life has taken the directory over.
+        takes_back: whether an end with exit code 2 leaves the directory as it was. Under the launcher, that does it.
     """
 
     def __init__(
@@ -73,11 +75,14 @@ class Lease:
         renewal: float = RENEWAL_S,
         note: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         lost: Callable[[], None] = ask_to_stop,
+        takes_back: bool = False,
     ) -> None:
         self._lost, self._note = lost, note
         self._owner = owner or Owner.myself()
         self._expiry, self._renewal = expiry, renewal
         self._fence: Fence | None = None
+        self._takes_back = takes_back
+        self._before: Before | None = None
         self._file = -1
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,7 +90,10 @@ class Lease:
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._before is not None and isinstance(error, UserError) and error.code == ExitCode.CONFIG:
+            self._stop_renewing()
+            self._before.put_back()  # while the directory is still ours
         self.release()
 
     def take(self, run_dir: Path) -> Fence:
@@ -94,6 +102,8 @@ class Lease:
         Raises:
             UserError: (exit 3) when a live run owns it; nothing has changed then. (exit 14) when the disk refuses.
         """
+        if self._takes_back:
+            self._before = Before(run_dir)
         try:
             while self._fence is None:
                 number = await_free(run_dir, self._expiry, self._note) + 1
@@ -112,14 +122,18 @@ class Lease:
         """Gives the directory back, so that the next life has nothing to wait for."""
         if self._thread is None:
             return
-        self._over.set()
-        self._thread.join(self._renewal)
+        self._stop_renewing()
         with suppress(OSError):
             self._write(RELEASED.ljust(_WIDTH))
         if not self._thread.is_alive():  # else it hangs in a write, and its descriptor must stay its own
             with suppress(OSError):
                 os.close(self._file)
         self._thread = None
+
+    def _stop_renewing(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(self._renewal)
 
     def _claim(self, run_dir: Path, number: int) -> bool:
         """Whether the number is ours now."""

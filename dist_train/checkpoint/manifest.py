@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.strict_json import tagged, untagged
 from dist_train.files import Bytes, sync_folder, write_synced
 
 FORMAT = 1
@@ -45,7 +46,7 @@ def write(folder: Path, files: Mapping[str, Bytes], facts: Mapping[str, Any]) ->
     for name, content in files.items():
         write_synced(folder / name, content)
         entries[name] = {"size": memoryview(content).nbytes, "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"format": FORMAT, **facts, "files": entries}
+    manifest = tagged({"format": FORMAT, **facts, "files": entries})
     manifest["sha256"] = _digest(manifest)
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync_folder(folder)
@@ -78,7 +79,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{MANIFEST}: sha256 differs")
     if manifest.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
+    return untagged(manifest)
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:

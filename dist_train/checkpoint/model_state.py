@@ -66,7 +66,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[
 def check_json(value: Any, what: str) -> None:
     """Raises UserError (exit 14) unless JSON gives `value` back as it was."""
     try:
-        is_same = json.loads(json.dumps(value)) == value
+        is_same = repr(json.loads(json.dumps(value))) == repr(value)  # tells 1 from 1.0, and nan equals itself
         reason = "it changes on its way through JSON, as tuples and keys that are no text do"
     except (TypeError, ValueError, RecursionError) as error:
         is_same, reason = False, str(error)

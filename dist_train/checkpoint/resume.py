@@ -1,7 +1,6 @@
 """Going on from a checkpoint: which one, whether it fits this config, and its state on every rank."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found, read
+from dist_train.config.changes import differences, differing, is_below
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.process_group import ProcessGroup
@@ -34,26 +34,6 @@ def config_of(found: Found) -> RunConfig | None:
         ) from None
 
 
-def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key path, old value, new value) of every leaf that differs, sorted by key path."""
-    return _differences(*(json.loads(config.model_dump_json()) for config in (old, new)))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    left, right = dict(_leaves("", old)), dict(_leaves("", new))
-    for path in sorted(left.keys() | right.keys()):
-        if left.get(path) != right.get(path):
-            yield path, left.get(path), right.get(path)
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, child in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else key, child)
-    else:
-        yield prefix, value
-
-
 def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[str]:
     """The changes that are let through, one line each.
 
@@ -63,8 +43,8 @@ def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[s
     lines: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     for path, before, after in differences(old, new):
-        safe = _below(path, SAFE_TO_CHANGE) and not _decides_how_far_back(path, new)
-        covered = safe or _below(path, allowed)
+        safe = is_below(path, SAFE_TO_CHANGE) and not _decides_how_far_back(path, new)
+        covered = safe or is_below(path, allowed)
         (lines if covered else refused).append((path, f"{path}: was {before}, is {after}"))
     if refused:
         keys = " ".join(f"--allow-change {path}" for path, _ in refused)
@@ -75,10 +55,6 @@ def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[s
             ExitCode.CANNOT_RESUME,
         )
     return [line for _, line in lines]
-
-
-def _below(path: str, keys: Sequence[str]) -> bool:
-    return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
 def _decides_how_far_back(path: str, config: RunConfig) -> bool:
@@ -105,7 +81,7 @@ def check_surroundings(found: Found | None, now: Mapping[str, Any], allowed: Seq
     lines = []
     for kind, subject in {**REFUSED, **SHOWN}.items():
         before = found.manifest.get(kind) if found is not None else None
-        changes = [] if before is None else list(_differences({kind: before}, {kind: now[kind]}))
+        changes = [] if before is None else list(differing({kind: before}, {kind: now[kind]}))
         if found is None or not changes:
             continue
         said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)

@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import load_model
+from dist_train.config.strict_json import tagged, untagged
 
 Tensors = dict[str, Tensor]
 AVERAGED = "n_averaged"
@@ -28,6 +29,7 @@ class TrainState:
         step: optimizer steps done.
         best_value: of the metric that picks the best checkpoint.
         best_step: the step it was reached at.
+        improved_value: the last value that was better than the one before it by train.early_stopping.min_delta.
         stale: evaluations since then.
         metrics: of the last evaluation.
         finished: the training has reached its end, or early stopping has ended it.
@@ -37,6 +39,7 @@ class TrainState:
     step: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    improved_value: float | None = None
     stale: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
@@ -75,7 +78,7 @@ class Snapshot:
         return files if self.ema is None else {**files, "ema.safetensors": self.ema}
 
     def other_files(self) -> dict[str, bytes]:
-        return {"state.json": json.dumps(self.other, indent=1).encode()}
+        return {"state.json": json.dumps(tagged(self.other), indent=1).encode()}
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> "Snapshot":
@@ -84,7 +87,7 @@ class Snapshot:
             model=safetensors.torch.load(files["model.safetensors"]),
             optimizer=safetensors.torch.load(files["optimizer.safetensors"]),
             ema=None if ema is None else safetensors.torch.load(ema),
-            other=json.loads(files["state.json"]),
+            other=untagged(json.loads(files["state.json"])),
         )
 
 

@@ -19,6 +19,7 @@ from dist_train.config.source import load
 from dist_train.control.due import Due
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
+from dist_train.models.deterministic import explain, without_deterministic_form
 from dist_train.optim import build as build_optimizer
 from dist_train.schedule import Schedule
 
@@ -36,7 +37,10 @@ def describe(config: RunConfig) -> dict[str, Any]:
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
         classes = len(splits.classes) if splits.classes else None
-        facts |= _size(config, models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed))
+        model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
+        facts |= _size(config, model)
+        if config.exact and (found := [*without_deterministic_form(model)]):
+            facts["not_on_a_gpu"] = explain(found)
     except UserError as error:
         facts["problem"] = str(error)
         if facts["total_steps"] is None and config.train.duration.unit == "steps":

@@ -1,7 +1,6 @@
 """`python -m dist_train.commands.evaluate RUN_OR_CHECKPOINT`: the figures of a saved model, on any number of ranks."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import UserError
+from dist_train.config.strict_json import to_json
 from dist_train.data import datasets
 from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     with reporting():
         row = _evaluate(arguments.target, arguments.split)
     if Ranks.from_environment().is_first:
-        print(json.dumps(row) if arguments.json else _text(row))
+        print(to_json(row) if arguments.json else _text(row))
     return 0
 
 

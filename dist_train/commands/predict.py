@@ -1,7 +1,6 @@
 """`python -m dist_train.commands.predict CHECKPOINT IMAGE…|FOLDER`: the class of images, and how sure the model is."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from dist_train.checkpoint.store import locate, read
 from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import ImageFolder, RunConfig
+from dist_train.config.strict_json import to_json
 from dist_train.data.datasets.image_folder import EXTENSIONS
 from dist_train.data.decode import decode_file
 from dist_train.data.finish import Finish
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     with reporting():
         rows = predict(arguments.checkpoint, list(_files(arguments.images)))
     if arguments.json:
-        print(json.dumps(rows))
+        print(to_json(rows))
         return 0
     width = max(len(row["class"]) for row in rows)
     for row in rows:

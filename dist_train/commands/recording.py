@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
-from dist_train.checkpoint.resume import check_surroundings, config_of, differences
+from dist_train.checkpoint.resume import check_surroundings, config_of
 from dist_train.checkpoint.store import CheckpointStore, Found, step_of
+from dist_train.config.changes import differences
 from dist_train.config.errors import UserError
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dist_train.config.problems import alternatives, did_you_mean, shown
 from dist_train.config.torchvision_names import TorchvisionClassifier
 from dist_train.config.types import (
     AnyDuration,
     Bool,
+    CommandPath,
     CommandWords,
     Count,
     Duration,
@@ -34,6 +36,7 @@ from dist_train.config.types import (
     TimeDuration,
     TrainingDuration,
     TrainingDurationOrZero,
+    UserPath,
 )
 
 
@@ -87,13 +90,13 @@ class ImageFolder(Section):
     """JPEG, PNG, BMP or WebP files in one folder per class."""
 
     name: Literal["image_folder"] = "image_folder"
-    root: str
+    root: UserPath
     """The folder."""
-    train: str | None = None
+    train: UserPath | None = None
     """Folder of the training images under root. Without it, root itself holds the classes."""
-    eval: str | None = None
+    eval: UserPath | None = None
     """Folder of the evaluation images under root."""
-    test: str | None = None
+    test: UserPath | None = None
     """Folder of the test images under root, for the best checkpoint at the very end."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation where `eval` names no folder."""
@@ -116,7 +119,7 @@ class ImageFolder(Section):
 
 
 class _TorchvisionData(Section):
-    root: str = "data"
+    root: UserPath = "data"
     """Folder of the files; downloaded there where they are missing."""
     download: Bool = True
     """Fetch missing files."""
@@ -272,7 +275,7 @@ class LoaderConfig(Section):
 
 
 class _ModelSwitches(Section):
-    start_weights: str | None = None
+    start_weights: UserPath | None = None
     """A safetensors file with the weights to begin with."""
     channels_last: Bool = False
     """Memory layout NHWC, faster for convolutions in low precision on a GPU."""
@@ -487,9 +490,10 @@ class EarlyStopping(Section):
     """End the training when the best metric no longer improves."""
 
     patience: Count
-    """Evaluations without improvement before the end."""
+    """Evaluations in a row without improvement before the end; one whose figure is no number is such a one."""
     min_delta: NonNegative = 0.0
-    """Smallest change that counts as improvement."""
+    """What a figure must exceed the last one that counted as an improvement by, to count as one itself; so a slow gain
+    counts once it has added up."""
 
 
 class TrainConfig(Section):
@@ -525,7 +529,7 @@ class EvalConfig(Section):
     mode: Literal["sharded", "rank0"] = "sharded"
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
     best: str = "accuracy"
-    """The metric that picks the best checkpoint."""
+    """The metric that picks the best checkpoint. A figure that is no finite number never does."""
     best_is: Literal["max", "min"] = "max"
     """Which way is better."""
 
@@ -546,14 +550,14 @@ class WandbConfig(Section):
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`: online where there are credentials, offline without."""
-    project: str = "dist-train"
-    """The project that the run is filed under."""
+    project: str | None = None
+    """The project that the run is filed under. Without it, WANDB_PROJECT's, else `dist-train`."""
     entity: str | None = None
-    """User or team. Without it, your default."""
+    """User or team. Without it, WANDB_ENTITY's, else your default."""
     group: str | None = None
-    """Runs shown together."""
+    """Runs shown together. Without it, WANDB_RUN_GROUP's."""
     tags: list[str] = []
-    """Labels."""
+    """Labels. Without any, WANDB_TAGS's."""
 
 
 class TrackingConfig(Section):
@@ -617,9 +621,9 @@ class SlurmConfig(Section):
     """Seconds before the time limit at which saving begins; three quarters of them may be used for it."""
     prefix: CommandWords = ""
     """Words before the command on every node, as a shell reads them: `apptainer exec --nv image.sif`."""
-    python: CommandWords | None = None
+    python: CommandPath | None = None
     """The Python on the nodes, or in the container. Without it, the one that submits."""
-    site: CommandWords | None = None
+    site: CommandPath | None = None
     """A bash file that the job reads before it starts, such as one that exports a cluster's NCCL variables."""
     options: list[SlurmOption] = []
     """More of sbatch's options, each as `--name=value`."""
@@ -663,7 +667,7 @@ class RunConfig(Section):
 
     name: RunName = "run"
     """Folder under run_root."""
-    run_root: str = "runs"
+    run_root: UserPath = "runs"
     """Where run directories are made."""
     seed: Annotated[Int, Field(ge=0)] = 0
     """Of every random draw."""
@@ -695,8 +699,17 @@ class RunConfig(Section):
         return self
 
 
+REPORTED: tuple[str, ...] = ("loss", "accuracy", "top5", "precision", "recall", "f1")
+REPORTED += ("precision_micro", "recall_micro", "f1_micro")
+"""What the task `classification` reports; a test compares."""
+
+
 def _contradictions(config: RunConfig) -> Any:
     """Yields (key path, message) for what no section can see alone."""
+    best = config.eval.best
+    if isinstance(config.task, Classification) and best not in REPORTED:
+        hint = did_you_mean(best, REPORTED)
+        yield "eval.best", f"must be one of {alternatives(REPORTED)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
     names = [item.name for item in config.augment]

@@ -15,3 +15,14 @@ def share(rank: int, world_size: int, microbatches: int) -> range:
             f"start at most {microbatches} ranks, or set batch.microbatches to {world_size} or more"
         )
     return range(rank * microbatches // world_size, (rank + 1) * microbatches // world_size)
+
+
+def check_even(world_size: int, microbatches: int) -> None:
+    """Raises UserError when some ranks have more microbatches than others: SyncBatchNorm waits for all in each forward,
+    so it would wait forever for one that a rank does not have."""
+    if microbatches % world_size:
+        raise UserError(
+            f"SyncBatchNorm needs as many microbatches on every rank, and {microbatches} do not divide among "
+            f"{world_size} ranks: start a number of ranks that divides {microbatches}, or set batch.microbatches to "
+            f"{-(-microbatches // world_size) * world_size}"
+        )

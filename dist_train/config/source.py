@@ -11,6 +11,7 @@ Overrides: `optimizer.lr=0.1`, `augment.0.padding=2` for items of lists, `model=
 value is YAML 1.2. Components are switched before the other overrides are applied, whatever their order.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -113,7 +114,7 @@ class _Files:
 
     def _parent(self, item: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
         if isinstance(item.value, str) and item.value:
-            return self.read(path.parent / item.value, item.place, chain)
+            return self.read(path.parent / os.path.expanduser(item.value), item.place, chain)
         message = f"must be a file name or a list of file names, not {shown(item.plain())}"
         self.problems.append(problem_at(item.place, ("extends",), message))
         return None

@@ -1,10 +1,11 @@
 """The value types of the schema: strict scalars, durations, names. No torch here."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic_core import PydanticCustomError, core_schema
 
 
@@ -28,6 +29,9 @@ RunName = Annotated[str, Field(pattern=RUN_NAME)]
 IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 """`package.module:Thing`."""
+
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder of the user's: `~` at its beginning is the home folder, which no shell sees behind `data.root=`."""
 
 _WORD = r"[A-Za-z0-9_.@+-]"
 SLURM_NAMES = rf"^[A-Za-z0-9_]{_WORD}*(,[A-Za-z0-9_]{_WORD}*)*$"
@@ -62,6 +66,9 @@ SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
 COMMAND_WORDS = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 CommandWords = Annotated[str, Field(pattern=COMMAND_WORDS)]
 """Text in one line."""
+
+CommandPath = Annotated[CommandWords, AfterValidator(os.path.expanduser)]
+"""A UserPath that goes into a script."""
 
 _UNITS = {
     "step": "steps", "steps": "steps",

@@ -3,7 +3,7 @@
 import sys
 from typing import Any, Literal
 
-Phase = Literal["init", "compile", "step", "evaluate", "save", "end"]
+Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "end"]
 _step = 0
 _work = 0.0
 
@@ -31,6 +31,12 @@ def beat(phase: Phase, step: int | None = None) -> None:
     witness = _witness()
     if witness is not None:
         witness.beat(phase, _step)
+
+
+def stacks() -> tuple[str, int] | None:
+    """Where this rank writes its stacks, and the signal that asks for them; None where nobody would."""
+    witness = _witness()
+    return None if witness is None else (str(witness.stacks), int(witness.signal))
 
 
 def _witness() -> Any:

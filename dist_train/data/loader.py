@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import LoaderConfig, RunConfig
-from dist_train.control.heartbeat import work
+from dist_train.control.heartbeat import stacks, work
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -237,7 +237,7 @@ class Loading:
             options = {
                 "prefetch_factor": config.prefetch,
                 "multiprocessing_context": start_method(device),
-                "worker_init_fn": start_worker,
+                "worker_init_fn": partial(start_worker, stacks=stacks()),
             }
         loader: DataLoader = DataLoader(
             fetch,

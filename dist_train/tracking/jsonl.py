@@ -5,7 +5,6 @@ ranks, and for a run that was interrupted and resumed.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_train.config import strict_json
 from dist_train.files import sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
@@ -52,36 +52,63 @@ class Lines:
             self._left = self._left[os.write(self._file, self._left) :]
 
 
+class Record:
+    """A file of a run, rewound to where this life goes on, once there is something to write: a life that ends before
+    its first step leaves it as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._facts: tuple[int, Note] | None = None
+        self._lines: Lines | None = None
+        self._evaluations: set[tuple[Any, Any]] = set()
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        self._facts = facts.first_step, note
+
+    def append(self, rows: list[Row]) -> None:
+        self._opened().append(rows)
+
+    def evaluations(self) -> set[tuple[Any, Any]]:
+        """Split and step of those that earlier lives have left."""
+        self._opened()
+        return self._evaluations
+
+    def close(self) -> None:
+        lines, self._lines, self._facts = self._lines, None, None
+        if lines is not None:
+            lines.close()
+
+    def _opened(self) -> Lines:
+        if self._lines is None:
+            assert self._facts is not None
+            step, note = self._facts
+            self._evaluations = {(row.get("split"), row["step"]) for row in rewind(self._path, step)}
+            self._lines = Lines(self._path, note)
+        return self._lines
+
+
 class JsonlSink(Sink):
     """The rows of steps and evaluations."""
 
     name = "metrics.jsonl"
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: Lines | None = None
-        self._already: set[tuple[Any, Any]] = set()
+        self._record = Record(path)
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        kept = rewind(self._path, facts.first_step)
-        # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
-        # was written down before comes again, and is the same.
-        self._already = {(row.get("split"), row["step"]) for row in kept}
-        self._lines = Lines(self._path, note)
+        self._record.begin(facts, note)
 
     def log_steps(self, interval: Interval) -> None:
-        assert self._lines is not None
-        self._lines.append([{"kind": "train", **row} for row in interval.rows])
+        self._record.append([{"kind": "train", **row} for row in interval.rows])
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        assert self._lines is not None
-        if (row.get("split"), row["step"]) not in self._already:
-            self._lines.append([{"kind": "evaluation", **row}])
+        # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
+        # was written down before comes again, and is the same.
+        if (row.get("split"), row["step"]) not in self._record.evaluations():
+            self._record.append([{"kind": "evaluation", **row}])
 
     def close(self) -> None:
-        lines, self._lines = self._lines, None
-        if lines is not None:
-            lines.close()
+        self._record.close()
 
 
 class SamplesSink(Sink):
@@ -90,38 +117,29 @@ class SamplesSink(Sink):
     name = "samples.jsonl"
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: Lines | None = None
+        self._record = Record(path)
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        rewind(self._path, facts.first_step)
-        self._lines = Lines(self._path, note)
+        self._record.begin(facts, note)
 
     def log_samples(self, rows: list[Row]) -> None:
-        assert self._lines is not None
-        self._lines.append(rows)
+        self._record.append(rows)
 
     def close(self) -> None:
-        lines, self._lines = self._lines, None
-        if lines is not None:
-            lines.close()
+        self._record.close()
 
 
 def to_json(row: Row) -> str:
     """One line of strict JSON. Floats come back bit for bit; what JSON has no number for is "nan", "inf" or "-inf"."""
-    return json.dumps(_strict(row), allow_nan=False, ensure_ascii=False)
+    return strict_json.to_json(_plain(row), ensure_ascii=False)
 
 
-def _strict(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return value.tolist()
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def rewind(path: Path, step: int) -> list[Row]:

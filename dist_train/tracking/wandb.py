@@ -26,6 +26,8 @@ INIT_S = 15
 FLUSH_S = 1.0
 """Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
 ORPHAN_CHECK_S = 5.0
+ENVIRONMENT = dict(os.environ)
+"""As the user has it: what W&B's documentation says of its variables holds, unless the config says another value."""
 
 
 class _Hurry(Exception):
@@ -103,7 +105,7 @@ def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
     reason = ""
     if begin["mode"] != "offline" and not signals.hurried:
         try:
-            with signals.may_give_up(2 * INIT_S):
+            with signals.may_give_up(2 * _init_s()):
                 if has_credentials():
                     run = _init(begin, "online")
                     _say(out, note=f"wandb  {run.url}")
@@ -113,7 +115,7 @@ def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
             print(f"no online run: {error!r}", file=sys.stderr)
             reason = f"not reachable ({_short(error)}), "
             _stop_service(signals)
-    with signals.may_give_up(2 * INIT_S):
+    with signals.may_give_up(2 * _init_s()):
         run = _init(begin, "offline")
     _say(out, note=f"wandb  {reason}offline; to upload: wandb sync {near(Path(run.settings.sync_dir))}")
     return run
@@ -141,6 +143,13 @@ def _kill_service() -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
+def _init_s() -> int:
+    """WANDB_INIT_TIMEOUT, else ours."""
+    with suppress(ValueError):
+        return max(1, round(float(ENVIRONMENT.get("WANDB_INIT_TIMEOUT", ""))))
+    return INIT_S
+
+
 def has_credentials() -> bool:
     """Whether wandb finds a key or token in the environment, a settings file or netrc. Asks nobody, no network."""
     import wandb
@@ -160,14 +169,27 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         "x_transaction_log_flush_interval": FLUSH_S,
     }
     fields = wandb.Settings.model_fields  # the x_ ones come and go with wandb's versions
-    keys = ("id", "name", "project", "entity", "group", "tags", "dir", "config")
+    ours = {
+        key: value for key, value in settings.items() if key in fields and f"WANDB_{key.upper()}" not in ENVIRONMENT
+    }
+    keys = ("id", "project", "entity", "group", "tags", "config")
+    given = {key: begin[key] for key in keys if begin[key] is not None}
     return wandb.init(
         mode=mode,
         resume="allow",
         allow_val_change=True,  # a resumed run may have another world size
-        settings=wandb.Settings(**{key: value for key, value in settings.items() if key in fields}),
-        **{key: begin[key] for key in keys},
+        settings=wandb.Settings(**ours),
+        **{**_defaults(begin["defaults"]), **given},
     )
+
+
+def _defaults(ours: dict[str, Any]) -> dict[str, Any]:
+    """Those of our defaults that neither a variable (WANDB_PROJECT, …) nor a settings file of W&B's says otherwise."""
+    import wandb
+
+    known = wandb.setup().settings
+    theirs = {"name": known.run_name, "project": known.project, "dir": ENVIRONMENT.get("WANDB_DIR")}
+    return {key: value for key, value in ours.items() if not theirs[key]}
 
 
 def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:

@@ -35,6 +35,8 @@ from dist_train.tracking.base import (
     prefix_of,
 )
 
+PROJECT = "dist-train"
+"""That runs are filed under where nobody says another."""
 MOST_WAITING = 32 * 2**20
 """Bytes kept for a process that does not read; more means that it never will."""
 MOST_CELLS = 10_000
@@ -199,18 +201,21 @@ class WandbSink(Sink):
 
 
 def run_id(path: Path) -> str:
-    """The W&B id of this run directory: made in its first life and kept, so that W&B too sees one run."""
+    """The W&B id of this run directory: WANDB_RUN_ID, or made in its first life, and kept, so that W&B sees one run."""
     with contextlib.suppress(FileNotFoundError):
         found = path.read_text().strip()
         if found:
             return found
-    made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    made = os.environ.get("WANDB_RUN_ID") or "".join(
+        secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8)
+    )
     write_atomic(path, f"{made}\n")
     return made
 
 
 def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
-    """What wandb.init is to be told. Config and facts, and nothing of the environment."""
+    """What wandb.init is to be told: config and facts, and under `defaults` what W&B's own variables and settings beat.
+    What is None here they decide alone."""
     wandb = facts.config.tracking.wandb
     found = (
         "model",
@@ -227,12 +232,15 @@ def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
     return {
         "mode": mode,
         "id": identity,
-        "name": f"{facts.name}-{facts.run_dir.name}",
         "project": wandb.project,
         "entity": wandb.entity,
         "group": wandb.group,
-        "tags": list(wandb.tags),
-        "dir": str(facts.run_dir.absolute()),
+        "tags": list(wandb.tags) or None,
+        "defaults": {
+            "name": f"{facts.name}-{facts.run_dir.name}",
+            "project": PROJECT,
+            "dir": str(facts.run_dir.absolute()),
+        },
         "config": {
             **facts.config.model_dump(mode="json"),
             "facts": {name: getattr(facts, name) for name in found + sizes},

@@ -34,7 +34,7 @@ def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
     Raises:
         UserError: when something is neither.
     """
-    config = words[0] if words and not _is_override(words[0]) else None
+    config = os.path.expanduser(words[0]) if words and not _is_override(words[0]) else None
     overrides = tuple(words[1:] if config else words)
     for word in overrides:
         if not _is_override(word):

@@ -1,12 +1,12 @@
 """`dist-train runs`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dist_train.config.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
 
@@ -24,7 +24,7 @@ def command(root: str, as_json: bool) -> None:
     found = list_runs(Path(root))
     add_queue(found)
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(to_json(found, indent=2) + "\n")
     elif not found:
         say(f"no runs under {root}")
     else:

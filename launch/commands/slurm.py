@@ -45,7 +45,9 @@ def _key(name: str, metavar: str, help_text: str) -> Any:
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")
-@click.option("--resume", metavar="auto|PATH|none", help="What it goes on from, as for dist-train train.")
+@click.option(
+    "--resume", type=click.Path(), metavar="auto|PATH|none", help="What it goes on from, as for dist-train train."
+)
 @click.option("--allow-change", multiple=True, metavar="KEY", help="As for dist-train train.")
 @click.option("--dry-run", is_flag=True, help="Print the script. Submits nothing, writes nothing.")
 @click.option("--follow", is_flag=True, help="Show the log as it grows, and end with the job. Ctrl-C leaves the job.")

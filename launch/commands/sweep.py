@@ -1,6 +1,5 @@
 """`dist-train sweep`."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -243,12 +242,13 @@ def near(folder: Path) -> str:
 
 def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
     """The table as it is now, on stdout and in its files."""
+    from dist_train.config.strict_json import to_json
     from launch.commands.runs import table as aligned
     from launch.sweep import table
 
     rows = table.look(sweep)
     table.write(sweep, rows)
     records = table.as_records(sweep, rows)
-    as_json = json.dumps(records, indent=2) + "\n"
+    as_json = to_json(records, indent=2) + "\n"
     sys.stdout.write(as_json if options["as_json"] else aligned(table.cells(sweep, rows)))
     return rows

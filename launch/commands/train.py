@@ -28,10 +28,11 @@ Where a run lives, and what it goes on from:
   --run-dir DIR             that directory; goes on if it holds checkpoints
   --run-dir DIR --resume none
                             that directory, which must not hold checkpoints
-  --resume auto             RUN_ROOT/NAME/latest, or a new directory if there is none
+  --resume auto             in the newest run of that name that has a checkpoint, or a new directory
   --resume RUN              in that run's directory; CONFIG may be left out
   --resume CHECKPOINT       a new directory that begins from RUN/checkpoints/step-…
-  in a SLURM job            RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on
+  in a SLURM job            RUN_ROOT/NAME/slurm-JOBID, so that a requeued job goes on; the next config that the job
+                            trains has slurm-JOBID-2
 In the shell of salloc or srun --pty it starts itself on all nodes of the allocation, with srun.
 Several nodes without SLURM need the same --run-dir (or --rdzv-id) on each.
 
@@ -44,7 +45,7 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @launch_flags
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
-@click.option("--resume", metavar="auto|PATH|none", help="What it goes on from; see below.")
+@click.option("--resume", type=click.Path(), metavar="auto|PATH|none", help="What it goes on from; see below.")
 @click.option(
     "--allow-change",
     multiple=True,
@@ -72,12 +73,13 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
         say(note)
     from launch.supervisor import supervise
 
-    code = supervise(plan)
-    if as_json:
-        from launch.verdict import latest
+    sys.exit(supervise(plan, _print_verdict if as_json else None))
 
-        click.echo(json.dumps(latest(plan.folder)))
-    sys.exit(code)
+
+def _print_verdict(plan: "LaunchPlan") -> None:
+    from launch.verdict import latest
+
+    click.echo(json.dumps(latest(plan.folder)))
 
 
 def _in_allocation(
@@ -115,6 +117,8 @@ def prepare(
         resume=resume,
         job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
         nodes=count_nodes(given, machine),
+        restarts=slurm.restarts if slurm and not slurm.interactive else None,
+        allowed=allow_change,
     )
     choice = run_dirs.choose(config, wish)
     changes = [word for key in allow_change for word in ("--allow-change", key)]
@@ -126,7 +130,6 @@ def prepare(
         program=("-m", "dist_train"),
         arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *changes),
         resume=choice.resume,
-        keep_latest=run_dirs.is_below_root(config, choice.folder),
     )
     return config_path, config, plan, choice.note
 

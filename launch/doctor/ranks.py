@@ -36,7 +36,6 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
             program=("-m", MODULE),
             arguments=(str(outcome), "--backend", plan.backend),
             resume=None,
-            keep_latest=False,
             max_restarts=0,
         )
         code = supervise(started)

@@ -4,6 +4,7 @@ Values come from the user, so each is checked and quoted here: a #SBATCH line is
 to say what it was meant to say; everything else is quoted for bash.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ def directives(text: str) -> list[tuple[str, str | None]]:
 def _settings(script: Script) -> Iterator[str]:
     slurm = script.slurm
     yield "# Words before the command on every node; the Python there; a file to read first, with NCCL variables, say."
-    yield f"prefix=({shlex.join(_one_line(word, 'slurm.prefix') for word in shlex.split(slurm.prefix))})"
+    yield f"prefix=({shlex.join(_one_line(word, 'slurm.prefix') for word in _prefix(slurm.prefix))})"
     yield f"python={shlex.quote(_one_line(slurm.python or script.python, 'slurm.python'))}"
     site = str(script.folder / slurm.site) if slurm.site else ""
     yield f"site={shlex.quote(_one_line(site, 'slurm.site'))}"
@@ -150,6 +151,10 @@ def _settings(script: Script) -> Iterator[str]:
     if script.path is not None:
         path = shlex.quote(_one_line(script.path, "the path of dist-train"))
         yield f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"
+
+
+def _prefix(words: str) -> list[str]:
+    return [os.path.expanduser(word) for word in shlex.split(words)]  # a quoted `~` is a letter to bash
 
 
 def _arguments(tasks: Mapping[int | None, Sequence[str]]) -> Iterator[str]:

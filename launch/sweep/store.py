@@ -83,9 +83,10 @@ def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) 
 
 
 def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
-    """The runs of a sweep are one group in W&B, unless the user has named another."""
+    """The runs of a sweep are one group in W&B, unless the user has named another, here or in W&B's own variable."""
     tracking = config.tracking
-    wandb = tracking.wandb.model_copy(update={"group": tracking.wandb.group or sweep.name})
+    named = tracking.wandb.group or (None if os.environ.get("WANDB_RUN_GROUP") else sweep.name)
+    wandb = tracking.wandb.model_copy(update={"group": named})
     return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
+from dist_train.config.strict_json import to_json
 from launch import run_dirs
 from launch.commands.runs import add_queue
 from launch.records import read_json
@@ -174,7 +174,7 @@ def _is_number(value: Any) -> bool:
 
 def write(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
-    texts = {"table.csv": as_csv(sweep, rows), "table.json": json.dumps(as_records(sweep, rows), indent=2) + "\n"}
+    texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
     for name, text in texts.items():
         temporary = sweep.folder / f".tmp-{name}-{os.getpid()}"
         temporary.write_text(text)

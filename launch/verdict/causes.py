@@ -19,7 +19,9 @@ _PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 _NO_PEER_LOST = re.compile(
-    r"EADDRINUSE|address already in use|duplicate gpu|ncclinvalid|ncclunhandledcuda|detected mismatch", re.IGNORECASE
+    r"EADDRINUSE|address already in use|duplicate gpu|ncclinvalid|ncclunhandledcuda|cuda (error|failure)|"
+    r"detected mismatch",
+    re.IGNORECASE,
 )
 _MISMATCH = re.compile(r"op\.preamble\.length <= op\.nbytes|collective mismatch|detected mismatch", re.IGNORECASE)
 _UNSEEN = 1 << 62
@@ -137,7 +139,8 @@ def _says_peer_loss(error: dict) -> bool:
 
 def _aborted_for_peer(code: int, native: NativeDeath) -> bool:
     """A background thread of torch's that loses its peer has nobody to tell, and aborts the process."""
-    return code == -signal.SIGABRT and not native.frames and not is_mismatch(native.said)
+    own = is_mismatch(native.said) or _NO_PEER_LOST.search(native.said)
+    return code == -signal.SIGABRT and not native.frames and not own
 
 
 def is_mismatch(message: str) -> bool:

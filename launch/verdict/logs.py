@@ -7,6 +7,10 @@ from pathlib import Path
 _FATAL = "Fatal Python error: "
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$')
 
+_NATIVE_STACK = re.compile(r"\s*(Exception raised from|frame #\d+:|C\+\+ CapturedTraceback|Stack from)")
+_LONGEST_WORDS = 300
+"""Lines that terminate's message may have: the stack of every library call is one."""
+
 
 def tail(path: Path, count: int, window: int = 65_536) -> list[str]:
     """The last `count` lines of a log of any size, from the one before where it has only begun; none without a log."""
@@ -56,7 +60,21 @@ def native_death(lines: list[str]) -> NativeDeath | None:
             name = ""
     current = next((frames for name, frames in threads.items() if name.startswith("Current")), [])
     others = [frames for name, frames in threads.items() if not name.startswith("Current")]
-    before = lines[max(0, begin - 12) : begin]
-    said = [line.strip() for line in before if "what():" in line or line.startswith("terminate called")]
     what = lines[begin].removeprefix(_FATAL)
-    return NativeDeath(frames=current, waiting=others[-1] if others else [], what=what, said=" ".join(said))
+    said = " ".join(_last_words(lines[:begin]))
+    return NativeDeath(frames=current, waiting=others[-1] if others else [], what=what, said=said)
+
+
+def _last_words(lines: list[str]) -> list[str]:
+    """Of C++'s terminate: the exception's type and what it says, up to where its own stack begins, which may take a
+    hundred lines with NCCL; in its several lines, the last error of the library is among the last."""
+    recent = range(max(0, len(lines) - _LONGEST_WORDS), len(lines))
+    begin = max((number for number in recent if lines[number].startswith("terminate called")), default=None)
+    if begin is None:
+        return [line.strip() for line in lines[-12:] if "what():" in line]
+    said: list[str] = []
+    for line in lines[begin : begin + 12]:
+        if _NATIVE_STACK.match(line) or (said and line.startswith("[rank")):
+            break
+        said.append(line.strip())
+    return [line for line in said if line]

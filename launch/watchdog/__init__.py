@@ -18,11 +18,14 @@ from launch.watchdog.stragglers import Stragglers
 STEP = 10.0
 """Seconds that a step may take at least; five times the slowest recent one where that is more."""
 TIMES = 5.0
-PHASES = {"init": 600.0, "compile": 1800.0, "step": STEP, "evaluate": 300.0, "save": 1800.0, "end": 600.0}
+PHASES = {"init": 600.0, "connect": 300.0, "compile": 1800.0}
+PHASES |= {"step": STEP, "evaluate": 300.0, "save": 1800.0, "end": 600.0}
 """Deadlines of our trainer, in seconds since its last sign of going forward. A save in the background may be waited for
-for a quarter of an hour, a compilation takes what it takes."""
+for a quarter of an hour, a compilation takes what it takes. Connecting takes seconds, once the last rank has come, and
+until that one has, it is in another phase."""
 WORKING = ("init", "compile")
-"""Phases in which it is going forward that the processes do anything at all: downloads, imports, compilers."""
+"""Phases in which it is going forward that the processes do anything at all: downloads, imports, compilers. Connecting
+is none: NCCL looks around for its peers as busily as others compute."""
 IDLE = 60.0
 """Deadline of another program whose processes do nothing: its long save can't be told from a stuck one."""
 BUSY_TIMES = 30.0

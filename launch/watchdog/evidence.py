@@ -21,8 +21,11 @@ _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x0*(?P<ident>[0-9a-f]+)")
 _COLLECTIVE = re.compile(r"/torch/(distributed/|nn/parallel/distributed\.py)")
 _LOADER = re.compile(r"/torch/utils/data/")
-_GPU_OR_WORK = re.compile(r"\.wait\(|\.item\(|\.tolist\(|\.cpu\(|synchronize\(")
-"""Calls into C that wait for a collective to end. On a CPU the last four never wait."""
+_GPU_OR_WORK = re.compile(
+    r"\.wait\(|\.item\(|\.tolist\(|\.numpy\(|\.cpu\(|\.to\(\s*(device\s*=\s*)?(torch\.device\(\s*)?[\"']cpu|"
+    r"\.nonzero\(|\.is_nonzero\(|isfinite\(|isnan\(|torch\.equal\(|\.copy_\(|synchronize\("
+)
+"""Calls into C that wait for a collective to end, or for the GPU and so for one; on a CPU the first alone does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ MODULE = "_dist_train_witness"
 """Under this name in sys.modules the program finds it, and needs no variable in its environment."""
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
-PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end")
+PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect")
 SIZE = 4096
 RECORD = struct.Struct("<qqqqdQqdq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
@@ -43,7 +43,8 @@ class Witness:
         for folder in (stacks, hearts):
             folder.mkdir(parents=True, exist_ok=True)
         # In C, so it answers while native code holds the GIL. Forked children inherit handler and file.
-        self._stacks = open(stacks / f"rank{rank}.txt", "a")  # noqa: SIM115 - for the process's life
+        self.stacks, self.signal = (stacks / f"rank{rank}.txt").absolute(), SIGNAL
+        self._stacks = open(self.stacks, "a")  # noqa: SIM115 - for the process's life
         faulthandler.register(SIGNAL, file=self._stacks, all_threads=True)
         path = hearts / f"rank{rank}"
         path.write_bytes(bytes(SIZE))  # every page is there before it is mapped: a full disk is no bus error later

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from dist_train.checkpoint.store import CheckpointStore, read, verify
+from tests.distributed.test_begun import SHIFTY
 from tests.distributed.training import result, train, write_configs
 from tests.unit.savers import writers
 
@@ -72,8 +73,8 @@ def test_a_killed_writer_ends_nothing(run_ranks, folder):
 
 def test_a_save_under_way_is_finished_when_the_training_ends_by_an_error(run_ranks, folder):
     """The first evaluation, after step 11, does not know the metric; the save of step 10 is under way by then."""
-    arguments = ("checkpoint.every=10 steps", BACKGROUND, "eval.best=beauty")
-    assert run_ranks(train, 1, folder, "base.yaml", "run", *arguments) == [2]
+    arguments = ("checkpoint.every=10 steps", BACKGROUND, SHIFTY, "eval.best=late")
+    assert run_ranks(train, 1, folder, "base.yaml", "run", *arguments) == [10]
     assert [*_contents(folder / "run")] == ["step-00000010"]
     assert json.loads((folder / "run" / "state.json").read_text())["step"] == 10
 

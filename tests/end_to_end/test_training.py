@@ -160,3 +160,14 @@ def test_w_and_b_reads_back_the_whole_run(folder):
 
 def _inspected(folder, life):
     return run(folder, "wandb", "leet", "inspect", "--json", str(next(life.glob("*.wandb"))))[0]
+
+
+def test_a_start_that_ends_with_2_leaves_everything_as_it_was(folder):
+    channels = "augment=[{name: normalize, mean: [0.1, 0.2], std: [1.0, 1.0]}]"  # the pictures have one
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("to be kept")
+    train = ["dist-train", "train", "digits.yaml", "--nproc-per-node", "2", channels]
+    printed, said = run(folder, *train, "--json", "--log-dir", "logs/of/it", code=2)
+    assert json.loads(printed.splitlines()[-1])["exit_code"] == 2 and "2 means, and the images have 1 channels" in said
+    run(folder, *train, "--run-dir", "mine", code=2)
+    assert {path.name for path in folder.rglob("*")} == {"digits.yaml", "mine", "notes.txt"}

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from dist_train.control.heartbeat import Phase
 from launch.agents import HOME
 from launch.processes import stat
-from launch.watchdog import Hang, Watchdog
+from launch.watchdog import PHASES, Hang, Watchdog, witness
 from launch.watchdog.nodes import Nodes
 
 RANK = """
@@ -24,6 +26,8 @@ module = entry.beside("watchdog/witness")
 module.install(Path(sys.argv[2]), int(sys.argv[3]), entry.beside("calls"))
 sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
+while sys.argv[5] == "spins":
+    pass
 time.sleep(600)
 """
 
@@ -32,8 +36,8 @@ time.sleep(600)
 def start(tmp_path) -> Iterator:
     begun = []
 
-    def one(rank: int, phase: str) -> dict:
-        command = [sys.executable, "-c", RANK, str(HOME / "launch"), str(tmp_path), str(rank), phase]
+    def one(rank: int, phase: str, what: str = "sleeps") -> dict:
+        command = [sys.executable, "-c", RANK, str(HOME / "launch"), str(tmp_path), str(rank), phase, what]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         begun.append(process)
         assert process.stdout.readline() == "ready\n"
@@ -74,3 +78,19 @@ def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, tmp_path):
             os.kill(session["pid"], signal.SIGSTOP)
 
     assert watch(tmp_path, alive, 5, stop_all) is None
+
+
+def test_every_phase_has_a_deadline():
+    assert set(PHASES) | {"unknown"} == {*witness.PHASES} == {*get_args(Phase), "unknown"}
+
+
+def test_connecting_is_no_work_however_busily_it_looks_around(start, tmp_path, monkeypatch):
+    """As NCCL does while it waits for a peer that never comes. Imports and downloads look the same, and are work."""
+    monkeypatch.setitem(PHASES, "connect", 2.0)
+    monkeypatch.setitem(PHASES, "init", 2.0)
+    busy = [start(0, "init", "spins")]
+    assert watch(tmp_path, busy, 6) is None
+    busy.append(start(1, "connect", "spins"))
+    assert watch(tmp_path, busy, 6) is None  # it may wait for the first
+    hang = watch(tmp_path, busy[1:], 60)
+    assert hang is not None and hang.evidence[0].heartbeat.phase == "connect"

@@ -113,6 +113,9 @@ BAD = {
         "train: {early_stopping: {}}", "3:9", "train.early_stopping.patience", "is missing: a whole number"
     ),
     # ---- contradictions
+    "a metric that is not reported": Bad(
+        "eval: {best: acuracy}", "3:14", "eval.best", "not 'acuracy'. Did you mean accuracy?"
+    ),
     "batch does not divide": Bad(
         "batch: {global_size: 100, microbatches: 8}", "3:22", "batch.global_size", "96 and 104"
     ),

@@ -1,5 +1,6 @@
 """The memory that saves share: the bytes of safetensors' own files, made once and used again."""
 
+import ctypes
 import os
 import resource
 
@@ -7,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dist_train.checkpoint.buffers import _NAMES, Buffers
+from dist_train.checkpoint.buffers import _NAMES, Buffers, forget_cuda_error
 from dist_train.config.errors import UserError
 
 DTYPES = [*_NAMES]
@@ -95,3 +96,10 @@ def test_memory_that_cannot_be_had_is_an_error_and_no_end(buffers):
 def test_a_type_that_no_file_can_hold_is_refused_by_name(buffers):
     with pytest.raises(UserError, match="waves is torch.complex128"):
         _taken(buffers, model={"waves": torch.zeros(2, dtype=torch.complex128)})
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch without CUDA")
+def test_the_runtime_that_torch_loads_can_be_asked_for_its_error():
+    """That it forgets it then, only a GPU can show: tests/gpu."""
+    assert hasattr(ctypes.CDLL(None), "cudaGetLastError")
+    forget_cuda_error()

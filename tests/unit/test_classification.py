@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dist_train import tasks
 from dist_train.config import schema
 from dist_train.config.errors import ExitCode, UserError
-from dist_train.config.schema import Custom
+from dist_train.config.schema import REPORTED, Custom
 from dist_train.tasks.classification import Classification
 
 
@@ -220,3 +220,8 @@ def test_what_is_no_class_is_refused_by_the_samples_name(target, words):
     with pytest.raises(UserError, match=words) as error:
         checked(target)
     assert error.value.code == ExitCode.DATA
+
+
+def test_the_config_knows_what_is_reported():
+    scores, target = made(20, 3, 0)
+    assert tuple(Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))) == REPORTED

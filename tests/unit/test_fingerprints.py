@@ -130,3 +130,22 @@ def test_all_of_it_is_json_that_reads_back_as_it_was():
     assert json.loads(json.dumps(found)) == found
     assert json.dumps(found, sort_keys=True) == json.dumps(json.loads(json.dumps(found)), sort_keys=True)
     assert found["torch"] == torch.__version__ and found["machine"]["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("kind", ["UNIX Open Kernel Module for x86_64", "UNIX x86_64 Kernel Module"])
+def test_a_gpus_driver_and_libraries_are_told_apart(tmp_path, monkeypatch, kind):
+    driver = tmp_path / "version"
+    driver.write_text(f"NVRM version: NVIDIA {kind}  570.133.20  Release Build\nGCC version: gcc version 12.3.0\n")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    found = fingerprints.gpu_libraries(driver)
+    assert (found["driver"], found["cublas_workspace"]) == ("570.133.20", ":16:8")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert "matmul" in fingerprints.gpu_libraries(driver)["tf32"]
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert "matmul" not in fingerprints.gpu_libraries(driver)["tf32"]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert fingerprints.gpu_libraries(tmp_path / "nothing")["driver"] == "unknown"
+    assert json.loads(json.dumps(found)) == found

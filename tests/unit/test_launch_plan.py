@@ -7,10 +7,13 @@ import pytest
 
 from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
+from launch.demands import Demands
 from launch.host import Host, Slurm
 from launch.plan import Flags, LaunchPlan, make_plan
 
 SLURM = Slurm(job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
+
+SYNCHRONISED = {"name": "cnn", "sync_batchnorm": True}
 
 
 def config(**sections: Any) -> RunConfig:
@@ -59,6 +62,16 @@ def test_threads_are_chosen_and_never_torchruns_silent_one():
     cpu = plan(given=config(distributed={"threads_per_rank": 2}))
     assert cpu.threads_per_rank == 2 and cpu.environment["OMP_NUM_THREADS"] == "2"
     assert plan(cores=32, gpus=4).environment["OMP_NUM_THREADS"] == "8"
+
+
+def test_threads_that_the_user_set_are_those_of_the_plan():
+    def planned(**sections):
+        host = Host(name="here", cores=8, gpus=0, slurm=None, variables={"OMP_NUM_THREADS": "3"})
+        more = {"folder": Path("x"), "program": ("x.py",), "arguments": (), "resume": None}
+        return make_plan(Demands(**sections), Flags(nproc_per_node="2"), host, **more)
+
+    assert planned().threads_per_rank == 3 and "OMP_NUM_THREADS" not in planned().environment
+    assert planned(threads=2).threads_per_rank == 2  # a training's, which torch is told
 
 
 def test_a_cpu_run_on_a_gpu_machine_hides_the_gpus():
@@ -134,6 +147,7 @@ def test_torchruns_own_parser_reads_what_it_is_handed():
         ({"nnodes": "2", "standalone": True}, "--standalone is for one node"),
         ({"given": config(distributed={"backend": "nccl"})}, "needs GPUs, and there is none here"),
         ({"given": config(batch={"global_size": 64}), "nproc_per_node": "3"}, "does not divide into 3 microbatches"),
+        ({"given": config(exact=False, model=SYNCHRONISED), "gpus": 3}, "8 do not divide among 3 ranks"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, words):

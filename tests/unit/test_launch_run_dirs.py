@@ -1,5 +1,6 @@
 """Which run directory a command line means, and what `runs` says of those there are."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from dist_train.config.errors import UserError
+from dist_train.config.run_dirs import point_latest_at
 from dist_train.config.schema import RunConfig
 from launch import run_dirs
 from launch.processes import myself
@@ -21,13 +23,19 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig.model_validate({"name": "digits", "run_root": str(tmp_path / "runs"), **sections})
 
 
+SECONDS = itertools.count(1_790_000_000)
+"""When a checkpoint was saved: each later than the one before."""
+
+
 def make_run(folder: Path, *steps: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").touch()
     for step in steps:
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").touch()
+        (checkpoint / "model.safetensors").write_text("weights")
+        facts = {"files": {"model.safetensors": {"size": 7}}, "saved": next(SECONDS)}
+        (checkpoint / "manifest.json").write_text(json.dumps(facts))
     return folder
 
 
@@ -52,10 +60,80 @@ def test_a_named_directory_goes_on_if_it_holds_checkpoints(config, tmp_path):
 
 def test_auto_goes_on_with_the_latest(config, tmp_path):
     assert choose(config, resume="auto").resume == "none"
-    run = make_run(tmp_path / "runs" / "digits" / "one", 10)
-    run_dirs.point_latest(run)
+    runs = tmp_path / "runs" / "digits"
+    one, two = make_run(runs / "one", 10), make_run(runs / "two", 5)
+    assert going_on(config) == (two, "step-00000005")  # the one that saved last, where there is no link
+    point_latest_at(one)
+    assert going_on(config) == (one, "step-00000010")
     chosen = choose(config, resume="auto")
-    assert (chosen.folder.resolve(), chosen.resume) == (run, "auto")
+    assert chosen.resume == "auto" and chosen.note is not None
+    assert str(one) in chosen.note and "step-00000010" in chosen.note
+
+
+def going_on(config) -> tuple[Path, str]:
+    chosen = choose(config, resume="auto")
+    assert chosen.resume == "auto" and chosen.note is not None
+    return chosen.folder.resolve(), chosen.note.split()[-1]
+
+
+def truncated(run: Path) -> None:
+    (run / "checkpoints" / "step-00000005" / "model.safetensors").write_text("")
+
+
+def unreadable(run: Path) -> None:
+    (run / "checkpoints" / "step-00000005" / "manifest.json").write_text('{"files":')
+
+
+def removed(run: Path) -> None:
+    shutil.rmtree(run)  # and `latest` points to nothing
+
+
+def unsaved(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+@pytest.mark.parametrize("fate", [truncated, unreadable, removed, unsaved])
+@pytest.mark.parametrize("linked", [True, False])
+def test_auto_never_begins_anew_where_something_could_be_gone_on_from(config, tmp_path, fate, linked):
+    runs = tmp_path / "runs" / "digits"
+    older, newer = make_run(runs / "older", 10), make_run(runs / "newer", 5)
+    make_run(runs / "sweep-1" / "001", 90)  # a point of a sweep is no run of this name
+    if linked:
+        point_latest_at(newer)
+    fate(newer)
+    assert going_on(config) == (older, "step-00000010")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(config, tmp_path):
+    run = make_run(tmp_path / "runs" / "digits" / "one", 5, 10, 100_000_000)
+    assert going_on(config) == (run, "step-100000000")
+    shutil.rmtree(run / "checkpoints" / "step-100000000")
+    (run / "checkpoints" / "step-00000010" / "model.safetensors").unlink()
+    assert going_on(config) == (run, "step-00000005")
+
+
+def test_a_copy_that_is_called_latest_does_not_stand_for_the_run_itself(config, tmp_path):
+    runs = tmp_path / "runs" / "digits"
+    run = make_run(runs / "one", 10)
+    shutil.copytree(run, runs / "latest")
+    assert going_on(config)[0] == run
+    point_latest_at(run)  # cannot, and leaves nothing behind
+    assert sorted(path.name for path in runs.iterdir()) == ["latest", "one"]
+    shutil.rmtree(run)
+    assert going_on(config)[0] == runs / "latest"
+
+
+def test_auto_in_a_job_goes_on_with_the_job_s_own_run_else_with_the_newest(config, tmp_path):
+    runs = tmp_path / "runs" / "digits"
+    first = make_run(runs / "slurm-7", 10)
+    chosen = choose(config, job="slurm-8", resume="auto", restarts=0)
+    assert (chosen.folder, chosen.resume) == (first, "auto")
+    (first / "lives.jsonl").write_text('{"life": 2, "event": "began", "job": "8"}\n{"li')
+    make_run(runs / "other", 20)  # by now the newest; job 8 comes back from the queue
+    assert choose(config, job="slurm-8", resume="auto", restarts=0).folder == first
+    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "other"
+    make_run(runs / "slurm-9", 1)
+    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "slurm-9"
 
 
 def test_a_run_goes_on_in_place_and_a_checkpoint_begins_a_new_one(config, tmp_path):

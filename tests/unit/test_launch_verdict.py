@@ -316,3 +316,42 @@ def test_a_loading_process_that_torch_only_finds_gone_has_died_of_something():
         notice([process])
     said = exceptions.report(caught.value, ())["message"]
     assert said.startswith(f"DataLoader worker (pid {process.pid}) is killed by signal: Aborted")
+
+
+NCCL_DEATH = (
+    """step 3
+[rank1]:[E1128 23:00:00 ProcessGroupNCCL.cpp:2057] [PG ID 0] Process group watchdog thread terminated with exception
+terminate called after throwing an instance of 'c10::DistBackendError'
+  what():  [PG ID 0 PG GUID 0(default_pg) Rank 1] Process group watchdog thread terminated with exception: NCCL error:
+unhandled cuda error, NCCL version 2.27.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure 2 'out of memory'
+Exception raised from checkForNCCLErrorsInternal at NCCLUtils.cpp:94 (most recent call first):
+"""
+    + "\n".join(f"frame #{number}: <unknown function> + 0x1 (0x2 in libc10.so)" for number in range(40))
+    + """
+Fatal Python error: Aborted
+
+Thread 0x0000000000000001 (most recent call first):
+  File "/x/script.py", line 3 in main
+"""
+)
+
+
+def test_what_nccl_says_before_it_aborts_is_found_above_its_own_long_stack():
+    said = native_death(NCCL_DEATH.splitlines()).said
+    assert said.startswith("terminate called after throwing an instance of 'c10::DistBackendError' what():")
+    assert said.endswith("Last error: Cuda failure 2 'out of memory'")
+    assert "frame #" not in said
+
+
+def test_a_gpus_own_error_in_nccls_thread_is_no_echo_of_a_peer():
+    native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(NCCL_DEATH.splitlines())}
+    found = verdict.failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    assert [failure.kind for failure in found] == ["peer", "signal"]
+
+
+def test_what_was_said_of_an_earlier_death_is_not_said_again():
+    later = [*NCCL_DEATH.splitlines(), *["another line"] * 400, "Fatal Python error: Segmentation fault"]
+    assert native_death(later).said == ""

@@ -15,8 +15,19 @@ from pathlib import Path
 import pytest
 
 from dist_train.tracking.tracker import build
-from dist_train.tracking.wandb_sink import wandb_mode
-from tests.unit.tracking_runs import EPOCH, EVERY, ONE_RANK, TOTAL, config, evaluation_row, outcome, told, train_row
+from dist_train.tracking.wandb_sink import _description, run_id, wandb_mode
+from tests.unit.tracking_runs import (
+    EPOCH,
+    EVERY,
+    ONE_RANK,
+    TOTAL,
+    config,
+    evaluation_row,
+    facts,
+    outcome,
+    told,
+    train_row,
+)
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -79,6 +90,52 @@ def test_an_offline_run_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ["3", "3", 3] in json.loads(table.read_text())["data"]
     [line] = [line for line in capsys.readouterr().err.splitlines() if "wandb sync" in line]
     assert re.fullmatch(r"wandb  offline; to upload: wandb sync \S*/run/wandb/offline-run-\S+", line)
+
+
+THEIRS = {
+    "WANDB_PROJECT": "their-project",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_NAME": "their-name",
+    "WANDB_NOTES": "their notes",
+    "WANDB_TAGS": "their-tag,another",
+    "WANDB_JOB_TYPE": "their-job",
+    "WANDB_RUN_ID": "theirid1",
+}
+
+
+def _records(folder: Path, **wandb: object) -> dict:
+    """The `run` record of an offline run below `folder`, from W&B's process alone, which takes the time it needs."""
+    run_dir = folder / "run"
+    (run_dir / "wandb").mkdir(parents=True)
+    chosen = config(wandb={"mode": "offline", **wandb})
+    begin = _description(facts(run_dir, chosen), "offline", run_id(run_dir / "wandb" / "id.txt"))
+    told = f"{json.dumps({'begin': begin})}\n{json.dumps({'summary': {}, 'finish': 0})}\n"
+    process = [sys.executable, "-m", "dist_train.tracking.wandb"]
+    subprocess.run(process, input=told, text=True, check=True, capture_output=True, timeout=100)
+    [file] = folder.rglob("*.wandb")
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", str(file), "--json"]
+    records = map(json.loads, subprocess.check_output(inspect, text=True).splitlines())
+    return next(record["run"] for record in records if record["type"] == "run")
+
+
+def test_w_and_b_s_own_variables_beat_our_defaults_and_not_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in THEIRS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    run = _records(tmp_path)
+    assert not [*(tmp_path / "run").rglob("*.wandb")]
+    assert (run["project"], run["entity"], run["run_group"]) == ("their-project", "their-team", "their-group")
+    assert (run["display_name"], run["notes"], run["job_type"]) == ("their-name", "their notes", "their-job")
+    assert (run["run_id"], run["tags"]) == ("theirid1", ["their-tag", "another"])
+    assert (tmp_path / "run" / "wandb" / "id.txt").read_text().strip() == "theirid1"
+    monkeypatch.delenv("WANDB_DIR")
+    run = _records(tmp_path / "ours", project="our-project", entity="our-team", group="our-group", tags=["our-tag"])
+    assert (run["project"], run["entity"], run["run_group"]) == ("our-project", "our-team", "our-group")
+    assert run["tags"] == ["our-tag"]
 
 
 def test_a_resumed_run_is_the_same_run_there(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""What differs between two configs, by key, and which of it a result depends on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+
+
+def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(key path, old value, new value) of every leaf that differs, sorted by key path."""
+    return differing(*(config.model_dump(mode="json") for config in (old, new)))
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The same of any two trees."""
+    left, right = dict(_leaves("", old)), dict(_leaves("", new))
+    for path in sorted(left.keys() | right.keys()):
+        before, after = left.get(path), right.get(path)
+        if before != after and repr(before) != repr(after):  # one NaN is like another
+            yield path, before, after
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, child)
+    else:
+        yield prefix, value
+
+
+def is_below(path: str, keys: Sequence[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequence[str]) -> bool:
+    """Whether `config` could go on with a run that was recorded with everything settled.
+
+    Args:
+        allowed: further keys that may differ.
+    """
+    return all(
+        is_below(path, (*SAFE_TO_CHANGE, *allowed)) or (path == "batch.microbatches" and new == "auto")
+        for path, _, new in differences(recorded, config)
+    )

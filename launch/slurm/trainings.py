@@ -1,0 +1,63 @@
+"""Which folder is a training's, of those that one job has: a script may train several configs, one after the other.
+
+The first is `slurm-JOBID`, then `slurm-JOBID-2`. A job that comes back finds each by its config.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch import lives
+from launch.records import read_json
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
+
+
+def folder_of(first: Path, config: "RunConfig", allowed: Sequence[str], job: str, restarts: int) -> Path:
+    """The folder of the job's training with this config, or the next that is free. Makes nothing.
+
+    One that is not done, and that this start of the job has not come to yet, may be this very training, whose config
+    was edited while the job waited: it is taken for it, so that the change is refused and nothing begins anew unseen.
+
+    Args:
+        first: the folder of the job's first training.
+        allowed: keys that may have changed.
+        restarts: how often the job has come back.
+    """
+    there = []
+    for number in itertools.count(1):
+        place = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        if not place.exists():
+            break
+        if _is_of(place, config, allowed):
+            return place
+        there.append(place)
+    waiting = [place for place in there if not _is_done(place) and not _was_visited(place, job, restarts)]
+    return waiting[0] if waiting else place
+
+
+def _is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
+    """Whether it has the config's training, or none that has begun."""
+    from dist_train.config.changes import is_the_same_training
+    from dist_train.config.problems import ConfigError
+    from dist_train.config.source import load
+
+    path = place / "config.yaml"
+    try:
+        return not path.is_file() or is_the_same_training(load(path), config, allowed)
+    except ConfigError:  # of another version
+        return False
+
+
+def _is_done(place: Path) -> bool:
+    """As far as it was to come, by its end or by train.stop_after."""
+    state = read_json(place / "state.json") or {}
+    return state.get("status") == "done" or (state.get("status") == "stopped" and state.get("signal") is None)
+
+
+def _was_visited(place: Path, job: str, restarts: int) -> bool:
+    """Whether a launcher of this start of the job has come to an end there."""
+    ended = [life for life in lives.read(place) if (life["ended"] or {}).get("event") == "ended"]
+    return any((life["job"], life["restarts"]) == (job, restarts) for life in ended)
