@@ -126,8 +126,10 @@ ONCE: dict[tuple[str, Any], str] = {
     ("model.sync_batchnorm", True): "refused without exact: false, and on every CPU",
     ("distributed.backend", "nccl"): "refused where there is no GPU",
     ("distributed.threads_per_rank", 2): "threads that spin beside each other where there are fewer cores",
-    ("model.name", "shufflenet_v2_x0_5"): "seconds for each draw",
-    ("model.name", "mobilenet_v3_small"): "seconds for each draw",
+    ("model", "torchvision"): "hundreds of layers: many seconds for each draw",
+    ("model.name", "mnasnet0_5"): "one draw of each",
+    ("model.name", "shufflenet_v2_x0_5"): "one draw of each",
+    ("model.name", "mobilenet_v3_small"): "one draw of each",
     ("tracking.tensorboard", True): "a second of imports in each process; no result goes through it",
 }
 """Values that are drawn seldom and not in every pair: (the key without its component's name, the value)."""

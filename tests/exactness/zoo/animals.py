@@ -71,7 +71,7 @@ MAY_BE_REFUSED: dict[type, str] = {
     behaviour.CountsForwards: "calls",
     behaviour.CountsSteps: "calls",
     behaviour.RunningAttribute: "mean",
-    behaviour.RunningList: "last_seen",
+    behaviour.RunningList: "last_seen|RunningList",
     behaviour.CountingHook: "backwards",
     behaviour.ExtraTensors: "ExtraTensors|extra state",
     behaviour.ExtraStateOneWay: "ExtraStateOneWay|extra state",
