@@ -138,6 +138,7 @@ UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("augment.normalize", "present", "data", "digits", "three means are given, and digits have one channel"),
     ("model", "torchvision", "data", "digits", "three channels are wanted, and digits have one"),
     ("model.custom.name", "torchvision.models:", "data", "digits", "three channels are wanted, and digits have one"),
+    ("task", "custom", "data.synthetic.eval_size", 1, "its only sample may be of the class that counts nothing"),
     ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
     ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
 )

@@ -105,11 +105,11 @@ def _others() -> dict[str, Animal]:
     }
     data = {
         parts.Caches: None,
-        parts.OwnGeneratorData: "rng",
-        parts.OwnTorchGeneratorData: "rng",
+        parts.OwnGeneratorData: "rng|OwnGeneratorData",
+        parts.OwnTorchGeneratorData: "rng|OwnTorchGeneratorData",
         parts.CountsReads: "reads|CountsReads",
     }
-    tasks = {parts.DrawsInLoss: None, parts.CountsCalls: "calls", parts.OwnTorchGeneratorTask: "generator"}
+    tasks = {parts.DrawsInLoss: None, parts.CountsCalls: "the loss", parts.OwnTorchGeneratorTask: "the loss"}
     found = {f"optimizer {k.__name__}": Animal(config={**plain, "optimizer": _optimizer(k)}, refused=name)
              for k, name in optimizers.items()}  # fmt: skip
     found |= {f"data {k.__name__}": Animal(config={**plain, "data": _model(k)}, refused=name)
