@@ -7,7 +7,7 @@ from tests.exactness.matrix import Matrix
 
 
 @pytest.fixture(scope="session")
-def matrix(tmp_path_factory):
+def matrix():
     rank_pool.start_server()
-    with Matrix(tmp_path_factory.mktemp("exactness")) as matrix:
+    with Matrix() as matrix:
         yield matrix

@@ -80,7 +80,8 @@ def _greedy(
     def choose(dimension: Dimension, draw: Draw) -> Any:
         if dimension.path in forced:
             return forced[dimension.path]
-        levels = [level for level in dimension.levels if seldom or not is_seldom(dimension, level)]
+        levels = [level for level in dimension.levels if not is_seldom(dimension, level)]
+        levels = list(dimension.levels) if seldom or not levels else levels
         levels = [level for level in levels if fits({**forced, **draw, dimension.path: level})] or levels
         best = max(levels, key=lambda level: (_gain(feature(dimension, level), so_far, missing), chance.random()))
         so_far.append(feature(dimension, best))

@@ -177,9 +177,8 @@ def whole(choose: Any) -> Draw:
 
 def _often(dimension: Dimension, choose: Any) -> list[Any]:
     seldom = [level for level in dimension.levels if is_seldom(dimension, level)]
-    if seldom and choose(st.integers(1, SELDOM)) == SELDOM:
-        return seldom
-    return [level for level in dimension.levels if level not in seldom]
+    often = [level for level in dimension.levels if level not in seldom]
+    return seldom if seldom and (not often or choose(st.integers(1, SELDOM)) == SELDOM) else often
 
 
 def is_seldom(dimension: Dimension, level: Any) -> bool:

@@ -152,11 +152,12 @@ def plain_gradient_norm(ranks: Any, config_path: str) -> float:
         model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
         ModelGenerators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
         loss, count = task.loss(model(microbatch.inputs), microbatch.targets)
-        loss.backward()
+        size = len(microbatch.indices)
+        (loss / size).backward()
         counted += int(count)
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                sums[name] = sums.get(name, 0) + parameter.grad.double()
+                sums[name] = sums.get(name, 0) + parameter.grad.double() * size
     return float(torch.cat([gradient.flatten() for gradient in sums.values()]).norm()) / max(1, counted)
 
 

@@ -1,8 +1,9 @@
 """Draws, one after another, in a pool of ranks; what fails there is tried again in new processes, and made small."""
 
 import contextlib
+import os
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -21,14 +22,17 @@ MOST_REFUSED = 0.1
 """Share of random draws."""
 
 
-class Matrix:
-    """A context manager. Everything lies in `folder`."""
+MEMORY = Path("/dev/shm")
+"""Where files cost no disk, if the machine has it: nothing here is about what a disk does."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._numbers = folder, count()
+
+class Matrix:
+    """A context manager."""
 
     def __enter__(self) -> "Matrix":
-        self._open = contextlib.ExitStack()
+        self._open, self._numbers = contextlib.ExitStack(), count()
+        room = str(MEMORY) if os.access(MEMORY, os.W_OK) else None
+        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="exactness-", dir=room)))
         self._pool = self._open.enter_context(Pool())
         make_images(self._folder / "images")
         return self
@@ -36,13 +40,13 @@ class Matrix:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def verdict(self, draw: Draw) -> Verdict:
+    def verdict(self, draw: Draw, thorough: bool = True) -> Verdict:
         """What is wrong in the pool counts when it is wrong in processes of its own too; a difference between the two
         is wrong as well, since it means that something outlives a training."""
-        found = self._check(self._pool.run, draw)
+        found = self._check(self._pool.run, draw, thorough)
         if not found.is_wrong:
             return found
-        again = self._check(alone, draw)
+        again = self._check(alone, draw, thorough)
         if again.is_wrong:
             return again
         return Verdict(kind="wrong", detail=f"only after other trainings in the same process: {found.detail}")
@@ -54,8 +58,9 @@ class Matrix:
             paths = [path for path, level in draw.items() if level != known()[path].levels[0]]
             for begin in range(0, len(paths), size):
                 simpler = _simpler(draw, paths[begin : begin + size])
-                if simpler != draw and is_valid(simpler) and (found := self._check(self._pool.run, simpler)).is_wrong:
-                    draw, verdict = simpler, found
+                if simpler != draw and is_valid(simpler):
+                    found = self._check(self._pool.run, simpler, thorough=True)
+                    draw, verdict = (simpler, found) if found.is_wrong else (draw, verdict)
             size //= 2
         return draw, verdict
 
@@ -67,14 +72,14 @@ class Matrix:
             return ended.said if said else None
 
         folder = self._folder / f"zoo{next(self._numbers)}"
-        return check(self._pool.run, {**SMALL, **animal.config}, folder, named)
+        return check(self._pool.run, {**SMALL, **animal.config}, folder, thorough=False, why_refused=named)
 
-    def _check(self, run_ranks: Callable[..., list[Any]], draw: Draw) -> Verdict:
+    def _check(self, run_ranks: Callable[..., list[Any]], draw: Draw, thorough: bool) -> Verdict:
         config = config_of(draw)
         data = config["data"]
         if data.get("root", "").startswith(FOLDER):
             data["root"] = data["root"].replace(FOLDER, str(self._folder))
-        return check(run_ranks, config, self._folder / f"draw{next(self._numbers)}")
+        return check(run_ranks, config, self._folder / f"draw{next(self._numbers)}", thorough=thorough)
 
 
 def alone(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -101,7 +106,6 @@ def make_images(folder: Path) -> None:
     import torch
     from torchvision.io import write_png
 
-    shutil.rmtree(folder, ignore_errors=True)
     for kind in range(2):
         (folder / f"kind{kind}").mkdir(parents=True)
         for number in range(34):

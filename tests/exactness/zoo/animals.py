@@ -9,14 +9,14 @@ SMALL: dict[str, Any] = {
     "data": {"name": "synthetic", "shape": [3, 4, 4], "classes": 4, "size": 26, "eval_size": 9},
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
     "batch": {"microbatches": 6, "global_size": 12},
-    "train": {"duration": "5 steps"},
+    "train": {"duration": "4 steps"},
     "eval": {"every": "2 steps", "batch_size": 4},
-    "checkpoint": {"every": "1 steps"},
+    "checkpoint": {"every": "2 steps"},
     "loader": {"workers": 0},
     "distributed": {"bucket_mb": 0.0005},
     "tracking": {"samples": True, "wandb": {"mode": "disabled"}},
 }
-"""Six microbatches: of two ranks, none's share is one node of the tree. Two epochs and a half. Small buckets:
+"""Six microbatches: of two ranks, none's share is one node of the tree. Two epochs. Small buckets:
 the first one leaves while most of the backward is still to come."""
 
 MUST_BE_EQUAL: dict[str, tuple[type, ...]] = {
@@ -71,7 +71,7 @@ MAY_BE_REFUSED: dict[type, str] = {
     behaviour.CountsForwards: "calls",
     behaviour.CountsSteps: "calls",
     behaviour.RunningAttribute: "mean",
-    behaviour.RunningList: "last_seen",
+    behaviour.RunningList: "last_seen|RunningList",
     behaviour.CountingHook: "backwards",
     behaviour.ExtraTensors: "ExtraTensors|extra state",
     behaviour.ExtraStateOneWay: "ExtraStateOneWay|extra state",
@@ -105,11 +105,11 @@ def _others() -> dict[str, Animal]:
     }
     data = {
         parts.Caches: None,
-        parts.OwnGeneratorData: "rng",
-        parts.OwnTorchGeneratorData: "rng",
+        parts.OwnGeneratorData: "rng|OwnGeneratorData",
+        parts.OwnTorchGeneratorData: "rng|OwnTorchGeneratorData",
         parts.CountsReads: "reads|CountsReads",
     }
-    tasks = {parts.DrawsInLoss: None, parts.CountsCalls: "calls", parts.OwnTorchGeneratorTask: "generator"}
+    tasks = {parts.DrawsInLoss: None, parts.CountsCalls: "the loss", parts.OwnTorchGeneratorTask: "the loss"}
     found = {f"optimizer {k.__name__}": Animal(config={**plain, "optimizer": _optimizer(k)}, refused=name)
              for k, name in optimizers.items()}  # fmt: skip
     found |= {f"data {k.__name__}": Animal(config={**plain, "data": _model(k)}, refused=name)
@@ -118,7 +118,7 @@ def _others() -> dict[str, Animal]:
               for k, name in tasks.items()}  # fmt: skip
     text = {"model": _model(behaviour.ReadsText), "data": _model(parts.Captions)}
     several = {"model": _model(behaviour.SeveralOutputs), "task": _model(parts.OfSeveralOutputs)}
-    averaged = {"model": _model(buffers.RunningMixed), "train": {"duration": "5 steps", "ema_decay": 0.9}}
+    averaged = {"model": _model(buffers.RunningMixed), "train": {"duration": "4 steps", "ema_decay": 0.9}}
     return found | {
         "text in a batch": Animal(config=text),
         "several outputs": Animal(config=several),
