@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
@@ -138,6 +139,17 @@ class Fetch(Dataset):
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def prepare(self) -> None:
+        """To be called before processes are forked from this one.
+
+        A forked process has the locks that other threads held, those of imports and of libraries, without the threads
+        that would release them: what it will need is imported and set up here, where nothing is missing.
+        """
+        if isinstance(self._dataset, FolderImages):
+            decode.prepare()
+        if self._augment is not None:
+            self._augment.prepare()
 
     def __getitems__(self, request: Request) -> Loaded | Failure:
         """Whatever ends a user's code, be it StopIteration or SystemExit, ends it as a Failure."""
