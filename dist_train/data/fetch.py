@@ -1,8 +1,6 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
-from dist_train.data.failure import Failure
+from dist_train.data.failure import Failure, noted
 from dist_train.randomness import key, seed_all, seeded
 
 _SMALL = 1 << 20
@@ -165,8 +163,6 @@ class Fetch(Dataset):
             ).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                raise  # a real one
             return Failure.of(error)
 
     def _read(self, request: Request) -> tuple[Any, Any]:
@@ -219,19 +215,6 @@ def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
 
 _COLLATE = {**default_collate_fn_map, Tensor: _stack}
 """torch's default, as it is without loading processes."""
-
-
-@contextmanager
-def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iterator[None]:
-    """Adds to an exception which samples it is about."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        some = ", ".join(f"{index:,}" for index in indices[:8]) + (" …" if len(indices) > 8 else "")
-        error.add_note(f"while {doing} sample{'s' * (len(indices) > 1)} {some} of {type(dataset).__name__}")
-        raise
 
 
 def _check_pair(sample: Any, name: str) -> None:
