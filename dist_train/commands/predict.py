@@ -90,7 +90,9 @@ def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
 def _files(given: Sequence[Path]) -> Iterator[Path]:
     for path in given:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            inside = sorted(
+                file for file in path.rglob("[!.]*") if file.suffix.lower() in EXTENSIONS and file.is_file()
+            )
             if not inside:
                 raise UserError(f"{path}: no images there ({' '.join(EXTENSIONS)})", ExitCode.DATA)
             yield from inside

@@ -37,6 +37,10 @@ class Augment:
         """The random resized crop of each of the samples `indices`, where the config has one."""
         return None if self._crop is None else resized_crop(self._crop, self._seed, epoch, indices)
 
+    def prepare(self) -> None:
+        """Does each step once, so that whatever it imports and sets up at its first time is there."""
+        self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, np.zeros(1, dtype=np.int64))
+
     def check_targets(self, targets: Any) -> None:
         """Raises UserError where an image would move under its target: a mask, a map, boxes, points."""
         if self._moving is not None and (shape := _place_in_image(targets)) is not None:

@@ -55,6 +55,12 @@ def decoder_name() -> str:
     return _jpeg_decoder()[0]
 
 
+def prepare() -> None:
+    """Loads the decoders, which a process that decodes would do at its first file."""
+    _jpeg_decoder()
+    _formats()
+
+
 def _reason(error: Exception) -> str:
     """One line, without the function and line of C++ that torch puts before its messages."""
     if isinstance(error, OSError) and error.strerror:

@@ -7,9 +7,14 @@ exception of the same name with the same words. Without loading processes it goe
 """
 
 import builtins
+import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dist_train.config.errors import ExitCode, UserError
 
@@ -67,6 +72,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
+        """The failure that `error` is; a KeyboardInterrupt that a terminal may have caused is none, and goes on."""
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise error
         text = "".join(traceback.format_exception(error))[-_LONGEST:]
         return cls._of(error, text, {id(error)})
 
@@ -105,6 +113,31 @@ class Failure:
         if self.traceback:
             _first(error).__cause__ = Original(self.traceback)
         return error
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Whatever a user's code ends with inside of the block, be it SystemExit or StopIteration, ends it as a failure."""
+    failure = None
+    try:
+        yield
+    except BaseException as error:
+        failure = Failure.of(error)
+    if failure is not None:
+        raise failure.as_exception()
+
+
+@contextmanager
+def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iterator[None]:
+    """Adds to an exception which samples it is about."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        some = ", ".join(f"{index:,}" for index in indices[:8]) + (" …" if len(indices) > 8 else "")
+        error.add_note(f"while {doing} sample{'s' * (len(indices) > 1)} {some} of {type(dataset).__name__}")
+        raise
 
 
 def _may_be_base(kind: type) -> bool:

@@ -1,8 +1,6 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -14,10 +12,11 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
-from dist_train.data.failure import Failure
+from dist_train.data.failure import Failure, noted
 from dist_train.randomness import key, seed_all, seeded
 
 _SMALL = 1 << 20
@@ -139,6 +138,17 @@ class Fetch(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def prepare(self) -> None:
+        """To be called before processes are forked from this one.
+
+        A forked process has the locks that other threads held, those of imports and of libraries, without the threads
+        that would release them: what it will need is imported and set up here, where nothing is missing.
+        """
+        if isinstance(self._dataset, FolderImages):
+            decode.prepare()
+        if self._augment is not None:
+            self._augment.prepare()
+
     def __getitems__(self, request: Request) -> Loaded | Failure:
         """Whatever ends a user's code, be it StopIteration or SystemExit, ends it as a Failure."""
         try:
@@ -153,8 +163,6 @@ class Fetch(Dataset):
             ).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                raise  # a real one
             return Failure.of(error)
 
     def _read(self, request: Request) -> tuple[Any, Any]:
@@ -207,19 +215,6 @@ def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
 
 _COLLATE = {**default_collate_fn_map, Tensor: _stack}
 """torch's default, as it is without loading processes."""
-
-
-@contextmanager
-def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iterator[None]:
-    """Adds to an exception which samples it is about."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        some = ", ".join(f"{index:,}" for index in indices[:8]) + (" …" if len(indices) > 8 else "")
-        error.add_note(f"while {doing} sample{'s' * (len(indices) > 1)} {some} of {type(dataset).__name__}")
-        raise
 
 
 def _check_pair(sample: Any, name: str) -> None:

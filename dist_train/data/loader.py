@@ -234,9 +234,12 @@ class Loading:
     ) -> None:
         options: dict[str, Any] = {}
         if workers:
+            how = start_method(device)
+            if how == "fork":
+                fetch.prepare()
             options = {
                 "prefetch_factor": config.prefetch,
-                "multiprocessing_context": start_method(device),
+                "multiprocessing_context": how,
                 "worker_init_fn": partial(start_worker, stacks=stacks()),
             }
         loader: DataLoader = DataLoader(

@@ -83,6 +83,12 @@ class Classification(Task):
             confusion: int64 [C, C], row true, column predicted; not there above 2,000 classes.
         """
         self._check(output)
+        if target.ndim != 1:
+            raise UserError(
+                f"classification is evaluated on one class for each sample, and the targets have the shape "
+                f"{list(target.shape)}: shares of the classes are for training alone",
+                ExitCode.DATA,
+            )
         scores = output.detach().float()
         valid = target != self._ignored
         true = torch.where(valid, target, 0)

@@ -1,12 +1,16 @@
 """The switches of the config, each in a real training."""
 
+import itertools
 import json
 import math
 
 import pytest
+import torch
 
+from dist_train import worker
 from dist_train.checkpoint.store import CheckpointStore
 from tests.distributed.training import result, train, write_configs
+from tests.rank_pool import RankFailed
 
 
 @pytest.fixture
@@ -44,6 +48,44 @@ def test_sync_batchnorm_on_a_cpu_is_refused_in_one_line(run_ranks, folder):
     """torch has it for GPUs alone."""
     overrides = ["exact=false", "model.sync_batchnorm=true"]
     assert run_ranks(train, 2, folder, "base.yaml", "run", *overrides) == [2, 2]
+
+
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_data_that_ends_early_is_no_success(run_ranks, folder, part):
+    assert run_ranks(_with_less, 1, folder, part) == [10]
+    assert _state(folder)["status"] != "done"
+
+
+def _with_less(ranks, folder, part):
+    """The loader's own batches, and fewer of them than were asked for."""
+    name = f"{part}_batches"
+    whole = getattr(worker, name)
+    setattr(worker, name, lambda *given, **options: itertools.islice(whole(*given, **options), 2))
+    return train(ranks, folder, "base.yaml", "run", "eval.every=1 steps", "eval.batch_size=64")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_that_raises_stop_iteration_fails(run_ranks, folder, workers):
+    data = "data={name: 'tests.distributed.test_switches:Ending'}"
+    with pytest.raises(RankFailed, match="StopIteration: no more rows\nwhile reading sample 300 of Ending"):
+        run_ranks(train, 1, folder, "base.yaml", "run", data, "augment=[]", f"loader.workers={workers}")
+
+
+class Ending:
+    """A data set that takes its rows from an iterator, which ends."""
+
+    classes, shape = ("a", "b"), (1, 8, 8)
+
+    def __init__(self, split):
+        pass
+
+    def __len__(self):
+        return 600
+
+    def __getitem__(self, index):
+        if index == 300:
+            raise StopIteration("no more rows")
+        return torch.zeros(1, 8, 8), index % 2
 
 
 def test_early_stopping_ends_the_training_and_it_stays_ended(run_ranks, folder):

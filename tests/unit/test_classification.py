@@ -225,3 +225,9 @@ def test_what_is_no_class_is_refused_by_the_samples_name(target, words):
 def test_the_config_knows_what_is_reported():
     scores, target = made(20, 3, 0)
     assert tuple(Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))) == REPORTED
+
+
+def test_shares_of_the_classes_have_no_figures():
+    with pytest.raises(UserError, match=r"one class for each sample, and the targets have the shape \[3, 4\]") as error:
+        Classification(classes=4).statistics(torch.zeros(3, 4), torch.full((3, 4), 0.25))
+    assert error.value.code == ExitCode.DATA

@@ -502,6 +502,19 @@ class Endless:
         return iter(())
 
 
+class Exiting(Pairs):
+    def __getitem__(self, index: int):
+        raise SystemExit(0)
+
+
+def test_a_data_set_that_ends_the_process_at_its_first_sample_is_no_success():
+    with pytest.raises(Exception, match="0") as error:
+        datasets.build(Custom(name=f"{__name__}:Exiting"))
+    assert type(error.value).__name__ == "SystemExit" and not isinstance(error.value, SystemExit)
+    assert error.value.__notes__ == ["while reading sample 0 of Exiting"]
+    assert "raise SystemExit(0)" in str(error.value.__cause__)
+
+
 def test_a_users_data_set_is_built_for_each_split():
     splits = datasets.build(Custom(name=f"{__name__}:Pairs", args={"size": 4}))
     assert [s.split for s in (splits.train, splits.evaluation, splits.test)] == ["train", "evaluation", "test"]

@@ -11,6 +11,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,9 +37,12 @@ from dist_train.config.schema import (
     Synthetic,
 )
 from dist_train.data import datasets
-from dist_train.data.loader import evaluation_batches, number_of_batches, train_batches
+from dist_train.data.datasets import ImageSet
+from dist_train.data.loader import evaluation_batches, number_of_batches, sample_batches, train_batches
 from dist_train.data.workers import number_of_workers, start_method
 from dist_train.ranks import Ranks
+from dist_train.tasks import Task
+from dist_train.tasks.classification import Classification
 from launch import exceptions
 from launch.verdict import is_peer_loss
 
@@ -152,6 +156,161 @@ def test_a_users_random_draws_are_the_same_for_any_number_of_ranks_and_loading_p
         assert_same_bits(load(config(data, workers=workers), splits, world), alone)
     draws = torch.cat([inputs for _, inputs, _ in alone.values()])
     assert len(draws[:, :3].unique()) == draws[:, :3].numel()  # 2 epochs of 48 samples, and no draw twice
+
+
+class Captions(NamedTuple):
+    text: str
+    words: Any
+
+
+class Mixed(Drawing):
+    """Leaves of every kind that a sample may have; images as a user's own code makes them, channels last in memory."""
+
+    def __getitem__(self, index: int):
+        image = torch.rand(4, 5, 3).permute(2, 0, 1)
+        words = {
+            "count": np.int32(index % 5),
+            "wide": torch.full((3,), index).to(torch.bfloat16),
+            "bytes": b"x%d" % index,
+        }
+        shared = torch.zeros(()).expand(6)
+        learned = torch.ones(2, requires_grad=True) * index
+        turned = torch.ones(2, dtype=torch.complex64).conj() * 1j
+        return (
+            image,
+            Captions(f"caption {index}", words),
+            [shared, learned, np.float64(0.5)],
+            turned.conj(),
+        ), index % 3
+
+
+class Batched(ImageSet):
+    """A user's own ImageSet, whose images depend on what is read beside them and on the global generators."""
+
+    shape = (1, 4, 4)
+
+    def __init__(self, split: str) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitems__(self, indices: np.ndarray, crop=None):
+        images = torch.full((len(indices), 1, 4, 4), int(indices.sum()) % 251, dtype=torch.uint8)
+        return images + (torch.rand(len(indices), 1, 1, 1) * 5).byte(), torch.from_numpy(indices) % 3
+
+
+def bits(value: Any) -> Any:
+    """A value with its tensors as types and numbers."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.tolist()
+    if isinstance(value, dict):
+        return {name: bits(item) for name, item in value.items()}
+    return (type(value), [bits(item) for item in value]) if isinstance(value, list | tuple) else value
+
+
+def layout(value: Any) -> Any:
+    """Where a value's tensors lie, as far as a kernel may look at it."""
+    if isinstance(value, torch.Tensor):
+        return value.stride(), value.storage_offset(), value.data_ptr() % 64, value.requires_grad
+    if isinstance(value, dict):
+        return {name: layout(item) for name, item in value.items()}
+    return [layout(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("name", ["Mixed", "Batched"])
+def test_a_microbatch_of_anything_is_the_same_for_any_ranks_and_loading_processes(name: str):
+    """Also what can't be cut; and it lies in memory the same way, on which the order of sums in a kernel may depend."""
+    data = Custom(name=f"{__name__}:{name}")
+    splits = datasets.build(data)
+    alone = load(config(data), splits, last=3)
+    assert all(len(inputs[1].text) == len(indices) == 4 for indices, inputs, _ in alone.values() if name == "Mixed")
+    for world, workers in ((4, 0), (1, 2), (2, 1)):
+        other = load(config(data, workers=workers), splits, world, last=3)
+        assert sorted(other) == sorted(alone)
+        for place, microbatch in alone.items():
+            assert bits(other[place]) == bits(microbatch) and layout(other[place]) == layout(microbatch)
+    assert all(place[-2] == 0 and place[-1] is False for place in _places(layout(alone)))
+
+
+def _places(found: Any) -> list[tuple]:
+    if isinstance(found, tuple) and len(found) == 4 and isinstance(found[0], tuple):
+        return [found]
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return [place for part in parts for place in _places(part)]
+
+
+def test_samples_to_look_at_are_those_of_the_training_and_the_same_each_time():
+    data = Custom(name=f"{__name__}:Drawing")
+    run, splits = config(data, eval=EvalConfig(batch_size=20)), datasets.build(data)
+    whole = load(run, splits)
+    first = dict(evaluation_batches(run, splits.evaluation, [0], CPU))[0]
+    for _ in range(2):
+        train, evaluation = sample_batches(run, splits, Taking(), CPU, step=2, numbers=(1, 3, 9), most=2)
+        assert [(m.step, m.number) for m in train] == [(2, 1), (2, 3)]
+        for m in train:
+            indices, inputs, targets = whole[2, m.number]
+            assert torch.equal(m.indices, indices[:2]) and torch.equal(m.inputs, inputs[:2])
+            assert torch.equal(m.targets["class"], targets["class"][:2])
+        assert torch.equal(evaluation.inputs, first.inputs[:2])
+
+
+class Taking(Task):
+    """Takes what is no classification's."""
+
+    def loss(self, output, target):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_target_is_named_before_it_is_computed_with(workers: int):
+    data = Custom(name=f"{__name__}:Labelled")
+    run, splits = config(data, workers=workers, batch=8, parts=2), datasets.build(data)
+    task = Classification(classes=3)
+    words = "sample 6: the target is 3, and there are the classes 0 to 2"
+    with pytest.raises(UserError, match=words) as error:
+        list(train_batches(run, splits, rank_of(0, 1), CPU, 0, 3, task))
+    assert error.value.code == ExitCode.DATA
+    with pytest.raises(UserError, match=words):
+        list(evaluation_batches(run, splits.evaluation, [0], CPU, task=task))
+    with pytest.raises(UserError, match=words):
+        sample_batches(run, splits, task, CPU)
+
+
+class Labelled(Drawing):
+    def __init__(self, split: str) -> None:
+        super().__init__(split, 8)
+
+    def __getitem__(self, index: int):
+        return torch.zeros(2), np.uint8(3 if index == 6 else 1)
+
+
+class Masks(Drawing):
+    shape = (3, 8, 8)
+
+    def __init__(self, split: str, kind: str) -> None:
+        super().__init__(split)
+        self.kind = kind
+
+    def __getitem__(self, index: int):
+        targets = {"mask": torch.zeros(8, 8), "boxes": {"boxes": torch.zeros(2, 4), "class": 1}, "class": index % 3}
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), targets[self.kind]
+
+
+MOVING = [RandomCrop(padding=1), HorizontalFlip(), RandomResizedCrop(), RandAugment()]
+
+
+@pytest.mark.parametrize("step", MOVING, ids=lambda step: step.name)
+@pytest.mark.parametrize("kind", ["mask", "boxes"])
+def test_an_augmentation_that_would_leave_the_target_where_it_was_is_refused(step, kind: str):
+    data = Custom(name=f"{__name__}:Masks", args={"kind": kind})
+    run, splits = config(data, [step, NORMALIZE]), datasets.build(data)
+    with pytest.raises(UserError, match=f"augment: {step.name} would move the images and not their targets"):
+        sample_batches(run, splits, Taking(), CPU)
+    list(evaluation_batches(run, splits.evaluation, [0], CPU))  # where nothing is moved
+    sample_batches(config(data, [NORMALIZE]), splits, Taking(), CPU)
+    plain = Custom(name=f"{__name__}:Masks", args={"kind": "class"})
+    sample_batches(config(plain, [step]), datasets.build(plain), Taking(), CPU)
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
@@ -397,6 +556,23 @@ def test_how_many_loading_processes():
     assert number_of_workers(LoaderConfig(workers=5), memory, CPU, 1, 100) == 5
     assert number_of_workers(LoaderConfig(workers=5), files, CPU, 1, 2) == 2
     assert (start_method(CPU), start_method(cuda)) == ("fork", "forkserver")
+
+
+class Imported(Drawing):
+    """Its targets say whether the process that reads them has what the augmentation needs."""
+
+    shape = (3, 8, 8)
+
+    def __getitem__(self, index: int):
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), int("torchvision.transforms.v2" in sys.modules)
+
+
+def test_a_forked_process_imports_nothing(monkeypatch):
+    """It would wait forever for a lock that a thread of its rank held when it was forked, which it has no copy of."""
+    monkeypatch.delitem(sys.modules, "torchvision.transforms.v2", raising=False)
+    data = Custom(name=f"{__name__}:Imported")
+    found = load(config(data, [RandAugment()], workers=1), datasets.build(data), last=1)
+    assert all(targets.all() for _, _, targets in found.values())
 
 
 def test_closing_ends_the_loading_processes_at_once():

@@ -2,10 +2,10 @@
 
 `Thing(split="train", **args)` and `Thing(split="evaluation", **args)` are called, and `Thing(split="test", **args)`
 where `Thing.has_test` is true. What comes back has `__len__` and `__getitem__`, which returns (input, target): tensors,
-numbers, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through `augment`.
-A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`, the names of
-the classes; `shape`, of an input (else the first sample is looked at); `in_memory`, true where reading is so cheap that
-loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
+numbers, text, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through
+`augment`. A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`,
+the names of the classes; `shape`, of an input (else the first sample is looked at); `in_memory`, true where reading is
+so cheap that loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
 
 Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
 alone, since those are set for every sample.
@@ -19,6 +19,7 @@ from dist_train.config.imports import resolve
 from dist_train.config.schema import Custom
 from dist_train.custom import construct
 from dist_train.data.datasets.base import ImageSet, Splits
+from dist_train.data.failure import failures, noted
 from dist_train.randomness import key, seeded
 
 
@@ -56,7 +57,7 @@ def _check(name: str, split: str, dataset: Any) -> None:
 def _shape_of(dataset: Any) -> tuple[int, ...] | None:
     if hasattr(dataset, "shape"):
         return tuple(dataset.shape)
-    with seeded(key(0, "shape")):
+    with seeded(key(0, "shape")), failures(), noted("reading", [0], dataset):
         sample = dataset[0]
     shape = getattr(sample[0], "shape", None) if isinstance(sample, tuple | list) else None
     return None if shape is None else tuple(shape)
