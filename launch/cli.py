@@ -101,6 +101,7 @@ def commands() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Ends the process."""
+    stdout = sys.stdout
     try:
         code = commands.main(args=arguments, prog_name="dist-train", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -114,9 +115,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.code
     except (KeyboardInterrupt, click.Abort):
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.DONE
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        code = ExitCode.DONE  # the reader of our output has left: click puts another in its place, and ends with 1
     sys.exit(int(code or 0))
 
 

@@ -11,8 +11,9 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
+from dist_train.config.stdout import tell
 from launch.commands.common import home
-from launch.console import say
+from launch.console import mark, say
 from launch.plan import LaunchPlan
 from launch.run_dirs import free_space
 
@@ -22,19 +23,20 @@ _SECONDS = 300
 
 
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[str]) -> int:
-    """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code."""
+    """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code; of what
+    would end the training, the training's."""
     facts = describe(config_path, overrides)
-    if facts.get("exit_code") == ExitCode.CONFIG:
-        say(facts["problem"])
-        return ExitCode.CONFIG
+    if facts.get("exit_code"):
+        say(f"{mark('✗', 'red')} {facts['problem']}")
+        return int(facts["exit_code"])
     if plan.device == "gpu" and facts.get("not_on_a_gpu"):
-        say(facts["not_on_a_gpu"])
+        say(f"{mark('✗', 'red')} {facts['not_on_a_gpu']}")
         return ExitCode.CONFIG
     for name, text in _lines(config, plan, facts):
         say(f"{name:<9}{text}")
     say(plan.command)
     say("nothing was started, nothing was written")
-    sys.stdout.write(to_yaml(config))
+    tell(to_yaml(config))
     return ExitCode.DONE
 
 

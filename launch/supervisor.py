@@ -59,11 +59,13 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
         finally:
             starter.close()
             sweep(patience=0)
-        if at_end is not None:
-            at_end(plan)
-        if code == ExitCode.CONFIG:
-            _await_others(plan)
-            _put_back(before)
+        try:
+            if at_end is not None:
+                at_end(plan)
+        finally:
+            if code == ExitCode.CONFIG:
+                _await_others(plan)
+                _put_back(before)
     return code
 
 

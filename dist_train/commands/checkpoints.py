@@ -11,6 +11,7 @@ from typing import Any
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
 from dist_train.config.errors import ExitCode
+from dist_train.config.stdout import tell
 
 COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")
@@ -93,9 +94,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"cannot read {error.filename}: {error.strerror}", file=sys.stderr)
         return int(ExitCode.CONFIG)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        tell(json.dumps(found, indent=2))
     elif found:
-        print(table(found))
+        tell(table(found))
     if not found:
         print(f"no checkpoints in {arguments.target}", file=sys.stderr)
     damaged = [Path(item["path"]).name for item in found if item["sound"] is False]

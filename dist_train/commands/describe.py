@@ -5,14 +5,15 @@ Nothing is downloaded, trained or written.
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dist_train import models
+from dist_train import models, tasks
 from dist_train.checkpoint.optimizer_state import OptimizerState
-from dist_train.config.errors import UserError
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
@@ -26,25 +27,38 @@ from dist_train.schedule import Schedule
 CURVE_POINTS = 40
 
 
+class _NotYet(Exception):
+    """What keeps a plan from being told whole, and a training from nothing."""
+
+
 def describe(config: RunConfig) -> dict[str, Any]:
-    """Sizes of data, model and training. Without the data, what depends on it is None, and `problem` says so."""
+    """Sizes of data, model and training. What is not known is None; `problem` says why, and `exit_code` how a training
+    would end by it, where it would."""
     facts: dict[str, Any] = dict.fromkeys(
         ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "parameters", "trainable_parameters")
     )
-    facts |= {"model": config.model.name, "state_bytes": None, "lr": [], "problem": None}
+    facts |= {"model": config.model.name, "state_bytes": None, "lr": [], "problem": None, "exit_code": None}
     try:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
         classes = len(splits.classes) if splits.classes else None
+        tasks.build(config.task, splits.classes)
         model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
         facts |= _size(config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
             facts["not_on_a_gpu"] = explain(found)
-    except UserError as error:
+    except _NotYet as error:
         facts["problem"] = str(error)
         if facts["total_steps"] is None and config.train.duration.unit == "steps":
             facts["total_steps"] = int(config.train.duration.value)
+    except UserError as error:
+        facts |= {"problem": str(error), "exit_code": int(error.code)}
+    except Exception as error:  # of the user's own data set, task or model
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text} ({where.filename}:{where.lineno}, in {where.name})"
+        facts |= {"problem": said, "exit_code": int(ExitCode.USER_CODE)}
     return facts
 
 
@@ -55,7 +69,7 @@ def _splits(config: RunConfig) -> Splits:
     try:
         return datasets.build(config.data.model_copy(update={"download": False}))
     except UserError:
-        raise UserError(f"{config.data.name} is not there yet; the training downloads it") from None
+        raise _NotYet(f"{config.data.name} is not there yet; the training downloads it") from None
 
 
 def _length(config: RunConfig, samples: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import UserError
+from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
 from dist_train.data import datasets
 from dist_train.process_group import ProcessGroup
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     with reporting():
         row = _evaluate(arguments.target, arguments.split)
     if Ranks.from_environment().is_first:
-        print(to_json(row) if arguments.json else _text(row))
+        tell(to_json(row) if arguments.json else _text(row))
     return 0
 
 

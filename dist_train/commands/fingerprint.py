@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dist_train.checkpoint.store import Found, locate, read
 from dist_train.config.errors import UserError
+from dist_train.config.stdout import tell
 
 TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         return int(error.code)
     value = fingerprint(found)
     facts = {"fingerprint": value, "step": found.manifest["step"], "checkpoint": str(found.path)}
-    print(json.dumps(facts) if arguments.json else value)
+    tell(json.dumps(facts) if arguments.json else value)
     return 0
 
 

@@ -15,6 +15,7 @@ from dist_train.checkpoint.store import locate, read
 from dist_train.commands.common import reporting, run_of
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import ImageFolder, RunConfig
+from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
 from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
@@ -34,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
     with reporting():
         rows = predict(arguments.checkpoint, list(_files(arguments.images)))
     if arguments.json:
-        print(to_json(rows))
+        tell(to_json(rows))
         return 0
     width = max(len(row["class"]) for row in rows)
     for row in rows:
-        print(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {row['file']}")
+        tell(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {row['file']}")
     return 0
 
 

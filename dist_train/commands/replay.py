@@ -25,6 +25,7 @@ from dist_train.commands.watch import StepDetail, watched
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
+from dist_train.config.stdout import tell
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import StopFlag
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
             return int(ExitCode.INTERRUPTED)
     if not Ranks.from_environment().is_first:
         return 0
-    print(to_json(outcome.as_json()) if arguments.json else outcome.as_text(), flush=True)
+    tell(to_json(outcome.as_json()) if arguments.json else outcome.as_text())
     code = 0 if outcome.is_identical else DIFFERS
     if arguments.verdict is None:
         return code

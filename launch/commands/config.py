@@ -1,9 +1,8 @@
 """`dist-train config`."""
 
-import sys
-
 import click
 
+from dist_train.config.stdout import tell
 from launch.commands.common import existing_config, load, split_config
 from launch.console import mark, say
 
@@ -21,7 +20,7 @@ def show(words: tuple[str, ...]) -> None:
     resolved = load(existing_config(config), overrides)
     from dist_train.config.dump import to_yaml
 
-    sys.stdout.write(to_yaml(resolved))
+    tell(to_yaml(resolved))
 
 
 @command.command()
@@ -38,4 +37,4 @@ def schema() -> None:
     """The JSON Schema of a config file, for editors and generators."""
     from dist_train.config.json_schema import json_schema
 
-    sys.stdout.write(json_schema())
+    tell(json_schema())

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dist_train.config.stdout import tell
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -45,9 +46,8 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, as_json: bool) -
         sys.exit(stopped.args[0])
     well = is_well(found)
     if as_json:
-        print(
-            json.dumps({"ok": well, "host": socket.gethostname(), "findings": [finding.as_json() for finding in found]})
-        )
+        facts = {"ok": well, "host": socket.gethostname(), "findings": [finding.as_json() for finding in found]}
+        tell(json.dumps(facts))
     elif not well:
         bad = sum(finding.level == "problem" for finding in found)
         say(f"{mark('✗', 'red')} a training would not work here: {bad} problem{'s' * (bad > 1)} above")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.stdout import tell
 from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
@@ -81,7 +82,7 @@ def command(
     if plan.node in (0, None):
         write_json(state, {"status": _status(code)})
     if as_json:
-        click.echo(json.dumps(verdict.latest(plan.folder)))
+        tell(json.dumps(verdict.latest(plan.folder)))
     sys.exit(code)
 
 

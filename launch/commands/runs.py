@@ -1,11 +1,11 @@
 """`dist-train runs`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
@@ -24,11 +24,11 @@ def command(root: str, as_json: bool) -> None:
     found = list_runs(Path(root))
     add_queue(found)
     if as_json:
-        sys.stdout.write(to_json(found, indent=2) + "\n")
+        tell(to_json(found, indent=2))
     elif not found:
         say(f"no runs under {root}")
     else:
-        sys.stdout.write(table(rows(found)))
+        tell(table(rows(found)))
 
 
 def add_queue(runs: list[dict[str, Any]]) -> None:

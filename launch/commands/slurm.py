@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import UserError
+from dist_train.config.stdout import tell
 from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load
 from launch.console import mark, say
 
@@ -61,12 +62,10 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
     from launch.slurm.render import render
 
     if dry_run:
-        sys.stdout.write(render(script))
+        tell(render(script))
         return
     records = submission.submit(script, runs)
-    sys.stdout.write(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
     _tell(script, records)
     if follow:
         from launch.slurm.follow import follow as follow_job

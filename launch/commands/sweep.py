@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.stdout import tell
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -224,13 +225,13 @@ def _print_plan(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) 
     if options["slurm"]:
         from launch.slurm.render import render
 
-        sys.stdout.write(render(_array(sweep, configs, options)[0]))
+        tell(render(_array(sweep, configs, options)[0]))
         return ExitCode.DONE
     from launch.sweep.points import words
 
     for point in sweep.points:
         if point.name in configs:
-            click.echo(f"{point.name}  {' '.join(words(point.overrides))}")
+            tell(f"{point.name}  {' '.join(words(point.overrides))}")
     say(f"{len(configs)} points; nothing was started, nothing was written")
     return ExitCode.DONE
 
@@ -250,5 +251,5 @@ def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
     table.write(sweep, rows)
     records = table.as_records(sweep, rows)
     as_json = to_json(records, indent=2) + "\n"
-    sys.stdout.write(as_json if options["as_json"] else aligned(table.cells(sweep, rows)))
+    tell(as_json if options["as_json"] else aligned(table.cells(sweep, rows)))
     return rows

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.errors import UserError
+from dist_train.config.stdout import tell
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -54,7 +55,9 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 )
 @click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
-@click.option("--dry-run", is_flag=True, help="Print what would run. Starts nothing, writes nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would run, or why it could not. Starts nothing, writes nothing."
+)
 def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
     code = _in_allocation(words, dry_run, **options)
@@ -79,7 +82,7 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
 def _print_verdict(plan: "LaunchPlan") -> None:
     from launch.verdict import latest
 
-    click.echo(json.dumps(latest(plan.folder)))
+    tell(json.dumps(latest(plan.folder)))
 
 
 def _in_allocation(

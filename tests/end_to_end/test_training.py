@@ -133,6 +133,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_dry_run_ends_as_the_training_would(folder):
+    before = sorted(folder.rglob("*"))
+    missing = "data={name: image_folder, root: nowhere, eval_fraction: 0.1}"
+    out, said = run(folder, "dist-train", "train", "digits.yaml", missing, "--dry-run", code=13)
+    assert out == "" and len(said.splitlines()) == 1 and "nowhere" in said
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_data_that_is_not_there_is_one_line_and_exit_code_13(folder):
     missing = "data={name: cifar10, root: nothing-here, download: false}"
     _, said = run(folder, "dist-train", "train", "digits.yaml", missing, "--nproc-per-node", "2", code=13)

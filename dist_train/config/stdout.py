@@ -1,0 +1,31 @@
+"""Results, for people and programs, on stdout. Everything that is said goes to stderr."""
+
+import os
+import sys
+
+
+def tell(text: str) -> None:
+    """Writes `text` and a line's end, at once. A reader that has left, as `head` does, has what it wanted: that is no
+    error, and changes no exit code.
+
+    Raises:
+        SystemExit: (2) where the output cannot be written for another reason, said in one line.
+    """
+    if sys.stdout is None:  # closed by who has started us
+        return
+    try:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop()
+    except OSError as error:
+        drop()
+        print(f"cannot write to stdout: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def drop() -> None:
+    """What is still to be written goes nowhere, so that Python finds nothing to complain of when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
