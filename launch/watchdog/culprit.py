@@ -1,5 +1,6 @@
 """Which rank is the odd one, and how that is told."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from launch.verdict.words import ranges, short
 from launch.watchdog import Hang
 from launch.watchdog.evidence import Evidence, Frame, Process
 
+_OF_SOME = re.compile(r"[0-9a-f]{32,}")
+"""Torch's names of groups that only their members know of; the others' are numbers."""
 _STATES = {"T": "stopped by a signal (state T)", "t": "stopped by a debugger (state t)", "D": "state D: in the kernel"}
 
 
@@ -83,7 +86,11 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
     """In a process group, some have begun fewer collectives; only where nobody is behind in another group instead."""
     lagging: dict[str, set[int]] = {}
     for name in {name for one in evidence for name in one.heartbeat.groups}:
-        counts = {one.rank: one.heartbeat.groups.get(name, 0) for one in evidence}
+        counts = {
+            one.rank: one.heartbeat.groups.get(name, 0)
+            for one in evidence
+            if name in one.heartbeat.groups or not _OF_SOME.fullmatch(name)
+        }
         most = max(counts.values())
         late = {rank for rank, count in counts.items() if count < most}
         if late:
@@ -92,7 +99,7 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
         return None
     name, late = next(iter(lagging.items()))
     odd = [one for one in evidence if one.rank in late]
-    most = max(one.heartbeat.groups.get(name, 0) for one in evidence)
+    most = max(one.heartbeat.groups.get(name, 0) for one in evidence)  # of those who are in it
     assert odd[0].process is not None
     count = odd[0].heartbeat.groups.get(name, 0)
     why = f"{_at(odd[0].process)}: it has begun {count:,} collectives, the others {most:,}"

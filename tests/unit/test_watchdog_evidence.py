@@ -2,7 +2,8 @@
 
 import pytest
 
-from launch.watchdog.evidence import Frame, Process
+from launch.watchdog.culprit import find
+from launch.watchdog.evidence import Evidence, Frame, Heartbeat, Process
 
 
 def process(tmp_path, line: str) -> Process:
@@ -36,3 +37,22 @@ def test_a_wait_for_the_gpu_is_one_for_a_collective(tmp_path, line):
 )
 def test_other_lines_are_none(tmp_path, line):
     assert process(tmp_path, line).waits is None
+
+
+def test_ranks_are_not_behind_in_groups_that_they_are_no_members_of():
+    """Two nodes of two: each rank has its node's group and one across. Rank 1 has begun fewer sums than its peers."""
+    first, second, left, right = (letter * 40 for letter in "abcd")
+    groups = [
+        {"0": 7, first: 5, left: 5},
+        {"0": 7, first: 4, right: 4},
+        {"0": 7, second: 5, left: 5},
+        {"0": 7, second: 5, right: 5},
+    ]
+    frames = [Frame(file="/lib/torch/distributed/distributed_c10d.py", line=1, function="all_to_all_single")]
+    waiting = Process(pid=1, state="S", syscall="", frames=[*frames, Frame(file="/me/x.py", line=3, function="step")])
+    evidence = [
+        Evidence(rank=rank, heartbeat=Heartbeat(groups=counts), process=waiting, children=[])
+        for rank, counts in enumerate(groups)
+    ]
+    found = find(evidence)
+    assert found.ranks == (1,) and "begun 4 collectives, the others 5" in found.why
