@@ -39,7 +39,7 @@ from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
 from dist_train.life import Life, go_back, judge, live
 from dist_train.meter import Meter
-from dist_train.open_run import Opened, open_run
+from dist_train.open_run import Opened, laid_out_anew, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
@@ -121,6 +121,7 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     changes = check_surroundings(opened.found, facts, opened.allowed)
     opened = replace(opened, facts=facts, notes=(*opened.notes, *changes))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
+    opened = replace(opened, notes=(*opened.notes, *laid_out_anew(opened.found, config, steps_per_epoch)))
     learner = build_learner(config, splits, group.device)
     due = Due.of(config, steps_per_epoch)
     resumed = hand_on(opened.found, group)
