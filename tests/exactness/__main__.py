@@ -10,7 +10,7 @@ import yaml
 
 from tests import rank_pool
 from tests.exactness.check import Verdict
-from tests.exactness.covering import covering
+from tests.exactness.covering import in_pairs
 from tests.exactness.draws import Draw, at_random, config_of
 from tests.exactness.matrix import MOST_REFUSED, Matrix
 from tests.exactness.zoo.animals import animals
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     if arguments.zoo is not None:
         return _zoo(arguments.zoo)
-    draws = list(covering()) if arguments.pairs else at_random(arguments.count, arguments.seed)
+    draws = in_pairs() if arguments.pairs else at_random(arguments.count, arguments.seed)
     wanted = range(len(draws)) if arguments.only is None else [arguments.only]
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations, islice
 from typing import Any
 
@@ -68,6 +69,12 @@ def covering(seed: int = 0) -> Iterator[Draw]:
         missing.discard(begun)  # done now, or it cannot be
 
 
+@cache
+def in_pairs() -> tuple[Draw, ...]:
+    """The set that `make test` works off; found once in a process."""
+    return tuple(covering())
+
+
 def _greedy(
     begun: frozenset[Feature], missing: set[frozenset[Feature]], chance: random.Random, seldom: bool
 ) -> Draw | None:
@@ -96,6 +103,7 @@ def _gain(name: Feature, so_far: list[Feature], missing: set[frozenset[Feature]]
     return sum(frozenset((name, other)) in missing for other in so_far) + 3 * alone
 
 
+@cache
 def _is_choice(name: Feature) -> bool:
     return any(general(path) == name[0] and dimension.choice for path, dimension in known().items())
 

@@ -138,6 +138,7 @@ def build(choose: Callable[[Dimension, Draw], Any]) -> Draw:
     return draw
 
 
+@cache
 def general(path: str) -> str:
     """The path without the name of a component: `optimizer.weight_decay` of all of them."""
     parts = path.split(".")
