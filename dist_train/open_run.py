@@ -1,5 +1,6 @@
 """Which run this is: its directory, its config with everything settled, and the checkpoint to go on from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from dist_train.checkpoint.store import CheckpointStore, Found, locate, remove
 from dist_train.config.errors import UserError
 from dist_train.config.run_dirs import new_run_dir, to_go_on_with
 from dist_train.config.schema import RunConfig
+from dist_train.control.due import Due
+from dist_train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,33 @@ def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
     if found is None and resume not in (None, "auto"):
         found = locate(Path(str(resume)).expanduser(), skipped.append)
     return found, [*skipped, *(found.skipped if found else ())]
+
+
+def laid_out_anew(found: Found | None, config: RunConfig, steps_per_epoch: int) -> list[str]:
+    """A line where the learning rate goes on from the checkpoint as it would not have: the training was made longer or
+    shorter, and its schedule with it, or the schedule was changed."""
+    before = config_of(found) if found is not None else None
+    if found is None or before is None:
+        return []
+    step = int(found.manifest["step"])
+    old, new = (_schedule(one, steps_per_epoch) for one in (before, config))
+    if old == new or math.isclose(old.lr(step), new.lr(step), rel_tol=1e-9):
+        return []
+    length = f"{new.total_steps:,} steps" + (f", not {old.total_steps:,}" if new.total_steps != old.total_steps else "")
+    return [
+        f"schedule: {config.schedule.name} over {length}: after step {step:,} the learning rate is {new.lr(step):.3g}, "
+        f"and would have been {old.lr(step):.3g}"
+    ]
+
+
+def _schedule(config: RunConfig, steps_per_epoch: int) -> Schedule:
+    return Schedule(
+        config=config.schedule,
+        peak=config.optimizer.lr,
+        total_steps=Due.of(config, steps_per_epoch).total_steps,
+        steps_per_epoch=steps_per_epoch,
+        global_batch=config.batch.global_size,
+    )
 
 
 def _settle_microbatches(config: RunConfig, before: int | str | None, world_size: int) -> RunConfig:

@@ -30,7 +30,9 @@ from dist_train.data.loader import sample_batches
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build
 from dist_train.model_buffers import BufferSet
+from dist_train.models import deterministic
 from dist_train.parallel import unused_parameters
+from dist_train.process_group import ProcessGroup
 from dist_train.randomness import ModelGenerators, key
 
 _MOST = 8
@@ -41,24 +43,27 @@ _OTHER_STATE = (
 )
 
 
-def check_sanity(config: RunConfig, splits: Splits, device: torch.device) -> None:
-    """Tries a training of `config`, whose number of microbatches is settled.
+def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
+    """Tries a training of `config`, whose number of microbatches is settled; all ranks do it alike.
 
     Raises:
         UserError: (exit 13) when the data is not what the task learns from, (exit 2) when anything else would end the
             training later, or would make its result depend on more than config, seed and samples.
     """
     try:
-        _check(config, splits, device)
+        _check(config, splits, group)
     except UserError as error:
         if error.code in (ExitCode.USER_CODE, ExitCode.CHECKPOINT_IO):  # nothing has run yet, and nothing is written
             raise UserError(str(error), ExitCode.CONFIG) from None
         raise
 
 
-def _check(config: RunConfig, splits: Splits, device: torch.device) -> None:
+def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
     beat("init")
+    device = group.device
     trial = Trial(config, build(config, splits, device), device)
+    assert isinstance(config.batch.microbatches, int)
+    deterministic.check(config, trial.learner.model, device, group.ranks.world_size, config.batch.microbatches)
     samples = Samples.of(config, splits, trial.learner, device)
     if config.exact:
         samples.check_again(Samples.of(config, splits, trial.learner, device))

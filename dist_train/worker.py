@@ -40,7 +40,7 @@ from dist_train.learner import build as build_learner
 from dist_train.life import Life, go_back, judge, live
 from dist_train.meter import Meter
 from dist_train.models.deterministic import check
-from dist_train.open_run import Opened, open_run
+from dist_train.open_run import Opened, laid_out_anew, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
@@ -124,8 +124,9 @@ def build(opened: Opened, group: ProcessGroup, flag: StopFlag) -> Life:
     found = () if opened.found else splits.notes  # once is enough
     opened = replace(opened, facts=facts, notes=(*opened.notes, *changes, *found))
     steps_per_epoch = train_sampler(config, splits.train, ranks).steps_per_epoch
+    opened = replace(opened, notes=(*opened.notes, *laid_out_anew(opened.found, config, steps_per_epoch)))
     if config.train.sanity_check and opened.found is None and generation(opened.run_dir) <= 1:
-        check_sanity(config, splits, group.device)
+        check_sanity(config, splits, group)
     learner = build_learner(config, splits, group.device)
     due = Due.of(config, steps_per_epoch)
     resumed = hand_on(opened.found, group)

@@ -19,7 +19,8 @@ SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""
 _FILES = ("config.yaml", "environment.json", "state.json", "metrics.jsonl", "samples.jsonl", "lives.jsonl", ".lock-*")
 _FOLDERS = (LEASE, "generations", "logs", "checkpoints", "wandb", "tensorboard")
-IN_RUN = {"": (*_FILES, *_FOLDERS), "generations": ("[0-9]*",), "logs": ("*.log", "*.log.1"), LEASE: ("*",)}
+IN_RUN = {"": (*_FILES, *_FOLDERS), "generations": ("[0-9]*",), "logs": ("*.log", "*.log.1")}
+IN_RUN |= {"wandb": ("*",), "tensorboard": ("*",), LEASE: ("*",)}
 """What a start writes, by its folder in the run directory: nobody else's files are touched."""
 IN_LOG_DIR = {"": IN_RUN["logs"]}
 
@@ -27,7 +28,8 @@ IN_LOG_DIR = {"": IN_RUN["logs"]}
 @dataclass(frozen=True)
 class _File:
     size: int
-    content: bytes | None
+    content: bytes | str | None
+    """A link's is where it points to."""
 
 
 class Before:
@@ -81,16 +83,22 @@ def _is_taken(run_dir: Path) -> bool:
 
 
 def _remembered(path: Path) -> _File | None:
-    """None of a folder, a link, or what cannot be read."""
+    """None of a folder, or what cannot be read."""
     with suppress(OSError):
-        if path.is_file() and not path.is_symlink():
+        if path.is_symlink():
+            return _File(0, os.readlink(path))
+        if path.is_file():
             size = path.stat().st_size
             return _File(size, path.read_bytes() if size <= SMALL else None)
     return None
 
 
 def _restore(path: Path, file: _File) -> None:
-    if file.content is None:
+    if isinstance(file.content, str):
+        if not path.is_symlink() or os.readlink(path) != file.content:
+            _remove(path)
+            path.symlink_to(file.content)
+    elif file.content is None:
         if path.stat().st_size > file.size:
             os.truncate(path, file.size)
     elif not path.is_file() or path.read_bytes() != file.content:

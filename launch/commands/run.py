@@ -18,8 +18,9 @@ EPILOG = """\b
   dist-train run --nproc-per-node 4 train.py --lr 0.1
   dist-train run --nproc-per-node gpu -m package.train
   dist-train run --no-python ./program
-Workers see torchrun's environment and defaults, but for two: OMP_NUM_THREADS is a rank's share of the cores, and the
-console shows rank 0 alone (--tee 3 shows all); every rank's output is in its log.
+Workers see torchrun's environment and defaults, but where you have not set them OMP_NUM_THREADS is a rank's share of
+the cores and TORCH_NCCL_ASYNC_ERROR_HANDLING torch's own default, and the console shows rank 0 alone (--tee 3 shows
+all); every rank's output is in its log.
 
 \b
 Ctrl-C, SIGTERM go to the workers, which have --grace seconds to end; a second one ends everything at once.

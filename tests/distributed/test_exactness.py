@@ -145,6 +145,16 @@ def test_how_many_threads_the_environment_offers_makes_no_difference(run_ranks, 
     assert result(folder / "t1") == result(folder / "t4")
 
 
+@pytest.mark.parametrize("layout", ["false", "true"])
+def test_the_size_of_buckets_makes_no_difference(run_ranks, folder, layout):
+    """A gradient lies elsewhere in another bucket; three ranks of eight microbatches add nodes beside each other."""
+    overrides = [f"model.channels_last={layout}", "train.duration=3 steps", "train.clip_norm=0.5"]
+    for size in ("0.001", "25"):
+        run_ranks(train, 3, folder, "base.yaml", f"b{size}", f"distributed.bucket_mb={size}", *overrides)
+    run_ranks(train, 1, folder, "base.yaml", "one", *overrides)
+    assert result(folder / "b0.001") == result(folder / "b25") == result(folder / "one")
+
+
 def test_another_seed_is_another_run(run_ranks, folder):
     for seed in (0, 1):
         run_ranks(train, 1, folder, "base.yaml", f"s{seed}", f"seed={seed}", "train.stop_after=2 steps")

@@ -139,3 +139,73 @@ def test_the_loss_is_a_mean_over_the_valid_targets_of_all_ranks(run_ranks, world
     for gradients in run_ranks(_rescaled, world_size):
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(torch.tensor(gradient).double(), parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+# ---------------------------------------------------------------- memory is not part of the result
+
+
+def _views_and_gradients(ranks):
+    """For parameters of several layouts, where the hook takes their gradients to be, and where DDP has put them."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dist_train.parallel import in_bucket
+
+    torch.manual_seed(0)
+    dist.init_process_group("gloo")
+    model = nn.ParameterDict(
+        {
+            "plain": nn.Parameter(torch.randn(3, 4)),
+            "transposed": nn.Parameter(torch.randn(5, 7).t()),
+            "channels_last": nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)),
+            "permuted": nn.Parameter(torch.randn(4, 3, 2).permute(2, 0, 1)),
+            "gapped": nn.Parameter(torch.randn(4, 8)[:, ::2]),
+            "one": nn.Parameter(torch.randn(())),
+            "complex": nn.Parameter(torch.randn(3, 5, dtype=torch.complex64).t()),
+        }
+    )
+    found = {}
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of = model
+
+        def forward(self, x):
+            weights = {name: torch.arange(p.numel()).view(p.shape) for name, p in model.items()}
+            return sum((p * weights[name] * x).abs().sum() for name, p in model.items())
+
+    def hook(_, bucket):
+        for parameter, view in zip(bucket.parameters(), in_bucket(bucket.buffer(), bucket.parameters()), strict=True):
+            found[id(parameter)] = (view.clone(), view.data_ptr(), view.stride())
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    ddp = DistributedDataParallel(Sum(), gradient_as_bucket_view=True)
+    ddp.register_comm_hook(None, hook)
+    ddp(torch.ones(())).backward()
+    return {
+        name: (torch.equal(view, p.grad), place == p.grad.data_ptr(), strides == p.grad.stride())
+        for name, p in model.items()
+        for view, place, strides in [found[id(p)]]
+    }
+
+
+def test_gradients_are_read_where_ddp_has_put_them(run_ranks):
+    """In a bucket each lies in its parameter's memory format; GradBucket.gradients() takes all for contiguous."""
+    (places,) = run_ranks(_views_and_gradients, 1)
+    assert len(places) == 7
+    assert all(same == (True, True, True) for same in places.values()), places
+
+
+def test_a_norm_is_taken_from_aligned_memory():
+    from dist_train.run import _aligned
+
+    whole = torch.arange(24.0)
+    for begin in range(4):
+        view = whole[begin : begin + 12].view(4, 3).t()
+        aligned = _aligned(view)
+        assert aligned.data_ptr() % 16 == 0
+        assert torch.equal(aligned, view) and aligned.stride() == view.stride()
+        assert (aligned is view) == (begin == 0)

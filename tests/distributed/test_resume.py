@@ -85,3 +85,17 @@ def test_state_json_tells_how_far_it_is(run_ranks, folder):
     assert state["best"]["metric"] == "accuracy" and state["best"]["step"] == 11
     run_ranks(train, 1, folder, "base.yaml", "run")
     assert json.loads((folder / "run" / "state.json").read_text())["status"] == "done"
+
+
+def test_a_training_that_is_made_longer_says_what_becomes_of_its_schedule(run_ranks, folder):
+    run_ranks(train, 1, folder, "base.yaml", "run", "train.duration=4 steps")
+    longer = ["train.duration=8 steps", "--allow-change", "train.duration"]
+    assert run_ranks(train, 1, folder, "base.yaml", "run", *longer) == [0]
+    log = (folder / "run" / "logs" / "rank0.log").read_text()
+    told = "schedule: cosine over 8 steps, not 4: after step 4 the learning rate is 0.05, and would have been 0"
+    assert log.count(told) == 1
+    assert [row["lr"] for row in result(folder / "run")[1] if row["kind"] == "train"][4] == pytest.approx(0.05)
+    flat = ["schedule={name: constant}", "--allow-change", "schedule"]
+    run_ranks(train, 1, folder, "base.yaml", "flat", "train.duration=4 steps", flat[0])
+    run_ranks(train, 1, folder, "base.yaml", "flat", *longer, *flat)
+    assert "schedule:" not in (folder / "flat" / "logs" / "rank0.log").read_text()

@@ -19,13 +19,14 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone"]
 OURS = ["launch", "run", "--run-dir", "run"]
 VARIES = {"MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE", "MASTER_ADDR"}
-VARIES |= {"TORCHELASTIC_SIGNALS_TO_HANDLE"}
+VARIES |= {"TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 ADDED = {
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "PYTHONUNBUFFERED",
     "GLOO_SOCKET_IFNAME",
     "NCCL_SOCKET_IFNAME",
+    "DIST_TRAIN_GPUS",
 }
 """Beyond torchrun's variables."""
 
@@ -69,6 +70,7 @@ def seen(tmp_path_factory) -> dict[str, list[dict]]:
             "--x",
             "a b",
             OMP_NUM_THREADS="1",
+            NCCL_DEBUG="WARN",
         )
         found[name] = facts(folder / name)
     return found
@@ -81,6 +83,8 @@ def test_workers_see_what_torchrun_shows_them(seen, start):
         mine = {k: v for k, v in ours["environment"].items() if k not in VARIES | ADDED}
         assert mine == {k: v for k, v in theirs["environment"].items() if k not in VARIES | ADDED}
         assert ours["environment"].keys() >= VARIES
+        assert ours["environment"]["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3", "torch's own default"
+        assert ours["environment"]["GLOO_SOCKET_IFNAME"] == "lo" and ours["environment"]["NCCL_DEBUG"] == "WARN"
         assert ours["argv"][1:] == ["--x", "a b"] == theirs["argv"][1:]
         assert (ours["name"], ours["path"], ours["main"]) == (theirs["name"], theirs["path"], theirs["main"])
         assert ours["stdin"] == "", "nobody types to a rank"

@@ -7,16 +7,20 @@ from torch import nn
 
 
 class _After(nn.Module):
-    """[m, 1, 4, 4] -> [m, 2]; from the given forward on in training it does what its kind does."""
+    """[m, 1, 4, 4] -> [m, 2]; from the given step on in training it does what its kind does."""
+
+    left: torch.Tensor
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.last, self.left = nn.Linear(16, 2), number
+        self.last = nn.Linear(16, 2)
+        self.register_buffer("left", torch.tensor(number))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.left -= self.training
-        if self.training and self.left < 0:
-            self.go_wrong(inputs)
+        if self.training:
+            self.left.sub_(1)
+            if self.left.item() < 0:
+                self.go_wrong(inputs)
         return self.last(inputs.flatten(1))
 
     def go_wrong(self, inputs: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dist_train import models
+from dist_train.commands.describe import describe
 from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
 from dist_train.models.deterministic import _ON_A_GPU, check, without_deterministic_form
@@ -81,3 +82,10 @@ def test_a_synchronised_batchnorm_of_the_users_own_needs_even_shares():
     check(config("mlp"), model, CPU, 4, 8)
     with pytest.raises(UserError, match="8 do not divide among 3 ranks: start a number of ranks that divides 8, or"):
         check(config("mlp"), model, CPU, 3, 8)
+
+
+def test_a_dry_run_knows_it_too():
+    with torch.device("meta"):
+        facts = describe(config("alexnet"))
+        assert "avgpool (AdaptiveAvgPool2d)" in facts["not_on_a_gpu"] and facts["problem"] is None
+        assert "not_on_a_gpu" not in describe(config("alexnet", exact=False))
