@@ -13,7 +13,7 @@ SMALL: dict[str, Any] = {
     "eval": {"every": "2 steps", "batch_size": 4},
     "checkpoint": {"every": "2 steps"},
     "loader": {"workers": 0},
-    "distributed": {"bucket_mb": 0.0005},
+    "distributed": {"bucket_mb": 0.0001},
     "tracking": {"samples": True, "wandb": {"mode": "disabled"}},
 }
 """Six microbatches: of two ranks, none's share is one node of the tree. Two epochs. Small buckets:
