@@ -18,7 +18,7 @@ from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.model_buffers import BufferSet
 from dist_train.process_group import ProcessGroup
-from dist_train.randomness import ModelGenerators, key
+from dist_train.randomness import Generators, key
 from dist_train.ranks import Ranks
 from dist_train.tasks.base import Task
 
@@ -64,7 +64,7 @@ def evaluate(
     sums, own = _Sums(count), own_batches(group.ranks, count, mode)
     done = 0
     beat("evaluate")
-    with Evaluating(model, seed) as evaluating:
+    with Evaluating(model, seed, Generators(model, task)) as evaluating:
         for number, batch in batches(own):
             evaluating.begin(number)
             with autocast():
@@ -122,9 +122,8 @@ class Evaluating:
     """A model in evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of its
     own; afterwards buffers are what they were, and every module is in the mode it was in."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
-        self._model, self._seed = model, seed
-        self._generators = ModelGenerators(model)
+    def __init__(self, model: nn.Module, seed: int, generators: Generators) -> None:
+        self._model, self._seed, self._generators = model, seed, generators
         self._no_grad = torch.no_grad()
 
     def __enter__(self) -> "Evaluating":

@@ -43,6 +43,7 @@ from dist_train.models.deterministic import check
 from dist_train.open_run import Opened, laid_out_anew, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
+from dist_train.randomness import Generators
 from dist_train.ranks import Ranks
 from dist_train.run import Run, gives_up
 from dist_train.run_directory import DirectoryRecord, NoRecord, RunRecord, generation
@@ -175,7 +176,8 @@ def build_run(
         wants_samples=config.tracking.samples,
         **sizes,
     )
-    parallel = Parallel(learner.model, group, config, config.batch.microbatches)
+    generators = Generators(learner.model, learner.task, learner.optimizer)
+    parallel = Parallel(learner.model, group, config, config.batch.microbatches, generators)
     back = partial(go_back, learner, group, checkpoints, run_dir, tracker.note)
     return Run(
         config=config,
@@ -195,6 +197,7 @@ def build_run(
         agreement=agreement,
         due=due,
         non_finite=non_finite.build(config, group, parallel.put_back_buffers, back, due.anchor),
+        generators=generators,
     )
 
 

@@ -100,7 +100,7 @@ def sample_batches(
     numbers: Sequence[int] = (0, 1),
     most: int = 8,
 ) -> tuple[list[Microbatch], Microbatch]:
-    """Of the training microbatches `numbers` of `step`, and of the first evaluation batch, at most `most` samples each.
+    """At most `most` samples of each of the training microbatches `numbers` of `step`, and of the evaluation split.
 
     They come as in a training, read here and now, and the same for the same question. A number that the step doesn't
     have is left out.
@@ -116,7 +116,9 @@ def sample_batches(
     asked = [Request(step, number, 1, epoch, parts[number][:most]) for number in numbers if number < len(parts)]
     training = _training(config, splits, device, task)
     evaluation = _evaluation(config, splits.evaluation, device, task)
-    first = _evaluation_request(0, min(config.eval.batch_size, most), len(splits.evaluation))
+    few = min(config.eval.batch_size, most, len(splits.evaluation))
+    spread = np.arange(few) * len(splits.evaluation) // max(few, 1)  # the first ones may all be of one class
+    first = Request(step=0, number=0, parts=1, epoch=0, indices=spread)
     return [training.one(request) for request in asked], evaluation.one(first)
 
 
