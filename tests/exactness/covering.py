@@ -8,9 +8,11 @@ from typing import Any
 
 from tests.exactness.dimensions import Dimension
 from tests.exactness.draws import Draw, build, fits, general, is_seldom, is_valid, known
+from tests.exactness.tables import UNFIT
 
 Feature = tuple[str, str]
 """(key without its component's name, level): what pairs are made of."""
+_LIMITED = {path for row in UNFIT for path in (row[0], row[2])}
 _TRIES = 16
 """To find a valid draw with a pair in it, before it counts as one that cannot be."""
 _ENOUGH = 6
@@ -60,7 +62,8 @@ def covering(seed: int = 0) -> Iterator[Draw]:
     while missing:
         begun = min(missing, key=lambda pair: sorted(pair))
         # The later half takes what is seldom drawn too: some values need it beside them.
-        tries = (_greedy(begun, missing, chance, seldom=number >= _TRIES // 2) for number in range(_TRIES))
+        partners = _partners(missing)
+        tries = (_greedy(begun, partners, chance, seldom=number >= _TRIES // 2) for number in range(_TRIES))
         found = list(islice((draw for draw in tries if draw is not None), _ENOUGH))
         if found:
             best = max(found, key=lambda draw: len(pairs(draw) & missing))
@@ -76,31 +79,42 @@ def in_pairs() -> tuple[Draw, ...]:
 
 
 def _greedy(
-    begun: frozenset[Feature], missing: set[frozenset[Feature]], chance: random.Random, seldom: bool
+    begun: frozenset[Feature], partners: dict[Feature, set[Feature]], chance: random.Random, seldom: bool
 ) -> Draw | None:
     """A draw that has the features `begun`; None where this try came to none."""
     forced = _with_parents(begun, chance)
     if forced is None:
         return None
-    so_far: list[Feature] = [name for name in begun if _is_choice(name)]
+    so_far = {name for name in begun if _is_choice(name)}
 
     def choose(dimension: Dimension, draw: Draw) -> Any:
         if dimension.path in forced:
             return forced[dimension.path]
         levels = [level for level in dimension.levels if not is_seldom(dimension, level)]
         levels = list(dimension.levels) if seldom or not levels else levels
-        levels = [level for level in levels if fits({**forced, **draw, dimension.path: level})] or levels
-        best = max(levels, key=lambda level: (_gain(feature(dimension, level), so_far, missing), chance.random()))
-        so_far.append(feature(dimension, best))
+        if dimension.path in _LIMITED:
+            levels = [level for level in levels if fits({**forced, **draw, dimension.path: level})] or levels
+        best = max(levels, key=lambda level: (_gain(feature(dimension, level), so_far, partners), chance.random()))
+        so_far.add(feature(dimension, best))
         return best
 
     draw = build(choose)
     return draw if begun <= features(draw).keys() and is_valid(draw) else None
 
 
-def _gain(name: Feature, so_far: list[Feature], missing: set[frozenset[Feature]]) -> float:
-    alone = frozenset([name]) in missing
-    return sum(frozenset((name, other)) in missing for other in so_far) + 3 * alone
+def _partners(missing: set[frozenset[Feature]]) -> dict[Feature, set[Feature]]:
+    """What each feature has yet to be seen with; itself, where it has yet to be seen."""
+    found: dict[Feature, set[Feature]] = {}
+    for pair in missing:
+        one, other = min(pair), max(pair)
+        found.setdefault(one, set()).add(other)
+        found.setdefault(other, set()).add(one)
+    return found
+
+
+def _gain(name: Feature, so_far: set[Feature], partners: dict[Feature, set[Feature]]) -> int:
+    wanted = partners.get(name, set())
+    return len(wanted & so_far) + 3 * (name in wanted)
 
 
 @cache

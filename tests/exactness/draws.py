@@ -183,4 +183,4 @@ def _often(dimension: Dimension, choose: Any) -> list[Any]:
 
 
 def is_seldom(dimension: Dimension, level: Any) -> bool:
-    return any(general(dimension.path) == path and level is value for path, value in ONCE)
+    return any(level is value and general(dimension.path) == path for path, value in ONCE)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.exactness.zoo import Animal
 from tests.exactness.zoo.animals import animals
 
 
@@ -9,3 +10,9 @@ from tests.exactness.zoo.animals import animals
 def test_an_animal_is_exact_or_refused_by_name(matrix, name):
     verdict = matrix.habit(animals()[name])
     assert not verdict.is_wrong, verdict.detail
+
+
+def test_a_model_that_knows_the_number_of_ranks_is_found_out(matrix):
+    """So the net has no hole as large as this."""
+    verdict = matrix.habit(Animal(config={"model": {"name": "tests.exactness.zoo.behaviour:KnowsTheRanks"}}))
+    assert verdict.is_wrong and "1 rank and 3: train row of step 1: loss" in verdict.detail

@@ -109,7 +109,11 @@ def _others() -> dict[str, Animal]:
         parts.OwnTorchGeneratorData: "rng|OwnTorchGeneratorData",
         parts.CountsReads: "reads|CountsReads",
     }
-    tasks = {parts.DrawsInLoss: None, parts.CountsCalls: "the loss", parts.OwnTorchGeneratorTask: "the loss"}
+    tasks = {
+        parts.DrawsInLoss: None,
+        parts.CountsCalls: "the loss|calls",
+        parts.OwnTorchGeneratorTask: "the loss|generator",
+    }
     found = {f"optimizer {k.__name__}": Animal(config={**plain, "optimizer": _optimizer(k)}, refused=name)
              for k, name in optimizers.items()}  # fmt: skip
     found |= {f"data {k.__name__}": Animal(config={**plain, "data": _model(k)}, refused=name)

@@ -1,5 +1,6 @@
 """Modules with state of other kinds: draws, attributes, hooks, extra state, functions of their own."""
 
+import os
 import random
 
 import numpy as np
@@ -273,6 +274,13 @@ class ChangesInBackward(Habit):
 
     def middle(self, hidden):
         return _Scaled.apply(hidden, self.size)
+
+
+class KnowsTheRanks(Habit):
+    """What no check inside of one rank can find: its output depends on the number of ranks."""
+
+    def middle(self, hidden):
+        return hidden * int(os.environ["WORLD_SIZE"])
 
 
 class SeveralOutputs(Habit):

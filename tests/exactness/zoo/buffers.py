@@ -25,7 +25,7 @@ class Habit(nn.Module):
         return self.last(self.middle(torch.relu(self.first(images.flatten(1)))))
 
 
-class _Running(Habit):
+class Running(Habit):
     """A running mean of the features, taken off them."""
 
     dtype, persistent, size = torch.float32, True, 8
@@ -40,23 +40,19 @@ class _Running(Habit):
         return hidden - self.mean.real.to(hidden.dtype)
 
 
-class Running(_Running):
-    pass
-
-
-class RunningFloat64(_Running):
+class RunningFloat64(Running):
     dtype = torch.float64
 
 
-class RunningBfloat16(_Running):
+class RunningBfloat16(Running):
     dtype = torch.bfloat16
 
 
-class RunningComplex(_Running):
+class RunningComplex(Running):
     dtype = torch.complex64
 
 
-class RunningNotSaved(_Running):
+class RunningNotSaved(Running):
     """After a resume it begins anew."""
 
     persistent = False
@@ -228,7 +224,7 @@ class StaysNone(Habit):
         self.register_buffer("mean", None)
 
 
-class _Constant(Habit):
+class Constant(Habit):
     """Says so when a constant is no longer what it was."""
 
     value, persistent = 0.0, True
@@ -245,19 +241,15 @@ class _Constant(Habit):
         return hidden + self.constant[0].clamp(-1, 1)
 
 
-class Constant(_Constant):
-    pass
-
-
-class ConstantNotSaved(_Constant):
+class ConstantNotSaved(Constant):
     persistent = False
 
 
-class MaskOfInfinities(_Constant):
+class MaskOfInfinities(Constant):
     value = -torch.inf
 
 
-class MaskOfLargest(_Constant):
+class MaskOfLargest(Constant):
     """As an attention mask has it; six of them added are infinite."""
 
     value = torch.finfo(torch.float32).min
