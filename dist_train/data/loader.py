@@ -2,10 +2,13 @@
 
 import atexit
 import multiprocessing
+import os
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
@@ -242,7 +245,7 @@ class Loading:
             options = {
                 "prefetch_factor": config.prefetch,
                 "multiprocessing_context": how,
-                "worker_init_fn": partial(start_worker, stacks=stacks()),
+                "worker_init_fn": partial(_start, stacks=stacks()),
             }
         loader: DataLoader = DataLoader(
             fetch,
@@ -278,6 +281,18 @@ class Loading:
             if process.is_alive():  # stuck in the user's code
                 process.kill()
             process.join()
+
+
+def _start(number: int, stacks: tuple[str, int] | None) -> None:
+    """Runs first in every loading process; `stacks` as start_worker takes it."""
+    start_worker(number, stacks)
+    Queue._on_queue_feeder_error = staticmethod(_cannot_answer)  # type: ignore[attr-defined]
+
+
+def _cannot_answer(error: BaseException, answer: Any) -> None:
+    """An answer that cannot be sent, for want of descriptors for instance: its rank would wait for it forever."""
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def _as_it_is(loaded: Any) -> Any:
