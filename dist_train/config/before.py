@@ -64,6 +64,13 @@ class Before:
         for path in new:
             _remove(path)
 
+    def remove_empty(self) -> bool:
+        """For another node, which may have made the folder that the first one clears: returns whether it is gone."""
+        with suppress(OSError):
+            for place in self._missing:
+                place.rmdir()
+        return not self._missing or not self._folder.exists()
+
     def _entries(self) -> Iterator[Path]:
         """What there is of what a start may write; what is inside of the lease comes last."""
         for below, patterns in self._written.items():
