@@ -70,3 +70,13 @@ def test_another_node_removes_what_it_has_made_once_that_is_empty(tmp_path):
     assert not first.remove_empty() and other.remove_empty() and run.exists()
     other.put_back()  # of the first node, for which the folder was there
     assert run.is_dir() and first.remove_empty() and content(tmp_path) == {}
+
+
+def test_what_was_saved_is_never_taken_back(tmp_path):
+    run = tmp_path / "run"
+    for saved, kept in (("step-00000000", False), ("step-00000010", True)):
+        before = Before(run)
+        start(run)
+        (run / "checkpoints" / saved).mkdir()
+        before.put_back()
+        assert (run / "checkpoints" / saved).is_dir() is kept
