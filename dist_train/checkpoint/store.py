@@ -252,8 +252,6 @@ def locate(target: Path, report: Report, best: bool = False) -> Found:
             return Found(target, verify(target, by_name=False), ())
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
-    if not target.is_dir():
-        raise UserError(f"{target}: no such directory")
     store = CheckpointStore(target / "checkpoints")
     found = _best_of(store) if best else None
     found = found or store.newest()
