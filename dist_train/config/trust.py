@@ -139,8 +139,8 @@ def _path() -> Path | None:
     if os.path.isabs(given):
         return Path(given) / "dist-train" / "trusted.json"
     try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and nobody in the list of users
+        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()
+    except RuntimeError:  # nobody in the list of users
         return None
     return home / ".config" / "dist-train" / "trusted.json" if home.is_absolute() else None
 
@@ -153,7 +153,7 @@ def _read(path: Path, note: Note) -> dict[str, Any]:
         if content["version"] != VERSION or not isinstance(entries, dict):
             raise ValueError("not what this version writes")
         return {key: entry for key, entry in entries.items() if isinstance(entry, dict)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "damaged"

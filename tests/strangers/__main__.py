@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
         commands.preload()
         make_run(folder / "base")
+        os.environ[forge.CANARY] = str(folder / "canary")
         numbers = (
             range(arguments.first, arguments.first + arguments.count) if arguments.only is None else [arguments.only]
         )

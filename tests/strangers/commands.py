@@ -6,6 +6,7 @@ program as a user starts it.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import runpy
@@ -68,30 +69,25 @@ class Ended:
         return found
 
 
+PRELOADED = (
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch._inductor.config",
+    "torchvision.io",
+    "torchvision.transforms.v2",
+)
+PRELOADED += ("wandb", "dist_train.commands.describe", "dist_train.commands.evaluate", "dist_train.commands.predict")
+PRELOADED += ("dist_train.commands.replay", "dist_train.commands.torch_facts", "dist_train.worker")
+PRELOADED += ("launch.doctor.examine", "launch.dry_run", "launch.odd_files", "launch.run_dirs", "launch.slurm.render")
+PRELOADED += ("launch.slurm.submission", "launch.supervisor", "launch.sweep.points")
+
+
 def preload() -> None:
     """What the processes to be forked have in common."""
-    import torch  # noqa: F401
-    from click.testing import CliRunner
-
-    import dist_train.commands.describe
-    import dist_train.commands.evaluate
-    import dist_train.commands.predict
-    import dist_train.commands.replay
-    import dist_train.commands.torch_facts
-    import dist_train.worker  # noqa: F401
     from launch.cli import COMMANDS as ALL
-    from launch.cli import commands
 
-    for name in ALL:
-        assert CliRunner().invoke(commands, [name, "--help"]).exit_code == 0
-    import launch.doctor.examine
-    import launch.dry_run
-    import launch.odd_files
-    import launch.run_dirs
-    import launch.slurm.render
-    import launch.slurm.submission
-    import launch.supervisor
-    import launch.sweep.points  # noqa: F401
+    for name in (*PRELOADED, *(f"launch.commands.{command}" for command in ALL)):
+        importlib.import_module(name)
 
 
 def run(words: Sequence[str], folder: Path, canary: Path, patience: float) -> Ended:
