@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +58,9 @@ def saved_model(config: RunConfig, snapshot: Snapshot, shape: tuple[int, ...] | 
         UserError: (exit 4) when they do not fit each other.
     """
     build = partial(models.build, config.model, shape=shape, classes=classes, seed=config.seed)
-    model = build() if isinstance(config.model, Custom) else _built_in(build, snapshot)
+    if not isinstance(config.model, Custom):
+        _check_size(build, snapshot)
+    model = build()
     try:
         model.load_state_dict(weights_of(snapshot))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -67,15 +69,6 @@ def saved_model(config: RunConfig, snapshot: Snapshot, shape: tuple[int, ...] | 
             f"the saved weights do not fit the model {config.model.name}: {reason}", ExitCode.CANNOT_RESUME
         ) from None
     return model
-
-
-def _built_in(build: Callable[[], nn.Module], snapshot: Snapshot) -> nn.Module:
-    _check_size(build, snapshot)
-    try:
-        return build()
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        reason = printable(" ".join(str(error).split()), 300)
-        raise UserError(f"the model of the config cannot be built: {reason}") from None
 
 
 def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
@@ -92,8 +85,11 @@ def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
 
     counting = register_module_parameter_registration_hook(of_parameter)
     try:
-        with torch.device("meta"), suppress(RuntimeError, OverflowError, TypeError, ValueError):  # not all can do it
+        with torch.device("meta"):
             build()
+    except UserError as error:
+        if error.code == ExitCode.CANNOT_RESUME:
+            raise  # else not all can be built without memory; the real one will tell
     finally:
         counting.remove()
 
