@@ -107,7 +107,8 @@ def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
     """The config, of which nothing is imported that the user does not trust; under the launcher, that has asked."""
     if arguments.supervised:
         return load(arguments.config, arguments.overrides)
-    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=print)
+    told = partial(print, file=sys.stderr) if ranks.is_first else lambda line: None
+    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=told)
     if ranks.is_first:
         remember(powers(config))
     return config
