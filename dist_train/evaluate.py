@@ -20,6 +20,7 @@ from dist_train.model_buffers import BufferSet
 from dist_train.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.ranks import Ranks
+from dist_train.side_work import Leash
 from dist_train.tasks.base import Task
 
 Batches = Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]]
@@ -64,6 +65,7 @@ def evaluate(
     sums, own = _Sums(count), own_batches(group.ranks, count, mode)
     done = 0
     beat("evaluate")
+    leash = Leash(group.device)
     with Evaluating(model, seed, Generators(model, task)) as evaluating:
         for number, batch in batches(own):
             evaluating.begin(number)
@@ -71,6 +73,7 @@ def evaluate(
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
             done += 1
+            leash.step()
             beat("evaluate")
     if done < len(own):
         raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
