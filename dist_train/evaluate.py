@@ -18,8 +18,9 @@ from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.model_buffers import BufferSet
 from dist_train.process_group import ProcessGroup
-from dist_train.randomness import ModelGenerators, key
+from dist_train.randomness import Generators, key
 from dist_train.ranks import Ranks
+from dist_train.side_work import Leash
 from dist_train.tasks.base import Task
 
 Batches = Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]]
@@ -64,13 +65,15 @@ def evaluate(
     sums, own = _Sums(count), own_batches(group.ranks, count, mode)
     done = 0
     beat("evaluate")
-    with Evaluating(model, seed) as evaluating:
+    leash = Leash(group.device)
+    with Evaluating(model, seed, Generators(model, task)) as evaluating:
         for number, batch in batches(own):
             evaluating.begin(number)
             with autocast():
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
             done += 1
+            leash.step()
             beat("evaluate")
     if done < len(own):
         raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
@@ -122,9 +125,8 @@ class Evaluating:
     """A model in evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of its
     own; afterwards buffers are what they were, and every module is in the mode it was in."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
-        self._model, self._seed = model, seed
-        self._generators = ModelGenerators(model)
+    def __init__(self, model: nn.Module, seed: int, generators: Generators) -> None:
+        self._model, self._seed, self._generators = model, seed, generators
         self._no_grad = torch.no_grad()
 
     def __enter__(self) -> "Evaluating":

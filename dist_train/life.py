@@ -43,7 +43,25 @@ class Life:
 
 
 def live(life: Life) -> Request:
-    """Trains, judges the best checkpoint, and says how it ended."""
+    """Trains, judges the best checkpoint, and says how it ended.
+
+    From the first step on no error has exit code 2, which promises that nothing was started or written.
+    """
+    steps: list[int] = []
+
+    def begun() -> None:
+        steps.append(life.state.step)
+        life.record.begun()
+
+    try:
+        return _live(life, begun)
+    except UserError as error:
+        if error.code == ExitCode.CONFIG and steps:
+            error.code = ExitCode.USER_CODE
+        raise
+
+
+def _live(life: Life, begun: Callable[[], None]) -> Request:
     run, state, started = life.run, life.state, time.monotonic()
     life.record.begin(run.config, run.due.total_steps)
     run.tracker.begin(life.facts)
@@ -53,7 +71,7 @@ def live(life: Life) -> Request:
     if state.step == 0 and run.config.train.non_finite == "rollback":
         run.save(state)  # something to go back to before the first checkpoint is due
     beat("compile", state.step)
-    request = Request.NONE if state.finished or state.step >= run.due.last_step else _train(life)
+    request = Request.NONE if state.finished or state.step >= run.due.last_step else train(run, state, begun)
     beat("end")
     run.checkpoints.close()
     metrics = dict(state.metrics)
@@ -75,17 +93,6 @@ def live(life: Life) -> Request:
         )
     )
     return Request.NONE if state.finished else request
-
-
-def _train(life: Life) -> Request:
-    """Trains. From the first step on no error has exit code 2, which promises that nothing was started or written."""
-    first = life.state.step
-    try:
-        return train(life.run, life.state, life.record.begun)
-    except UserError as error:
-        if error.code == ExitCode.CONFIG and life.state.step > first:
-            error.code = ExitCode.USER_CODE
-        raise
 
 
 def go_back(

@@ -29,7 +29,7 @@ from dist_train.data.batch import Microbatch
 from dist_train.exchange import Exchange
 from dist_train.model_buffers import StepBuffers
 from dist_train.process_group import ProcessGroup
-from dist_train.randomness import ModelGenerators, key
+from dist_train.randomness import Generators, key
 from dist_train.side_work import SideStream, SideThread
 from dist_train.tree import BinaryCounter, LastLeaf
 
@@ -40,9 +40,19 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+
+    Args:
+        generators: what a microbatch may draw from; without it, the model's.
     """
 
-    def __init__(self, module: nn.Module, group: ProcessGroup, config: RunConfig, microbatches: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        group: ProcessGroup,
+        config: RunConfig,
+        microbatches: int,
+        generators: Generators | None = None,
+    ) -> None:
         self.module = module
         self._config = config
         ranks = group.ranks
@@ -58,7 +68,7 @@ class Parallel:
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
         self._loss_scale = ranks.world_size / microbatches
-        self._generators = ModelGenerators(module)
+        self._generators = generators or Generators(module)
         self._sum: _ExactSum | None = None
         self._exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, self._shares[ranks.rank], microbatches)

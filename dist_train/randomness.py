@@ -67,23 +67,28 @@ def seed_all(value: int) -> None:
     sys.modules["torch"].default_generator.manual_seed(value)
 
 
-class ModelGenerators:
-    """Every generator that a model may draw from: the global ones, and those that its modules have as attributes."""
+class Generators:
+    """Every generator that a training may draw from: the global ones, and those that the model's modules, the task and
+    the optimizer have as attributes.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        others: task and optimizer, where they take part.
+    """
+
+    def __init__(self, model: Any, *others: Any) -> None:
         torch = sys.modules["torch"]
         kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
         found = {
             id(value): value
-            for module in model.modules()
-            for value in vars(module).values()
+            for owner in (*model.modules(), *others)
+            for value in vars(owner).values()
             if isinstance(value, kinds)
         }
         self._own = list(found.values())
 
     def seed(self, value: int) -> None:
         """Starts them all from `value`: Python's, NumPy's, torch's of the CPU, the current CUDA device's where CUDA is
-        in use; and each of the model's own from a number that follows from `value` and its place."""
+        in use; and each of their own from a number that follows from `value` and its place."""
         torch = sys.modules["torch"]
         random.seed(value)
         np.random.seed(value & 0xFFFFFFFF)

@@ -23,6 +23,7 @@ from dist_train.evaluate import Evaluation
 from dist_train.meter import Meter
 from dist_train.non_finite import ADVICE, NonFinite
 from dist_train.parallel import Parallel
+from dist_train.randomness import Generators, key
 from dist_train.schedule import Schedule
 from dist_train.tasks.base import Task
 from dist_train.tracking.tracker import NullTracker, Tracker
@@ -55,6 +56,7 @@ class Run:
     agreement: Agreement
     due: Due
     non_finite: NonFinite
+    generators: Generators
 
     def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
         """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
@@ -78,6 +80,8 @@ class Run:
                 clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            # Else an optimizer that draws would go on from where the last microbatch of the rank has left off.
+            self.generators.seed(key(self.config.seed, "optimizer", state.step))
             self.scaler.step(self.optimizer)
         self.scaler.update()
         if not applied:

@@ -13,9 +13,9 @@ from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.reading import numbered
 from dist_train.config.run_dirs import point_latest_at
 from dist_train.config.schema import RunConfig
-from dist_train.config.source import load
 from dist_train.config.strict_json import to_json
 from dist_train.files import write_atomic
 from dist_train.ranks import Ranks
@@ -25,15 +25,9 @@ STATE = "state.json"
 NO_GPU = {"device": "cpu"}
 
 
-def recorded_config(run_dir: Path) -> RunConfig | None:
-    """The config that the run began with."""
-    path = run_dir / CONFIG
-    return load(path) if path.is_file() else None
-
-
 def generation(run_dir: Path) -> int:
     """Which life of the process group this is, as the launcher counts them; 0 without it."""
-    return max((int(path.name) for path in (run_dir / "generations").glob("[0-9]*")), default=0)
+    return max((int(path.name) for path in numbered(run_dir / "generations")), default=0)
 
 
 class RunRecord(Protocol):

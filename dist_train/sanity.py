@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from dist_train.checkpoint.buffers import header
+from dist_train.checkpoint.model_state import same
 from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.errors import ExitCode, UserError
@@ -33,7 +34,7 @@ from dist_train.model_buffers import BufferSet
 from dist_train.models import deterministic
 from dist_train.parallel import unused_parameters
 from dist_train.process_group import ProcessGroup
-from dist_train.randomness import ModelGenerators, key
+from dist_train.randomness import Generators, key
 
 _MOST = 8
 """Samples of a microbatch: enough for BatchNorm, and soon done."""
@@ -103,7 +104,7 @@ class Samples:
         for name in ("first", "evaluated"):
             one, two = getattr(self, name), getattr(again, name)
             for part in ("inputs", "targets"):
-                if not _equal(getattr(one, part), getattr(two, part)):
+                if not same(getattr(one, part), getattr(two, part)):
                     raise UserError(
                         f"data {self.name}: the {part} of samples {', '.join(map(str, one.indices.tolist()))} are "
                         "others when they are asked for again, so they depend on more than their index: draw from the "
@@ -127,7 +128,7 @@ class Trial:
         self._model = learner.model
         self._name = config.model.name
         self._autocast = autocast(config, device)
-        self._generators = ModelGenerators(self._model)
+        self._generators = Generators(self._model, learner.task, learner.optimizer)
         self._buffers = BufferSet(self._model)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
@@ -176,22 +177,22 @@ class Trial:
         return _Seen(numbers={"the loss": self._loss, **gradients, **buffers}, attributes=dict(self._attributes()))
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
-        """The numbers and tensors that modules keep as plain attributes."""
-        for path, module in self._model.named_modules():
-            for name, value in vars(module).items():
+        """The numbers and tensors that modules and the task keep as plain attributes."""
+        owners = [(f"{path}." if path else "", module) for path, module in self._model.named_modules()]
+        for path, owner in (*owners, (f"{self._config.task.name}.", self.learner.task)):
+            for name, value in vars(owner).items():
                 if name not in _MODULES_OWN and isinstance(value, bool | int | float | Tensor):
-                    kept = value.detach().clone() if isinstance(value, Tensor) else value
-                    yield f"{path}.{name}" if path else name, kept
+                    yield f"{path}{name}", value.detach().clone() if isinstance(value, Tensor) else value
 
     def _check_alike(self, one: _Seen, two: _Seen, when: str) -> None:
         for name, value in one.attributes.items():
-            if not _equal(value, two.attributes.get(name)):
+            if not same(value, two.attributes.get(name)):
                 raise UserError(
                     f"model {self._name}: the attribute {name} is another one after each forward {when}, and neither "
                     "other ranks nor checkpoints know of it: make it a buffer"
                 )
         for name, value in one.numbers.items():
-            if not _equal(value, two.numbers[name]):
+            if not same(value, two.numbers[name]):
                 raise UserError(
                     f"model {self._name}: {name} comes out otherwise when the same samples are computed again {when}, "
                     f"{_OTHER_STATE}"
@@ -208,7 +209,7 @@ class Trial:
 
     def _check_guarded(self, before: Mapping[str, Any], what: str) -> None:
         now = self._guarded()
-        changed = next((n for n in {**before, **now} if n not in now or not _equal(before.get(n), now[n])), None)
+        changed = next((n for n in {**before, **now} if n not in now or not same(before.get(n), now[n])), None)
         if changed is not None:
             raise UserError(
                 f"model {self._name}: {changed} changes in {what}, so as often as a rank happens to have microbatches: "
@@ -221,7 +222,7 @@ class Trial:
         """Raises UserError when `eval.best` is not among the figures, or a batch comes out otherwise after another."""
         task, batch = self.learner.task, samples.evaluated
         before = self._guarded()
-        with Evaluating(self._model, self._config.seed) as evaluating:
+        with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
             sums, attributes = [], []
             for inputs in (batch.inputs, samples.first.inputs, batch.inputs):
                 evaluating.begin(0)
@@ -235,7 +236,12 @@ class Trial:
             one, two = (_Seen(numbers=s, attributes=a) for s, a in zip(sums, attributes[::2], strict=True))
             self._check_alike(one, two, "in evaluation")
         total = {name: value.to("cpu", _summed(value.dtype)) for name, value in sums[0].items()}
-        metrics = task.metrics(total)
+        try:
+            metrics = task.metrics(total)
+        except UserError as error:
+            if error.code == ExitCode.DATA:  # these few samples may have no valid target, and others have
+                return
+            raise
         task.per_class(total), task.confusion(total)
         if (best := self._config.eval.best) not in metrics:
             raise UserError(f"eval.best is {best}, which the task does not report; it reports {', '.join(metrics)}")
@@ -253,6 +259,7 @@ class Trial:
         learner.scaler.unscale_(learner.optimizer)
         if train.clip_norm is not None:
             clip_grad_norm_(list(self._parameters.values()), train.clip_norm)
+        self._generators.seed(key(self._config.seed, "optimizer", batch.step))
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         self._buffers.put_back(self._buffers.found())
@@ -265,7 +272,7 @@ class Trial:
         try:
             self.learner.restore(Resumed(path=Path("a checkpoint"), snapshot=saved, world_size=1))
         except UserError as error:
-            raise UserError(f"no checkpoint of this training could be gone on from: {error}") from None
+            raise UserError(f"model {self._name}: no checkpoint of it could be loaded again: {error}") from None
         if self._config.exact:
             _check_same(saved, _written(self.learner.uncopied(TrainState(step=1))))
 
@@ -286,7 +293,7 @@ def _check_same(expected: Snapshot, found: Snapshot) -> None:
     for file, tensors in expected.tensor_files().items():
         there = found.tensor_files()[file]
         for name in {**tensors, **there}:
-            if name not in there or name not in tensors or not _equal(tensors[name], there[name]):
+            if name not in there or name not in tensors or not same(tensors[name], there[name]):
                 raise UserError(
                     f"after a resume the training would go on otherwise: {name} is another one, {_OTHER_STATE}"
                 )
@@ -295,24 +302,6 @@ def _check_same(expected: Snapshot, found: Snapshot) -> None:
         raise UserError(
             f"after a resume the training would go on otherwise: what is saved as {name} does not come back"
         )
-
-
-def _equal(one: Any, two: Any) -> bool:
-    """To the bit, in trees of tensors too."""
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        same_kind = one.shape == two.shape and one.dtype == two.dtype
-        return same_kind and torch.equal(_bytes(one), _bytes(two))
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, Mapping):
-        return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(_equal, one, two))
-    return repr(one) == repr(two)  # nan equals itself
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _copied(tree: Any) -> Any:

@@ -24,8 +24,10 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError
+from dist_train.config.recorded import given
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.config.source import load
+from dist_train.config.trust import powers, remember
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.heartbeat import beat
@@ -43,6 +45,7 @@ from dist_train.models.deterministic import check
 from dist_train.open_run import Opened, laid_out_anew, open_run
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
+from dist_train.randomness import Generators
 from dist_train.ranks import Ranks
 from dist_train.run import Run, gives_up
 from dist_train.run_directory import DirectoryRecord, NoRecord, RunRecord, generation
@@ -79,13 +82,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path, help="where the run lives; resumed if it holds checkpoints")
     parser.add_argument("--resume", metavar="auto|none|CHECKPOINT", help="what to begin from")
     parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="may differ on resume")
+    parser.add_argument("--trust", action="store_true", help="let the config that came with a run run others' code")
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(argv)
 
 
 def work(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request:
     """One life of a run on this rank."""
-    config = load(arguments.config, arguments.overrides)
+    config = _config(arguments, ranks)
     settle_numerics(config)
     with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         given = (arguments.run_dir, arguments.resume, arguments.allow_change)
@@ -97,6 +101,17 @@ def work(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request
             life.run.checkpoints.end()
             life.run.tracker.close()
             life.run.parallel.close()
+
+
+def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
+    """The config, of which nothing is imported that the user does not trust; under the launcher, that has asked."""
+    if arguments.supervised:
+        return load(arguments.config, arguments.overrides)
+    told = partial(print, file=sys.stderr) if ranks.is_first else lambda line: None
+    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=told)
+    if ranks.is_first:
+        remember(powers(config))
+    return config
 
 
 def settle_numerics(config: RunConfig) -> None:
@@ -175,7 +190,8 @@ def build_run(
         wants_samples=config.tracking.samples,
         **sizes,
     )
-    parallel = Parallel(learner.model, group, config, config.batch.microbatches)
+    generators = Generators(learner.model, learner.task, learner.optimizer)
+    parallel = Parallel(learner.model, group, config, config.batch.microbatches, generators)
     back = partial(go_back, learner, group, checkpoints, run_dir, tracker.note)
     return Run(
         config=config,
@@ -195,6 +211,7 @@ def build_run(
         agreement=agreement,
         due=due,
         non_finite=non_finite.build(config, group, parallel.put_back_buffers, back, due.anchor),
+        generators=generators,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from dist_train.config.reading import numbered
 from launch.records import read_json
 
 _WRITING_S = 2.0
@@ -27,7 +28,7 @@ def claim(root: Path, node: str, start: str | None, facts: Mapping[str, object])
         _make(folder)
         _write(folder / "nodes" / f"{node}.json", json.dumps(facts))
         return folder
-    taken = [int(path.parent.parent.name) for path in root.glob(f"[0-9]*/nodes/{node}.json")]
+    taken = [int(path.name) for path in numbered(root) if (path / "nodes" / f"{node}.json").exists()]
     for number in itertools.count(max(taken, default=0) + 1):
         folder = root / str(number)
         _make(folder)
@@ -40,7 +41,7 @@ def claim(root: Path, node: str, start: str | None, facts: Mapping[str, object])
 def _number_of(root: Path, start: str) -> int:
     """The number that carries the start's name; the first node to come writes it there."""
     while True:
-        numbers = sorted(int(path.name) for path in root.glob("[0-9]*"))
+        numbers = [int(path.name) for path in numbered(root)]
         for number in numbers:
             if _name_of(root / str(number)) == start:
                 return number

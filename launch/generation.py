@@ -21,7 +21,7 @@ from launch.lost_node import ECHOES
 from launch.output.handle import OutputRelay
 from launch.plan import LaunchPlan
 from launch.processes import catches, is_alive, myself, send, sweep
-from launch.records import read_all, read_json, write_json
+from launch.records import read_all, read_json, state_of, write_json
 from launch.verdict.logs import native_death, tail
 from launch.watchdog import Hang, Watchdog, culprit
 from launch.watchdog.evidence import read_calls
@@ -202,7 +202,7 @@ class Generation:
     # ------------------------------------------------------------ how it ended
 
     def _ended_well(self) -> int:
-        state = read_json(self.plan.folder / "state.json") or {}
+        state = state_of(self.plan.folder)
         by_name = getattr(signal, str(state.get("signal")), None)
         number = self.inbox.stop or by_name
         if number is None or state.get("status") == "done":

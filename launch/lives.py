@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.errors import ExitCode
+from dist_train.config.reading import is_number
 from launch.console import mark, say
 from launch.inbox import Inbox
 from launch.plan import LaunchPlan
 from launch.processes import myself
-from launch.records import read_json, read_rows
+from launch.records import read_rows, state_of
 from launch.run_dirs import newest_checkpoint
 
 FILE = "lives.jsonl"
@@ -94,7 +95,7 @@ class Life:
 
     def _reason(self, code: int, inbox: Inbox) -> tuple[str, bool]:
         """In words, and whether it was in order: not a reason to give up."""
-        state = read_json(self.plan.folder / "state.json") or {}
+        state = state_of(self.plan.folder)
         fresh = state.get("updated", 0) >= self.began
         if inbox.stop is None:
             if code == 0:
@@ -130,7 +131,7 @@ def on_record(plan: LaunchPlan, inbox: Inbox) -> Iterator[Life]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """Each life of the run, the oldest first: what is known of its beginning, and of its end under `ended`."""
     lives: dict[int, dict[str, Any]] = {}
-    for row in read_rows(folder / FILE):
+    for row in filter(_is_row, read_rows(folder / FILE)):
         empty = {"job": None, "restarts": 0, "checkpoint": None, "in_order": False, "ended": None}
         life = lives.setdefault(row["life"], {**empty, "life": row["life"]})
         if row["event"] == "began":
@@ -139,3 +140,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
             life["ended"] = row
             life["in_order"] = row["in_order"]
     return [lives[number] for number in sorted(lives)]
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it could be one of ours."""
+    if not isinstance(row, dict) or not is_number(row.get("life")) or not isinstance(row.get("event"), str):
+        return False
+    return is_number(row.get("restarts", 0)) and isinstance(row.get("in_order", row["event"] == "began"), bool)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
+from dist_train.config.reading import numbered
 from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
-from launch.processes import is_alive, myself
-from launch.records import read_all, read_json, read_rows
+from launch.processes import is_alive, is_process, myself
+from launch.records import read_all, read_object, read_rows, state_of
 from launch.slurm import jobs
 
 if TYPE_CHECKING:
@@ -213,12 +214,12 @@ def _by_name(folder: Path) -> tuple[str, int]:
 
 def describe(folder: Path, root: Path) -> dict[str, Any]:
     """One run in a few words: name, state, step, total_steps, best, updated, path, jobs (ids in SLURM's queue)."""
-    state = read_json(folder / "state.json") or {}
+    state = state_of(folder)
     ids = jobs.of_run(folder)
     status = state.get("status", "starting")
-    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
+    generations = numbered(folder / "generations")
     if status in ("running", "starting") and generations and not _owner_lives(generations[-1]):
-        verdicts = [read_json(path) or {} for path in generations[-1].glob("verdict*.json")]
+        verdicts = [read_object(path) for path in generations[-1].glob("verdict*.json")]
         status = "failed" if any(verdict.get("outcome", "failed") == "failed" for verdict in verdicts) else "died"
     if not state and not generations and ids:
         status = "submitted"
@@ -238,4 +239,6 @@ def describe(folder: Path, root: Path) -> dict[str, Any]:
 def _owner_lives(generation: Path) -> bool:
     """Whether a supervisor of the generation still runs, as far as can be seen from this host."""
     here = myself()["host"]
-    return any(owner["host"] != here or is_alive(owner) for owner in read_all(generation / "nodes"))
+    return any(
+        owner["host"] != here or is_alive(owner) for owner in read_all(generation / "nodes") if is_process(owner)
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from dist_train.config.errors import ExitCode, UserError
 from launch.console import mark, say
 from launch.processes import is_alive, myself, send
-from launch.records import read_json
+from launch.records import state_of
 from launch.run_dirs import is_run, list_runs, newest_checkpoint
 from launch.slurm import jobs, queue
 from launch.sweep.store import leader
@@ -146,7 +146,7 @@ def _is_waiting(target: Target) -> bool:
 
 def _runs_elsewhere(target: Target) -> bool:
     """Whether it may run where neither this host nor the queue reaches it."""
-    state = read_json(target.folder / "state.json") or {}
+    state = state_of(target.folder)
     others = [one for one in target.launchers if one["host"] != myself()["host"] and not one.get("job")]
     return bool(others) and state.get("status", "running") == "running"
 
@@ -169,7 +169,7 @@ def _wait(targets: list[Target]) -> None:
 
 def outcome(target: Target, *, waited: bool) -> str:
     """One line for a run."""
-    state = read_json(target.folder / "state.json") or {}
+    state = state_of(target.folder)
     newest = newest_checkpoint(target.folder)
     saved = f"last checkpoint {newest}" if newest else "there is no checkpoint"
     status = state.get("status")

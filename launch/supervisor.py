@@ -50,7 +50,8 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
     try:
         run_dirs.make(plan.folder)
     except UserError:
-        _put_back(before)
+        for place in before:
+            place.remove_empty()
         raise
     with owning(plan), Inbox() as inbox:
         starter = Starter(plan)
@@ -63,15 +64,17 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
             if at_end is not None:
                 at_end(plan)
         finally:
-            if code == ExitCode.CONFIG:
+            if code == ExitCode.CONFIG and plan.node == 0:
                 _await_others(plan)
                 _put_back(before)
+    if code == ExitCode.CONFIG and plan.node != 0:
+        _await_first(before)
     return code
 
 
 def _before(plan: LaunchPlan) -> list[Before]:
-    """The places of a training that the first node may put back."""
-    if not plan.is_training or plan.node != 0:
+    """The places of a training that the first node may put back, and another may have made."""
+    if not plan.is_training:
         return []
     return [Before(plan.folder), *[Before(plan.logs, IN_LOG_DIR)] * (plan.log_dir is not None)]
 
@@ -79,6 +82,13 @@ def _before(plan: LaunchPlan) -> list[Before]:
 def _put_back(before: list[Before]) -> None:
     for place in reversed(before):
         place.put_back()
+
+
+def _await_first(before: list[Before]) -> None:
+    """Removes what this node has made once the first node has cleared it."""
+    deadline = time.monotonic() + OTHERS_END
+    while not all([place.remove_empty() for place in before]) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _await_others(plan: LaunchPlan) -> None:

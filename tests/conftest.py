@@ -1,18 +1,30 @@
 """For every test: nothing may be left behind."""
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from tests.leaks import Surroundings, mark_this_process
 
+_FOLDERS: list[str] = []
+
 
 def pytest_configure(config: pytest.Config) -> None:
     mark_this_process()
+    _FOLDERS.append(tempfile.mkdtemp(prefix="dist-train-tests-"))
+    os.environ["XDG_CONFIG_HOME"] = _FOLDERS[-1]  # what tests train is not to be trusted outside of them
     # A shell without job control starts its background jobs with SIGINT ignored, and what they start inherits that:
     # a test's Ctrl-C would do nothing to a child that has no handler of its own.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    while _FOLDERS:
+        shutil.rmtree(_FOLDERS.pop(), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -77,6 +77,24 @@ def check_json(value: Any, what: str) -> None:
         )
 
 
+def same(one: Any, two: Any) -> bool:
+    """Whether two trees of tensors and values are equal to the bit."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        same_kind = one.shape == two.shape and one.dtype == two.dtype
+        return same_kind and torch.equal(_bytes(one), _bytes(two))
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return repr(one) == repr(two)  # nan equals itself
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _unsaved(model: nn.Module) -> Tensors:
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
     return {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in saved}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.model_state import check_json
+from dist_train.checkpoint.model_state import check_json, same
 from dist_train.config.errors import ExitCode, UserError
 
 Tensors = dict[str, Tensor]
@@ -50,13 +50,13 @@ class OptimizerState:
     def counters(self) -> dict[str, Any]:
         """What has changed outside of the state: `groups`, a dict for each, and `attributes`. Raises as `values`."""
         groups = [
-            {key: value for key, value in now.items() if key not in before or not _same(value, before[key])}
+            {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
             for now, before in zip(self._group_values(), self._groups, strict=True)
         ]
         attributes = {
             name: value
             for name, value in self._own_attributes().items()
-            if name not in self._attributes or not _same(value, self._attributes[name])
+            if name not in self._attributes or not same(value, self._attributes[name])
         }
         for found in (*groups, attributes):
             self._check(found)
@@ -102,9 +102,7 @@ class OptimizerState:
             return {}
         everywhere = vars(torch.optim.SGD([torch.zeros(1)]))
         return {
-            name: value
-            for name, value in vars(self._optimizer).items()
-            if name not in everywhere and isinstance(value, Tensor | bool | int | float | str | list | dict | None)
+            name: value for name, value in vars(self._optimizer).items() if name not in everywhere and _is_state(value)
         }
 
     def _check(self, values: dict[str, Any]) -> None:
@@ -116,10 +114,14 @@ class OptimizerState:
         return type(self._optimizer).__name__
 
 
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor) or isinstance(right, Tensor):
-        return isinstance(left, Tensor) and isinstance(right, Tensor) and torch.equal(left, right)
-    return type(left) is type(right) and left == right
+def _is_state(value: Any) -> bool:
+    """Whether it is made of numbers, text and tensors, but for parameters: those are the model's."""
+    if isinstance(value, list):
+        return all(map(_is_state, value))
+    if isinstance(value, dict):
+        return all(map(_is_state, value.values()))
+    is_tensor = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return is_tensor or isinstance(value, bool | int | float | str | None)
 
 
 def _laid_out_like(parameter: Tensor, value: Any) -> Any:

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from safetensors import SafetensorError
 
+from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found, read
 from dist_train.config.changes import differences, differing, is_below
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import ConfigError, printable
+from dist_train.config.reading import is_number
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+from dist_train.config.source import load_plain
 from dist_train.process_group import ProcessGroup
 
 
@@ -23,13 +27,13 @@ def config_of(found: Found) -> RunConfig | None:
     """
     content = found.manifest.get("config")
     try:
-        return None if content is None else RunConfig.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "config"
+        return None if content is None else load_plain(content, str(found.path / MANIFEST))
+    except ConfigError as error:
+        first = error.problems[0]
         raise UserError(
             f"{found.path} was written by another version of dist-train, whose config this one does not take "
-            f"({key}: {first['msg']}): go on with that version, or begin a new run",
+            f"({printable(first.key or 'config', 100)}: {printable(first.message, 300)}): go on with that version, or "
+            "begin a new run",
             ExitCode.CANNOT_RESUME,
         ) from None
 
@@ -110,20 +114,65 @@ class Resumed:
         return TrainState(**self.snapshot.other["progress"])
 
 
+def content_of(found: Found) -> Snapshot:
+    """What a verified checkpoint holds, looked at once more: its manifest says that its files are those that were
+    written, and not by whom.
+
+    Raises:
+        UserError: (exit 4) when no training has written such files.
+        DamagedCheckpoint: when they have changed since.
+        OSError: when they have gone since.
+    """
+    files = {name: read(found.path, name, found.manifest) for name in found.manifest["files"]}
+    try:
+        snapshot = Snapshot.from_files(files)
+        _check_other(snapshot.other, found.manifest)
+        return snapshot
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise UserError(f"{found.path} holds what no training has saved ({reason})", ExitCode.CANNOT_RESUME) from None
+
+
+def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError, or TypeError."""
+    parts = ("progress", "optimizer", "scaler", "data")
+    if not isinstance(other, dict) or not all(isinstance(other.get(part), dict) for part in parts):
+        raise ValueError(f"state.json has {', '.join(parts)}, each of them an object")
+    state = TrainState(**other["progress"])
+    counts = (state.step, state.stale, state.left_out_in_a_row, state.best_step or 0)
+    texts = isinstance(state.metrics, dict) and all(isinstance(name, str) for name in state.metrics)
+    best = state.best_value is None or isinstance(state.best_value, int | float)
+    if not (all(map(is_number, counts)) and texts and best and isinstance(state.finished, bool)):
+        raise ValueError("the progress in state.json has values of other types")
+    if state.step != manifest["step"]:
+        raise ValueError(f"state.json is of step {state.step}")
+    if not all(isinstance(value, int | float) for value in other["scaler"].values()):
+        raise ValueError("the scaler in state.json has values that are no numbers")
+    shape, classes = other["data"].get("shape"), other["data"].get("classes")
+    if not (shape is None or (isinstance(shape, list) and all(is_number(side, 1, 2**31) for side in shape))):
+        raise ValueError("the shape in state.json is none")
+    if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+        raise ValueError("the classes in state.json are no names")
+
+
 def hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
-    """Reads rank 0's checkpoint once, and hands it to all ranks. `found` counts on rank 0 only."""
-    snapshot = None
-    if group.ranks.is_first and found is not None:
-        snapshot = Snapshot.from_files(
-            {name: read(found.path, name, found.manifest) for name in found.manifest["files"]}
-        )
-    facts = group.broadcast_object(
-        None
-        if found is None or snapshot is None
-        else (found.path, found.manifest["world_size"], snapshot.other, snapshot.ema is not None)
-    )
+    """Reads rank 0's checkpoint once, and hands it to all ranks. `found` counts on rank 0 only.
+
+    Raises:
+        UserError: (exit 4) on all ranks, when no training has saved that.
+    """
+    held: list[Snapshot] = []
+
+    def look() -> Any:
+        if found is None:
+            return None
+        held.append(content_of(found))
+        return found.path, found.manifest.get("world_size", 0), held[0].other, held[0].ema is not None
+
+    facts = group.from_first(look)
     if facts is None:
         return None
+    snapshot = held[0] if held else None
     path, world_size, other, has_ema = facts
     everywhere = Snapshot(
         model=group.broadcast_tensors(snapshot.model if snapshot else None),

@@ -19,11 +19,12 @@ from typing import Any
 from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.reading import read_bytes
 from dist_train.files import Bytes, sync_folder
 
 ROOM = 2.2
 """A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile("step-([0-9]{8,12})")
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,9 @@ def read(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
 
     Raises:
         DamagedCheckpoint: when it has changed in between.
+        OSError: when it is gone, or another file.
     """
-    content = (path / name).read_bytes()
+    content = read_bytes(path / name, manifest["files"][name]["size"], links=False)
     if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
         raise DamagedCheckpoint(f"{name}: sha256 differs")
     return content
@@ -247,7 +249,7 @@ def locate(target: Path, report: Report, best: bool = False) -> Found:
     """
     if is_checkpoint(target) or _NAME.fullmatch(target.name):
         try:
-            return Found(target, verify(target), ())
+            return Found(target, verify(target, by_name=False), ())
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
     store = CheckpointStore(target / "checkpoints")

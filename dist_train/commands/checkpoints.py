@@ -17,16 +17,22 @@ COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")
 
 
-def describe(path: Path, thoroughly: bool) -> dict[str, Any]:
-    """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how."""
+def describe(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
+    """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how.
+
+    Args:
+        by_name: its folder should have the name that it was saved under.
+    """
     known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None}
     try:
-        manifest = verify(path) if thoroughly else read_manifest(path)
+        manifest = verify(path, by_name=by_name) if thoroughly else read_manifest(path)
         known["sound"] = True if thoroughly else None
     except DamagedCheckpoint as damage:
         known |= {"sound": False, "damage": str(damage)}
         manifest = _readable(path)
+    step = known["step"] if by_name else manifest.get("step", known["step"])
     return known | {
+        "step": step,
         "saved": manifest.get("saved", _modified(path)),
         "bytes": sum(entry["size"] for entry in manifest.get("files", {}).values()),
         "world_size": manifest.get("world_size"),
@@ -55,7 +61,7 @@ def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
     """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
     alone = is_checkpoint(target) or step_of(target) >= 0
     paths = [target] if alone else CheckpointStore(target / "checkpoints").all()[::-1]
-    found = [describe(path, thoroughly) for path in paths]
+    found = [describe(path, thoroughly, by_name=not alone) for path in paths]
     best = next((item["best_step"] for item in reversed(found) if item["bytes"]), None)
     for item in found:
         item["best"] = item["step"] == best
@@ -91,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         found = survey(arguments.target, arguments.verify)
     except OSError as error:
-        print(f"cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"cannot read {arguments.target}: {error.strerror}", file=sys.stderr)
         return int(ExitCode.CONFIG)
     if arguments.json:
         tell(json.dumps(found, indent=2))

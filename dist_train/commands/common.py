@@ -2,28 +2,91 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from dist_train.checkpoint.store import is_checkpoint
-from dist_train.config.errors import UserError
-from dist_train.config.problems import ConfigError
-from dist_train.config.schema import RunConfig
-from dist_train.run_directory import recorded_config
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from dist_train import models
+from dist_train.checkpoint.state import Snapshot
+from dist_train.config import recorded, trust
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import ConfigError, printable
+from dist_train.config.schema import Custom, RunConfig
 
 
-def run_of(target: Path) -> RunConfig:
-    """The config of the run that `target`, a run directory or a checkpoint in one, belongs to.
+def evaluated_config(target: Path, overrides: Sequence[str], *, trusts: bool) -> RunConfig:
+    """The config that `target` carries, for a model whose weights come from the checkpoint: without start weights,
+    whose file may be anywhere."""
+    config = config_of_run(target, overrides, trusts=trusts)
+    return config.model_copy(update={"model": config.model.model_copy(update={"start_weights": None})})
+
+
+def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) -> RunConfig:
+    """The config that `target`, a run directory or a checkpoint, carries.
+
+    Args:
+        trusts: --trust.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or it would import what the user does not know.
     """
-    run_dir = target.resolve().parents[1] if is_checkpoint(target) else target
-    config = recorded_config(run_dir)
-    if config is None:
-        raise UserError(f"{target}: neither a run directory nor a checkpoint of one (no config.yaml)")
+    found = recorded.read(target, overrides)
+    if found is None:
+        raise UserError(
+            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
+        )
+    config = found.trusted(trusts, lambda line: print(line, file=sys.stderr))
+    if sys.flags.safe_path and trust.powers(config):
+        sys.path.insert(0, os.getcwd())  # where `python -m` looks for the user's own modules
     return config
+
+
+def saved_model(config: RunConfig, snapshot: Snapshot, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
+    """The model with its saved weights, on the CPU.
+
+    Raises:
+        UserError: (exit 4) when they do not fit each other.
+    """
+    build = partial(models.build, config.model, shape=shape, classes=classes, seed=config.seed)
+    if not isinstance(config.model, Custom):
+        _check_size(build, snapshot)
+    model = build()
+    try:
+        snapshot.load_evaluated(model)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = printable(" ".join(str(error).split()), 300)
+        raise UserError(
+            f"the saved weights do not fit the model {config.model.name}: {reason}", ExitCode.CANNOT_RESUME
+        ) from None
+    return model
+
+
+def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
+    """Raises UserError for a model that is far larger than what was saved of it, before it takes any memory: a config
+    may say anything."""
+    saved = snapshot.ema or snapshot.model
+    most, count = 2 * sum(t.numel() for t in saved.values()) + 10**6, 10 * len(saved) + 1_000
+
+    def of_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal most, count
+        most, count = most - (0 if parameter is None else parameter.numel()), count - 1
+        if most < 0 or count < 0:
+            raise UserError("the config has a far larger model than the saved weights are of", ExitCode.CANNOT_RESUME)
+
+    counting = register_module_parameter_registration_hook(of_parameter)
+    try:
+        with torch.device("meta"):
+            build()
+    except UserError as error:
+        if error.code == ExitCode.CANNOT_RESUME:
+            raise  # else not all can be built without memory; the real one will tell
+    finally:
+        counting.remove()
 
 
 @contextmanager

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_train import models, tasks
+from dist_train import tasks
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
-from dist_train.commands.common import reporting, run_of
-from dist_train.config.errors import UserError
+from dist_train.commands.common import evaluated_config, reporting, saved_model
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import printable
+from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
 from dist_train.data import datasets
@@ -21,18 +23,20 @@ from dist_train.worker import figures_of, settle_numerics
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dist-train evaluate", description=__doc__)
     parser.add_argument("target", type=Path, help="a run directory (its best checkpoint) or a checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="where the data is now, say")
+    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
     parser.add_argument("--split", choices=("evaluation", "test", "train"), default="evaluation")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     with reporting():
-        row = _evaluate(arguments.target, arguments.split)
+        config = evaluated_config(arguments.target, arguments.overrides, trusts=arguments.trust)
+        row = _evaluate(config, arguments.target, arguments.split)
     if Ranks.from_environment().is_first:
         tell(to_json(row) if arguments.json else _text(row))
     return 0
 
 
-def _evaluate(target: Path, split: str) -> dict[str, object]:
-    config = run_of(target)
+def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
     settle_numerics(config)
     with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
         found = group.from_first(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
@@ -42,14 +46,27 @@ def _evaluate(target: Path, split: str) -> dict[str, object]:
         dataset = getattr(splits, split)
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
+        _check_classes(config, saved.snapshot.other["data"].get("classes"), splits.classes)
         task = tasks.build(config.task, splits.classes)
         classes = len(splits.classes) if splits.classes else None
-        model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
-        saved.snapshot.load_evaluated(model)
+        model = saved_model(config, saved.snapshot, splits.shape, classes)
         result = figures_of(config, model.to(group.device), task, group, dataset)
     row = {"checkpoint": str(saved.path), "step": saved.state.step, "split": split, **result.metrics}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
     return {**row, "per_class": result.per_class, **confusion}
+
+
+def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[str, ...] | None) -> None:
+    """Raises UserError where the data has other classes than those that the model was trained for: their numbers would
+    mean something else."""
+    if trained is None or found is None or tuple(trained) == found:
+        return
+    place = next((k for k, (one, two) in enumerate(zip(trained, found, strict=False)) if one != two), None)
+    if place is None:
+        which = f"{len(found)} classes, and the model was trained for {len(trained)}"
+    else:
+        which = f"{printable(found[place])} for class {place}, which was {printable(trained[place])} in training"
+    raise UserError(f"this {config.data.name} has {which}: give the data that it was trained for", ExitCode.DATA)
 
 
 def _text(row: dict[str, object]) -> str:

@@ -3,37 +3,44 @@
 import argparse
 import hashlib
 import json
-import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors
+
+from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.store import Found, locate, read
-from dist_train.config.errors import UserError
+from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import printable
 from dist_train.config.stdout import tell
 
 TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
 
 def fingerprint(found: Found) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names.
+
+    Raises:
+        UserError: (exit 4) when a file is not what a training saves.
+    """
     digest = hashlib.sha256()
     for file in TENSOR_FILES:
         if file in found.manifest["files"]:
-            for name, dtype, shape, content in sorted(_tensors(read(found.path, file, found.manifest))):
+            for name, dtype, shape, content in sorted(_tensors(found, file)):
                 digest.update(json.dumps([file, name, dtype, shape]).encode())
                 digest.update(content)
     return digest.hexdigest()
 
 
-def _tensors(content: bytes) -> Iterator[tuple[str, str, list[int], bytes]]:
-    """(name, dtype, shape, bytes) of the tensors of a safetensors file: length of its header, JSON header, data."""
-    (length,) = struct.unpack("<Q", content[:8])
-    data = memoryview(content)[8 + length :]
-    for name, entry in json.loads(content[8 : 8 + length]).items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            yield name, entry["dtype"], entry["shape"], bytes(data[begin:end])
+def _tensors(found: Found, file: str) -> list[tuple[str, str, list[int], bytes]]:
+    """(name, dtype, shape, bytes) of the tensors of a safetensors file."""
+    try:
+        entries = safetensors.deserialize(read(found.path, file, found.manifest))
+    except (safetensors.SafetensorError, OSError, DamagedCheckpoint) as error:
+        reason = printable(" ".join(str(error).split()), 300)
+        raise UserError(f"{found.path / file} cannot be read: {reason}", ExitCode.CANNOT_RESUME) from None
+    return [(name, entry["dtype"], list(entry["shape"]), bytes(entry["data"])) for name, entry in entries]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         found = locate(arguments.target, lambda line: print(line, file=sys.stderr))
+        value = fingerprint(found)
     except UserError as error:
         print(error, file=sys.stderr)
         return int(error.code)
-    value = fingerprint(found)
     facts = {"fingerprint": value, "step": found.manifest["step"], "checkpoint": str(found.path)}
     tell(json.dumps(facts) if arguments.json else value)
     return 0

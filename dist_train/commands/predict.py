@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train import models
+from dist_train.checkpoint.manifest import DamagedCheckpoint
+from dist_train.checkpoint.resume import content_of
 from dist_train.checkpoint.state import Snapshot
-from dist_train.checkpoint.store import locate, read
-from dist_train.commands.common import reporting, run_of
+from dist_train.checkpoint.store import Found, locate
+from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import printable
 from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
@@ -21,6 +23,8 @@ from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
 from dist_train.data.finish import Finish
 from dist_train.data.resize import centre_crop, resize_shorter_side
+from dist_train.evaluate import Evaluating
+from dist_train.randomness import Generators
 
 GREY = (0.299, 0.587, 0.114)
 """Luma of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
@@ -30,45 +34,57 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dist-train predict", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run directory (its best one)")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of them")
+    parser.add_argument("--override", action="append", default=[], metavar="a.b=c", help="as of evaluate")
+    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     with reporting():
-        rows = predict(arguments.checkpoint, list(_files(arguments.images)))
+        config = evaluated_config(arguments.checkpoint, arguments.override, trusts=arguments.trust)
+        rows = predict(config, arguments.checkpoint, list(_files(arguments.images)))
     if arguments.json:
         tell(to_json(rows))
         return 0
     width = max(len(row["class"]) for row in rows)
     for row in rows:
-        tell(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {row['file']}")
+        tell(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {printable(row['file'], 4096)}")
     return 0
 
 
-def predict(target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
+def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
     """For each file its path, class and that class's probability.
 
     Raises:
         UserError: when the model is no classifier of images, or a file is no image.
     """
-    config = run_of(target)
     if config.task.name != "classification":
         raise UserError(f"predict is for classification, and this run's task is {config.task.name}")
     found = locate(target, lambda line: print(line, file=sys.stderr), best=True)
-    saved = Snapshot.from_files({name: read(found.path, name, found.manifest) for name in found.manifest["files"]})
-    shape, classes = saved.other["data"]["shape"], saved.other["data"]["classes"]
+    saved = _content(found)
+    shape, classes = saved.other["data"].get("shape"), saved.other["data"].get("classes")
     if not classes or not shape or len(shape) != 3:
         raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
-    model = models.build(config.model, shape=tuple(shape), classes=len(classes), seed=config.seed)
-    saved.load_evaluated(model)
-    model.eval()
-    return [_row(file, _probabilities(model, config, shape, file), classes) for file in files]
+    model = saved_model(config, saved, tuple(shape), len(classes))
+    with Evaluating(model, config.seed, Generators(model)) as evaluating:
+        rows = []
+        for file in files:
+            evaluating.begin(0)  # what is said of an image does not depend on those before it
+            rows.append(_row(file, _probabilities(model, config, shape, file), classes))
+    return rows
+
+
+def _content(found: Found) -> Snapshot:
+    try:
+        return content_of(found)
+    except (OSError, DamagedCheckpoint) as error:
+        message = f"{found.path} went away while it was read ({error}): try again"
+        raise UserError(message, ExitCode.CANNOT_RESUME) from None
 
 
 def _row(file: Path, probabilities: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     best = int(probabilities.argmax())
-    return {"file": str(file), "class": classes[best], "probability": float(probabilities[best])}
+    return {"file": str(file), "class": printable(classes[best], 200), "probability": float(probabilities[best])}
 
 
-@torch.no_grad()
 def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], file: Path) -> Tensor:
     """Float32 [classes], of one image prepared as the evaluation prepares them."""
     finish = Finish(config.augment, torch.device("cpu"))

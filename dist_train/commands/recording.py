@@ -1,6 +1,7 @@
 """What a run wrote down of its steps, and the comparison of a replay with it, to the last bit."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from dist_train.checkpoint.resume import check_surroundings, config_of
 from dist_train.checkpoint.store import CheckpointStore, Found, step_of
 from dist_train.config.changes import differences
 from dist_train.config.errors import UserError
+from dist_train.config.problems import printable
+from dist_train.config.reading import is_number, open_regular, parse_json
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.tracking.base import POSITION, Row
 from dist_train.tracking.jsonl import to_json
 from dist_train.tracking.tracker import NullTracker
 
+_LONGEST_LINE = 64 * 2**20
+"""Bytes: of an evaluation of very many classes, and then some."""
 NOT_COMPARED = {"kind", "split", "time", *POSITION}
 
 
@@ -87,18 +92,31 @@ def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
     steps: dict[int, Row] = {}
     evaluations: dict[int, Row] = {}
     try:
-        with open(path, "rb") as file:
-            for line in file:
-                row = json.loads(line) if line.endswith(b"\n") else {}
+        with os.fdopen(open_regular(path), "rb") as file:
+            for row in map(_row, iter(lambda: file.readline(_LONGEST_LINE), b"")):
                 if row.get("kind") == "train":
                     steps[row["step"]] = row
                 elif row.get("split") == "evaluation":
                     evaluations[row["step"]] = row
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or printable(" ".join(str(error).split()), 200)
+        raise UserError(f"{path} cannot be read: {reason}") from None
     return steps, evaluations
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """What a line of metrics.jsonl says; nothing while it is being written. Raises ValueError."""
+    if len(line) == _LONGEST_LINE:
+        raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
+    row = parse_json(line) if line.endswith(b"\n") else {}
+    if not isinstance(row, dict):
+        raise ValueError("a line that is no JSON object")
+    is_step = row.get("kind") == "train" or row.get("split") == "evaluation"
+    if is_step and not is_number(row.get("step"), 1, 2**53):
+        raise ValueError("a line whose step is no number")
+    return row
 
 
 def _check_recorded(first: int, last: int, steps: dict[int, Row]) -> None:
@@ -142,8 +160,9 @@ def changes(
     for path, old, new in differences(before, config):
         if not any(path == key or path.startswith(f"{key}.") for key in SAFE_TO_CHANGE):
             yield f"{path} was {old} when {witness.path.name} was written, and is {new} in config.yaml"
-    if not config.exact and witness.manifest["world_size"] != world_size:
-        yield f"exact is false, so the bits depend on the number of ranks, which was {witness.manifest['world_size']}"
+    before_size = witness.manifest.get("world_size")
+    if not config.exact and before_size != world_size:
+        yield f"exact is false, so the bits depend on the number of ranks, which was {before_size}"
 
 
 def _any_of(run_dir: Path) -> Found | None:

@@ -19,7 +19,7 @@ from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.resume import Resumed, hand_on
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found
-from dist_train.commands.common import reporting
+from dist_train.commands.common import config_of_run, reporting
 from dist_train.commands.recording import Comparison, Recording, changes, read_recording
 from dist_train.commands.watch import StepDetail, watched
 from dist_train.config.errors import ExitCode, UserError
@@ -40,7 +40,6 @@ from dist_train.loop import train
 from dist_train.process_group import ProcessGroup
 from dist_train.ranks import Ranks
 from dist_train.run import Run
-from dist_train.run_directory import recorded_config
 from dist_train.tracking.jsonl import to_json
 from dist_train.tracking.tracker import NullTracker
 from dist_train.worker import build_run, settle_numerics
@@ -56,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--from-step", type=int, required=True, metavar="A", help="the first step, counted from 1")
     parser.add_argument("--to-step", type=int, required=True, metavar="B", help="the last step")
     parser.add_argument("--show", action="store_true", help="each microbatch's loss and samples, the largest gradients")
+    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)  # the launcher reads there what it ends with
     arguments = parser.parse_args(argv)
@@ -145,11 +145,10 @@ def _ranks(number: int) -> str:
 
 
 def _replay(arguments: argparse.Namespace) -> Outcome:
-    config = recorded_config(arguments.run)
-    if config is None:
-        raise UserError(f"{arguments.run}: no run directory (no config.yaml)")
+    config = config_of_run(arguments.run, trusts=arguments.trust)
     ranks, microbatches = Ranks.from_environment(), config.batch.microbatches
-    assert isinstance(microbatches, int)  # it was settled before it was recorded
+    if not isinstance(microbatches, int):
+        raise UserError(f"{arguments.run} has not settled batch.microbatches, as a run does when it begins")
     share(ranks.rank, ranks.world_size, microbatches)  # which says so when there are too few
     settle_numerics(config)
     with ProcessGroup(ranks, config.distributed) as group:

@@ -44,11 +44,13 @@ class Before:
         self._folder, self._written = folder.absolute(), written
         self._missing = [place for place in (self._folder, *self._folder.parents) if not os.path.lexists(place)]
         """What has to be made for it, the innermost first."""
+        self._saved = self._checkpoints()
         self._known = {path: _remembered(path) for path in self._entries()}
 
     def put_back(self) -> None:
-        """As far as the disk allows. Does nothing where another life has the directory by now."""
-        if _is_taken(self._folder):
+        """As far as the disk allows. Does nothing where another life has the directory by now, or where something was
+        saved after all, whatever the exit code says."""
+        if _is_taken(self._folder) or not self._checkpoints() <= self._saved:
             return
         if self._missing:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -63,6 +65,17 @@ class Before:
                     _restore(path, file)
         for path in new:
             _remove(path)
+
+    def _checkpoints(self) -> set[str]:
+        """Those of a step; what is saved before the first one, for a rollback, holds nothing that could be lost."""
+        return {path.name for path in self._folder.glob("checkpoints/step-*") if path.name != "step-00000000"}
+
+    def remove_empty(self) -> bool:
+        """For another node, which may have made the folder that the first one clears: returns whether it is gone."""
+        with suppress(OSError):
+            for place in self._missing:
+                place.rmdir()
+        return not self._missing or not self._folder.exists()
 
     def _entries(self) -> Iterator[Path]:
         """What there is of what a start may write; what is inside of the lease comes last."""

@@ -5,8 +5,8 @@ is, in JSON, and a count that the owner raises every RENEWAL_S seconds while it 
 clocks: an owner that this host cannot see is dead once its count has stood still for EXPIRY_S seconds of the observer.
 """
 
-import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.reading import Odd, is_number, parse_json, read_bytes
 
 FOLDER = ".lease"
 RENEWAL_S = 2.0
@@ -23,6 +24,9 @@ EXPIRY_S = 60.0
 _GLANCE_S = 2 * RENEWAL_S
 """Long enough to see a renewal."""
 _DYING_S = 1.0
+_NUMBER = re.compile("[0-9]{8,15}")
+_LARGEST = 2**16
+"""Bytes of a claim, and many more."""
 RELEASED = b"released"
 _LOOK_S = 0.05
 """Between two looks at a claim."""
@@ -89,9 +93,12 @@ class Claim:
     def owner(self) -> Owner | None:
         """None where it cannot be read."""
         try:
-            return Owner(**json.loads(self.content.split(b"\n")[0]))
+            owner = Owner(**parse_json(self.content.split(b"\n")[0]))
         except (ValueError, TypeError):
             return None
+        texts = (owner.host, owner.since, owner.token, owner.boot or "", owner.job or "")
+        known = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return owner if known and is_number(owner.pid, 1, 2**31) and is_number(owner.started) else None
 
     @property
     def is_released(self) -> bool:
@@ -107,11 +114,19 @@ def current(run_dir: Path) -> Claim | None:
     for _ in range(10):
         number = None
         try:
-            number = max((int(name) for name in os.listdir(run_dir / FOLDER) if name.isdigit()), default=None)
-            return None if number is None else Claim(number, claim_path(run_dir, number).read_bytes())
+            number = max((int(name) for name in os.listdir(run_dir / FOLDER) if _NUMBER.fullmatch(name)), default=None)
+            return None if number is None else Claim(number, _content(claim_path(run_dir, number)))
         except FileNotFoundError:  # removed between the two looks, because there is a newer one; or there is no folder
             continue
     return None if number is None else Claim(number, b"")
+
+
+def _content(path: Path) -> bytes:
+    """Empty where it is no claim that anybody could have written."""
+    try:
+        return read_bytes(path, _LARGEST)
+    except Odd:
+        return b""
 
 
 def claim_path(run_dir: Path, number: int) -> Path:

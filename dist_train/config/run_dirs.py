@@ -1,6 +1,5 @@
 """What run directories are called, and which one to go on with; for the launcher, and for ranks started without it."""
 
-import json
 import os
 import re
 import secrets
@@ -10,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_train.config.reading import read_json
+
 if TYPE_CHECKING:  # pydantic takes a tenth of a second, and not every launch has a config
     from dist_train.config.schema import RunConfig
 
 LATEST = "latest"
 CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"step-\d{8,}")
-_LARGEST_MANIFEST = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ def saved(run_dir: Path) -> Saved | None:
     for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, in one way or another
             folder = run_dir / CHECKPOINTS / name
-            if (folder / "manifest.json").stat().st_size > _LARGEST_MANIFEST:
-                continue
-            manifest = json.loads((folder / "manifest.json").read_bytes())
+            manifest = read_json(folder / "manifest.json")
             if all((folder / file).stat().st_size == facts["size"] for file, facts in manifest["files"].items()):
                 return Saved(run_dir=run_dir, checkpoint=name, at=float(manifest["saved"]))
     return None

@@ -317,8 +317,8 @@ class ResnetCifar(_ModelSwitches):
     @field_validator("depth")
     @classmethod
     def _six_n_plus_two(cls, depth: int) -> int:
-        if depth < 8 or depth % 6 != 2:
-            raise PydanticCustomError("depth", "a depth is 6n + 2, such as 20, 32, 44, 56 or 110")
+        if not 8 <= depth <= 6_002 or depth % 6 != 2:
+            raise PydanticCustomError("depth", "a depth is 6n + 2, such as 20, 32, 44, 56 or 110, and 6002 at most")
         return depth
 
 

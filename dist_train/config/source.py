@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,31 +25,58 @@ from dist_train.config.overrides import Override, apply, parse_override
 from dist_train.config.problems import ConfigError, Problem, did_you_mean, shown
 from dist_train.config.schema import RunConfig
 from dist_train.config.tree import Place, Tree, merge, name_components, problem_at
-from dist_train.config.yaml12 import Unreadable, parse
+from dist_train.config.yaml12 import Unreadable, from_plain, parse
 
 MAX_BYTES = 256 * 1024
 MAX_FILES = 64
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False) -> RunConfig:
     """The config of a file with `overrides` (`a.b=c`) on top.
 
     Reads the files and does nothing else: creates nothing, imports no component, needs no torch.
+
+    Args:
+        recorded: it came with a run, and so is whole: it extends no other file.
 
     Raises:
         ConfigError: with every problem of the files and of the overrides, each with its place.
     """
     path = Path(path)
     problems: list[Problem] = []
-    files = _Files(problems)
+    files = _Files(problems, recorded)
     tree = files.read(path, Place((0, 0, 0), str(path)), ())
+    return _with_overrides(str(path), tree, overrides, problems)
+
+
+def load_plain(content: Any, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a checkpoint's manifest, within the limits that a file has.
+
+    Args:
+        content: as JSON has it.
+        where: its file, for messages.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    problems: list[Problem] = []
+    try:
+        tree = from_plain(content, Place((0, 0, 0), where), problems)
+    except Unreadable as error:
+        raise ConfigError(where, [error.problem]) from None
+    if not isinstance(tree.value, dict):
+        raise ConfigError(where, [problem_at(tree.place, (), _not_a_mapping(tree.value))])
+    return _with_overrides(where, tree, overrides, problems)
+
+
+def _with_overrides(path: str, tree: Tree | None, overrides: Sequence[str], problems: list[Problem]) -> RunConfig:
     parsed = [override for index, text in enumerate(overrides) if (override := parse_override(text, index, problems))]
     if tree is None:
-        raise ConfigError(str(path), problems)
+        raise ConfigError(path, problems)
     return _validated(path, tree, parsed, problems)
 
 
-def _validated(path: Path, tree: Tree, overrides: Sequence[Override], problems: list[Problem]) -> RunConfig:
+def _validated(path: str, tree: Tree, overrides: Sequence[Override], problems: list[Problem]) -> RunConfig:
     apply(tree, overrides, problems)
     name_components(tree)
     config = None
@@ -58,7 +86,7 @@ def _validated(path: Path, tree: Tree, overrides: Sequence[Override], problems: 
         known = [problem.key for problem in problems]  # a value that could not be read is null by now: that is no news
         problems += [problem for problem in explain(error, tree) if not _is_below(problem.key, known)]
     if problems or config is None:
-        raise ConfigError(str(path), problems)
+        raise ConfigError(path, problems)
     return config
 
 
@@ -69,6 +97,7 @@ def _is_below(key: str, known: Sequence[str]) -> bool:
 @dataclass
 class _Files:
     problems: list[Problem]
+    recorded: bool = False
     opened: int = field(default=0, init=False)
 
     def read(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> Tree | None:
@@ -107,6 +136,11 @@ class _Files:
         extends = tree.value.pop("extends", None)
         if extends is None:
             return tree
+        if self.recorded:
+            self.problems.append(
+                problem_at(extends.place, ("extends",), "what a run has recorded extends no other file")
+            )
+            return None
         items = extends.value if isinstance(extends.value, list) else [extends]
         layers = [*(self._parent(item, path, chain) for item in items), tree]
         readable = [layer for layer in layers if layer]

@@ -260,6 +260,35 @@ class _Builder:
         return node.value
 
 
+def from_plain(value: Any, place: Place, problems: list[Problem], key: KeyPath = ()) -> Tree:
+    """The tree of a value from JSON, with the limits that a document has.
+
+    Raises:
+        Unreadable: when it is beyond them.
+    """
+    left = [MAX_NODES]
+
+    def tree(value: Any, key: KeyPath) -> Tree:
+        left[0] -= 1
+        if left[0] < 0 or len(key) > MAX_DEPTH:
+            raise Unreadable(problem_at(place, key[:1], f"more than {MAX_NODES:,} values, or {MAX_DEPTH} levels"))
+        if isinstance(value, str) and _CONTROL.search(value):
+            problems.append(problem_at(place, key, f"a control character in the text '{printable(value)}'"))
+            value = None
+        elif isinstance(value, dict):
+            value = {name: tree(item, (*key, name)) for name, item in value.items() if _is_fine(name, key)}
+        elif isinstance(value, list):
+            value = [tree(item, (*key, number)) for number, item in enumerate(value)]
+        return Tree(value, place, place)
+
+    def _is_fine(name: str, key: KeyPath) -> bool:
+        if bad := _CONTROL.search(name):
+            problems.append(problem_at(place, key, f"a control character in the key '{printable(name)}'"))
+        return not bad
+
+    return tree(value, key)
+
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """In names and paths these only ever do harm: to a terminal, to a batch script, to a file system."""
 

@@ -2,10 +2,13 @@
 
 import atexit
 import multiprocessing
+import os
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
@@ -100,7 +103,7 @@ def sample_batches(
     numbers: Sequence[int] = (0, 1),
     most: int = 8,
 ) -> tuple[list[Microbatch], Microbatch]:
-    """Of the training microbatches `numbers` of `step`, and of the first evaluation batch, at most `most` samples each.
+    """At most `most` samples of each of the training microbatches `numbers` of `step`, and of the evaluation split.
 
     They come as in a training, read here and now, and the same for the same question. A number that the step doesn't
     have is left out.
@@ -116,7 +119,9 @@ def sample_batches(
     asked = [Request(step, number, 1, epoch, parts[number][:most]) for number in numbers if number < len(parts)]
     training = _training(config, splits, device, task)
     evaluation = _evaluation(config, splits.evaluation, device, task)
-    first = _evaluation_request(0, min(config.eval.batch_size, most), len(splits.evaluation))
+    few = min(config.eval.batch_size, most, len(splits.evaluation))
+    spread = np.arange(few) * len(splits.evaluation) // max(few, 1)  # the first ones may all be of one class
+    first = Request(step=0, number=0, parts=1, epoch=0, indices=spread)
     return [training.one(request) for request in asked], evaluation.one(first)
 
 
@@ -240,7 +245,7 @@ class Loading:
             options = {
                 "prefetch_factor": config.prefetch,
                 "multiprocessing_context": how,
-                "worker_init_fn": partial(start_worker, stacks=stacks()),
+                "worker_init_fn": partial(_start, stacks=stacks()),
             }
         loader: DataLoader = DataLoader(
             fetch,
@@ -276,6 +281,18 @@ class Loading:
             if process.is_alive():  # stuck in the user's code
                 process.kill()
             process.join()
+
+
+def _start(number: int, stacks: tuple[str, int] | None) -> None:
+    """Runs first in every loading process; `stacks` as start_worker takes it."""
+    start_worker(number, stacks)
+    Queue._on_queue_feeder_error = staticmethod(_cannot_answer)  # type: ignore[attr-defined]
+
+
+def _cannot_answer(error: BaseException, answer: Any) -> None:
+    """An answer that cannot be sent, for want of descriptors for instance: its rank would wait for it forever."""
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.problems import printable
 from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
 from dist_train.custom import construct
 from dist_train.model_buffers import settle_buffers
@@ -39,7 +40,7 @@ def build(config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | 
         UserError: when it cannot be built so, or the start weights don't fit.
     """
     with seeded(key(seed, "init")):
-        model = _build(config, shape, classes)
+        model = _custom(config, shape, classes) if isinstance(config, CustomModel) else _ours(config, shape, classes)
     _check_parameters(model)
     settle_buffers(model)
     if any(type(module).train is not nn.Module.train for module in model.modules()):
@@ -69,9 +70,16 @@ def _check_parameters(model: nn.Module) -> None:
             )
 
 
-def _build(config: ModelConfig, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
-    if isinstance(config, CustomModel):
-        return _custom(config, shape, classes)
+def _ours(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
+    """Raises UserError, also where it is larger than any memory."""
+    try:
+        return _build(config, shape, classes)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = printable(" ".join(str(error).split()), 300)
+        raise UserError(f"model: {config.name} cannot be built: {reason}") from None
+
+
+def _build(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
     if shape is None or classes is None:
         unknown = [name for name, value in (("shape", shape), ("classes", classes)) if value is None]
         raise UserError(

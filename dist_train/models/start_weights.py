@@ -1,6 +1,8 @@
 """Weights to begin with, from a safetensors file."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_train.config.errors import UserError
+from dist_train.config.reading import open_regular
 
 
 @torch.no_grad()
@@ -32,9 +35,12 @@ def load_start_weights(model: nn.Module, path: str) -> None:
 
 def _read(path: str) -> dict[str, Tensor]:
     try:
+        os.close(open_regular(Path(path)))  # a pipe would be waited for
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model.start_weights: {path} cannot be read: {error}") from None
+        raise UserError(
+            f"model.start_weights: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _misshapen(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Iterable[str]:

@@ -12,6 +12,9 @@ from torch import nn
 from dist_train.config.errors import UserError
 from dist_train.config.schema import TorchvisionModel
 
+_FETCHED = {"weights", "weights_backbone", "pretrained", "pretrained_backbone"}
+"""Arguments that have weights fetched over the network."""
+
 
 def build(config: TorchvisionModel, shape: tuple[int, ...], classes: int) -> nn.Module:
     """`torchvision.models.get_model(name, weights=None, num_classes=classes, **args)`: [m, 3, H, W] -> [m, classes].
@@ -24,8 +27,9 @@ def build(config: TorchvisionModel, shape: tuple[int, ...], classes: int) -> nn.
     """
     from torchvision.models import get_model
 
-    if "weights" in config.args:
-        raise UserError(f"model.args: {config.name} takes its weights from a file: model.start_weights")
+    if fetched := _FETCHED & config.args.keys():
+        names = ", ".join(sorted(fetched))
+        raise UserError(f"model.args: {config.name} takes its weights from a file, not by {names}: model.start_weights")
     if shape[0] != 3:
         raise UserError(f"model: torchvision's {config.name} takes images of 3 channels, the data's have {shape[0]}")
     args = {**_defaults(config.name, shape), **config.args}

@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from dist_train.config.errors import UserError
+from launch.console import say
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
+_TRUST = "Let the run's own config run code of others, from now on: it says which if it has to be asked for."
 DASHES_AND_UNDERSCORES = {"token_normalize_func": lambda word: word.replace("_", "-")}
 """For click: `--nproc_per_node` and `--nproc-per-node` are the same, as torchrun has it."""
 
@@ -34,16 +36,16 @@ def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
     Raises:
         UserError: when something is neither.
     """
-    config = os.path.expanduser(words[0]) if words and not _is_override(words[0]) else None
+    config = os.path.expanduser(words[0]) if words and not is_override(words[0]) else None
     overrides = tuple(words[1:] if config else words)
     for word in overrides:
-        if not _is_override(word):
+        if not is_override(word):
             kind = "a second config" if word.endswith((".yaml", ".yml")) else "no override"
             raise UserError(f"{word!r} is {kind}: one config comes first, then overrides such as optimizer.lr=0.1")
     return config, overrides
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
     try:
         return "=" in word and not Path(word).is_file()
     except OSError:  # longer than any path may be
@@ -77,8 +79,8 @@ def _nearest_file(path: Path) -> str:
     return f". Did you mean {by_name.get(near[0], near[0])}?" if near else ""
 
 
-def load(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The validated config.
+def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
+    """The validated config, of which nothing is to be built.
 
     Raises:
         UserError: with all its problems.
@@ -92,11 +94,77 @@ def load(config: str, overrides: Sequence[str]) -> "RunConfig":
         raise UserError(str(error)) from None
 
 
+def load(config: str, overrides: Sequence[str], *, trust: bool = False, job: bool = False) -> "RunConfig":
+    """The validated config. One that came with a run, and would run code that the user does not know, needs `trust`.
+
+    Args:
+        job: its section `slurm` is to be executed.
+
+    Raises:
+        UserError: with all its problems, or what it would run.
+    """
+    from dist_train.config import recorded
+    from dist_train.config.problems import ConfigError
+
+    try:
+        return recorded.given(Path(config), overrides, trusts=trust, note=say, job=job)
+    except ConfigError as error:
+        raise UserError(str(error)) from None
+
+
+def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
+    """What a rank runs, for a run that may have come from anybody: the folder where the command was given is searched
+    for modules only if the config names one."""
+    from dist_train.config.trust import powers
+
+    return ("-m", module) if powers(config) else (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
+
+
+OF_EVALUATION = ("data", "eval", "loader", "distributed")
+"""Sections that may be others where a saved model is evaluated: the model stays what it is."""
+
+
+def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "RunConfig":
+    """The config that a run directory or a checkpoint carries, with nothing in it that the user does not trust.
+
+    Raises:
+        UserError: when it has none, or cannot be read, or is not trusted.
+    """
+    from dist_train.config import recorded
+
+    for word in overrides:
+        if not is_override(word) or word.partition("=")[0].partition(".")[0] not in OF_EVALUATION:
+            raise UserError(
+                f"{word!r} is no override that a saved model can be evaluated with; these begin with "
+                f"{', '.join(f'{name}.' for name in OF_EVALUATION)}: data.root=/elsewhere"
+            )
+    found = recorded.read(Path(target), overrides)
+    if found is None:
+        raise UserError(
+            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
+        )
+    return found.trusted(trust, say)
+
+
+def remember(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
+    """That the user runs these: so that the runs may be copied and moved."""
+    from dist_train.config import trust
+
+    trust.remember(power for config in configs for power in trust.powers(config, job=job))
+
+
+def trust_option(command: Any) -> Any:
+    return click.option("--trust", is_flag=True, help=_TRUST)(command)
+
+
 def become(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Goes on as `python -m module` in this very process: signals and exit code are its own."""
+    """Goes on as `python -m module` in this very process: signals and exit code are its own.
+
+    The folder where it was called is not searched for modules: it may be the very run that somebody else has sent.
+    """
     environment = {**os.environ, "PYTHONPATH": search_path()}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
 
 
 def home() -> str:

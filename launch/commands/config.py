@@ -3,7 +3,7 @@
 import click
 
 from dist_train.config.stdout import tell
-from launch.commands.common import existing_config, load, split_config
+from launch.commands.common import existing_config, look_at, split_config
 from launch.console import mark, say
 
 
@@ -17,7 +17,7 @@ def command() -> None:
 def show(words: tuple[str, ...]) -> None:
     """The resolved config as YAML: every key with the value that a run would use."""
     config, overrides = split_config(words)
-    resolved = load(existing_config(config), overrides)
+    resolved = look_at(existing_config(config), overrides)
     from dist_train.config.dump import to_yaml
 
     tell(to_yaml(resolved))
@@ -28,7 +28,7 @@ def show(words: tuple[str, ...]) -> None:
 def validate(words: tuple[str, ...]) -> None:
     """Check a config: all its problems at once, with file, line and column; exit code 2 if there are any."""
     config, overrides = split_config(words)
-    load(existing_config(config), overrides)
+    look_at(existing_config(config), overrides)
     say(f"{mark('✓', 'green')} {config}: valid")
 
 

@@ -15,6 +15,7 @@ from launch.commands.common import (
     json_option,
     load,
     split_config,
+    trust_option,
 )
 from launch.console import mark, say
 
@@ -22,8 +23,9 @@ from launch.console import mark, say
 @click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks to start. auto: as a training would.")
+@trust_option
 @json_option("One JSON object on stdout.")
-def command(words: tuple[str, ...], nproc_per_node: str | None, as_json: bool) -> None:
+def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_json: bool) -> None:
     """Would a training work here, and is every rank as fast as the others?
 
     Looks at this node: versions, GPUs and driver, cores, limits, network, the disk of the run directory against the
@@ -34,7 +36,7 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, as_json: bool) -
     from launch.doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
-    config: Any = load(existing_config(config_path), overrides) if words else standard_config()
+    config: Any = load(existing_config(config_path), overrides, trust=trust) if words else standard_config()
     patient = Patient(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
     found = []
     try:

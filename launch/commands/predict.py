@@ -1,17 +1,42 @@
 """`dist-train predict`."""
 
+import os
+
 import click
 
-from launch.commands.common import become, json_option
+from dist_train.config.errors import UserError
+from launch.commands.common import (
+    DASHES_AND_UNDERSCORES,
+    OverridesLast,
+    become,
+    is_override,
+    json_option,
+    load_recorded,
+    trust_option,
+)
 
 
-@click.command()
+@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False))
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True), metavar="IMAGE...|FOLDER")
+@click.argument("words", nargs=-1, required=True, metavar="IMAGE...|FOLDER [a.b=c]...")
+@trust_option
 @json_option("One JSON list on stdout.")
-def command(checkpoint: str, images: tuple[str, ...], as_json: bool) -> None:
+def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool) -> None:
     """Class and probability for each image, or for each image of a folder.
 
-    CHECKPOINT may be a run directory: then its best checkpoint is used.
+    CHECKPOINT may be a run directory: then its best checkpoint is used. Overrides are those of `evaluate`, such as
+    data.resize=256.
     """
-    become("dist_train.commands.predict", [checkpoint, *images, *["--json"] * as_json])
+    images = [word for word in words if not is_override(word)]
+    if not images:
+        raise UserError("which images? After the checkpoint come files, or folders of them")
+    for image in images:
+        if not os.path.exists(image):  # which is False for names that no file can have
+            raise UserError(f"{image}: no such file or folder")
+    overrides = [word for word in words if is_override(word)]
+    load_recorded(checkpoint, overrides, trust=trust)  # which says what is wrong in a moment
+    flags = [*["--json"] * as_json, *["--trust"] * trust]
+    become(
+        "dist_train.commands.predict",
+        [*flags, *[f"--override={word}" for word in overrides], "--", checkpoint, *images],
+    )

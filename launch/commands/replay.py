@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dist_train.config.errors import ExitCode, UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, json_option, load
+from launch.commands.common import DASHES_AND_UNDERSCORES, json_option, load_recorded, program_for, trust_option
 
 MODULE = "dist_train.commands.replay"
 LOGS_WANTED = (ExitCode.USER_CODE, ExitCode.OUT_OF_MEMORY, ExitCode.HANG)
@@ -22,8 +22,11 @@ LOGS_WANTED = (ExitCode.USER_CODE, ExitCode.OUT_OF_MEMORY, ExitCode.HANG)
 @click.option(
     "--show", is_flag=True, help="Each microbatch's loss and samples, and the largest gradients by parameter."
 )
+@trust_option
 @json_option("One JSON object on stdout.")
-def command(run: str, from_step: int, to_step: int, nproc_per_node: str | None, show: bool, as_json: bool) -> None:
+def command(
+    run: str, from_step: int, to_step: int, nproc_per_node: str | None, show: bool, trust: bool, as_json: bool
+) -> None:
     """Compute the steps A to B of a run again, and compare them with what it recorded.
 
     Begins at the nearest checkpoint before A. Says "bit-identical", or the first step and quantity that differ, with
@@ -34,10 +37,9 @@ def command(run: str, from_step: int, to_step: int, nproc_per_node: str | None, 
     from launch.records import read_json
     from launch.supervisor import supervise
 
-    path = Path(run) / "config.yaml"
-    if not path.is_file():
+    if not (Path(run) / "config.yaml").exists():
         raise UserError(f"{run}: no run directory (no config.yaml)")
-    config = load(str(path), ())
+    config = load_recorded(run, (), trust=trust)
     folder = Path(tempfile.mkdtemp(prefix="dist-train-replay-"))
     verdict = folder / "replayed.json"
     window = ("--from-step", str(from_step), "--to-step", str(to_step))
@@ -48,8 +50,8 @@ def command(run: str, from_step: int, to_step: int, nproc_per_node: str | None, 
             Flags(nproc_per_node=nproc_per_node, standalone=True),
             host.look(),
             folder=folder,
-            program=("-m", MODULE),
-            arguments=(run, *window, *["--show"] * show, *["--json"] * as_json, "--verdict", str(verdict)),
+            program=program_for(MODULE, config),
+            arguments=(run, *window, *["--show"] * show, *["--json"] * as_json, "--verdict", str(verdict), "--trust"),
             resume=None,
         )
         code = supervise(plan)

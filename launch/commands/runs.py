@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from dist_train.config.problems import printable
 from dist_train.config.stdout import tell
 from dist_train.config.strict_json import to_json
 from launch.commands.common import json_option
@@ -59,9 +60,9 @@ def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
     step, total, best = run["step"], run["total_steps"], run["best"]
     steps = "" if step is None else f"{step:,}" + (f"/{total:,}" if total else "")
-    metric = f"{best['metric']} {best['value']:.4g} at {best['step']:,}" if best else ""
+    metric = f"{printable(best['metric'])} {best['value']:.4g} at {best['step']:,}" if best else ""
     queued = run["queue"]["text"] if run["queue"] else ""
-    return run["name"], run["state"], queued, steps, metric, run["path"]
+    return printable(run["name"], 300), run["state"], queued, steps, metric, printable(run["path"], 4096)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -11,7 +11,7 @@ import click
 
 from dist_train.config.errors import UserError
 from dist_train.config.stdout import tell
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load
+from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load, remember, trust_option
 from launch.console import mark, say
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _key(name: str, metavar: str, help_text: str) -> Any:
     "--resume", type=click.Path(), metavar="auto|PATH|none", help="What it goes on from, as for dist-train train."
 )
 @click.option("--allow-change", multiple=True, metavar="KEY", help="As for dist-train train.")
+@trust_option
 @click.option("--dry-run", is_flag=True, help="Print the script. Submits nothing, writes nothing.")
 @click.option("--follow", is_flag=True, help="Show the log as it grows, and end with the job. Ctrl-C leaves the job.")
 @json_option("A JSON list of the jobs on stdout, in place of the job's id.")
@@ -65,6 +66,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         tell(render(script))
         return
     records = submission.submit(script, runs)
+    remember((run.config for run in runs.values()), job=True)
     tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
     _tell(script, records)
     if follow:
@@ -74,13 +76,19 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
 
 
 def prepare(
-    words: tuple[str, ...], run_dir: str | None, resume: str | None, allow_change: tuple[str, ...], **flags: Any
+    words: tuple[str, ...],
+    run_dir: str | None,
+    resume: str | None,
+    allow_change: tuple[str, ...],
+    trust: bool = False,
+    **flags: Any,
 ) -> "tuple[Script, dict[int | None, Run]]":
     """From the command line to the script and the runs of its tasks; looks, and makes nothing.
 
     Raises:
         UserError: when it cannot be done.
     """
+    from launch import odd_files
     from launch.commands.train import find_config
     from launch.run_dirs import Wish, choose
     from launch.slurm import submission
@@ -91,7 +99,7 @@ def prepare(
         options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
     path, overrides = find_config(words, resume, run_dir)
     overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
-    config = load(path, [word.replace("{task}", "0") for word in overrides])
+    config = load(path, [word.replace("{task}", "0") for word in overrides], trust=trust, job=True)
     numbers, at_once = _tasks(config.slurm.array)
     choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
@@ -101,9 +109,11 @@ def prepare(
     folder = choice.folder.absolute()
     runs: dict[int | None, Run] = {}
     for task in numbers:
-        own = config if task is None else load(path, [word.replace("{task}", str(task)) for word in overrides])
+        words_of_task = [word.replace("{task}", str(task)) for word in overrides]
+        own = config if task is None else load(path, words_of_task, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
+        odd_files.refuse(place, trusted=trust)
         submission.check(runs[task], config.slurm)
     return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
 

@@ -16,12 +16,15 @@ from launch.commands.common import (
     json_option,
     load,
     split_config,
+    trust_option,
 )
 from launch.console import mark, say
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
+    from dist_train.config.trust import Power
     from launch.sweep.local import Share
+    from launch.sweep.points import Point
     from launch.sweep.store import Sweep
     from launch.sweep.table import Row
 
@@ -59,6 +62,7 @@ def _slurm_keys(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--grace", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="As of train.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Run what is missing or not done.")
 @click.option("--table", type=click.Path(path_type=Path), metavar="SWEEP", help="Only its table. Starts nothing.")
+@trust_option
 @click.option("--slurm", is_flag=True, help="As one SLURM array, a task for each point; --jobs of them at once.")
 @_slurm_keys
 @click.option("--follow", is_flag=True, help="With --slurm: wait for the end, then the table. Ctrl-C leaves the jobs.")
@@ -94,6 +98,7 @@ def _check(words: Sequence[str], options: Mapping[str, Any]) -> None:
 
 
 def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
+    from dist_train.config import recorded
     from launch.sweep import store
     from launch.sweep.points import draw
 
@@ -101,6 +106,8 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
     path = existing_config(config)
     if not options["over"] and not options["listed"]:
         raise UserError("what is to be varied? --over optimizer.lr=0.1,0.3, or --list FILE")
+    if recorded.is_recorded(Path(path)):
+        load(path, base, trust=options["trust"], job=options["slurm"])
     points, drawn = draw(path, [*base, *_slurm_overrides(options)], options["over"], options["listed"])
     sweep = store.lay_out(path, points, drawn)
     configs = {point.name: store.grouped(each, sweep) for point, each in zip(points, drawn, strict=True)}
@@ -108,6 +115,7 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
     if options["dry_run"]:
         return _print_plan(sweep, configs, options)
     store.create(sweep, configs)
+    _remember(sweep, configs, options)
     say(f"sweep  {sweep.folder}  {len(points)} points")
     with store.owning(sweep, leads=not options["slurm"]):
         try:
@@ -115,6 +123,14 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
         except UserError:  # sbatch refuses: nothing of it has run
             store.remove(sweep)
             raise
+
+
+def _remember(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> None:
+    """So that it may be gone on with."""
+    from dist_train.config import trust
+
+    of_points = [power for config in configs.values() for power in trust.powers(config, job=options["slurm"])]
+    trust.remember([_place(sweep), *of_points])
 
 
 def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
@@ -129,10 +145,34 @@ def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
         _show(sweep, options)
         return ExitCode.DONE
     overrides = _slurm_overrides(options)
-    configs = {point.name: load(str(sweep.config_of(point)), overrides) for point in sweep.points if point.name in todo}
+    configs = _trusted(sweep, [point for point in sweep.points if point.name in todo], overrides, options)
     if options["dry_run"]:
         return _print_plan(sweep, configs, options)
     return _prepared(sweep, configs, options)()
+
+
+def _trusted(sweep: "Sweep", points: "Sequence[Point]", overrides: list[str], options: Mapping[str, Any]) -> "Configs":
+    """The configs of the points to run. The sweep may have come from anybody."""
+    from dist_train.config import recorded, trust
+    from launch import odd_files
+
+    def let_through(asked: list[trust.Power]) -> None:
+        trust.check(asked, f"the sweep {near(sweep.folder)}", given=options["trust"], note=say)
+
+    if sweep.cwd != Path.cwd():
+        let_through([_place(sweep)])
+    for point in points:
+        odd_files.refuse(sweep.run_dir(point), trusted=options["trust"])
+    found = {point.name: recorded.of_file(sweep.config_of(point), overrides) for point in points}
+    asked = [trust.of_recorded(one.alone, one.config, job=options["slurm"]) for one in found.values()]
+    let_through(list({power.hash: power for powers in asked for power in powers}.values()))
+    return {name: one.config for name, one in found.items()}
+
+
+def _place(sweep: "Sweep") -> "Power":
+    from dist_train.config import trust
+
+    return trust.Power(where=trust.FOLDER, what=str(sweep.cwd))
 
 
 def _is_busy(sweep: "Sweep", row: "Row") -> bool:

@@ -15,7 +15,9 @@ from launch.commands.common import (
     existing_config,
     json_option,
     load,
+    remember,
     split_config,
+    trust_option,
 )
 from launch.commands.launch_flags import launch_flags
 from launch.console import say
@@ -53,6 +55,7 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
     metavar="KEY",
     help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
+@trust_option
 @click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option(
@@ -68,6 +71,10 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
         from launch.dry_run import show
 
         sys.exit(show(config, plan, config_path, [word for word in words if word != config_path]))
+    from launch import odd_files
+
+    remember([config])
+    odd_files.remember(plan.folder)
     if preflight:
         from launch.doctor import examine
 
@@ -86,14 +93,20 @@ def _print_verdict(plan: "LaunchPlan") -> None:
 
 
 def _in_allocation(
-    words: tuple[str, ...], dry_run: bool, run_dir: str | None, resume: str | None, allow_change: Any, **flags: Any
+    words: tuple[str, ...],
+    dry_run: bool,
+    run_dir: str | None,
+    resume: str | None,
+    trust: bool,
+    allow_change: Any,
+    **flags: Any,
 ) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
     from launch import run_dirs
     from launch.slurm import start
 
     def folder() -> Path:
-        config = load(*find_config(words, resume, run_dir))
+        config = load(*find_config(words, resume, run_dir), trust=trust)
         wish = run_dirs.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
         return run_dirs.choose(config, wish).folder
 
@@ -101,7 +114,12 @@ def _in_allocation(
 
 
 def prepare(
-    words: tuple[str, ...], run_dir: str | None, resume: str | None, allow_change: tuple[str, ...], **flags: Any
+    words: tuple[str, ...],
+    run_dir: str | None,
+    resume: str | None,
+    allow_change: tuple[str, ...],
+    trust: bool = False,
+    **flags: Any,
 ) -> "tuple[str, Any, LaunchPlan, str | None]":
     """From the command line to the plan: config path, config, plan, and what the user might not expect of it.
 
@@ -109,8 +127,8 @@ def prepare(
         UserError: when it cannot be done.
     """
     config_path, overrides = find_config(words, resume, run_dir)
-    config = load(config_path, overrides)
-    from launch import host, run_dirs
+    config = load(config_path, overrides, trust=trust)
+    from launch import host, odd_files, run_dirs
     from launch.plan import Flags, count_nodes, make_plan
 
     given, machine = Flags(**flags), host.look()
@@ -124,6 +142,7 @@ def prepare(
         allowed=allow_change,
     )
     choice = run_dirs.choose(config, wish)
+    odd_files.refuse(choice.folder, trusted=trust)
     changes = [word for key in allow_change for word in ("--allow-change", key)]
     plan = make_plan(
         config,

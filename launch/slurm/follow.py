@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_train.config.errors import ExitCode
 from launch.console import say
-from launch.records import read_json
+from launch.records import state_of
 from launch.slurm import queue
 from launch.slurm.jobs import Record
 
@@ -55,7 +55,7 @@ def _until_its_end(record: Record, log: "Tail") -> int:
 def exit_code(entry: queue.Entry | None, run_dir: Path) -> int:
     """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
     if entry is None:
-        status = (read_json(run_dir / "state.json") or {}).get("status")
+        status = state_of(run_dir).get("status")
         return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
     if entry.state in _CODES:
         return _CODES[entry.state]

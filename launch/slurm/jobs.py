@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.reading import numbered
+from launch.processes import is_process
 from launch.records import read_all, read_json, write_json
 
 FOLDER = "slurm"
@@ -52,5 +54,6 @@ def of_run(run_dir: Path) -> list[str]:
 
 def newest_launchers(run_dir: Path) -> list[dict[str, Any]]:
     """Process, start and host of the launcher of each node, in the newest generation."""
-    generations = sorted((run_dir / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
-    return read_all(generations[-1] / "nodes") if generations else []
+    generations = numbered(run_dir / "generations")
+    found = read_all(generations[-1] / "nodes") if generations else []
+    return [facts for facts in found if is_process(facts)]

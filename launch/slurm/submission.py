@@ -11,6 +11,7 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
 from dist_train.config.schema import RunConfig, SlurmConfig
+from dist_train.config.trust import powers
 from launch.plan import check_fits
 from launch.slurm import jobs, queue
 from launch.slurm.render import Script, directives, log_of, render
@@ -33,7 +34,9 @@ class Run:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        return (str(self.config_file), "--run-dir", str(self.folder), *self.options)
+        # Where it runs the user may have another home folder, with another list of what is trusted.
+        trusted = ["--trust"] * bool(powers(self.config))
+        return (str(self.config_file), "--run-dir", str(self.folder), *self.options, *trusted)
 
 
 def script_of(

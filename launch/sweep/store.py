@@ -16,9 +16,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,9 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.run_dirs import new_run_dir
 from dist_train.config.schema import RunConfig
+from dist_train.config.types import RUN_NAME
 from launch import run_dirs
-from launch.processes import is_alive, myself
+from launch.processes import is_alive, is_process, myself
 from launch.records import read_json, write_json
 from launch.sweep.points import Point
 
@@ -65,7 +67,7 @@ class Sweep:
 
     def train_words(self, point: Point) -> tuple[str, ...]:
         """For `dist-train train`: this point, from the beginning or from where it is."""
-        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)))
+        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)), "--trust")  # it was looked at before
 
 
 def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
@@ -126,10 +128,26 @@ def read(folder: Path) -> Sweep:
         UserError: when there is none.
     """
     record = read_json(folder / _FILE)
-    if record is None:
+    if not _is_record(record):
         raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it")
     points = tuple(Point(**point) for point in record["points"])
     return Sweep(**{**record, "folder": folder.resolve(), "cwd": Path(record["cwd"]), "points": points})
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it could be what `create` wrote; a point's name is a folder's."""
+    if not isinstance(record, dict) or record.keys() != {"config", "cwd", "metric", "better", "points"}:
+        return False
+    texts = all(isinstance(value, str) and value.isprintable() for key, value in record.items() if key != "points")
+    return texts and isinstance(record["points"], list) and all(map(_is_point, record["points"]))
+
+
+def _is_point(point: Any) -> bool:
+    if not isinstance(point, dict) or point.keys() != {field.name for field in fields(Point)}:
+        return False
+    named = isinstance(point["name"], str) and re.fullmatch(RUN_NAME, point["name"]) is not None
+    overrides = point["overrides"]
+    return named and isinstance(overrides, dict) and all(isinstance(value, str) for value in overrides.values())
 
 
 @contextlib.contextmanager
@@ -160,4 +178,4 @@ def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
 def leader(folder: Path) -> dict[str, Any] | None:
     """The process on this host that runs the points of the sweep in `folder`, if there is one."""
     facts = read_json(folder / _LOCK)
-    return facts if facts and facts["host"] == myself()["host"] and is_alive(facts) else None
+    return facts if is_process(facts) and facts["host"] == myself()["host"] and is_alive(facts) else None

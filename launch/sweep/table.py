@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
+from dist_train.config.reading import numbered
 from dist_train.config.strict_json import to_json
 from launch import run_dirs
 from launch.commands.runs import add_queue
-from launch.records import read_json
+from launch.records import read_object, state_of
 from launch.slurm.queue import FINISHED
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
@@ -74,7 +75,7 @@ def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
 
 def _state(folder: Path, facts: dict[str, Any]) -> str:
     state, queue = facts["state"], facts["queue"]
-    if state == DONE or (state == "stopped" and (read_json(folder / "state.json") or {}).get("signal") is None):
+    if state == DONE or (state == "stopped" and state_of(folder).get("signal") is None):
         return DONE  # by train.stop_after: as far as it was meant to go
     if state == RUNNING:
         return RUNNING
@@ -86,15 +87,17 @@ def _state(folder: Path, facts: dict[str, Any]) -> str:
 
 def _reason(folder: Path) -> str | None:
     """The first cause, from the newest verdict."""
-    generations = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
+    generations = numbered(folder / "generations")
     verdicts = sorted(generations[-1].glob("verdict*.json")) if generations else []
-    cause = (read_json(verdicts[0]) or {}).get("cause") if verdicts else None
-    if not cause:
+    cause = read_object(verdicts[0]).get("cause") if verdicts else None
+    if not isinstance(cause, dict):
         return None
     report, code = cause.get("report"), cause.get("exit_code")
-    if report:
-        message = next(iter(str(report["message"]).splitlines()), "")
-        text = message if report.get("is_user_error") else f"{report['type']}: {message}"
+    if isinstance(report, dict):
+        message = next(iter(str(report.get("message")).splitlines()), "")
+        text = message if report.get("is_user_error") else f"{report.get('type')}: {message}"
+    elif not isinstance(code, int):
+        return None
     else:
         text = f"killed by {signal_name(-code)}" if code and code < 0 else f"exit code {code}"
     return printable(text, _LONGEST_REASON)

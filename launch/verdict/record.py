@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.reading import numbered
 from launch.records import read_json
 from launch.verdict.causes import Failure
 
@@ -29,9 +30,8 @@ def signature(cause: Failure | None) -> tuple | None:
 
 def latest(folder: Path) -> dict | None:
     """The verdict of a run's last generation, with that generation's number; None where there is none."""
-    places = sorted((folder / "generations").glob("[0-9]*"), key=lambda path: int(path.name))
-    for place in reversed(places):
+    for place in reversed(numbered(folder / "generations")):
         for path in (place / "verdict.json", *sorted(place.glob("verdict-*.json"))):
-            if (found := read_json(path)) is not None:
+            if isinstance(found := read_json(path), dict):
                 return {"generation": int(place.name), **found}
     return None

@@ -138,7 +138,7 @@ def plain_gradient_norm(ranks: Any, config_path: str) -> float:
     from dist_train.config.source import load
     from dist_train.data import datasets
     from dist_train.data.loader import train_batches
-    from dist_train.randomness import ModelGenerators, key
+    from dist_train.randomness import Generators, key
 
     config = load(config_path, ["loader.workers=0"])
     torch.set_num_threads(config.distributed.threads_per_rank)
@@ -150,7 +150,7 @@ def plain_gradient_norm(ranks: Any, config_path: str) -> float:
     counted = 0
     for microbatch in step:
         model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
-        ModelGenerators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
+        Generators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
         loss, count = task.loss(model(microbatch.inputs), microbatch.targets)
         size = len(microbatch.indices)
         (loss / size).backward()

@@ -5,12 +5,13 @@ import pytest
 from tests.distributed.training import result
 from tests.gpu.placed import environment, pause, place, several_ranks_on_one_gpu, train_on
 
-PRECISIONS = [
-    "train.precision=fp32",
-    "train.precision=bf16",
-    "train.precision=fp16",
-]
+FP32, BF16, FP16 = (f"train.precision={name}" for name in ("fp32", "bf16", "fp16"))
 LAST = "model.channels_last=true"
+
+
+def _long(*values):
+    """Not in `make test`, whose drawn configs have it on a CPU; the script of the checks runs it."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def _run(run_ranks, world_size, device, folder, run, *overrides):
@@ -20,7 +21,7 @@ def _run(run_ranks, world_size, device, folder, run, *overrides):
     return result(folder / run)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [_long(FP32), BF16, _long(FP16)])
 def test_again_and_in_pieces(run_ranks, folder, device, precision):
     """Weights, and every line of the metrics: gradient norms before clipping among them."""
     whole = _run(run_ranks, 1, device, folder, "whole", precision, LAST)
@@ -29,9 +30,7 @@ def test_again_and_in_pieces(run_ranks, folder, device, precision):
     assert _run(run_ranks, 1, device, folder, "pieces", precision, LAST) == whole
 
 
-@pytest.mark.parametrize(
-    "overrides", [[PRECISIONS[0]], [PRECISIONS[0], LAST], [PRECISIONS[1], LAST], [PRECISIONS[2]]], ids=" ".join
-)
+@pytest.mark.parametrize("overrides", [_long([FP32]), _long([FP32, LAST]), [BF16, LAST], [FP16]], ids=" ".join)
 def test_one_two_and_three_ranks(run_ranks, folder, device, overrides):
     alone = _run(run_ranks, 1, device, folder, "1", *overrides)
     for world_size in (2, 3):

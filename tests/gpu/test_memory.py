@@ -24,18 +24,10 @@ def _locked_twice(ranks):
     return was_locked, refused, again, last
 
 
-@NO_GPU
-def test_a_refused_lock_does_not_fail_the_next_kernel(run_ranks):
-    (found,) = run_ranks(_locked_twice, 1, environment=environment("cuda"))
+ON_A_GPU = pytest.mark.parametrize("device", [pytest.param("cuda", marks=NO_GPU)])
+
+
+@ON_A_GPU
+def test_a_refused_lock_does_not_fail_the_next_kernel(run_ranks, device):
+    (found,) = run_ranks(_locked_twice, 1, environment=environment(device))
     assert found == (True, True, 20.0, 3.0)
-
-
-def _forks(ranks):
-    torch.ones(1, device="cuda")
-    return ranks.rank
-
-
-@NO_GPU
-@pytest.mark.parametrize("world_size", [2])
-def test_ranks_of_the_pool_have_contexts_of_their_own(run_ranks, world_size):
-    assert run_ranks(_forks, world_size, environment=environment("cuda")) == [0, 1]

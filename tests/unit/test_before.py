@@ -59,3 +59,24 @@ def test_a_folder_that_was_not_there_goes_with_what_was_made_above_it(tmp_path):
     before = Before(tmp_path / "a" / "logs", IN_LOG_DIR)
     before.put_back()  # where nothing came to be made
     assert content(tmp_path) == {"a": None, "a/other": None}
+
+
+def test_another_node_removes_what_it_has_made_once_that_is_empty(tmp_path):
+    run = tmp_path / "a" / "run"
+    first = Before(run)
+    run.mkdir(parents=True)
+    other = Before(run)
+    (run / ".lock-node1").touch()
+    assert not first.remove_empty() and other.remove_empty() and run.exists()
+    other.put_back()  # of the first node, for which the folder was there
+    assert run.is_dir() and first.remove_empty() and content(tmp_path) == {}
+
+
+def test_what_was_saved_is_never_taken_back(tmp_path):
+    run = tmp_path / "run"
+    for saved, kept in (("step-00000000", False), ("step-00000010", True)):
+        before = Before(run)
+        start(run)
+        (run / "checkpoints" / saved).mkdir()
+        before.put_back()
+        assert (run / "checkpoints" / saved).is_dir() is kept

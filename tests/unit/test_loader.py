@@ -297,6 +297,31 @@ class Masks(Drawing):
         return torch.zeros(3, 8, 8, dtype=torch.uint8), targets[self.kind]
 
 
+class Sly(str):
+    """Can be handed over once, when it is tried, and not when it is meant."""
+
+    def __reduce__(self):
+        if self in _TRIED:
+            raise OSError(24, "Too many open files")
+        _TRIED.add(self)
+        return str, (str(self),)
+
+
+_TRIED: set[str] = set()
+
+
+class Sneaky(Drawing):
+    def __getitem__(self, index: int):
+        return Sly(index), index
+
+
+def test_an_answer_that_cannot_be_sent_ends_the_loading_process_and_is_not_waited_for():
+    data = Custom(name=f"{__name__}:Sneaky")
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+        load(config(data, workers=1), datasets.build(data))
+    assert not multiprocessing.active_children()
+
+
 MOVING = [RandomCrop(padding=1), HorizontalFlip(), RandomResizedCrop(), RandAugment()]
 
 

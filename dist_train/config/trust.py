@@ -1,0 +1,204 @@
+"""What a config makes a run do beyond our own components, and which of it this user has let run before. No torch here.
+
+A config file that the user gives is trusted. The config that a run or a checkpoint carries came with it, perhaps from
+somebody else: what it would import, or have a job's shell execute, is let through only if the user's trusted.json holds
+its hash. Trainings write it there for what the user gave them, so that their runs may be copied and moved; all else is
+asked for, once, with --trust.
+
+    {"version": 1, "trusted": {"<SHA-256 of what it is>": {"what": "model birds.nets:Net", "since": 1795366086}}}
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.errors import UserError
+from dist_train.config.problems import printable
+from dist_train.config.reading import read_json
+from dist_train.config.schema import Custom, RunConfig
+
+VERSION = 1
+MOST = 5_000
+"""Entries; the oldest make way."""
+PATIENCE = 2.0
+"""Seconds to wait for others who write at the same time. Whoever waits no longer may lose an entry of theirs, which is
+then asked for again."""
+JOB_KEYS = ("site", "prefix", "python")
+"""Of the section `slurm`: what a job executes."""
+LINK, FOLDER = "the link", "in the folder"
+"""A link that leads out of a run, and where the points of a sweep run, which is where Python looks for modules."""
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """One thing that runs code which is not ours."""
+
+    where: str
+    """`model`, `slurm.site`, LINK or FOLDER."""
+    what: str
+    """`package.module:Thing`, or the value of the key."""
+    args: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.where} {printable(self.what, 120)}"
+
+    @property
+    def hash(self) -> str:
+        """Of what is called and with what; keys of a run that may change do not change it."""
+        content = {"where": self.where, "what": self.what, "args": self.args}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
+    """What a run with this config would import; for a `job`, also what its script would execute."""
+    sections = ((key, getattr(config, key)) for key in type(config).model_fields)
+    found = [Power(where=k, what=s.name, args=s.args) for k, s in sections if isinstance(s, Custom)]
+    if job:
+        words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
+        found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]
+    return found
+
+
+def of_recorded(recorded: RunConfig, whole: RunConfig, *, job: bool = False) -> list[Power]:
+    """What a config would run that came with a run.
+
+    Args:
+        recorded: as it came.
+        whole: with what the user has put in its place on the command line, which is trusted.
+    """
+    theirs = {(power.where, power.what) for power in powers(whole, job=job)}
+    return [power for power in powers(recorded, job=job) if (power.where, power.what) in theirs]
+
+
+def check(asked: list[Power], source: str, *, given: bool, note: Note) -> None:
+    """Lets what came from elsewhere through, or not.
+
+    Args:
+        source: what it came with, for the message.
+        given: --trust, which is remembered.
+        note: told one line about a list that cannot be read or written.
+
+    Raises:
+        UserError: (exit 2) when something is not trusted; nothing has been run then.
+    """
+    if not asked or not (unknown := _unknown(asked, note)):
+        return
+    if given:
+        if (why := remember(unknown)) is not None:
+            note(f"--trust counts for this time alone: {why}")
+        return
+    words = " and ".join(map(str, unknown))
+    raise UserError(
+        f"{printable(source, 300)} would {_verb(unknown)} {words}, which you have not let run before: "
+        "if you know whose that is, say --trust"
+    )
+
+
+def _verb(unknown: list[Power]) -> str:
+    if any(power.where == LINK for power in unknown):
+        return "write through"
+    return "run" if any("." in power.where or power.where == FOLDER for power in unknown) else "import"
+
+
+def _unknown(asked: list[Power], note: Note) -> list[Power]:
+    path = _path()
+    held = _read(path, note) if path is not None else {}
+    return [power for power in asked if power.hash not in held]
+
+
+def remember(found: Iterable[Power]) -> str | None:
+    """Writes down that these are trusted; returns why it could not. It is never a reason to end."""
+    new = {power.hash: {"what": str(power), "since": int(time.time())} for power in found}
+    path = _path()
+    if not new:
+        return None
+    if path is None:
+        return "there is no home folder to remember it in"
+    try:
+        if new.keys() <= _read(path, lambda line: None).keys():
+            return None
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(path):
+            _write(path, {**_read(path, lambda line: None), **new})
+    except OSError as error:
+        return f"cannot write {path}: {error.strerror}"
+    return None
+
+
+def _path() -> Path | None:
+    """trusted.json of this user; None where there is no place for it."""
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    if os.path.isabs(given):
+        return Path(given) / "dist-train" / "trusted.json"
+    try:
+        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()
+    except RuntimeError:  # nobody in the list of users
+        return None
+    return home / ".config" / "dist-train" / "trusted.json" if home.is_absolute() else None
+
+
+def _read(path: Path, note: Note) -> dict[str, Any]:
+    """The entries by their hash; none where there is no file or a damaged one, of which `note` is told."""
+    try:
+        content = read_json(path)
+        entries = content["trusted"]
+        if content["version"] != VERSION or not isinstance(entries, dict):
+            raise ValueError("not what this version writes")
+        return {key: entry for key, entry in entries.items() if isinstance(entry, dict)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "damaged"
+        note(f"{path} cannot be read ({reason}): nothing counts as trusted")
+        return {}
+
+
+def _write(path: Path, entries: dict[str, Any]) -> None:
+    """Replaces the file by a synced one that only its owner may read."""
+    newest = dict(sorted(entries.items(), key=_age)[-MOST:])
+    text = json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n"
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(file, "w") as writing:
+            writing.write(text)
+            writing.flush()
+            os.fsync(writing.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _age(item: tuple[str, Any]) -> float:
+    since = item[1].get("since")
+    return since if isinstance(since, int | float) else 0.0
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Only one writes at a time, where the file system has locks: else the last one wins."""
+    lock = os.open(
+        path.with_name(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,197 @@
+"""What a config that came with a run would run: asked for, once, by what it is and not by where it lies."""
+
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dist_train.config import recorded, trust
+from dist_train.config.dump import to_yaml
+from dist_train.config.errors import UserError
+from dist_train.config.schema import RunConfig
+
+OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
+
+
+def config(**sections):
+    return RunConfig.model_validate({**OWN, **sections})
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "dist-train" / "trusted.json"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with a config, and without anything that could be built."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+    (folder / "config.yaml").write_text(to_yaml(config()))
+    return folder
+
+
+def ask(run: Path, *overrides: str, given: bool = False, job: bool = False) -> list[str]:
+    notes: list[str] = []
+    found = recorded.read(run, overrides)
+    assert found is not None
+    found.trusted(given, notes.append, job=job)
+    return notes
+
+
+def test_a_config_that_names_code_is_refused_in_one_line_that_names_it(home, run):
+    with pytest.raises(UserError, match=r"would import model birds:Net.*--trust") as refused:
+        ask(run)
+    assert refused.value.code == 2 and "\n" not in str(refused.value)
+    assert not home.exists()
+
+
+def test_what_was_let_through_once_is_not_asked_for_again(home, run):
+    assert ask(run, given=True) == []
+    assert ask(run) == []
+    assert stat.S_IMODE(home.stat().st_mode) == 0o600
+    assert [entry["what"] for entry in json.loads(home.read_text())["trusted"].values()] == ["model birds:Net"]
+
+
+def test_what_the_user_trained_is_trusted_wherever_it_lies(home, run):
+    trust.remember(trust.powers(config(name="another", seed=7, loader={"workers": 3})))
+    assert ask(run) == []
+    moved = run.rename(run.with_name("moved"))
+    assert ask(moved) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"name": "birds:Net", "args": {"width": 4}}},
+        {"model": {"name": "birds:Other", "args": {"width": 3}}},
+        {"model": {"name": "mlp"}, "task": {"name": "birds:Net", "args": {"width": 3}}},
+    ],
+)
+def test_other_arguments_another_thing_or_another_place_are_asked_for(home, run, other):
+    trust.remember(trust.powers(config(**other)))
+    with pytest.raises(UserError, match="model birds:Net"):
+        ask(run)
+
+
+def test_each_part_that_is_not_known_is_named_and_no_other(home, run):
+    (run / "config.yaml").write_text(to_yaml(config(data={"name": "birds:Data"}, task={"name": "birds:Task"})))
+    trust.remember(trust.powers(config()))
+    with pytest.raises(UserError, match="import data birds:Data and task birds:Task, which"):
+        ask(run)
+
+
+def test_built_in_components_need_no_trust(home, run):
+    (run / "config.yaml").write_text(to_yaml(config(model={"name": "mlp"})))
+    assert ask(run) == []
+    assert not home.exists()
+
+
+def test_what_the_user_puts_in_its_place_is_the_users(home, run):
+    assert ask(run, "model=fish:Net") == []
+    assert ask(run, "model=mlp") == []
+    with pytest.raises(UserError, match="birds:Net"):
+        ask(run, "model.args.width=5")
+
+
+@pytest.mark.parametrize(("key", "value"), [("site", "nccl.sh"), ("prefix", "apptainer exec x.sif"), ("python", "py")])
+def test_what_a_job_would_execute_is_asked_for_where_there_is_a_job(home, run, key, value):
+    (run / "config.yaml").write_text(to_yaml(config(model={"name": "mlp"}, slurm={key: value})))
+    assert ask(run) == []
+    with pytest.raises(UserError, match=f"would run slurm.{key} {value}"):
+        ask(run, job=True)
+    assert ask(run, job=True, given=True) == ask(run, job=True) == []
+
+
+def test_a_recorded_config_extends_nothing(home, run):
+    (run.parent / "other.yaml").write_text(to_yaml(config()))
+    (run / "config.yaml").write_text("extends: ../other.yaml\n")
+    with pytest.raises(UserError, match="extends no other file") as refused:
+        ask(run)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_the_users_own_is_trusted_beside_folders_of_other_names(home, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(to_yaml(config()))
+    assert not recorded.is_recorded(tmp_path / "config.yaml")
+    loaded = recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+    assert loaded == config()
+    (tmp_path / "checkpoints" / "step-00000001").mkdir()
+    with pytest.raises(UserError, match="--trust"):
+        recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+
+
+# ---------------------------------------------------------------- the list
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[", b"[" * 100_000, b"[]", b'{"version": 1}', b'{"version": 2, "trusted": {}}', b"\xff"]
+)
+def test_a_damaged_list_counts_as_empty_is_told_in_one_line_and_mended(home, run, content):
+    home.parent.mkdir(parents=True)
+    home.write_bytes(content)
+    notes: list[str] = []
+    with pytest.raises(UserError, match="--trust"):
+        trust.check(trust.powers(config()), "it", given=False, note=notes.append)
+    assert len(notes) == 1 and str(home) in notes[0] and "\n" not in notes[0]
+    ask(run, given=True)
+    assert ask(run) == []
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(home, run):
+    home.parent.mkdir(parents=True)
+    os.mkfifo(home)
+    with pytest.raises(UserError, match="--trust"):
+        ask(run)
+    assert len(ask(run, given=True)) == 1
+    assert ask(run) == []
+
+
+@pytest.mark.parametrize("given", ["/proc/nowhere", "/dev/null"])
+def test_a_home_that_cannot_be_written_is_a_note_and_no_end(monkeypatch, run, given):
+    monkeypatch.setenv("XDG_CONFIG_HOME", given)
+    (note,) = ask(run, given=True)
+    assert "for this time alone" in note
+    assert trust.remember(trust.powers(config())) is not None
+
+
+@pytest.mark.parametrize("given", [None, "", "relative"])
+def test_without_a_home_nothing_is_remembered_and_nothing_written(monkeypatch, run, given):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # whom the list of users does not know
+    monkeypatch.chdir(run)
+    monkeypatch.delenv("HOME") if given is None else monkeypatch.setenv("HOME", given)
+    before = sorted(run.iterdir())
+    assert len(ask(run, given=True)) == 1
+    assert sorted(run.iterdir()) == before
+
+
+def test_the_list_stays_small_and_keeps_the_newest(home, monkeypatch):
+    monkeypatch.setattr(trust, "MOST", 5)
+    for number in range(12):
+        trust.remember([trust.Power(where="model", what=f"birds:Net{number}")])
+    kept = [entry["what"] for entry in json.loads(home.read_text())["trusted"].values()]
+    assert len(kept) == 5 and kept[-1] == "model birds:Net11"
+
+
+def _remember(number: int) -> None:
+    for part in range(5):
+        trust.remember([trust.Power(where="model", what=f"birds:Net{number}_{part}")])
+
+
+def test_many_writers_at_once_lose_nothing(home):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_remember, args=(number,)) for number in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 8
+    assert len(json.loads(home.read_text())["trusted"]) == 40
+    assert sorted(path.name for path in home.parent.iterdir()) == [".lock", "trusted.json"]
