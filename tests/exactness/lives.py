@@ -153,7 +153,7 @@ def plain_gradient_norm(ranks: Any, config_path: str) -> float:
     counted = 0
     for microbatch in step:
         model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
-        Generators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
+        Generators(model, task).seed(key(config.seed, "dropout", 0, microbatch.number))
         loss, count = task.loss(model(microbatch.inputs), microbatch.targets)
         size = len(microbatch.indices)
         (loss / size).backward()
