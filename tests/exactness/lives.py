@@ -70,6 +70,8 @@ def live(ranks: Any, config: str, run: str, *overrides: str) -> Ended:
     from dist_train.control.stop import StopFlag
     from dist_train.worker import main
 
+    os.environ["XDG_CONFIG_HOME"] = str(Path(run).parent)  # nothing of the user's own is touched
+
     def train() -> int:
         with StopFlag().handling_signals() as flag:
             return main([config, *overrides, "--run-dir", run, "--supervised"], flag)
@@ -119,9 +121,10 @@ def figures(ranks: Any, checkpoint: str) -> dict[str, Any] | Ended:
 
     def evaluate() -> int:
         with contextlib.redirect_stdout(out):
-            return main([checkpoint, "--json"])
+            return main([checkpoint, "--json", "--trust"])
 
     os.environ["TORCHELASTIC_RUN_ID"] = "pool"  # for errors to come as exceptions
+    os.environ["XDG_CONFIG_HOME"] = str(Path(checkpoint).parents[2])  # it is remembered there that it is trusted
     ended = _ended(evaluate, str(Path(checkpoint).parents[1]))
     if ended.code:
         return ended
@@ -150,7 +153,7 @@ def plain_gradient_norm(ranks: Any, config_path: str) -> float:
     counted = 0
     for microbatch in step:
         model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
-        Generators(model).seed(key(config.seed, "dropout", 0, microbatch.number))
+        Generators(model, task).seed(key(config.seed, "dropout", 0, microbatch.number))
         loss, count = task.loss(model(microbatch.inputs), microbatch.targets)
         size = len(microbatch.indices)
         (loss / size).backward()
