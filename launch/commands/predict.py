@@ -27,13 +27,14 @@ def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool)
     CHECKPOINT may be a run directory: then its best checkpoint is used. Overrides are those of `evaluate`, such as
     data.resize=256.
     """
-    images = [word for word in words if not is_override(word)]
+    paths = [os.path.expanduser(word) for word in words]
+    images = [path for path in paths if not is_override(path) or os.path.exists(path)]
     if not images:
         raise UserError("which images? After the checkpoint come files, or folders of them")
     for image in images:
         if not os.path.exists(image):  # which is False for names that no file can have
             raise UserError(f"{image}: no such file or folder")
-    overrides = [word for word in words if is_override(word)]
+    overrides = [path for path in paths if path not in images]
     load_recorded(checkpoint, overrides, trust=trust)  # which says what is wrong in a moment
     flags = [*["--json"] * as_json, *["--trust"] * trust]
     become(

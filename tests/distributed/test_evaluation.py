@@ -46,7 +46,7 @@ def _figures(group, size, mode, slow=0.0):
 
     task = build(Classification(), tuple("abcdefg"))
     model, count = _model(), -(-size // BATCH)
-    result = evaluate(model, task, batches, count, group, mode=mode, autocast=nullcontext)
+    result = evaluate(model, task, batches, count, group, seed=0, mode=mode, autocast=nullcontext)
     assert model.training
     return {name: value.hex() for name, value in result.metrics.items()}, result.confusion.tolist(), result.per_class
 

@@ -17,6 +17,7 @@ from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.ownership import Owner, claim_path
 from launch.processes import descendants
+from tests.unit.gated_fence import GatedFence, gate_of
 
 PATIENCE = 20.0
 
@@ -65,30 +66,30 @@ def gone(pid: int):
 
 
 class Gate:
-    """A fence whose checks wait while it is shut: the claim of its lease is a FIFO then. Open at first."""
+    """A fence whose checks wait while it is shut. Open at first."""
 
     def __init__(self, run_dir: Path) -> None:
         owner = Owner.myself()
-        self._content = json.dumps(asdict(owner)).encode() + b"\n0\n"
-        self._claim = claim_path(run_dir, 1)
-        self._claim.parent.mkdir(parents=True)
-        self._claim.write_bytes(self._content)
+        claim = claim_path(run_dir, 1)
+        claim.parent.mkdir(parents=True)
+        claim.write_bytes(json.dumps(asdict(owner)).encode() + b"\n0\n")
+        self._gate = gate_of(run_dir)
         self._held: BinaryIO | None = None
-        self.fence = Fence(run_dir, 1, owner.token)
+        self.fence = GatedFence(run_dir, 1, owner.token)
 
     def shut(self) -> None:
-        new = self._claim.with_name("new")
+        new = self._gate.with_name("new")
         os.mkfifo(new)
-        new.replace(self._claim)
+        new.replace(self._gate)
 
     def open(self) -> None:
         """Whoever waits is let through, and whoever comes."""
-        new = self._claim.with_name("new")
-        new.write_bytes(self._content)
-        new.replace(self._claim)
+        new = self._gate.with_name("new")
+        new.write_bytes(b"go on")
+        new.replace(self._gate)
         if self._held is not None:
             with suppress(BrokenPipeError):  # it was killed
-                self._held.write(self._content)
+                self._held.write(b"go on")
             self._held.close()
 
     def hold_before_the_rename(self, folder: Path) -> None:
@@ -97,14 +98,14 @@ class Gate:
             until(self._somebody_waits)
             if not any(folder.glob(".tmp-*/manifest.json")):
                 self.shut()  # for the next check, before this one goes on
-                self._waiting.write(self._content)
+                self._waiting.write(b"go on")
                 self._waiting.close()
             else:
                 self._held = self._waiting
 
     def _somebody_waits(self) -> bool:
         try:
-            descriptor = os.open(self._claim, os.O_WRONLY | os.O_NONBLOCK)
+            descriptor = os.open(self._gate, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             return False
         self._waiting = os.fdopen(descriptor, "wb", buffering=0)

@@ -244,7 +244,8 @@ def test_samples_to_look_at_are_those_of_the_training_and_the_same_each_time():
     data = Custom(name=f"{__name__}:Drawing")
     run, splits = config(data, eval=EvalConfig(batch_size=20)), datasets.build(data)
     whole = load(run, splits)
-    first = dict(evaluation_batches(run, splits.evaluation, [0], CPU))[0]
+    batches = range(number_of_batches(len(splits.evaluation), 20))
+    evaluated = torch.cat([batch.inputs for _, batch in evaluation_batches(run, splits.evaluation, batches, CPU)])
     for _ in range(2):
         train, evaluation = sample_batches(run, splits, Taking(), CPU, step=2, numbers=(1, 3, 9), most=2)
         assert [(m.step, m.number) for m in train] == [(2, 1), (2, 3)]
@@ -252,7 +253,8 @@ def test_samples_to_look_at_are_those_of_the_training_and_the_same_each_time():
             indices, inputs, targets = whole[2, m.number]
             assert torch.equal(m.indices, indices[:2]) and torch.equal(m.inputs, inputs[:2])
             assert torch.equal(m.targets["class"], targets["class"][:2])
-        assert torch.equal(evaluation.inputs, first.inputs[:2])
+        assert evaluation.indices.tolist() == [0, len(splits.evaluation) // 2]  # from all over the split
+        assert torch.equal(evaluation.inputs, evaluated[evaluation.indices])
 
 
 class Taking(Task):

@@ -185,11 +185,11 @@ def test_a_mistake_in_the_facts_is_raised_here(make):
 RANK = """
 import os, sys
 from pathlib import Path
-from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.checkpoint.writer import Save, Writer
+from tests.unit.gated_fence import GatedFence
 run_dir = Path(sys.argv[1])
-store = CheckpointStore(run_dir / "checkpoints", fence=Fence(run_dir, 1, sys.argv[2]))
+store = CheckpointStore(run_dir / "checkpoints", fence=GatedFence(run_dir, 1, sys.argv[2]))
 memory = os.memfd_create("state")
 os.ftruncate(memory, 4096)
 writer = Writer(store, memory)
