@@ -144,5 +144,6 @@ class Evaluating:
     def __exit__(self, *exception: Any) -> None:
         self._no_grad.__exit__(*exception)
         self._buffers.put_back(self._values)
+        self._model.train(self._modes[0][1])  # which a model may have more to do in
         for module, mode in self._modes:  # one by one: parts may be in evaluation mode for good
             module.training = mode

@@ -107,6 +107,7 @@ class BufferSet:
         self.numbers = {dtype: [_real(b.tensor).numel() for b in group] for dtype, group in self._groups.items()}
         self._modules = list(model.modules())
         self._empty = [(m, name) for m in self._modules for name, tensor in m._buffers.items() if tensor is None]
+        self._names = [(module, frozenset(module._buffers)) for module in self._modules]
         self._saved = self._saved_names()
 
     def group(self, dtype: torch.dtype) -> list[Buffer]:
@@ -136,6 +137,10 @@ class BufferSet:
     @torch.no_grad()
     def put_back(self, values: Values) -> None:
         """Makes the buffers what they were when `values` were noted."""
+        for module, names in self._names:
+            if len(module._buffers) > len(names):  # caches, which are made again
+                for name in module._buffers.keys() - names:
+                    del module._buffers[name]
         for module, name in self._empty:
             module._buffers[name] = None
         for dtype, group in self._groups.items():
@@ -157,14 +162,15 @@ class BufferSet:
 
 def _same_kind(buffer: Buffer) -> Tensor:
     """What was found; of a buffer that no checkpoint holds, such as a cache that has grown, what was there before."""
-    found, known = buffer.found(), buffer.tensor
+    found, known = buffer.found().resolve_conj(), buffer.tensor
     if (found.shape, found.dtype, found.device) == (known.shape, known.dtype, known.device):
         return found
     if not buffer.is_saved:
         return known
     raise UserError(
-        f"forward changes the buffer {buffer.name} from {known.dtype} {list(known.shape)} to {found.dtype} "
-        f"{list(found.shape)}: a buffer keeps its shape and dtype, or is registered with persistent=False",
+        f"forward changes the buffer {buffer.name} from {known.dtype} {list(known.shape)} on {known.device} to "
+        f"{found.dtype} {list(found.shape)} on {found.device}: a buffer keeps its shape, dtype and device, or is "
+        "registered with persistent=False",
         ExitCode.USER_CODE,
     )
 

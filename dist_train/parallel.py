@@ -103,9 +103,11 @@ class Parallel:
                     self._sum.keep(microbatch.number)
         if self._sum is not None:
             self._buffers.finish_step(self._sum.mean_of_more)
-        elif nodes := self._buffers.take():
+            return
+        nodes = self._buffers.take()
+        if nodes:
             self._exchange.mean_into(nodes[-1], nodes)
-            self._buffers.finish_step(nodes[-1])
+        self._buffers.finish_step(nodes[-1] if nodes else None)
 
     def _check_all_have_gradients(self) -> None:
         """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
@@ -129,7 +131,8 @@ class Parallel:
 
     def check(self) -> None:
         """Raises UserError (exit 10) on every rank when a step since the last check was no function of its samples."""
-        self._buffers.check()
+        if self._config.exact:
+            self._buffers.check()
 
     def close(self) -> None:
         """Ends the reduction thread."""

@@ -80,6 +80,9 @@ class Run:
                 clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            if not type(self.optimizer).__module__.startswith("torch."):  # whose own take each number by itself
+                for parameter in parameters:
+                    parameter.grad = None if parameter.grad is None else _aligned(parameter.grad)
             # Else an optimizer that draws would go on from where the last microbatch of the rank has left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))
             self.scaler.step(self.optimizer)
@@ -146,9 +149,10 @@ class Run:
 
 
 def _aligned(gradient: Tensor) -> Tensor:
-    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and CUDA's norm
-    adds in another order from an address that is no multiple of 16 (aten/src/ATen/native/cuda/ForeachReduceOp.cu)."""
-    return gradient if gradient.data_ptr() % 16 == 0 else gradient.clone()
+    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and sums may be
+    added in another order from an address that is no multiple of a vector's size: CUDA's norm of four numbers
+    (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS's products of a cache line."""
+    return gradient if gradient.data_ptr() % 64 == 0 else gradient.clone()
 
 
 def _note_best(config: RunConfig, state: TrainState) -> None:

@@ -9,7 +9,6 @@ in a model that has been saved and loaded.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
-from dist_train.data.loader import sample_batches
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build
 from dist_train.model_buffers import BufferSet
@@ -35,9 +33,11 @@ from dist_train.models import deterministic
 from dist_train.parallel import unused_parameters
 from dist_train.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
+from dist_train.samples import Samples
+from dist_train.tasks.base import Sums
 
-_MOST = 8
-"""Samples of a microbatch: enough for BatchNorm, and soon done."""
+_LARGEST = 4 * 2**30
+"""Bytes of a state up to which a resume is tried: every rank has a copy of it in memory then."""
 _OTHER_STATE = (
     "so it depends on more than its weights, buffers, samples and keyed draws: keep state in buffers, and draw from "
     "the global generators of torch, NumPy or Python"
@@ -57,6 +57,11 @@ def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None
         if error.code in (ExitCode.USER_CODE, ExitCode.CHECKPOINT_IO):  # nothing has run yet, and nothing is written
             raise UserError(str(error), ExitCode.CONFIG) from None
         raise
+    except Exception as error:
+        error.add_note(
+            "This is the check before the first step, on a few samples; train.sanity_check=false leaves it out"
+        )
+        raise
 
 
 def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
@@ -65,59 +70,26 @@ def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
     trial = Trial(config, build(config, splits, device), device)
     assert isinstance(config.batch.microbatches, int)
     deterministic.check(config, trial.learner.model, device, group.ranks.world_size, config.batch.microbatches)
-    samples = Samples.of(config, splits, trial.learner, device)
+    samples = Samples.of(config, splits, trial.learner.task, device)
+    trial.warm_up(samples)
     if config.exact:
-        samples.check_again(Samples.of(config, splits, trial.learner, device))
         trial.check_repeats(samples)
     trial.check_evaluation(samples)
     beat("init")
-    saved = trial.step(samples.first)
+    trial.step(samples.first)
+    if trial.size() > _LARGEST:
+        return
+    saved = trial.saved()
     if config.exact:
-        expected = trial.step(samples.other)
+        trial.step(samples.other)
+        expected = trial.saved().digests()
     del trial  # two at once could need more memory than the training
     fresh = Trial(config, build(config, splits, device), device)
     fresh.load(saved)
     if config.exact:
-        _check_same(expected, fresh.step(samples.other))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Two training microbatches and an evaluation batch, of a few samples each."""
-
-    name: str
-    first: Microbatch
-    other: Microbatch
-    evaluated: Microbatch
-
-    @classmethod
-    def of(cls, config: RunConfig, splits: Splits, learner: Learner, device: torch.device) -> "Samples":
-        def ask(step: int) -> tuple[list[Microbatch], Microbatch]:
-            return sample_batches(config, splits, learner.task, device, step=step, numbers=(0,), most=_MOST)
-
-        (first,), evaluated = ask(0)
-        (other,), _ = ask(1)
-        return cls(name=config.data.name, first=first, other=other, evaluated=evaluated)
-
-    def check_again(self, again: "Samples") -> None:
-        """Raises UserError when the data set gives other samples when it is asked again."""
-        for name in ("first", "evaluated"):
-            one, two = getattr(self, name), getattr(again, name)
-            for part in ("inputs", "targets"):
-                if not same(getattr(one, part), getattr(two, part)):
-                    raise UserError(
-                        f"data {self.name}: the {part} of samples {', '.join(map(str, one.indices.tolist()))} are "
-                        "others when they are asked for again, so they depend on more than their index: draw from the "
-                        "global generators of Python, NumPy or torch, which are set for each sample, and keep no state"
-                    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What one forward and backward have left, by name."""
-
-    numbers: Mapping[str, Tensor]
-    attributes: Mapping[str, Any]
+        del saved
+        fresh.step(samples.other)
+        check_same(expected, fresh.saved().digests())
 
 
 class Trial:
@@ -134,29 +106,49 @@ class Trial:
 
     # ------------------------------------------------------------ training
 
+    def warm_up(self, samples: Samples) -> None:
+        """What a model makes in its first forwards and keeps, such as a cache of some length, is there afterwards."""
+        kept = self._buffers.noted()
+        with torch.no_grad():
+            for batch in (samples.first, samples.other):
+                self._forward(batch)
+                self._buffers.found()
+                self._buffers.put_back(kept)
+
     def check_repeats(self, samples: Samples) -> None:
         """Raises UserError when a microbatch comes out otherwise after another one, or changes what it must not."""
         before, kept = self._guarded(), self._buffers.noted()
         counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
-        seen, counted = [], []
+        counted: list[list[Tensor]] = []
+        seen: dict[str, Tensor] = {}
+        attributes: dict[str, Any] = {}
         for batch in (samples.first, samples.other, samples.first):
             self._buffers.put_back(kept)
             self._forward_and_backward(batch)
-            seen.append(self._seen())
-            counted.append([buffer.found().clone() for buffer in counters])
             self._check_guarded(before, "forward")
+            counted.append([buffer.found().clone() for buffer in counters])
+            if not seen:
+                seen = {name: tensor.detach().clone() for name, tensor in self._numbers()}
+                attributes = self._attributes()
+        self._check_attributes(attributes, "in training")
+        for name, tensor in self._numbers():
+            self._check_number(name, seen[name], tensor, "in training")
         self._buffers.put_back(kept)
-        self._check_alike(seen[0], seen[2], "in training")
         for counter, one, other in zip(counters, counted[0], counted[1], strict=True):
             if not torch.equal(one, other):
                 raise counter.unlike()
 
-    def _forward_and_backward(self, batch: Microbatch) -> None:
-        self.learner.optimizer.zero_grad(set_to_none=True)
+    def _forward(self, batch: Microbatch) -> Tensor:
+        """The loss of a microbatch, with the draws of its place."""
         self._generators.seed(key(self._config.seed, "dropout", batch.step, batch.number))
         with self._autocast():
             output = self._model(_copied(batch.inputs))  # forward may change them
             loss, _ = self.learner.task.loss(output, _copied(batch.targets))
+        return loss
+
+    def _forward_and_backward(self, batch: Microbatch) -> None:
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        loss = self._forward(batch)
         self._loss = loss.detach()
         self.learner.scaler.scale(loss / len(batch.indices)).backward()
         self._check_gradients()
@@ -171,38 +163,46 @@ class Trial:
                     f"the gradient of {name} is sparse, which is not added up in one order: set sparse=False"
                 )
 
-    def _seen(self) -> _Seen:
-        gradients = {f"the gradient of {n}": p.grad.clone() for n, p in self._parameters.items() if p.grad is not None}
-        buffers = {f"the buffers of {dtype}": values for dtype, values in self._buffers.found().items()}
-        return _Seen(numbers={"the loss": self._loss, **gradients, **buffers}, attributes=dict(self._attributes()))
+    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
+        """What the last forward and backward have left, by name."""
+        yield "the loss", self._loss
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                yield f"the gradient of {name}", parameter.grad
+        for dtype, values in self._buffers.found().items():
+            yield f"the buffers of {dtype}", values
 
-    def _attributes(self) -> Iterator[tuple[str, Any]]:
+    def _attributes(self) -> dict[str, Any]:
         """The numbers and tensors that modules and the task keep as plain attributes."""
-        owners = [(f"{path}." if path else "", module) for path, module in self._model.named_modules()]
-        for path, owner in (*owners, (f"{self._config.task.name}.", self.learner.task)):
-            for name, value in vars(owner).items():
-                if name not in _MODULES_OWN and isinstance(value, bool | int | float | Tensor):
-                    yield f"{path}{name}", value.detach().clone() if isinstance(value, Tensor) else value
+        owners: list[tuple[str, Any]] = [(f"{path}." if path else "", m) for path, m in self._model.named_modules()]
+        return {
+            f"{path}{name}": value.detach().clone() if isinstance(value, Tensor) else value
+            for path, owner in (*owners, (f"{self._config.task.name}.", self.learner.task))
+            for name, value in vars(owner).items()
+            if name not in _MODULES_OWN and (isinstance(value, bool | int | float) or _is_plain(value))
+        }
 
-    def _check_alike(self, one: _Seen, two: _Seen, when: str) -> None:
-        for name, value in one.attributes.items():
-            if not same(value, two.attributes.get(name)):
+    def _check_attributes(self, before: Mapping[str, Any], when: str) -> None:
+        now = self._attributes()
+        for name, value in before.items():
+            if not same(value, now.get(name)):
                 raise UserError(
                     f"model {self._name}: the attribute {name} is another one after each forward {when}, and neither "
                     "other ranks nor checkpoints know of it: make it a buffer"
                 )
-        for name, value in one.numbers.items():
-            if not same(value, two.numbers[name]):
-                raise UserError(
-                    f"model {self._name}: {name} comes out otherwise when the same samples are computed again {when}, "
-                    f"{_OTHER_STATE}"
-                )
+
+    def _check_number(self, name: str, one: Tensor, two: Tensor, when: str) -> None:
+        if not same(one, two):
+            raise UserError(
+                f"model {self._name}: {name} comes out otherwise when the same samples are computed again {when}, "
+                f"{_OTHER_STATE}"
+            )
 
     def _guarded(self) -> Mapping[str, Any]:
-        """What a forward leaves alone: the weights, what is trained, and the modes."""
+        """What a forward leaves alone: the weights, by their counts of changes, what is trained, and the modes."""
         parameters = dict(self._model.named_parameters())
         return {
-            **{f"the parameter {name}": parameter.detach().clone() for name, parameter in parameters.items()},
+            **{f"the parameter {name}": (p._version, p.data_ptr()) for name, p in parameters.items()},
             **{f"requires_grad of {name}": parameter.requires_grad for name, parameter in parameters.items()},
             **{f"the mode of {name or 'the model'}": module.training for name, module in self._model.named_modules()},
         }
@@ -220,40 +220,42 @@ class Trial:
 
     def check_evaluation(self, samples: Samples) -> None:
         """Raises UserError when `eval.best` is not among the figures, or a batch comes out otherwise after another."""
-        task, batch = self.learner.task, samples.evaluated
-        before = self._guarded()
+        batch = samples.evaluated
         with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
-            sums, attributes = [], []
-            for inputs in (batch.inputs, samples.first.inputs, batch.inputs):
-                evaluating.begin(0)
-                with self._autocast():
-                    output = self._model(_copied(inputs))
-                attributes.append(dict(self._attributes()))
-                if inputs is batch.inputs:
-                    sums.append(task.statistics(output, _copied(batch.targets)))
-        self._check_guarded(before, "an evaluation")
-        if self._config.exact:
-            one, two = (_Seen(numbers=s, attributes=a) for s, a in zip(sums, attributes[::2], strict=True))
-            self._check_alike(one, two, "in evaluation")
-        total = {name: value.to("cpu", _summed(value.dtype)) for name, value in sums[0].items()}
+            before = self._guarded()
+            sums = self._statistics(evaluating, batch.inputs, batch.targets)
+            if self._config.exact:
+                attributes = self._attributes()
+                self._statistics(evaluating, *each_array(_turned, (batch.inputs, batch.targets)))
+                again = self._statistics(evaluating, batch.inputs, batch.targets)
+                self._check_guarded(before, "an evaluation")
+                self._check_attributes(attributes, "in evaluation")
+                for name, value in sums.items():
+                    self._check_number(name, value, again[name], "in evaluation")
+        self._check_figures({name: value.to("cpu", _summed(value.dtype)) for name, value in sums.items()})
+
+    def _statistics(self, evaluating: Evaluating, inputs: Any, targets: Any) -> Sums:
+        evaluating.begin(0)
+        with self._autocast():
+            output = self._model(_copied(inputs))
+        return self.learner.task.statistics(output, _copied(targets))
+
+    def _check_figures(self, sums: Sums) -> None:
+        task = self.learner.task
         try:
-            metrics = task.metrics(total)
+            metrics = task.metrics(sums)
         except UserError as error:
             if error.code == ExitCode.DATA:  # these few samples may have no valid target, and others have
                 return
             raise
-        task.per_class(total), task.confusion(total)
+        task.per_class(sums), task.confusion(sums)
         if (best := self._config.eval.best) not in metrics:
             raise UserError(f"eval.best is {best}, which the task does not report; it reports {', '.join(metrics)}")
 
     # ------------------------------------------------------------ steps, and what is saved of them
 
-    def step(self, batch: Microbatch) -> Snapshot:
-        """Makes an optimizer step; returns a copy of what a checkpoint would hold then.
-
-        Raises:
-            UserError: when something of it cannot be saved.
-        """
+    def step(self, batch: Microbatch) -> None:
+        """Makes an optimizer step."""
         learner, train = self.learner, self._config.train
         self._forward_and_backward(batch)
         learner.scaler.unscale_(learner.optimizer)
@@ -265,7 +267,16 @@ class Trial:
         self._buffers.put_back(self._buffers.found())
         if learner.ema is not None:
             learner.ema.update(self._model)
-        return _written(learner.uncopied(TrainState(step=1)))
+
+    def size(self) -> int:
+        """Bytes of what a checkpoint would hold. Raises UserError when a checkpoint cannot hold it."""
+        snapshot = self.learner.uncopied(TrainState(step=1))
+        snapshot.other_files()
+        return sum(len(header(t)) + sum(v.nbytes for v in t.values()) for t in snapshot.tensor_files().values())
+
+    def saved(self) -> Snapshot:
+        """A copy of what a checkpoint would hold."""
+        return self.learner.uncopied(TrainState(step=1)).copied()
 
     def load(self, saved: Snapshot) -> None:
         """Raises UserError when what was saved cannot be loaded, or is not what was saved any more then."""
@@ -274,34 +285,24 @@ class Trial:
         except UserError as error:
             raise UserError(f"model {self._name}: no checkpoint of it could be loaded again: {error}") from None
         if self._config.exact:
-            _check_same(saved, _written(self.learner.uncopied(TrainState(step=1))))
+            check_same(saved.digests(), self.learner.uncopied(TrainState(step=1)).digests())
 
 
-def _written(snapshot: Snapshot) -> Snapshot:
-    """A copy as it would come back from disk.
-
-    Raises:
-        UserError: (exit 14) when a checkpoint cannot hold it.
-    """
-    for tensors in snapshot.tensor_files().values():
-        header(tensors)
-    snapshot.other_files()
-    return snapshot.copied()
+def check_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises UserError for the first thing that is not what it was to be."""
+    name = next((n for n in {**expected, **found} if expected.get(n) != found.get(n)), None)
+    if name is not None:
+        raise UserError(f"after a resume the training would go on otherwise: {name} is another one, {_OTHER_STATE}")
 
 
-def _check_same(expected: Snapshot, found: Snapshot) -> None:
-    for file, tensors in expected.tensor_files().items():
-        there = found.tensor_files()[file]
-        for name in {**tensors, **there}:
-            if name not in there or name not in tensors or not same(tensors[name], there[name]):
-                raise UserError(
-                    f"after a resume the training would go on otherwise: {name} is another one, {_OTHER_STATE}"
-                )
-    if expected.other != found.other:
-        name = next(name for name in expected.other if expected.other[name] != found.other.get(name))
-        raise UserError(
-            f"after a resume the training would go on otherwise: what is saved as {name} does not come back"
-        )
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with numbers that lie in memory one after another."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested and not value.is_meta
+
+
+def _turned(array: Any) -> Any:
+    """The samples in the other order."""
+    return array.flip(0) if isinstance(array, Tensor) and array.dim() else array
 
 
 def _copied(tree: Any) -> Any:

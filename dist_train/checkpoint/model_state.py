@@ -27,7 +27,7 @@ def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
         constants: of constants_of, when the model was new; what still equals them is left out.
     """
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    changed = {name: b for name, b in _unsaved(model).items() if not torch.equal(b, constants[name])}
+    changed = {n: b for n, b in _unsaved(model).items() if n in constants and not torch.equal(b, constants[n])}
     return {**tensors, **changed}
 
 
@@ -56,7 +56,8 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[
     state: OrderedDict[str, Any] = OrderedDict((n, t) for n, t in tensors.items() if n not in unsaved)
     state.update(others.get("extra", {}))
     # Without its versions, load_state_dict takes a state_dict for one of torch's first, and some modules convert it.
-    state._metadata = OrderedDict(others.get("versions") or model.state_dict()._metadata)  # type: ignore[attr-defined]
+    own = getattr(model.state_dict(), "_metadata", {})  # a state_dict of the user's may have none
+    state._metadata = OrderedDict(others.get("versions") or own)  # type: ignore[attr-defined]
     model.load_state_dict(state)
     with torch.no_grad():
         for name in unsaved.keys() & tensors.keys():
@@ -66,15 +67,26 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[
 def check_json(value: Any, what: str) -> None:
     """Raises UserError (exit 14) unless JSON gives `value` back as it was."""
     try:
-        is_same = repr(json.loads(json.dumps(value))) == repr(value)  # tells 1 from 1.0, and nan equals itself
+        # By repr: it tells 1 from 1.0, and nan equals itself.
+        is_same = repr(json.loads(json.dumps(value))) == repr(_plain(value))
         reason = "it changes on its way through JSON, as tuples and keys that are no text do"
     except (TypeError, ValueError, RecursionError) as error:
         is_same, reason = False, str(error)
     if not is_same:
         raise UserError(
-            f"{what} cannot be saved without pickle: {reason}. Tensors, numbers, text, lists and dicts of them can be",
+            f"{what} cannot be saved without pickle: {reason}. Numbers, text, lists and dicts of them can be, and a "
+            "tensor that stands alone",
             ExitCode.CHECKPOINT_IO,
         )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's floats as Python's, which they come back as."""
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def same(one: Any, two: Any) -> bool:
@@ -92,7 +104,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _unsaved(model: nn.Module) -> Tensors:

@@ -24,13 +24,19 @@ class OptimizerState:
         self._attributes = copy.deepcopy(self._own_attributes())
 
     def tensors(self) -> Tensors:
-        """`<parameter>/<key>` for every tensor, themselves and not copies."""
-        return {
+        """`<parameter>/<key>` for every tensor, themselves and not copies; `/attributes/<name>` and
+        `/groups/<number>/<key>` for those that the optimizer keeps outside of the state and has changed."""
+        state = {
             f"{self._name(parameter)}/{key}": value
             for parameter, entries in self._optimizer.state.items()
             for key, value in entries.items()
             if isinstance(value, Tensor)
         }
+        groups, attributes = self._changed()
+        outside = {f"/attributes/{name}": value for name, value in attributes.items()}
+        for number, group in enumerate(groups):
+            outside |= {f"/groups/{number}/{key}": value for key, value in group.items()}
+        return state | {path: value for path, value in outside.items() if isinstance(value, Tensor)}
 
     def values(self) -> dict[str, Any]:
         """`<parameter>/<key>` for everything else in the state.
@@ -49,6 +55,15 @@ class OptimizerState:
 
     def counters(self) -> dict[str, Any]:
         """What has changed outside of the state: `groups`, a dict for each, and `attributes`. Raises as `values`."""
+        groups, attributes = self._changed()
+        for found in (*groups, attributes):
+            for name in [name for name, value in found.items() if isinstance(value, Tensor)]:
+                del found[name]
+            self._check({name: list(value) if isinstance(value, tuple) else value for name, value in found.items()})
+        return {"groups": groups, "attributes": attributes}
+
+    def _changed(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """What groups and attributes hold that they did not when the optimizer was new."""
         groups = [
             {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
             for now, before in zip(self._group_values(), self._groups, strict=True)
@@ -58,9 +73,7 @@ class OptimizerState:
             for name, value in self._own_attributes().items()
             if name not in self._attributes or not same(value, self._attributes[name])
         }
-        for found in (*groups, attributes):
-            self._check(found)
-        return {"groups": groups, "attributes": attributes}
+        return groups, attributes
 
     def load(self, tensors: Tensors, values: dict[str, Any], counters: dict[str, Any] | None) -> None:
         """Puts back what `tensors`, `values` and `counters` gave; the hyperparameters stay the config's."""
@@ -68,7 +81,10 @@ class OptimizerState:
         in_order = [p for group in self._optimizer.param_groups for p in group["params"]]
         place = {self._name(parameter): index for index, parameter in enumerate(in_order)}
         state: dict[int, dict[str, Any]] = {}
+        outside = {path: tensor for path, tensor in tensors.items() if path.startswith("/")}
         for path, value in {**tensors, **values}.items():
+            if path in outside:
+                continue
             name, key = path.rsplit("/", 1)
             state.setdefault(place[name], {})[key] = _laid_out_like(in_order[place[name]], value)
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -79,8 +95,15 @@ class OptimizerState:
                     loaded[key] = value.to(loaded[key].device, copy=True)
         if counters is not None:
             for group, changed in zip(self._optimizer.param_groups, counters["groups"], strict=True):
-                group.update(changed)
+                was_tuple = {key for key in changed if isinstance(group.get(key), tuple)}
+                group.update({key: tuple(value) if key in was_tuple else value for key, value in changed.items()})
             vars(self._optimizer).update(counters["attributes"])
+        device = in_order[0].device
+        for path, tensor in outside.items():
+            _, kind, *place_of = path.split("/")
+            owner = vars(self._optimizer) if kind == "attributes" else self._optimizer.param_groups[int(place_of[0])]
+            now = owner.get(place_of[-1])
+            owner[place_of[-1]] = tensor.to(now.device if isinstance(now, Tensor) else device, copy=True)
 
     def _name(self, parameter: Any) -> str:
         if id(parameter) not in self._names:

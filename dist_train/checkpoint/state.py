@@ -6,11 +6,13 @@ ema.safetensors        the averaged weights, where the config asks for them
 state.json             progress, the model's extra state, the optimizer's other values, the gradient scaler
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import load_model
@@ -72,6 +74,14 @@ class Snapshot:
         tensors = {name: t for name, t in (self.ema or self.model).items() if name != AVERAGED}
         load_model(model, tensors, self.other.get("model"))
 
+    def digests(self) -> dict[str, str]:
+        """By name, what tells each tensor and value from any other."""
+        files = self.tensor_files().items()
+        tensors = {f"{file}/{name}": _digest(tensor) for file, ts in files for name, tensor in ts.items()}
+        others = {name: repr(value) for name, value in self.other.items() if name != "model"}
+        extra = self.other.get("model", {}).get("extra", {})
+        return {**tensors, **others, **{f"the extra state {name}": repr(value) for name, value in extra.items()}}
+
     def tensor_files(self) -> dict[str, Tensors]:
         """Each safetensors file's tensors. Tied weights are there under each of their names."""
         files = {"model.safetensors": self.model, "optimizer.safetensors": self.optimizer}
@@ -89,6 +99,11 @@ class Snapshot:
             ema=None if ema is None else safetensors.torch.load(ema),
             other=untagged(json.loads(files["state.json"])),
         )
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(plain.numpy().data).hexdigest()}"
 
 
 def _copied(tensors: Tensors) -> Tensors:

@@ -93,20 +93,11 @@ def evaluation_batches(
     return _numbered(Loading(source.fetch, requests, config.loader, workers, device), source)
 
 
-def sample_batches(
-    config: RunConfig,
-    splits: Splits,
-    task: Task,
-    device: torch.device,
-    *,
-    step: int = 0,
-    numbers: Sequence[int] = (0, 1),
-    most: int = 8,
-) -> tuple[list[Microbatch], Microbatch]:
-    """At most `most` samples of each of the training microbatches `numbers` of `step`, and of the evaluation split.
-
-    They come as in a training, read here and now, and the same for the same question. A number that the step doesn't
-    have is left out.
+def training_samples(
+    config: RunConfig, splits: Splits, task: Task, device: torch.device, steps: Sequence[int]
+) -> list[Microbatch]:
+    """The first microbatch of each of `steps`, as in a training: where that has loading processes one of them reads
+    these too, since a data set may open its files once in a process.
 
     Args:
         config: with its number of microbatches settled.
@@ -115,14 +106,26 @@ def sample_batches(
         UserError: when one can't be read, or the task can't learn from it.
     """
     sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
-    ((_, epoch, parts),) = sampler.steps(step, step + 1)
-    asked = [Request(step, number, 1, epoch, parts[number][:most]) for number in numbers if number < len(parts)]
-    training = _training(config, splits, device, task)
-    evaluation = _evaluation(config, splits.evaluation, device, task)
+    asked = [next(iter(sampler.microbatches(step, step + 1))) for step in steps]
+    requests = [Request(m.step, m.number, 1, m.epoch, m.indices) for m in asked]
+    return _answers(_training(config, splits, device, task), requests, config)
+
+
+def evaluation_samples(
+    config: RunConfig, splits: Splits, task: Task, device: torch.device, most: int, times: int
+) -> list[Microbatch]:
+    """At most `most` samples from all over the evaluation split as one batch, asked for `times` times. The first ones
+    might all be of one class. Raises as `training_samples`."""
     few = min(config.eval.batch_size, most, len(splits.evaluation))
-    spread = np.arange(few) * len(splits.evaluation) // max(few, 1)  # the first ones may all be of one class
-    first = Request(step=0, number=0, parts=1, epoch=0, indices=spread)
-    return [training.one(request) for request in asked], evaluation.one(first)
+    spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
+    requests = [Request(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
+    return _answers(_evaluation(config, splits.evaluation, device, task), requests, config)
+
+
+def _answers(source: "_Source", requests: list[Request], config: RunConfig) -> list[Microbatch]:
+    workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
+    with Loading(source.fetch, requests, config.loader, workers, source.device) as loading:
+        return [microbatch for loaded in loading for microbatch in source.microbatches(loaded)]
 
 
 def _evaluation_request(number: int, batch_size: int, samples: int) -> Request:
@@ -139,11 +142,6 @@ class _Source:
     finish: Finish
     device: torch.device
     task: Task | None
-
-    def one(self, request: Request) -> Microbatch:
-        """The answer to a request for one microbatch, without a DataLoader."""
-        (microbatch,) = self.microbatches(taken(self.fetch.__getitems__(request)))
-        return microbatch
 
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""

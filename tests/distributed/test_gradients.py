@@ -206,6 +206,6 @@ def test_a_norm_is_taken_from_aligned_memory():
     for begin in range(4):
         view = whole[begin : begin + 12].view(4, 3).t()
         aligned = _aligned(view)
-        assert aligned.data_ptr() % 16 == 0
+        assert aligned.data_ptr() % 64 == 0
         assert torch.equal(aligned, view) and aligned.stride() == view.stride()
         assert (aligned is view) == (begin == 0)

@@ -124,3 +124,128 @@ def test_where_it_is_switched_off_the_first_evaluation_tells(run_ranks, folder):
     answers = run_ranks(_train_and_tell, 1, folder, "run", TASK, "train.sanity_check=false", *SHORT)
     assert answers[0][0] == 10 and "eval.best is accuracy, which the task does not report" in answers[0][1]
     assert json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+class TwoViews(torch.utils.data.Dataset):
+    """Two views of a sample in training, one in evaluation; its file is opened once in a process."""
+
+    classes = ("0", "1")
+    shape = (4,)
+
+    def __init__(self, split):
+        self._split, self._file = split, None
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if self._file is None:
+            self._file = open(__file__, "rb", buffering=0)  # noqa: SIM115  # read by seek and read, as many formats are
+        self._file.seek(index)
+        view = torch.full((4,), float(self._file.read(1)[0]) / 255)
+        return ((view, view * 2) if self._split == "train" else view), index % 2
+
+
+class Views(torch.nn.Module):
+    def __init__(self, classes, shape):
+        super().__init__()
+        self.head = torch.nn.Linear(shape[0], classes)
+
+    def forward(self, x):
+        if self.training:
+            first, second = x
+            return self.head(first) + self.head(second)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("exact", ["true", "false"])
+def test_what_training_and_evaluation_have_not_in_common_is_no_mistake(run_ranks, folder, exact):
+    """Training inputs are not shown to a model in evaluation mode; with loading processes one of them reads the samples
+    to try, since a file that is opened before a fork has one place in it for all."""
+    own = [f"data={{name: '{__name__}:TwoViews'}}", f"model={{name: '{__name__}:Views'}}", "augment=[]"]
+    for world_size in (1, 2):
+        overrides = [*own, "batch.global_size=16", f"exact={exact}", "loader.workers=2", *SHORT]
+        assert run_ranks(train, world_size, folder, "base.yaml", f"w{world_size}", *overrides) == [0] * world_size
+    if exact == "true":
+        assert result(folder / "w1") == result(folder / "w2")
+
+
+class Merging(torch.nn.Linear):
+    """Adds something to its weight for evaluation and takes it away for training, as LoRA's layers do."""
+
+    def train(self, mode=True):
+        if mode != self.training:
+            with torch.no_grad():
+                self.weight += 0.5 if self.training else -0.5
+        return super().train(mode)
+
+
+class Merges(torch.nn.Module):
+    def __init__(self, classes, shape):
+        super().__init__()
+        self.head = Merging(64, classes)
+
+    def forward(self, images):
+        assert self.head.training == self.training
+        return self.head(images.flatten(1))
+
+
+def test_a_model_is_told_of_the_end_of_an_evaluation(run_ranks, folder):
+    own = [f"model={{name: '{__name__}:Merges'}}", "augment=[]", "eval.every=1 steps", "train.duration=4 steps"]
+    for world_size in (1, 3):
+        assert run_ranks(train, world_size, folder, "base.yaml", f"w{world_size}", *own) == [0] * world_size
+    assert result(folder / "w1") == result(folder / "w3")
+
+
+class Moved(torch.optim.SGD):
+    """Keeps a tensor, a number and a pair outside of its state, and every step depends on them."""
+
+    def __init__(self, groups, lr):
+        super().__init__(groups, lr=lr)
+        self.scale, self.calls = torch.ones(()), 0
+        self.param_groups[0]["betas"] = (1.0, 1.0)
+
+    def step(self, closure=None):
+        self.calls += 1
+        self.scale = self.scale * 0.9
+        first, _ = self.param_groups[0]["betas"]
+        self.param_groups[0]["betas"] = (first * 0.95, 1.0)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                with torch.no_grad():
+                    norm = torch.dot(parameter.grad.reshape(-1), parameter.grad.reshape(-1)).sqrt() + 1
+                    parameter -= group["lr"] * self.scale * first / self.calls * parameter.grad / norm
+
+
+def test_what_an_optimizer_keeps_outside_of_its_state_survives(run_ranks, folder):
+    """And gradients lie where a product of them has the same bits in the first step of a process as in any."""
+    own = [f"optimizer={{name: '{__name__}:Moved', lr: 0.1}}", "train.duration=5 steps"]
+    assert run_ranks(train, 1, folder, "base.yaml", "whole", *own) == [0]
+    run_ranks(train, 3, folder, "base.yaml", "pieces", "train.stop_after=2 steps", *own)
+    assert run_ranks(train, 2, folder, "base.yaml", "pieces", *own) == [0, 0]
+    assert result(folder / "pieces") == result(folder / "whole")
+
+
+class Histogram(torch.nn.Module):
+    """Counts in a buffer which class it says; no floating-point buffer."""
+
+    def __init__(self, classes, shape):
+        super().__init__()
+        self.head = torch.nn.Linear(64, classes)
+        self.register_buffer("said", torch.zeros(classes, dtype=torch.int64))
+
+    def forward(self, images):
+        scores = self.head(images.flatten(1))
+        if self.training:
+            self.said = self.said + torch.bincount(scores.argmax(1), minlength=len(self.said))
+        return scores
+
+
+@pytest.mark.parametrize("exact", ["true", "false"])
+def test_a_histogram_counts_every_sample(run_ranks, folder, exact):
+    from safetensors.torch import load_file
+
+    own = [f"model={{name: '{__name__}:Histogram'}}", f"exact={exact}", *SHORT]
+    assert run_ranks(train, 2, folder, "base.yaml", "run", *own) == [0, 0]
+    said = load_file(folder / "run" / "checkpoints" / "step-00000002" / "model.safetensors")["said"]
+    assert said.sum() == 2 * 64

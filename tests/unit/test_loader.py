@@ -38,7 +38,13 @@ from dist_train.config.schema import (
 )
 from dist_train.data import datasets
 from dist_train.data.datasets import ImageSet
-from dist_train.data.loader import evaluation_batches, number_of_batches, sample_batches, train_batches
+from dist_train.data.loader import (
+    evaluation_batches,
+    evaluation_samples,
+    number_of_batches,
+    train_batches,
+    training_samples,
+)
 from dist_train.data.workers import number_of_workers, start_method
 from dist_train.ranks import Ranks
 from dist_train.tasks import Task
@@ -246,15 +252,15 @@ def test_samples_to_look_at_are_those_of_the_training_and_the_same_each_time():
     whole = load(run, splits)
     batches = range(number_of_batches(len(splits.evaluation), 20))
     evaluated = torch.cat([batch.inputs for _, batch in evaluation_batches(run, splits.evaluation, batches, CPU)])
-    for _ in range(2):
-        train, evaluation = sample_batches(run, splits, Taking(), CPU, step=2, numbers=(1, 3, 9), most=2)
-        assert [(m.step, m.number) for m in train] == [(2, 1), (2, 3)]
-        for m in train:
-            indices, inputs, targets = whole[2, m.number]
-            assert torch.equal(m.indices, indices[:2]) and torch.equal(m.inputs, inputs[:2])
-            assert torch.equal(m.targets["class"], targets["class"][:2])
-        assert evaluation.indices.tolist() == [0, len(splits.evaluation) // 2]  # from all over the split
-        assert torch.equal(evaluation.inputs, evaluated[evaluation.indices])
+    train = training_samples(run, splits, Taking(), CPU, steps=(2, 3, 2))
+    assert [(m.step, m.number) for m in train] == [(2, 0), (3, 0), (2, 0)]
+    for m in train:
+        indices, inputs, targets = whole[m.step, m.number]
+        assert torch.equal(m.indices, indices) and torch.equal(m.inputs, inputs)
+        assert torch.equal(m.targets["class"], targets["class"])
+    for batch in evaluation_samples(run, splits, Taking(), CPU, most=2, times=3):
+        assert batch.indices.tolist() == [0, len(splits.evaluation) // 2]  # from all over the split
+        assert torch.equal(batch.inputs, evaluated[batch.indices])
 
 
 class Taking(Task):
@@ -276,7 +282,7 @@ def test_a_wrong_target_is_named_before_it_is_computed_with(workers: int):
     with pytest.raises(UserError, match=words):
         list(evaluation_batches(run, splits.evaluation, [0], CPU, task=task))
     with pytest.raises(UserError, match=words):
-        sample_batches(run, splits, task, CPU)
+        evaluation_samples(run, splits, task, CPU, most=20, times=1)
 
 
 class Labelled(Drawing):
@@ -333,11 +339,11 @@ def test_an_augmentation_that_would_leave_the_target_where_it_was_is_refused(ste
     data = Custom(name=f"{__name__}:Masks", args={"kind": kind})
     run, splits = config(data, [step, NORMALIZE]), datasets.build(data)
     with pytest.raises(UserError, match=f"augment: {step.name} would move the images and not their targets"):
-        sample_batches(run, splits, Taking(), CPU)
+        training_samples(run, splits, Taking(), CPU, steps=(0,))
     list(evaluation_batches(run, splits.evaluation, [0], CPU))  # where nothing is moved
-    sample_batches(config(data, [NORMALIZE]), splits, Taking(), CPU)
+    training_samples(config(data, [NORMALIZE]), splits, Taking(), CPU, steps=(0,))
     plain = Custom(name=f"{__name__}:Masks", args={"kind": "class"})
-    sample_batches(config(plain, [step]), datasets.build(plain), Taking(), CPU)
+    training_samples(config(plain, [step]), datasets.build(plain), Taking(), CPU, steps=(0,))
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
