@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.config.reading import is_number
-
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -38,13 +36,6 @@ def myself() -> dict[str, object]:
     """What tells this process from any other, also after its id was given to another one."""
     own = stat(os.getpid())
     return {"pid": os.getpid(), "started": own.started if own else 0, "host": socket.gethostname()}
-
-
-def is_process(facts: object) -> bool:
-    """Whether what a file says could be what `myself` wrote."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("host"), str):
-        return False
-    return is_number(facts.get("pid"), 1, 2**31) and is_number(facts.get("started"))
 
 
 def is_alive(facts: dict) -> bool:

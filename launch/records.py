@@ -78,6 +78,13 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def is_process(facts: object) -> bool:
+    """Whether what a file says could be what `myself` wrote."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("host"), str):
+        return False
+    return is_number(facts.get("pid"), 1, 2**31) and is_number(facts.get("started"))
+
+
 def read_all(folder: Path) -> list[Any]:
     """The content of every JSON file in a folder, by name; empty where there is no folder."""
     found = (read_json(path) for path in sorted(folder.glob("[!.]*.json")))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dist_train.config.errors import UserError
 from dist_train.config.reading import numbered
 from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
-from launch.processes import is_alive, is_process, myself
-from launch.records import read_all, read_object, read_rows, state_of
+from launch.processes import is_alive, myself
+from launch.records import is_process, read_all, read_object, read_rows, state_of
 from launch.slurm import jobs
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.reading import numbered
-from launch.processes import is_process
-from launch.records import read_all, read_json, write_json
+from launch.records import is_process, read_all, read_json, write_json
 
 FOLDER = "slurm"
 """In the run directory: job.sbatch, config.yaml, job.json, and the log."""

@@ -29,8 +29,8 @@ from dist_train.config.run_dirs import new_run_dir
 from dist_train.config.schema import RunConfig
 from dist_train.config.types import RUN_NAME
 from launch import run_dirs
-from launch.processes import is_alive, is_process, myself
-from launch.records import read_json, write_json
+from launch.processes import is_alive, myself
+from launch.records import is_process, read_json, write_json
 from launch.sweep.points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
