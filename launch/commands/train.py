@@ -126,8 +126,8 @@ def prepare(
     Raises:
         UserError: when it cannot be done.
     """
-    config_path, overrides = find_config(words, resume, run_dir)
-    config = load(config_path, overrides, trust=trust)
+    config_path, overrides, of_run = find_config(words, resume, run_dir)
+    config = load(config_path, overrides, of_run, trust=trust)
     from launch import host, odd_files, run_dirs
     from launch.plan import Flags, count_nodes, make_plan
 
@@ -156,18 +156,20 @@ def prepare(
     return config_path, config, plan, choice.note
 
 
-def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...]]:
-    """Path and overrides: from the command line, or the config that the run to go on with has left.
+def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
+    """Path and overrides: from the command line, or the config that the run to go on with has left, which the last
+    value says.
 
     Raises:
         UserError: when there is none.
     """
-    config, overrides = split_config(words)
-    if config is not None:
-        return existing_config(config), overrides
     from launch.run_dirs import config_of
 
+    config, overrides = split_config(words)
+    if config is not None:
+        left = config_of(resume, None)
+        return existing_config(config), overrides, left is not None and left.samefile(config)
     found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")
-    return existing_config(str(found) if found else None), overrides
+    return existing_config(str(found) if found else None), overrides, True

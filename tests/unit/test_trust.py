@@ -12,6 +12,8 @@ from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
+from launch.commands.common import load
+from launch.commands.train import find_config
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
 
@@ -125,6 +127,49 @@ def test_a_file_of_the_users_own_is_trusted_beside_folders_of_other_names(home, 
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     with pytest.raises(UserError, match="--trust"):
         recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+
+
+def _named(words: tuple[str, ...] = (), resume: Path | None = None, run_dir: Path | None = None) -> RunConfig:
+    """The config that `train` and `slurm` come to."""
+    return load(*find_config(words, resume and str(resume), run_dir and str(run_dir)))
+
+
+def test_a_config_found_in_what_was_named_as_a_run_is_no_config_of_the_users_whatever_else_is_there(home, tmp_path):
+    place = tmp_path / "sent"
+    place.mkdir()
+    (place / "config.yaml").write_text(to_yaml(config()))
+    for given in ({"resume": place}, {"run_dir": place}, {"words": (f"{place}/config.yaml",), "resume": place}):
+        with pytest.raises(UserError, match="would import model birds:Net"):
+            _named(**given)
+    (tmp_path / "base.yaml").write_text(to_yaml(config(model={"name": "mlp"})))
+    (place / "config.yaml").write_text("extends: ../base.yaml\n")
+    with pytest.raises(UserError, match="extends no other file"):
+        _named(resume=place)
+    assert not home.exists()
+    assert _named((f"{place}/config.yaml",)).model.name == "mlp"  # a file that the user gives
+
+
+@pytest.mark.parametrize("name", ["", "run/checkpoints/best", "run/checkpoints/step-00000001"])
+def test_so_is_one_that_lies_in_a_checkpoint(home, tmp_path, name):
+    place = tmp_path / "sent" / name
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("{}")
+    (place / "config.yaml").write_text(to_yaml(config()))
+    for given in ({"resume": place}, {"run_dir": place}, {"words": (f"{place}/config.yaml",)}):
+        with pytest.raises(UserError, match="would import model birds:Net"):
+            _named(**given)
+
+
+TRACES = ("manifest.json", "environment.json", ".lease", "checkpoints/best", "logs/rank0.log", ".lock-node0")
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_config_is_a_runs_where_anything_lies_that_a_run_leaves(home, tmp_path, name):
+    (tmp_path / "config.yaml").write_text(to_yaml(config()))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match="would import model birds:Net"):
+        _named((f"{tmp_path}/config.yaml",))
 
 
 # ---------------------------------------------------------------- the list
