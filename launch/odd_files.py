@@ -45,7 +45,9 @@ def remember(folder: Path) -> None:
 
 
 def _is_new(folder: Path) -> bool:
-    return not any((folder / name).exists() for name in ("config.yaml", "state.json", "generations"))
+    from dist_train.config.recorded import CONFIG, has_traces
+
+    return not (os.path.lexists(folder / CONFIG) or has_traces(folder))
 
 
 def _links(folder: Path) -> "list[Power]":
