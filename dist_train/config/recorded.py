@@ -18,7 +18,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load, load_plain
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
-_TRACES = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
+_TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
 _TRACES += (MANIFEST, "environment.json", "checkpoints/*", "logs/rank*", ".lock-node*")
 """What a folder has in which a run lives, or a checkpoint, beside its config."""
 

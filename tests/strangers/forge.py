@@ -100,8 +100,9 @@ def _names(section: str, name: str, args: dict[str, Any]) -> Forgery:
 
 def _in_the_shell(run: Path, dice: random.Random) -> None:
     config = config_of(run)
-    key = dice.choice(("site", "prefix", "python"))
-    config["slurm"][key] = f"touch {os.environ[CANARY]}" if key == "prefix" else "evil.sh"
+    key = dice.choice(("site", "prefix", "python", "options"))
+    values = {"prefix": f"touch {os.environ[CANARY]}", "options": ["--export=ALL,PYTHONPATH=."]}
+    config["slurm"][key] = values.get(key, "evil.sh")
     put_config(run, config)
 
 

@@ -110,6 +110,18 @@ def test_what_a_job_would_execute_is_asked_for_where_there_is_a_job(home, run, k
     assert ask(run, job=True, given=True) == ask(run, job=True) == []
 
 
+def test_so_is_each_option_of_sbatch_since_some_say_what_a_job_loads(home, run):
+    theirs = ["--export=ALL,PYTHONPATH=/tmp/x", "--container-image=/tmp/x.sqsh"]
+    (run / "config.yaml").write_text(to_yaml(config(model={"name": "mlp"}, slurm={"options": theirs})))
+    assert ask(run) == []
+    with pytest.raises(UserError, match="would run slurm.options --export=.* and slurm.options --container-image="):
+        ask(run, job=True)
+    assert ask(run, "slurm.options=[--nice=5]", job=True) == []
+    trust.remember(trust.powers(config(slurm={"options": theirs[:1]}), job=True))
+    with pytest.raises(UserError, match="would run slurm.options --container-image=/tmp/x.sqsh, which"):
+        ask(run, job=True)
+
+
 def test_a_recorded_config_extends_nothing(home, run):
     (run.parent / "other.yaml").write_text(to_yaml(config()))
     (run / "config.yaml").write_text("extends: ../other.yaml\n")
