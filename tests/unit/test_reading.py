@@ -9,6 +9,8 @@ from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_man
 from dist_train.config.errors import UserError
 from dist_train.config.ownership import current
 from dist_train.config.reading import Odd, numbered, open_regular, read_bytes, read_json
+from dist_train.files import open_to_append
+from dist_train.tracking.wandb_sink import run_id
 from launch.odd_files import refuse, remember
 from launch.records import state_of
 from launch.supervisor import owning
@@ -135,6 +137,46 @@ def test_what_a_run_would_write_through_is_asked_for_and_a_pipe_refused(tmp_path
     os.mkfifo(run / "lives.jsonl")
     with pytest.raises(UserError, match="no file and no folder"):
         refuse(run, trusted=True)
+
+
+@pytest.mark.parametrize("place", ["wandb/process.log", "wandb/id.txt", "tensorboard/events.out.tfevents.1"])
+def test_so_is_what_others_write_for_us(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    run, file = tmp_path / "run", tmp_path / "run" / place
+    file.parent.mkdir(parents=True)
+    (run / "state.json").write_text("{}")
+    file.symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=f"write through the link .*{place} → /etc/hostname.*--trust"):
+        refuse(run, trusted=False)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="no file and no folder"):
+        refuse(run, trusted=True)
+    file.unlink()
+    (file.parent / "run-1").mkdir()
+    (file.parent / "latest-run").symlink_to("run-1")
+    (file.parent / "run-1" / "out").symlink_to("/etc")  # of W&B's own: it writes in a new folder each time
+    refuse(run, trusted=False)
+
+
+def test_what_wandb_writes_and_is_told_is_no_link_and_no_pipe(tmp_path):
+    (tmp_path / "mine").write_text("secret")
+    for name in ("id.txt", "process.log"):
+        (tmp_path / name).symlink_to("mine")
+    for attempt in (run_id, open_to_append):
+        place = tmp_path / ("id.txt" if attempt is run_id else "process.log")
+        with pytest.raises(OSError):
+            attempt(place)
+        place.unlink()
+        os.mkfifo(place)
+        with pytest.raises(OSError):
+            attempt(place)
+        place.unlink()
+    assert run_id(tmp_path / "id.txt") == run_id(tmp_path / "id.txt") != "secret"
+    with os.fdopen(open_to_append(tmp_path / "process.log"), "ab") as log:
+        log.write(b"a line")
+    assert (tmp_path / "process.log").read_text() == "a line"
+    assert (tmp_path / "mine").read_text() == "secret"
 
 
 LEFT = ("lives.jsonl", "metrics.jsonl", ".lock-node0", "config.yaml", "checkpoints/step-00000001", ".lease")
