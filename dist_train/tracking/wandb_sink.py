@@ -270,7 +270,7 @@ def _start(log: Path) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     with os.fdopen(open_to_append(log), "ab") as chatter:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dist_train.tracking.wandb"],
+            [sys.executable, "-P", "-m", "dist_train.tracking.wandb"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=chatter,

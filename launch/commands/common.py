@@ -120,7 +120,12 @@ def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
     for modules only if the config names one."""
     from dist_train.config.trust import powers
 
-    return ("-m", module) if powers(config) else (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
+    return ("-m", module) if powers(config) else alone(module)
+
+
+def alone(module: str) -> tuple[str, ...]:
+    """What a rank runs that needs no module of the user's."""
+    return (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")

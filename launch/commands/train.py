@@ -15,6 +15,7 @@ from launch.commands.common import (
     existing_config,
     json_option,
     load,
+    program_for,
     remember,
     split_config,
     trust_option,
@@ -149,7 +150,7 @@ def prepare(
         given,
         machine,
         folder=choice.folder,
-        program=("-m", "dist_train"),
+        program=program_for("dist_train", config) if of_run else ("-m", "dist_train"),
         arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *changes),
         resume=choice.resume,
     )
@@ -157,18 +158,20 @@ def prepare(
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Path and overrides: from the command line, or the config that the run to go on with has left, which the last
-    value says.
+    """Path and overrides: from the command line, or the config that the run to go on with has left; and whether it came
+    with a run.
 
     Raises:
         UserError: when there is none.
     """
+    from dist_train.config.recorded import is_recorded
     from launch.run_dirs import config_of
 
     config, overrides = split_config(words)
     if config is not None:
         left = config_of(resume, None)
-        return existing_config(config), overrides, left is not None and left.samefile(config)
+        path = Path(existing_config(config))
+        return config, overrides, is_recorded(path) or (left is not None and left.samefile(path))
     found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
-from launch.commands.common import load
+from launch.commands.common import alone, load
 from launch.commands.train import find_config
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
@@ -182,6 +184,64 @@ def test_a_config_is_a_runs_where_anything_lies_that_a_run_leaves(home, tmp_path
     (tmp_path / name).symlink_to("nowhere")
     with pytest.raises(UserError, match="would import model birds:Net"):
         _named((f"{tmp_path}/config.yaml",))
+
+
+# ---------------------------------------------------------------- standing in what was sent
+
+SHADOWED = ("torch", "numpy", "wandb", "multiprocessing", "runpy", "json", "launch", "dist_train", "yaml", "pydantic")
+SENT = {
+    "data": {"name": "synthetic", "shape": [3, 2, 2], "classes": 2, "size": 8, "eval_size": 4},
+    "model": {"name": "mlp", "hidden": [2]},
+    "batch": {"global_size": 4, "microbatches": 1},
+    "train": {"duration": "2 steps"},
+    "tracking": {"wandb": {"mode": "offline"}},
+    "loader": {"workers": 1},
+}
+
+
+@pytest.fixture
+def sent(home, tmp_path, monkeypatch):
+    """The folder that the command is given in: a run, and modules that leave a trace when they are imported."""
+    place = tmp_path / "sent"
+    place.mkdir()
+    for name in SHADOWED:
+        (place / f"{name}.py").write_text(f"open({str(tmp_path / f'ran-{name}')!r}, 'w')\n")
+    (place / "config.yaml").write_text(to_yaml(RunConfig.model_validate(SENT)))
+    monkeypatch.chdir(place)
+    return place
+
+
+_SLOW = [("train", "config.yaml", "--resume", ".", "--start", "exec"), ("doctor", "config.yaml")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--resume", "."),
+        ("train", "--resume", ".", "--dry-run"),
+        *(pytest.param(words, marks=pytest.mark.long) for words in _SLOW),
+    ],
+)
+def test_no_module_is_taken_from_the_run_that_the_user_stands_in(sent, words):
+    command = [str(Path(sys.executable).parent / "dist-train"), *words, "--nproc-per-node", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert not list(sent.parent.glob("ran-*"))
+    assert done.returncode == 0 or words[0] == "doctor", done.stderr  # which may find something of this machine
+
+
+def test_nor_by_what_a_rank_starts(sent, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "rank.py").write_text(
+        "import multiprocessing, sys\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('forkserver').Process(target=print, args=('started',))\n"
+        "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
+    )
+    command = [sys.executable, alone("rank")[0], "rank"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert not list(sent.parent.glob("ran-*"))
+    assert done.stdout == "started\n", done.stderr
 
 
 # ---------------------------------------------------------------- the list
