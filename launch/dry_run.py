@@ -52,8 +52,6 @@ def describe(config: RunConfig, config_path: str, overrides: list[str]) -> dict[
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_SECONDS} s"}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-    if answer.returncode == ExitCode.CONFIG:
-        return {"exit_code": ExitCode.CONFIG, "problem": "\n".join(said)}
     try:
         return json.loads(answer.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
