@@ -167,7 +167,6 @@ CODE: dict[str, Forgery] = {
     "torch.hub": _names("model", "torch.hub:load", {"repo_or_dir": ".", "model": "thing", "source": "local"}),
     "of the standard library": _names("task", "os:system", {"command": "true"}),
     "of the shell": _in_the_shell,
-    "a config alone": _fewer_files("config.yaml"),
     "a config and logs": _fewer_files("config.yaml", "environment.json", "logs"),
     "a checkpoint alone": _checkpoint_alone,
     "a config and the best": _best_alone,
