@@ -1,6 +1,8 @@
 """Writing files so that a crash leaves the old one or the new one, never half of either."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
@@ -17,6 +19,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor of a regular file to add to, made where there is none. No link is followed, no pipe waited for.
+
+    Raises:
+        OSError: when it is something else, or the disk refuses.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def write_synced(path: Path, content: Bytes) -> None:

@@ -12,6 +12,7 @@ from dist_train.config.errors import ExitCode
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.config.stdout import tell
+from dist_train.config.trust import powers
 from launch.commands.common import home
 from launch.console import mark, say
 from launch.plan import LaunchPlan
@@ -25,7 +26,7 @@ _SECONDS = 300
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[str]) -> int:
     """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code; of what
     would end the training, the training's."""
-    facts = describe(config_path, overrides)
+    facts = describe(config, config_path, overrides)
     if facts.get("exit_code"):
         say(f"{mark('✗', 'red')} {facts['problem']}")
         return int(facts["exit_code"])
@@ -40,17 +41,17 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[
     return ExitCode.DONE
 
 
-def describe(config_path: str, overrides: list[str]) -> dict[str, Any]:
-    """What only torch can say of model and data, from a process of its own; `problem` says why not."""
+def describe(config: RunConfig, config_path: str, overrides: list[str]) -> dict[str, Any]:
+    """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
+    is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(":")}
-    command = [sys.executable, "-m", "dist_train.commands.describe", config_path, *overrides]
+    alone = [] if powers(config) else ["-P"]
+    command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment)
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_SECONDS} s"}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-    if answer.returncode == ExitCode.CONFIG:
-        return {"exit_code": ExitCode.CONFIG, "problem": "\n".join(said)}
     try:
         return json.loads(answer.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEPTH = 4
 """Folders below each other: generations/3/ranks/rank0.json."""
 NOT_OURS = ("wandb", "tensorboard")
-"""Whose writers see to their own."""
+"""Whose writers see to what is further below."""
 
 
 def refuse(folder: Path, *, trusted: bool) -> None:
@@ -45,7 +45,9 @@ def remember(folder: Path) -> None:
 
 
 def _is_new(folder: Path) -> bool:
-    return not any((folder / name).exists() for name in ("config.yaml", "state.json", "generations"))
+    from dist_train.config.recorded import CONFIG, has_traces
+
+    return not (os.path.lexists(folder / CONFIG) or has_traces(folder))
 
 
 def _links(folder: Path) -> "list[Power]":
@@ -68,8 +70,8 @@ def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
         return
     for entry in found:
         yield entry
-        if depth > 1 and entry.name not in NOT_OURS and entry.is_dir(follow_symlinks=False):
-            yield from _entries(Path(entry.path), depth - 1)
+        if depth > 1 and entry.is_dir(follow_symlinks=False):
+            yield from _entries(Path(entry.path), 1 if entry.name in NOT_OURS else depth - 1)
 
 
 def _leads_out(folder: Path, entry: os.DirEntry[str]) -> bool:

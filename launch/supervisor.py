@@ -1,16 +1,20 @@
 """The launcher's own process: opens one generation after another, passes signals on, and leaves nothing behind."""
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TextIO
 
 from dist_train.config.before import IN_LOG_DIR, Before
 from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.ownership import refuse_owned
+from dist_train.config.reading import open_regular
 from launch import run_dirs
 from launch.agents import Starter
 from launch.console import mark, open_standard_streams, say
@@ -95,7 +99,7 @@ def _await_others(plan: LaunchPlan) -> None:
     """Returns when the launchers of the other nodes, which write in the same directory, have let go of it."""
     deadline = time.monotonic() + OTHERS_END
     for path in plan.folder.glob(".lock-node*"):
-        with contextlib.suppress(OSError), open(path) as lock:
+        with contextlib.suppress(OSError), open(open_regular(path, links=False)) as lock:
             while path.name != ".lock-node0" and time.monotonic() < deadline:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,10 +145,10 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
     """Holds the run directory for this node; the kernel lets go of it however this process ends.
 
     Raises:
-        UserError: when another live supervisor holds it (exit code 3).
+        UserError: when another live supervisor holds it (exit code 3), or it cannot be opened.
     """
     path = plan.folder / f".lock-node{plan.node or 0}"
-    with open(path, "a+") as lock:
+    with _open_lock(path) as lock:
         if _takes(lock, plan):
             facts, job = myself(), plan.slurm
             lock.truncate(0)
@@ -152,6 +156,16 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
             lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
             lock.flush()
         yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The file, made where there is none. A link is never followed: what it leads to would be emptied."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "a+")
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise UserError(f"cannot open {path}: {reason}") from None
 
 
 def _takes(lock: TextIO, plan: LaunchPlan) -> bool:

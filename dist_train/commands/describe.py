@@ -108,10 +108,10 @@ def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv[0], argv[1:])
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(describe(config)))
+        facts = describe(config)
+    except ConfigError as error:  # on stdout like all that is told: libraries warn on stderr
+        facts = {"problem": str(error), "exit_code": int(ExitCode.CONFIG)}
+    print(json.dumps(facts))
     return 0
 
 

@@ -3,6 +3,7 @@
 It is whole: it extends no other file. What is wrong with it is told in one line, since nobody here has written it.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load, load_plain
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
-_TRACES = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json")
-"""What a folder has in which a run lives, beside its config."""
+_TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
+_TRACES += (MANIFEST, "environment.json", "checkpoints/*", "logs/rank*", ".lock-node*")
+"""What a folder has in which a run lives, or a checkpoint, beside its config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +81,33 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
 
 def is_recorded(path: Path) -> bool:
     """Whether a config file is a run's own: it lies where a run does, so that nobody here need have written it."""
-    folder = path.parent.parent if path.parent.name == "slurm" else path.parent
-    if path.name != CONFIG:
-        return False
-    return any((folder / name).exists() for name in _TRACES) or any(folder.glob("checkpoints/step-*"))
+    return path.name == CONFIG and has_traces(path.parent.parent if path.parent.name == "slurm" else path.parent)
 
 
-def given(path: Path, overrides: Sequence[str], *, trusts: bool, note: trust.Note, job: bool = False) -> RunConfig:
+def has_traces(folder: Path) -> bool:
+    """Whether a run has been in a folder, or somebody made it look so; links that lead nowhere count."""
+    return any(_is_there(folder, name) for name in _TRACES)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return any(folder.glob(name)) if "*" in name else os.path.lexists(folder / name)
+
+
+def given(
+    path: Path, overrides: Sequence[str], *, trusts: bool, note: trust.Note, of_run: bool = False, job: bool = False
+) -> RunConfig:
     """The config of a file that a command line names: the user's own, or a run's, which has to be trusted.
 
     Args:
         trusts: --trust.
+        of_run: it was found in the folder that was named as a run, whatever else is there.
         job: a job's script would execute what it names.
 
     Raises:
         ConfigError: with all that is wrong with the user's own.
         UserError: when a run's cannot be read, or is not trusted.
     """
-    if not is_recorded(path):
+    if not (of_run or is_recorded(path)):
         return load(path, overrides)
     return of_file(path, overrides).trusted(trusts, note, job=job)
 

@@ -31,7 +31,7 @@ PATIENCE = 2.0
 """Seconds to wait for others who write at the same time. Whoever waits no longer may lose an entry of theirs, which is
 then asked for again."""
 JOB_KEYS = ("site", "prefix", "python")
-"""Of the section `slurm`: what a job executes."""
+"""Of the section `slurm`: what a job executes. So may what sbatch is told in `options`: --export, --container-image."""
 LINK, FOLDER = "the link", "in the folder"
 """A link that leads out of a run, and where the points of a sweep run, which is where Python looks for modules."""
 Note = Callable[[str], None]
@@ -64,6 +64,7 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     if job:
         words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
         found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]
+        found += [Power(where="slurm.options", what=option) for option in config.slurm.options]
     return found
 
 

@@ -23,6 +23,8 @@ from dist_train.tracking.words import near
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""
+LONGEST_INIT_S = 86_400
+"""A day; the alarm that ends it has no room for more than some decades."""
 FLUSH_S = 1.0
 """Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
 ORPHAN_CHECK_S = 5.0
@@ -144,9 +146,9 @@ def _kill_service() -> None:
 
 
 def _init_s() -> int:
-    """WANDB_INIT_TIMEOUT, else ours."""
-    with suppress(ValueError):
-        return max(1, round(float(ENVIRONMENT.get("WANDB_INIT_TIMEOUT", ""))))
+    """WANDB_INIT_TIMEOUT, else ours; for one without end as well as for nonsense."""
+    with suppress(ValueError, OverflowError):
+        return min(LONGEST_INIT_S, max(1, round(float(ENVIRONMENT.get("WANDB_INIT_TIMEOUT", "")))))
     return INIT_S
 
 
@@ -163,7 +165,6 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     settings = {
         "silent": True,
         "console": "off",
-        "init_timeout": INIT_S,
         "program": begin["argv"][0],
         "x_stats_pid": begin["training_pid"],
         "x_transaction_log_flush_interval": FLUSH_S,
@@ -172,6 +173,7 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     ours = {
         key: value for key, value in settings.items() if key in fields and f"WANDB_{key.upper()}" not in ENVIRONMENT
     }
+    ours["init_timeout"] = _init_s()  # as the variable says, where wandb can do with that
     keys = ("id", "project", "entity", "group", "tags", "config")
     given = {key: begin[key] for key in keys if begin[key] is not None}
     return wandb.init(

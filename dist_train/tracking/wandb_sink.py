@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.files import write_atomic
+from dist_train.config.reading import read_bytes
+from dist_train.files import open_to_append, write_atomic
 from dist_train.tracking.base import (
     POSITION,
     Interval,
@@ -51,6 +52,9 @@ HURRY_S = 8.0
 """Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
 ENDING_S = 3.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
+
+MOST_OF_ID = 1024
+"""Bytes of a file with an id in it: it is sent to the server, and so must not be any other file."""
 
 _PRIVACY = ("disabled", "offline", "online")
 
@@ -203,7 +207,7 @@ class WandbSink(Sink):
 def run_id(path: Path) -> str:
     """The W&B id of this run directory: WANDB_RUN_ID, or made in its first life, and kept, so that W&B sees one run."""
     with contextlib.suppress(FileNotFoundError):
-        found = path.read_text().strip()
+        found = read_bytes(path, MOST_OF_ID, links=False).decode().strip()
         if found:
             return found
     made = os.environ.get("WANDB_RUN_ID") or "".join(
@@ -264,9 +268,9 @@ def _start(log: Path) -> subprocess.Popen[bytes]:
 
     root = str(Path(dist_train.__file__).parents[1])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    with open(log, "ab") as chatter:
+    with os.fdopen(open_to_append(log), "ab") as chatter:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dist_train.tracking.wandb"],
+            [sys.executable, "-P", "-m", "dist_train.tracking.wandb"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=chatter,

@@ -94,10 +94,13 @@ def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
         raise UserError(str(error)) from None
 
 
-def load(config: str, overrides: Sequence[str], *, trust: bool = False, job: bool = False) -> "RunConfig":
+def load(
+    config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
+) -> "RunConfig":
     """The validated config. One that came with a run, and would run code that the user does not know, needs `trust`.
 
     Args:
+        of_run: the file was found in a run that the user has named.
         job: its section `slurm` is to be executed.
 
     Raises:
@@ -107,7 +110,7 @@ def load(config: str, overrides: Sequence[str], *, trust: bool = False, job: boo
     from dist_train.config.problems import ConfigError
 
     try:
-        return recorded.given(Path(config), overrides, trusts=trust, note=say, job=job)
+        return recorded.given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
     except ConfigError as error:
         raise UserError(str(error)) from None
 
@@ -117,7 +120,12 @@ def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
     for modules only if the config names one."""
     from dist_train.config.trust import powers
 
-    return ("-m", module) if powers(config) else (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
+    return ("-m", module) if powers(config) else alone(module)
+
+
+def alone(module: str) -> tuple[str, ...]:
+    """What a rank runs that needs no module of the user's."""
+    return (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")

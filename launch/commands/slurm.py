@@ -97,9 +97,9 @@ def prepare(
     for flag in ("nproc_per_node", "max_restarts"):
         value = flags.pop(flag)
         options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
-    path, overrides = find_config(words, resume, run_dir)
+    path, overrides, of_run = find_config(words, resume, run_dir)
     overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
-    config = load(path, [word.replace("{task}", "0") for word in overrides], trust=trust, job=True)
+    config = load(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
     numbers, at_once = _tasks(config.slurm.array)
     choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
@@ -110,7 +110,7 @@ def prepare(
     runs: dict[int | None, Run] = {}
     for task in numbers:
         words_of_task = [word.replace("{task}", str(task)) for word in overrides]
-        own = config if task is None else load(path, words_of_task, trust=trust, job=True)
+        own = config if task is None else load(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
         odd_files.refuse(place, trusted=trust)

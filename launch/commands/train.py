@@ -15,6 +15,7 @@ from launch.commands.common import (
     existing_config,
     json_option,
     load,
+    program_for,
     remember,
     split_config,
     trust_option,
@@ -126,8 +127,8 @@ def prepare(
     Raises:
         UserError: when it cannot be done.
     """
-    config_path, overrides = find_config(words, resume, run_dir)
-    config = load(config_path, overrides, trust=trust)
+    config_path, overrides, of_run = find_config(words, resume, run_dir)
+    config = load(config_path, overrides, of_run, trust=trust)
     from launch import host, odd_files, run_dirs
     from launch.plan import Flags, count_nodes, make_plan
 
@@ -149,25 +150,29 @@ def prepare(
         given,
         machine,
         folder=choice.folder,
-        program=("-m", "dist_train"),
+        program=program_for("dist_train", config) if of_run else ("-m", "dist_train"),
         arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *changes),
         resume=choice.resume,
     )
     return config_path, config, plan, choice.note
 
 
-def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...]]:
-    """Path and overrides: from the command line, or the config that the run to go on with has left.
+def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
+    """Path and overrides: from the command line, or the config that the run to go on with has left; and whether it came
+    with a run.
 
     Raises:
         UserError: when there is none.
     """
-    config, overrides = split_config(words)
-    if config is not None:
-        return existing_config(config), overrides
+    from dist_train.config.recorded import is_recorded
     from launch.run_dirs import config_of
 
+    config, overrides = split_config(words)
+    if config is not None:
+        left = config_of(resume, None)
+        path = Path(existing_config(config))
+        return config, overrides, is_recorded(path) or (left is not None and left.samefile(path))
     found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")
-    return existing_config(str(found) if found else None), overrides
+    return existing_config(str(found) if found else None), overrides, True

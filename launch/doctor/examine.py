@@ -107,7 +107,7 @@ def _checkpoint_size(patient: Patient) -> int | None:
         return None
     from launch.dry_run import describe
 
-    return describe(patient.config_path, list(patient.overrides)).get("state_bytes")
+    return describe(patient.config, patient.config_path, list(patient.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_train.config.errors import ExitCode
+from launch.commands.common import alone
 from launch.doctor import speed
 from launch.doctor.finding import Finding
 from launch.plan import LaunchPlan
@@ -33,7 +34,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
             plan,
             folder=folder,
             environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
-            program=("-m", MODULE),
+            program=alone(MODULE),
             arguments=(str(outcome), "--backend", plan.backend),
             resume=None,
             max_restarts=0,

@@ -18,9 +18,9 @@ _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 
 def ask(*words: str) -> dict[str, Any]:
-    """The JSON that `python -m WORDS` prints; `problem` says why there is none."""
+    """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
     path = os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    command = [sys.executable, "-m", *words]
+    command = [sys.executable, "-P", "-m", *words]
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "PYTHONPATH": path}

@@ -35,7 +35,8 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
         return None
     command, *rest = sys.argv[1:]
     where = ["--run-dir", str(folder())] if found.interactive else []
-    line = allocation.srun(found, _nodes(flags, found), [sys.executable, "-m", "launch", command, *where, *rest])
+    words = [sys.executable, "-P", "-m", "launch", command, *where, *rest]
+    line = allocation.srun(found, _nodes(flags, found), words)
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         return 0

@@ -145,7 +145,7 @@ class _Runner:
         ]
         with open(self._sweep.log(point), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launch", "train", *words, *self._flags],
+                [sys.executable, "-P", "-m", "launch", "train", *words, *self._flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

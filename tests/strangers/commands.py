@@ -184,7 +184,8 @@ def _without_new_programs() -> None:
     real = subprocess.run
 
     def started(command: Any, *given: Any, **named: Any) -> Any:
-        if list(command[:2]) != [sys.executable, "-m"]:
+        command = [word for word in command if word != "-P"]
+        if command[:2] != [sys.executable, "-m"]:
             return real(command, *given, **named)
         place = Path(f".said-{os.getpid()}")
         code = _forked(lambda: (_to(place), _module(command[2], command[3:])), None, None)

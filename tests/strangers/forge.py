@@ -100,9 +100,40 @@ def _names(section: str, name: str, args: dict[str, Any]) -> Forgery:
 
 def _in_the_shell(run: Path, dice: random.Random) -> None:
     config = config_of(run)
-    key = dice.choice(("site", "prefix", "python"))
-    config["slurm"][key] = f"touch {os.environ[CANARY]}" if key == "prefix" else "evil.sh"
+    key = dice.choice(("site", "prefix", "python", "options"))
+    values = {"prefix": f"touch {os.environ[CANARY]}", "options": ["--export=ALL,PYTHONPATH=."]}
+    config["slurm"][key] = values.get(key, "evil.sh")
     put_config(run, config)
+
+
+def _fewer_files(*names: str) -> Forgery:
+    """A run that names code, with these alone of its files."""
+
+    def forge(run: Path, dice: random.Random) -> None:
+        _names("model", "canary:Thing", {})(run, dice)
+        for path in list(run.iterdir()):
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return forge
+
+
+def _checkpoint_alone(run: Path, dice: random.Random) -> None:
+    """In the place of the run; beside its manifest a config.yaml."""
+    _names("model", "canary:Thing", {})(run, dice)
+    shutil.copy(run / "config.yaml", newest(run))
+    alone = newest(run).rename(run.with_name("alone"))
+    shutil.rmtree(run)
+    alone.rename(run)
+
+
+def _best_alone(run: Path, dice: random.Random) -> None:
+    _names("model", "canary:Thing", {})(run, dice)
+    for path in (run / "checkpoints").glob("step-*"):
+        path.rename(path.with_name("best")) if path == newest(run) else shutil.rmtree(path)
+    for path in list(run.iterdir()):
+        if path.name not in ("config.yaml", "checkpoints"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _weights_of(path: str) -> Forgery:
@@ -136,6 +167,9 @@ CODE: dict[str, Forgery] = {
     "torch.hub": _names("model", "torch.hub:load", {"repo_or_dir": ".", "model": "thing", "source": "local"}),
     "of the standard library": _names("task", "os:system", {"command": "true"}),
     "of the shell": _in_the_shell,
+    "a config and logs": _fewer_files("config.yaml", "environment.json", "logs"),
+    "a checkpoint alone": _checkpoint_alone,
+    "a config and the best": _best_alone,
     "weights in a pipe": _weights_of("{run}/pipe"),
     "weights in /dev/zero": _weights_of("/dev/zero"),
     "data in a pipe": _data_in("{run}/images"),

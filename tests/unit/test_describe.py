@@ -4,6 +4,7 @@ import pytest
 
 from dist_train.commands.describe import describe
 from dist_train.config.schema import RunConfig
+from launch.dry_run import describe as ask
 
 DIGITS = {"name": "digits"}
 
@@ -40,3 +41,12 @@ def test_what_the_training_fetches_itself_is_no_failure(tmp_path):
     assert found["exit_code"] is None and "the training downloads it" in found["problem"]
     assert not (tmp_path / "there").exists()
     assert facts()["problem"] is None
+
+
+def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nprint('a warning', file=sys.stderr)\n")
+    (tmp_path / "c.yaml").write_text("data: {name: digits}\nmodel: {nme: mlp}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = RunConfig.model_validate({"data": DIGITS, "model": {"name": "mlp"}})
+    found = ask(own, str(tmp_path / "c.yaml"), [])
+    assert found["exit_code"] == 2 and "model.name" in found["problem"] and "a warning" not in found["problem"]

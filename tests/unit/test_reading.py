@@ -1,14 +1,19 @@
 """Files that anybody may have made are read within limits, or refused at once."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write
+from dist_train.config.errors import UserError
 from dist_train.config.ownership import current
 from dist_train.config.reading import Odd, numbered, open_regular, read_bytes, read_json
-from launch.odd_files import refuse
+from dist_train.files import open_to_append
+from dist_train.tracking.wandb_sink import run_id
+from launch.odd_files import refuse, remember
 from launch.records import state_of
+from launch.supervisor import owning
 
 
 def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
@@ -118,8 +123,6 @@ def test_a_claim_that_nobody_wrote_has_no_owner(tmp_path, content):
 
 
 def test_what_a_run_would_write_through_is_asked_for_and_a_pipe_refused(tmp_path, monkeypatch):
-    from dist_train.config.errors import UserError
-
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
@@ -134,3 +137,79 @@ def test_what_a_run_would_write_through_is_asked_for_and_a_pipe_refused(tmp_path
     os.mkfifo(run / "lives.jsonl")
     with pytest.raises(UserError, match="no file and no folder"):
         refuse(run, trusted=True)
+
+
+@pytest.mark.parametrize("place", ["wandb/process.log", "wandb/id.txt", "tensorboard/events.out.tfevents.1"])
+def test_so_is_what_others_write_for_us(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    run, file = tmp_path / "run", tmp_path / "run" / place
+    file.parent.mkdir(parents=True)
+    (run / "state.json").write_text("{}")
+    file.symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=f"write through the link .*{place} → /etc/hostname.*--trust"):
+        refuse(run, trusted=False)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="no file and no folder"):
+        refuse(run, trusted=True)
+    file.unlink()
+    (file.parent / "run-1").mkdir()
+    (file.parent / "latest-run").symlink_to("run-1")
+    (file.parent / "run-1" / "out").symlink_to("/etc")  # of W&B's own: it writes in a new folder each time
+    refuse(run, trusted=False)
+
+
+def test_what_wandb_writes_and_is_told_is_no_link_and_no_pipe(tmp_path):
+    (tmp_path / "mine").write_text("secret")
+    for name in ("id.txt", "process.log"):
+        (tmp_path / name).symlink_to("mine")
+    for attempt in (run_id, open_to_append):
+        place = tmp_path / ("id.txt" if attempt is run_id else "process.log")
+        with pytest.raises(OSError):
+            attempt(place)
+        place.unlink()
+        os.mkfifo(place)
+        with pytest.raises(OSError):
+            attempt(place)
+        place.unlink()
+    assert run_id(tmp_path / "id.txt") == run_id(tmp_path / "id.txt") != "secret"
+    with os.fdopen(open_to_append(tmp_path / "process.log"), "ab") as log:
+        log.write(b"a line")
+    assert (tmp_path / "process.log").read_text() == "a line"
+    assert (tmp_path / "mine").read_text() == "secret"
+
+
+LEFT = ("lives.jsonl", "metrics.jsonl", ".lock-node0", "config.yaml", "checkpoints/step-00000001", ".lease")
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_a_link_out_is_asked_for_where_anything_lies_that_a_run_leaves(tmp_path, monkeypatch, left):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    run = tmp_path / "run"
+    (run / left).parent.mkdir(parents=True)
+    (run / left).symlink_to(tmp_path / "not-there-yet")
+    remember(run)  # does not take it for the user's
+    with pytest.raises(UserError, match="write through the link .*--trust"):
+        refuse(run, trusted=False)
+
+
+def test_links_in_a_folder_that_is_new_are_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    run.mkdir()
+    for name in ("checkpoints", "logs"):
+        (disk / name).mkdir(parents=True)
+        (run / name).symlink_to(disk / name)
+    refuse(run, trusted=False)
+    remember(run)
+    (run / "state.json").write_text("{}")
+    refuse(run, trusted=False)
+
+
+def test_the_lock_of_a_run_is_not_opened_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock-node0").symlink_to("mine")
+    plan = SimpleNamespace(folder=tmp_path, node=0, slurm=None)
+    with pytest.raises(UserError, match=r"cannot open .*/\.lock-node0: it is a link$"), owning(plan):
+        pytest.fail("it was taken")
+    assert (tmp_path / "mine").read_text() == "mine"

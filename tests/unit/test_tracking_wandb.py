@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.tracking import wandb
 from dist_train.tracking.tracker import build
 from dist_train.tracking.wandb_sink import _description, run_id, wandb_mode
 from tests.unit.tracking_runs import (
@@ -125,6 +126,7 @@ def test_w_and_b_s_own_variables_beat_our_defaults_and_not_the_config(
     for name, value in THEIRS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "inf")  # which wandb itself refuses
     (tmp_path / "elsewhere").mkdir()
     run = _records(tmp_path)
     assert not [*(tmp_path / "run").rglob("*.wandb")]
@@ -259,3 +261,16 @@ def test_of_config_and_environment_the_one_that_tells_less_wins(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(configured) == result
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("", 15), ("x", 15), ("inf", 15), ("-inf", 15), ("nan", 15), ("0", 1), ("2.6", 3), ("1e300", 86_400)],
+)
+def test_a_time_to_begin_is_finite_whatever_the_variable_says(
+    monkeypatch: pytest.MonkeyPatch, given: str, seconds: int
+) -> None:
+    monkeypatch.setitem(wandb.ENVIRONMENT, "WANDB_INIT_TIMEOUT", given)
+    assert wandb._init_s() == seconds
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # takes it
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
 from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
+from launch.commands.common import alone, load
+from launch.commands.train import find_config
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
 
@@ -108,6 +112,18 @@ def test_what_a_job_would_execute_is_asked_for_where_there_is_a_job(home, run, k
     assert ask(run, job=True, given=True) == ask(run, job=True) == []
 
 
+def test_so_is_each_option_of_sbatch_since_some_say_what_a_job_loads(home, run):
+    theirs = ["--export=ALL,PYTHONPATH=/tmp/x", "--container-image=/tmp/x.sqsh"]
+    (run / "config.yaml").write_text(to_yaml(config(model={"name": "mlp"}, slurm={"options": theirs})))
+    assert ask(run) == []
+    with pytest.raises(UserError, match="would run slurm.options --export=.* and slurm.options --container-image="):
+        ask(run, job=True)
+    assert ask(run, "slurm.options=[--nice=5]", job=True) == []
+    trust.remember(trust.powers(config(slurm={"options": theirs[:1]}), job=True))
+    with pytest.raises(UserError, match="would run slurm.options --container-image=/tmp/x.sqsh, which"):
+        ask(run, job=True)
+
+
 def test_a_recorded_config_extends_nothing(home, run):
     (run.parent / "other.yaml").write_text(to_yaml(config()))
     (run / "config.yaml").write_text("extends: ../other.yaml\n")
@@ -125,6 +141,107 @@ def test_a_file_of_the_users_own_is_trusted_beside_folders_of_other_names(home, 
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     with pytest.raises(UserError, match="--trust"):
         recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+
+
+def _named(words: tuple[str, ...] = (), resume: Path | None = None, run_dir: Path | None = None) -> RunConfig:
+    """The config that `train` and `slurm` come to."""
+    return load(*find_config(words, resume and str(resume), run_dir and str(run_dir)))
+
+
+def test_a_config_found_in_what_was_named_as_a_run_is_no_config_of_the_users_whatever_else_is_there(home, tmp_path):
+    place = tmp_path / "sent"
+    place.mkdir()
+    (place / "config.yaml").write_text(to_yaml(config()))
+    for given in ({"resume": place}, {"run_dir": place}, {"words": (f"{place}/config.yaml",), "resume": place}):
+        with pytest.raises(UserError, match="would import model birds:Net"):
+            _named(**given)
+    (tmp_path / "base.yaml").write_text(to_yaml(config(model={"name": "mlp"})))
+    (place / "config.yaml").write_text("extends: ../base.yaml\n")
+    with pytest.raises(UserError, match="extends no other file"):
+        _named(resume=place)
+    assert not home.exists()
+    assert _named((f"{place}/config.yaml",)).model.name == "mlp"  # a file that the user gives
+
+
+@pytest.mark.parametrize("name", ["", "run/checkpoints/best", "run/checkpoints/step-00000001"])
+def test_so_is_one_that_lies_in_a_checkpoint(home, tmp_path, name):
+    place = tmp_path / "sent" / name
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("{}")
+    (place / "config.yaml").write_text(to_yaml(config()))
+    for given in ({"resume": place}, {"run_dir": place}, {"words": (f"{place}/config.yaml",)}):
+        with pytest.raises(UserError, match="would import model birds:Net"):
+            _named(**given)
+
+
+TRACES = ("manifest.json", "environment.json", ".lease", "checkpoints/best", "logs/rank0.log", ".lock-node0")
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_config_is_a_runs_where_anything_lies_that_a_run_leaves(home, tmp_path, name):
+    (tmp_path / "config.yaml").write_text(to_yaml(config()))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match="would import model birds:Net"):
+        _named((f"{tmp_path}/config.yaml",))
+
+
+# ---------------------------------------------------------------- standing in what was sent
+
+SHADOWED = ("torch", "numpy", "wandb", "multiprocessing", "runpy", "json", "launch", "dist_train", "yaml", "pydantic")
+SENT = {
+    "data": {"name": "synthetic", "shape": [3, 2, 2], "classes": 2, "size": 8, "eval_size": 4},
+    "model": {"name": "mlp", "hidden": [2]},
+    "batch": {"global_size": 4, "microbatches": 1},
+    "train": {"duration": "2 steps"},
+    "tracking": {"wandb": {"mode": "offline"}},
+    "loader": {"workers": 1},
+}
+
+
+@pytest.fixture
+def sent(home, tmp_path, monkeypatch):
+    """The folder that the command is given in: a run, and modules that leave a trace when they are imported."""
+    place = tmp_path / "sent"
+    place.mkdir()
+    for name in SHADOWED:
+        (place / f"{name}.py").write_text(f"open({str(tmp_path / f'ran-{name}')!r}, 'w')\n")
+    (place / "config.yaml").write_text(to_yaml(RunConfig.model_validate(SENT)))
+    monkeypatch.chdir(place)
+    return place
+
+
+_SLOW = [("train", "config.yaml", "--resume", ".", "--start", "exec"), ("doctor", "config.yaml")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--resume", "."),
+        ("train", "--resume", ".", "--dry-run"),
+        *(pytest.param(words, marks=pytest.mark.long) for words in _SLOW),
+    ],
+)
+def test_no_module_is_taken_from_the_run_that_the_user_stands_in(sent, words):
+    command = [str(Path(sys.executable).parent / "dist-train"), *words, "--nproc-per-node", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert not list(sent.parent.glob("ran-*"))
+    assert done.returncode == 0 or words[0] == "doctor", done.stderr  # which may find something of this machine
+
+
+def test_nor_by_what_a_rank_starts(sent, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "rank.py").write_text(
+        "import multiprocessing, sys\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('forkserver').Process(target=print, args=('started',))\n"
+        "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
+    )
+    command = [sys.executable, alone("rank")[0], "rank"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert not list(sent.parent.glob("ran-*"))
+    assert done.stdout == "started\n", done.stderr
 
 
 # ---------------------------------------------------------------- the list
