@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
 from dist_train.config.reading import numbered
-from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
+from dist_train.config.run_dirs import CHECKPOINTS, Saved, is_checkpoint_name, new_run_dir, saved, to_go_on_with
 from launch.processes import is_alive, is_process, myself
 from launch.records import read_all, read_object, read_rows, state_of
 from launch.slurm import jobs
@@ -161,7 +161,8 @@ def has_checkpoints(folder: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> str | None:
     """Name of the newest complete checkpoint, such as `step-00001200`."""
-    names = (path.name for path in (folder / CHECKPOINTS).glob("step-*") if path.is_dir())
+    found = (folder / CHECKPOINTS).glob("step-*")
+    names = (path.name for path in found if is_checkpoint_name(path.name) and path.is_dir())
     return max(names, key=lambda name: (len(name), name), default=None)
 
 
