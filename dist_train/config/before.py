@@ -22,7 +22,7 @@ from dist_train.config.run_dirs import is_checkpoint_name
 SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""
 _FILES = r"config\.yaml|environment\.json|state\.json|metrics\.jsonl|samples\.jsonl|lives\.jsonl"
-_LOGS = r"rank\d+\.log(\.1)?|agent(-.+)?\.log"
+_LOGS = r"rank\d+\.log(\.1)?|(agent|preload)(-.+)?\.log"
 _LINKS = r"latest-run|debug\.log|debug-internal\.log"
 IN_RUN = {"": rf"{_FILES}|\.tmp-({_FILES})(-.*)?|\.lock-.*", "generations": r"\d+", "logs": _LOGS}
 IN_RUN |= {"checkpoints": r"step-0{8}|\.tmp-.*"}

@@ -117,7 +117,7 @@ def test_what_other_programs_put_there_meanwhile_stays(tmp_path):
 def test_in_a_folder_of_logs_others_are_left_alone(tmp_path):
     (tmp_path / "train.log").write_text("its head\n")
     before = Before(tmp_path, IN_LOG_DIR)
-    ours = ("rank0.log", "rank12.log.1", "agent.log", "agent-node1.log")
+    ours = ("preload.log", "rank0.log", "rank12.log.1", "agent.log", "agent-node1.log")
     for name in ("train.log", "server.log", "server.log.1", *ours):
         with open(tmp_path / name, "a") as file:
             file.write("why it failed\n")
