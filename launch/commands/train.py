@@ -70,7 +70,7 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     if dry_run:
         from launch.dry_run import show
 
-        sys.exit(show(config, plan, config_path, [word for word in words if word != config_path]))
+        sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
     from launch import odd_files
 
     remember([config])
