@@ -29,13 +29,13 @@ OTHERS_END = 10.0
 RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG)
 
 
-def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = None) -> int:
+def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None = None) -> int:
     """Runs the plan to its end, restarts included. Returns the exit code for the launcher.
 
     A training that ends with exit code 2 has not begun, and its directory is left as it was before.
 
     Args:
-        at_end: called while all that was written is still there.
+        at_end: called with the exit code, while all that was written is still there.
 
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
@@ -62,7 +62,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
             sweep(patience=0)
         try:
             if at_end is not None:
-                at_end(plan)
+                at_end(plan, code)
         finally:
             if code == ExitCode.CONFIG and plan.node == 0:
                 _await_others(plan)
