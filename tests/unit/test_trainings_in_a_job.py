@@ -85,3 +85,10 @@ def test_auto_in_a_job_of_several_begins_each_where_nothing_of_it_is_there(runs)
     live(chosen(runs, seed=1, resume="auto"), runs, 0, "done", seed=1)
     second = chosen(runs, seed=2, resume="auto")
     assert (second.folder.name, second.resume) == ("slurm-7-2", "none")
+
+
+def test_what_is_around_a_run_may_change_and_its_config_stays_its_own(runs):
+    allowed = ("data", "torch")
+    digits, synthetic = {"name": "digits"}, {"name": "synthetic"}
+    live(chosen(runs, data=digits, allowed=allowed), runs, 0, "done", data=digits)
+    assert chosen(runs, data=synthetic, allowed=allowed).folder.name == "slurm-7-2"
