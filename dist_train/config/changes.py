@@ -39,7 +39,7 @@ def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequen
     """Whether `config` could go on with a run that was recorded with everything settled.
 
     Args:
-        allowed: further keys that may differ. `torch` and `data` say that what is around a run may, and are no keys here.
+        allowed: further keys that may differ. `torch` and `data` are of what is around a run, and no keys here.
     """
     keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(
