@@ -92,3 +92,23 @@ def test_what_is_around_a_run_may_change_and_its_config_stays_its_own(runs):
     digits, synthetic = {"name": "digits"}, {"name": "synthetic"}
     live(chosen(runs, data=digits, allowed=allowed), runs, 0, "done", data=digits)
     assert chosen(runs, data=synthetic, allowed=allowed).folder.name == "slurm-7-2"
+
+
+def fail_early(choice: Choice, restarts: int) -> None:
+    """What a training leaves that fails before it has written its config."""
+    choice.folder.mkdir(parents=True, exist_ok=True)
+    with open(choice.folder / "lives.jsonl", "a") as file:
+        for event in ({"event": "began", "job": "7", "restarts": restarts}, {"event": "ended", "in_order": False}):
+            file.write(json.dumps({"life": restarts + 1, **event}) + "\n")
+
+
+def test_one_that_failed_before_its_config_keeps_its_folder(runs):
+    fail_early(chosen(runs, seed=1), 0)
+    live(chosen(runs, seed=2), runs, 0, "stopped", seed=2)
+    assert not (runs / "slurm-7" / "config.yaml").exists() and (runs / "slurm-7-2").is_dir()
+    assert chosen(runs, restarts=1, seed=2).folder.name == "slurm-7-2"  # also where the script skips the first
+    again = chosen(runs, restarts=1, seed=1)
+    assert again.folder.name == "slurm-7"
+    fail_early(again, 1)
+    live(chosen(runs, restarts=1, seed=2), runs, 1, "done", seed=2)
+    assert chosen(runs, restarts=1, seed=3).folder.name == "slurm-7-3"
