@@ -112,3 +112,15 @@ def test_one_that_failed_before_its_config_keeps_its_folder(runs):
     fail_early(again, 1)
     live(chosen(runs, restarts=1, seed=2), runs, 1, "done", seed=2)
     assert chosen(runs, restarts=1, seed=3).folder.name == "slurm-7-3"
+
+
+def test_auto_goes_on_with_the_run_of_an_earlier_job_and_the_next_config_does_not(runs):
+    earlier = make_run(runs / "slurm-6", 2)
+    (earlier / "config.yaml").write_text(to_yaml(config(runs, seed=1, batch={"microbatches": 4})))
+    assert live(chosen(runs, seed=1, resume="auto"), runs, 0, "done", seed=1) == earlier
+    second = chosen(runs, seed=2, resume="auto")
+    assert (second.folder.name, second.resume) == ("slurm-7", "none")
+    live(second, runs, 0, "stopped", seed=2)
+    for seed, name in ((1, "slurm-6"), (2, "slurm-7")):
+        again = chosen(runs, restarts=1, seed=seed, resume="auto")
+        assert (again.folder.name, again.resume) == (name, "auto")
