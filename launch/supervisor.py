@@ -26,6 +26,8 @@ PATIENCE = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
 OTHERS_END = 10.0
 """Seconds that the other nodes' launchers have to end after this one."""
+_LAST_S = 1.0
+"""Seconds that the first one takes to remove the folders that it has emptied."""
 RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG)
 
 
@@ -54,6 +56,8 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
             place.remove_empty()
         raise
     with owning(plan), Inbox() as inbox:
+        for place in before if plan.nodes == 1 else ():  # of several, another may have begun to write
+            place.look_again()
         starter = Starter(plan)
         try:
             code = _live(plan, inbox, starter)
@@ -67,8 +71,8 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
             if code == ExitCode.CONFIG and plan.node == 0:
                 _await_others(plan)
                 _put_back(before)
-    if code == ExitCode.CONFIG and plan.node != 0:
-        _await_first(before)
+            elif code == ExitCode.CONFIG and plan.node:
+                _await_first(plan, before)
     return code
 
 
@@ -84,10 +88,17 @@ def _put_back(before: list[Before]) -> None:
         place.put_back()
 
 
-def _await_first(before: list[Before]) -> None:
-    """Removes what this node has made once the first node has cleared it."""
-    deadline = time.monotonic() + OTHERS_END
+def _await_first(plan: LaunchPlan, before: list[Before]) -> None:
+    """Removes this node's logs, its claim while that is ours, and what else it has made once the first node is done."""
+    first, deadline = plan.folder / ".lock-node0", time.monotonic() + OTHERS_END
+    own = {f".lock{plan.suffix}", f"agent{plan.suffix}.log", f"preload{plan.suffix}.log"}
+    for rank in range((plan.node or 0) * plan.ranks_per_node, ((plan.node or 0) + 1) * plan.ranks_per_node):
+        own |= {f"rank{rank}.log", f"rank{rank}.log.1"}
+    for place in before:
+        place.remove(own)
     while not all([place.remove_empty() for place in before]) and time.monotonic() < deadline:
+        if not first.exists():  # which goes last
+            deadline = min(deadline, time.monotonic() + _LAST_S)
         time.sleep(0.1)
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,23 @@ class Before:
         self._missing_below = [place for place in below if not os.path.lexists(place)]
         self._saved = self._checkpoints()
         self._known = {path: _remembered(path) for path in self._entries()}
+        self._begun = {path for path in self._known if not _has_first_node(path)}
+        """Generations among them that the first node has not joined: another node was faster to make this start's."""
+
+    def look_again(self) -> None:
+        """Once the folder is ours: what another start has made or changed since is not for this one to take back."""
+        self._saved = self._checkpoints()
+        for path in self._entries():
+            if not _is_claim(path):
+                self._known[path] = _remembered(path)
 
     def put_back(self) -> None:
         """As far as the disk allows. Does nothing where another life has the directory by now, or where something was
         saved after all, whatever the exit code says."""
         if _is_taken(self._folder) or not self._checkpoints() <= self._saved:
             return
-        ours = _Ours(self._folder, {path for path in self._entries() if path not in self._known})
+        joined = set(filter(_has_first_node, self._begun))
+        ours = _Ours(self._folder, joined | {path for path in self._entries() if path not in self._known})
         for path in sorted({*self._known, *ours.new}, key=lambda path: (_is_claim(path), path)):
             with suppress(OSError):
                 if path in ours.new and ours.made(path):
@@ -70,12 +80,19 @@ class Before:
                     _restore(path, file)
         self.remove_empty()
 
+    def remove(self, names: Collection[str]) -> None:
+        """What has one of these names, and was not there."""
+        for path in list(self._entries()):
+            if path.name in names and path not in self._known:
+                with suppress(OSError):
+                    path.unlink()
+
     def remove_empty(self) -> bool:
-        """Removes the folders that were not there, as far as nothing is in them. Returns whether it has gone."""
+        """Removes the folders that were not there, as far as nothing is in them. Returns whether all are gone."""
         for place in (*self._missing_below, *self._missing):
             with suppress(OSError):
                 place.rmdir()
-        return not self._missing or not self._folder.exists()
+        return not any(map(os.path.lexists, (*self._missing_below, *self._missing[:1])))
 
     def _checkpoints(self) -> set[str]:
         """Those of a step; what is saved before the first one, for a rollback, holds nothing that could be lost."""
@@ -115,7 +132,9 @@ class _Ours:
         return self.changes(path)
 
     def changes(self, path: Path) -> bool:
-        """Whether this start may have changed what was there."""
+        """Whether this start may have changed what was there; of all that is known it removes old claims alone."""
+        if not os.path.lexists(path):
+            return path.parent.name == LEASE
         if path.parent == self._wandb and re.fullmatch(_LINKS, path.name):
             run = Path(os.readlink(path)) if path.is_symlink() else Path()
             return self._run_id is not None and any(part.endswith(f"-{self._run_id}") for part in run.parts)
@@ -125,6 +144,10 @@ class _Ours:
 def _is_claim(path: Path) -> bool:
     """What goes last, since it keeps others out."""
     return path.parent.name == LEASE or path.name.startswith(".lock-")
+
+
+def _has_first_node(path: Path) -> bool:
+    return path.parent.name == "generations" and (path / "nodes" / "node0.json").exists()
 
 
 def _is_taken(run_dir: Path) -> bool:

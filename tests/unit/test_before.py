@@ -78,12 +78,43 @@ def test_a_folder_that_was_not_there_goes_with_what_was_made_above_it(tmp_path):
 def test_another_node_removes_what_it_has_made_once_that_is_empty(tmp_path):
     run = tmp_path / "a" / "run"
     first = Before(run)
-    run.mkdir(parents=True)
-    other = Before(run)
+    (run / "generations").mkdir(parents=True)
     (run / ".lock-node1").touch()
-    assert not first.remove_empty() and other.remove_empty() and run.exists()
-    other.put_back()  # of the first node, for which the folder was there
-    assert run.is_dir() and first.remove_empty() and content(tmp_path) == {}
+    other = Before(run)  # of the first node, for which the folder was there
+    (run / "generations" / "1").mkdir()
+    assert not first.remove_empty()
+    other.put_back()
+    assert not first.remove_empty() and content(run) == {".lock-node1": b""}
+    first.remove({".lock-node1", "rank1.log"})
+    other.put_back()  # which knew it, and does not bring it back
+    assert first.remove_empty() and content(tmp_path) == {}
+
+
+def test_the_first_node_removes_a_generation_of_this_start_that_another_was_faster_to_make(tmp_path):
+    another = Before(tmp_path / "run")
+    for number in (1, 2):
+        (tmp_path / "run" / "generations" / str(number) / "nodes").mkdir(parents=True)
+    (tmp_path / "run" / "generations" / "1" / "nodes" / "node0.json").touch()  # of an earlier start
+    first = Before(tmp_path / "run")
+    (tmp_path / "run" / "generations" / "2" / "nodes" / "node0.json").touch()
+    first.put_back()
+    assert [path.name for path in (tmp_path / "run" / "generations").iterdir()] == ["1"]
+    assert not another.remove_empty()
+
+
+def test_what_another_start_did_before_the_folder_was_ours_is_not_taken_back(tmp_path):
+    run = tmp_path / "run"
+    before = Before(run)
+    run.mkdir()
+    (run / "config.yaml").write_text("of the start before, whose life was watched to its end")
+    (run / ".lock-node0").touch()
+    before.look_again()
+    start(run)
+    before.put_back()
+    assert content(tmp_path) == {
+        "run": None,
+        "run/config.yaml": b"of the start before, whose life was watched to its end",
+    }
 
 
 def test_what_was_saved_is_never_taken_back(tmp_path):
