@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _SECONDS = 300
 """For building the model and counting the data."""
 
 
-def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[str]) -> int:
+def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str]) -> int:
     """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code; of what
     would end the training, the training's."""
     facts = describe(config, config_path, overrides)
@@ -41,7 +42,7 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: list[
     return ExitCode.DONE
 
 
-def describe(config: RunConfig, config_path: str, overrides: list[str]) -> dict[str, Any]:
+def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
     is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(":")}

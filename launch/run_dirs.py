@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.errors import UserError
 from dist_train.config.reading import numbered
-from dist_train.config.run_dirs import CHECKPOINTS, Saved, new_run_dir, saved, to_go_on_with
+from dist_train.config.run_dirs import CHECKPOINTS, Saved, is_checkpoint_name, new_run_dir, saved, to_go_on_with
 from launch.processes import is_alive, myself
 from launch.records import is_process, read_all, read_object, read_rows, state_of
 from launch.slurm import jobs
@@ -85,23 +85,32 @@ def choose(config: "RunConfig", wish: Wish) -> Choice:
 
 
 def _in_job(config: "RunConfig", wish: Wish, job: str, source: Path | None) -> Choice:
-    """The job's own run, to which it comes back. With --resume auto, where that has saved nothing: the one that the job
-    has gone on with before, else the newest."""
-    first = own = Path(config.run_root) / config.name / job
-    if wish.restarts is not None:
-        from launch.slurm.trainings import folder_of
+    """The job's own run, to which it comes back. With --resume auto: where the job has gone on with this training
+    before, else its own run, and where that has saved nothing, the newest."""
+    from launch.slurm.trainings import folder_of, is_of, was_visited
 
-        own = folder_of(first, config, wish.allowed, job.removeprefix("slurm-"), wish.restarts)
-    if wish.resume == "auto" and own == first and not has_checkpoints(own):
-        runs = first.parent.glob("*/lives.jsonl") if wish.restarts is not None else ()
-        ours = [path.parent for path in runs if _was_in_job(path, job.removeprefix("slurm-"))]
-        known = [found for run in ours if (found := saved(run)) is not None]
-        newest = max(known, key=lambda run: run.at) if known else to_go_on_with(config)
+    first = own = Path(config.run_root) / config.name / job
+    name, ours = job.removeprefix("slurm-"), list[Path]()
+    if wish.restarts is not None:
+        if wish.resume == "auto":
+            ours = [path.parent for path in first.parent.glob("*/lives.jsonl") if _was_in_job(path, name)]
+            same = _newest([run for run in ours if is_of(run, config, wish.allowed)])
+            if same is not None:
+                return _auto(same)
+        own = folder_of(first, config, wish.allowed, name, wish.restarts)
+    others = any(was_visited(run, name, wish.restarts or 0) for run in ours)  # another config's, in this very start
+    if wish.resume == "auto" and own == first and not others and not has_checkpoints(own):
+        newest = _newest(ours) or to_go_on_with(config)
         if newest is not None:
             return _auto(newest)
     choice = _in_named(own, wish.resume, source)
     note = f"{first.name} is a training of another config in this job; this one is in {own.name}"
     return replace(choice, note=choice.note or note) if own != first else choice
+
+
+def _newest(runs: list[Path]) -> Saved | None:
+    known = [found for run in runs if (found := saved(run)) is not None]
+    return max(known, key=lambda run: run.at, default=None)
 
 
 def _was_in_job(lives: Path, job: str) -> bool:
@@ -161,7 +170,8 @@ def has_checkpoints(folder: Path) -> bool:
 
 def newest_checkpoint(folder: Path) -> str | None:
     """Name of the newest complete checkpoint, such as `step-00001200`."""
-    names = (path.name for path in (folder / CHECKPOINTS).glob("step-*") if path.is_dir())
+    found = (folder / CHECKPOINTS).glob("step-*")
+    names = (path.name for path in found if is_checkpoint_name(path.name) and path.is_dir())
     return max(names, key=lambda name: (len(name), name), default=None)
 
 

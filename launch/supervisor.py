@@ -30,16 +30,18 @@ PATIENCE = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
 OTHERS_END = 10.0
 """Seconds that the other nodes' launchers have to end after this one."""
+_LAST_S = 1.0
+"""Seconds that the first one takes to remove the folders that it has emptied."""
 RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG)
 
 
-def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = None) -> int:
+def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None = None) -> int:
     """Runs the plan to its end, restarts included. Returns the exit code for the launcher.
 
     A training that ends with exit code 2 has not begun, and its directory is left as it was before.
 
     Args:
-        at_end: called while all that was written is still there.
+        at_end: called with the exit code, while all that was written is still there.
 
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
@@ -58,6 +60,8 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
             place.remove_empty()
         raise
     with owning(plan), Inbox() as inbox:
+        for place in before if plan.nodes == 1 else ():  # of several, another may have begun to write
+            place.look_again()
         starter = Starter(plan)
         try:
             code = _live(plan, inbox, starter)
@@ -66,13 +70,13 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan], None] | None = No
             sweep(patience=0)
         try:
             if at_end is not None:
-                at_end(plan)
+                at_end(plan, code)
         finally:
             if code == ExitCode.CONFIG and plan.node == 0:
                 _await_others(plan)
                 _put_back(before)
-    if code == ExitCode.CONFIG and plan.node != 0:
-        _await_first(before)
+            elif code == ExitCode.CONFIG and plan.node:
+                _await_first(plan, before)
     return code
 
 
@@ -88,10 +92,17 @@ def _put_back(before: list[Before]) -> None:
         place.put_back()
 
 
-def _await_first(before: list[Before]) -> None:
-    """Removes what this node has made once the first node has cleared it."""
-    deadline = time.monotonic() + OTHERS_END
+def _await_first(plan: LaunchPlan, before: list[Before]) -> None:
+    """Removes this node's logs, its claim while that is ours, and what else it has made once the first node is done."""
+    first, deadline = plan.folder / ".lock-node0", time.monotonic() + OTHERS_END
+    own = {f".lock{plan.suffix}", f"agent{plan.suffix}.log", f"preload{plan.suffix}.log"}
+    for rank in range((plan.node or 0) * plan.ranks_per_node, ((plan.node or 0) + 1) * plan.ranks_per_node):
+        own |= {f"rank{rank}.log", f"rank{rank}.log.1"}
+    for place in before:
+        place.remove(own)
     while not all([place.remove_empty() for place in before]) and time.monotonic() < deadline:
+        if not first.exists():  # which goes last
+            deadline = min(deadline, time.monotonic() + _LAST_S)
         time.sleep(0.1)
 
 

@@ -113,6 +113,8 @@ class Lease:
             raise UserError(
                 f"cannot make the run directory {run_dir}, or its lease: {error.strerror}", ExitCode.CHECKPOINT_IO
             ) from None
+        if self._before is not None:
+            self._before.look_again()
         _remove_before(claim_path(run_dir, self._fence.number))
         self._thread = threading.Thread(target=self._renew, args=(self._fence,), name="lease", daemon=True)
         self._thread.start()

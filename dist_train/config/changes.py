@@ -5,6 +5,9 @@ from typing import Any
 
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 
+SURROUNDINGS = ("torch", "data")
+"""What may be allowed to change besides keys: it is around a run, not in its config."""
+
 
 def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
     """(key path, old value, new value) of every leaf that differs, sorted by key path."""
@@ -36,9 +39,10 @@ def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequen
     """Whether `config` could go on with a run that was recorded with everything settled.
 
     Args:
-        allowed: further keys that may differ.
+        allowed: further keys that may differ. `torch` and `data` are of what is around a run, and no keys here.
     """
+    keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(
-        is_below(path, (*SAFE_TO_CHANGE, *allowed)) or (path == "batch.microbatches" and new == "auto")
+        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path == "batch.microbatches" and new == "auto")
         for path, _, new in differences(recorded, config)
     )

@@ -58,7 +58,7 @@ def saved(run_dir: Path) -> Saved | None:
 
     Whether each byte is what it was, rank 0 sees when it reads them.
     """
-    names = [path.name for path in _folders(run_dir / CHECKPOINTS) if _CHECKPOINT.fullmatch(path.name)]
+    names = [path.name for path in _folders(run_dir / CHECKPOINTS) if is_checkpoint_name(path.name)]
     for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, in one way or another
             folder = run_dir / CHECKPOINTS / name
@@ -66,6 +66,11 @@ def saved(run_dir: Path) -> Saved | None:
             if all((folder / file).stat().st_size == facts["size"] for file, facts in manifest["files"].items()):
                 return Saved(run_dir=run_dir, checkpoint=name, at=float(manifest["saved"]))
     return None
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder is called as a checkpoint is; somebody's copy beside it, `step-00000100-copy`, is not."""
+    return _CHECKPOINT.fullmatch(name) is not None
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -4,12 +4,15 @@ import os
 import sys
 
 
-def tell(text: str) -> None:
+def tell(text: str, code: int = 2) -> None:
     """Writes `text` and a line's end, at once. A reader that has left, as `head` does, has what it wanted: that is no
     error, and changes no exit code.
 
+    Args:
+        code: what the command ends with where the output cannot be written.
+
     Raises:
-        SystemExit: (2) where the output cannot be written for another reason, said in one line.
+        SystemExit: (`code`) where the output cannot be written for another reason, said in one line.
     """
     if sys.stdout is None:  # closed by who has started us
         return
@@ -21,7 +24,7 @@ def tell(text: str) -> None:
     except OSError as error:
         drop()
         print(f"cannot write to stdout: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(code)
 
 
 def drop() -> None:

@@ -83,7 +83,7 @@ def command(
     if plan.node in (0, None):
         write_json(state, {"status": _status(code)})
     if as_json:
-        tell(json.dumps(verdict.latest(plan.folder)))
+        tell(json.dumps(verdict.latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.errors import UserError
+from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.stdout import tell
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
@@ -71,7 +71,7 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     if dry_run:
         from launch.dry_run import show
 
-        sys.exit(show(config, plan, config_path, [word for word in words if word != config_path]))
+        sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
     from launch import odd_files
 
     remember([config])
@@ -87,10 +87,10 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     sys.exit(supervise(plan, _print_verdict if as_json else None))
 
 
-def _print_verdict(plan: "LaunchPlan") -> None:
+def _print_verdict(plan: "LaunchPlan", code: int) -> None:
     from launch.verdict import latest
 
-    tell(json.dumps(latest(plan.folder)))
+    tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
 
 
 def _in_allocation(

@@ -20,33 +20,36 @@ def folder_of(first: Path, config: "RunConfig", allowed: Sequence[str], job: str
 
     One that is not done, and that this start of the job has not come to yet, may be this very training, whose config
     was edited while the job waited: it is taken for it, so that the change is refused and nothing begins anew unseen.
+    One that has no config yet is free, unless a training of this start has failed there: its job may come back to it.
 
     Args:
         first: the folder of the job's first training.
         allowed: keys that may have changed.
         restarts: how often the job has come back.
     """
-    there = []
-    for number in itertools.count(1):
-        place = first if number == 1 else first.with_name(f"{first.name}-{number}")
+    places = (first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1))
+    there: list[Path] = []
+    for place in places:
         if not place.exists():
             break
-        if _is_of(place, config, allowed):
+        if is_of(place, config, allowed):
             return place
         there.append(place)
-    waiting = [place for place in there if not _is_done(place) and not _was_visited(place, job, restarts)]
-    return waiting[0] if waiting else place
+    left = [place for place in there if not was_visited(place, job, restarts)]
+    free = [place for place in left if not (place / "config.yaml").is_file()]
+    waiting = [place for place in left if not _is_done(place)]
+    return [*free, *waiting, place][0]
 
 
-def _is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
-    """Whether it has the config's training, or none that has begun."""
+def is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
+    """Whether it has the config's training, as far as can be read."""
     from dist_train.config.changes import is_the_same_training
     from dist_train.config.problems import ConfigError
     from dist_train.config.source import load
 
     path = place / "config.yaml"
     try:
-        return not path.is_file() or is_the_same_training(load(path), config, allowed)
+        return path.is_file() and is_the_same_training(load(path), config, allowed)
     except ConfigError:  # of another version
         return False
 
@@ -57,7 +60,7 @@ def _is_done(place: Path) -> bool:
     return state.get("status") == "done" or (state.get("status") == "stopped" and state.get("signal") is None)
 
 
-def _was_visited(place: Path, job: str, restarts: int) -> bool:
+def was_visited(place: Path, job: str, restarts: int) -> bool:
     """Whether a launcher of this start of the job has come to an end there."""
     ended = [life for life in lives.read(place) if (life["ended"] or {}).get("event") == "ended"]
     return any((life["job"], life["restarts"]) == (job, restarts) for life in ended)

@@ -111,3 +111,11 @@ def test_commands_look_there(tmp_path, monkeypatch, capsys, words):
         cli.main([*words])
     said = capsys.readouterr()
     assert end.value.code == 0 and (str(tmp_path / "elsewhere") in said.err or "name: run" in said.out)
+
+
+def test_a_config_in_the_home_folder_is_no_override(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("data: {name: digits}\nmodel: {name: mlp}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.commands.main(["train", "~/c.yaml", "--dry-run", "--run-dir", str(tmp_path / "run")])
+    assert ended.value.code == 0 and "nothing was started" in capsys.readouterr().err

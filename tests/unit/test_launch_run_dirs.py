@@ -198,3 +198,10 @@ def test_runs_are_listed_with_their_state(tmp_path):
         ("digits/e", "starting"),
         ("digits/f", "failed"),
     ]
+
+
+def test_a_copy_that_somebody_made_of_a_checkpoint_is_not_the_newest(tmp_path):
+    run = make_run(tmp_path, 100, 200)
+    for name in ("step-00000100-copy", "step-00000300.bak"):
+        (run / "checkpoints" / name).mkdir()
+    assert run_dirs.newest_checkpoint(run) == "step-00000200"

@@ -1,5 +1,6 @@
 """Results on stdout: a reader that leaves early, as `head` does, is no error and changes no exit code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -53,3 +54,19 @@ def test_nobody_reads(folder, words, code):
 def test_a_disk_that_is_full_is_told_in_one_line(folder):
     with open("/dev/full", "wb") as full:
         assert start(folder, ("config", "schema"), full) == (2, "cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize(("program", "code"), [("pass", 14), ("raise SystemExit(17)", 10)])
+def test_a_verdict_that_cannot_be_written_does_not_say_that_nothing_was_started(folder, program, code):
+    (folder / "p.py").write_text(program)
+    with open("/dev/full", "wb") as full:
+        ended, said = start(folder, ("run", "--nproc-per-node", "1", "--json", "p.py"), full)
+    assert (ended, "cannot write to stdout: No space left on device" in said) == (code, True)
+
+
+def test_a_training_s_verdict_that_cannot_be_written_keeps_the_training_s_end(folder):
+    train = ("train", CONFIG, "train.duration=1 step", "--nproc-per-node", "1", "--run-dir", "run", "--json")
+    with open("/dev/full", "wb") as full:
+        ended, said = start(folder, train, full)
+    assert ended == 14 and "cannot write to stdout" in said, said
+    assert json.loads((folder / "run" / "state.json").read_text())["status"] == "done"

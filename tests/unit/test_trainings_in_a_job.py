@@ -85,3 +85,42 @@ def test_auto_in_a_job_of_several_begins_each_where_nothing_of_it_is_there(runs)
     live(chosen(runs, seed=1, resume="auto"), runs, 0, "done", seed=1)
     second = chosen(runs, seed=2, resume="auto")
     assert (second.folder.name, second.resume) == ("slurm-7-2", "none")
+
+
+def test_what_is_around_a_run_may_change_and_its_config_stays_its_own(runs):
+    allowed = ("data", "torch")
+    digits, synthetic = {"name": "digits"}, {"name": "synthetic"}
+    live(chosen(runs, data=digits, allowed=allowed), runs, 0, "done", data=digits)
+    assert chosen(runs, data=synthetic, allowed=allowed).folder.name == "slurm-7-2"
+
+
+def fail_early(choice: Choice, restarts: int) -> None:
+    """What a training leaves that fails before it has written its config."""
+    choice.folder.mkdir(parents=True, exist_ok=True)
+    with open(choice.folder / "lives.jsonl", "a") as file:
+        for event in ({"event": "began", "job": "7", "restarts": restarts}, {"event": "ended", "in_order": False}):
+            file.write(json.dumps({"life": restarts + 1, **event}) + "\n")
+
+
+def test_one_that_failed_before_its_config_keeps_its_folder(runs):
+    fail_early(chosen(runs, seed=1), 0)
+    live(chosen(runs, seed=2), runs, 0, "stopped", seed=2)
+    assert not (runs / "slurm-7" / "config.yaml").exists() and (runs / "slurm-7-2").is_dir()
+    assert chosen(runs, restarts=1, seed=2).folder.name == "slurm-7-2"  # also where the script skips the first
+    again = chosen(runs, restarts=1, seed=1)
+    assert again.folder.name == "slurm-7"
+    fail_early(again, 1)
+    live(chosen(runs, restarts=1, seed=2), runs, 1, "done", seed=2)
+    assert chosen(runs, restarts=1, seed=3).folder.name == "slurm-7-3"
+
+
+def test_auto_goes_on_with_the_run_of_an_earlier_job_and_the_next_config_does_not(runs):
+    earlier = make_run(runs / "slurm-6", 2)
+    (earlier / "config.yaml").write_text(to_yaml(config(runs, seed=1, batch={"microbatches": 4})))
+    assert live(chosen(runs, seed=1, resume="auto"), runs, 0, "done", seed=1) == earlier
+    second = chosen(runs, seed=2, resume="auto")
+    assert (second.folder.name, second.resume) == ("slurm-7", "none")
+    live(second, runs, 0, "stopped", seed=2)
+    for seed, name in ((1, "slurm-6"), (2, "slurm-7")):
+        again = chosen(runs, restarts=1, seed=seed, resume="auto")
+        assert (again.folder.name, again.resume) == (name, "auto")
