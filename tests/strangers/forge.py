@@ -129,8 +129,10 @@ def _checkpoint_alone(run: Path, dice: random.Random) -> None:
 
 def _best_alone(run: Path, dice: random.Random) -> None:
     _names("model", "canary:Thing", {})(run, dice)
-    for path in (run / "checkpoints").glob("step-*"):
-        path.rename(path.with_name("best")) if path == newest(run) else shutil.rmtree(path)
+    kept = newest(run).rename(run / "kept")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    kept.rename(run / "checkpoints" / "best")
     for path in list(run.iterdir()):
         if path.name not in ("config.yaml", "checkpoints"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
