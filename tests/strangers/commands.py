@@ -204,7 +204,7 @@ def _to(place: Path) -> None:
     os.dup2(file, 2)
 
 
-def _one_rank(plan: Any) -> int:
+def _one_rank(plan: Any, at_end: Any = None) -> int:
     """In place of the launcher's supervisor: the program, as `python -m MODULE` runs it."""
     from dist_train.config.ownership import refuse_owned
     from launch import run_dirs
