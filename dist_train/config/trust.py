@@ -48,7 +48,7 @@ class Power:
     args: Any = None
 
     def __str__(self) -> str:
-        return f"{self.where} {printable(self.what, 120)}"
+        return f"{self.where} {printable(self.what, 4096 if self.where == LINK else 120)}"
 
     @property
     def hash(self) -> str:
