@@ -171,12 +171,12 @@ def test_what_training_and_evaluation_have_not_in_common_is_no_mistake(run_ranks
 
 
 class Merging(torch.nn.Linear):
-    """Adds something to its weight for evaluation and takes it away for training, as LoRA's layers do."""
+    """Has another weight in evaluation and its own again in training, as LoRA's layers do; to the bit, by halving."""
 
     def train(self, mode=True):
         if mode != self.training:
             with torch.no_grad():
-                self.weight += 0.5 if self.training else -0.5
+                self.weight *= 2.0 if mode else 0.5
         return super().train(mode)
 
 
@@ -191,10 +191,13 @@ class Merges(torch.nn.Module):
 
 
 def test_a_model_is_told_of_the_end_of_an_evaluation(run_ranks, folder):
-    own = [f"model={{name: '{__name__}:Merges'}}", "augment=[]", "eval.every=1 steps", "train.duration=4 steps"]
-    for world_size in (1, 3):
-        assert run_ranks(train, world_size, folder, "base.yaml", f"w{world_size}", *own) == [0] * world_size
-    assert result(folder / "w1") == result(folder / "w3")
+    own = [f"model={{name: '{__name__}:Merges'}}", "augment=[]", "train.duration=4 steps"]
+    for world_size, every in ((1, 4), (1, 1), (3, 1)):
+        run = f"{world_size} {every}"
+        arguments = (folder, "base.yaml", run, f"eval.every={every} steps", *own)
+        assert run_ranks(train, world_size, *arguments) == [0] * world_size
+    assert result(folder / "1 1") == result(folder / "3 1")
+    assert result(folder / "1 1")[0] == result(folder / "1 4")[0], "evaluations leave no trace in the weights"
 
 
 class Moved(torch.optim.SGD):
