@@ -221,7 +221,6 @@ class Moved(torch.optim.SGD):
 
 
 def test_what_an_optimizer_keeps_outside_of_its_state_survives(run_ranks, folder):
-    """And gradients lie where a product of them has the same bits in the first step of a process as in any."""
     own = [f"optimizer={{name: '{__name__}:Moved', lr: 0.1}}", "train.duration=5 steps"]
     assert run_ranks(train, 1, folder, "base.yaml", "whole", *own) == [0]
     run_ranks(train, 3, folder, "base.yaml", "pieces", "train.stop_after=2 steps", *own)
