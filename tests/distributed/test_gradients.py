@@ -11,6 +11,7 @@ from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.parallel import Parallel
 from dist_train.process_group import ProcessGroup
+from tests.distributed.training import train, write_configs
 
 GLOBAL = 24
 
@@ -209,3 +210,12 @@ def test_a_norm_is_taken_from_aligned_memory():
         assert aligned.data_ptr() % 64 == 0
         assert torch.equal(aligned, view) and aligned.stride() == view.stride()
         assert (aligned is view) == (begin == 0)
+
+
+def test_a_users_optimizer_is_given_gradients_in_aligned_memory(run_ranks, tmp_path):
+    """Where in a bucket they lie depends on what the process has done before: other addresses after a resume."""
+    write_configs(tmp_path)
+    optimizer = ("optimizer={name: 'tests.distributed.training:Aligned', lr: 0.1}", "model={name: mlp, hidden: [5, 3]}")
+    for steps in (2, 4):
+        codes = run_ranks(train, 2, tmp_path, "base.yaml", "run", *optimizer, f"train.stop_after={steps} steps")
+        assert codes == [0, 0], (tmp_path / "run" / "logs" / "rank0.log").read_text()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from dist_train.checkpoint.store import locate
@@ -45,6 +46,15 @@ class Normed(nn.Module):
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return self.last(hidden)
+
+
+class Aligned(torch.optim.SGD):
+    """Will have no gradient at an address that is no multiple of a vector's size."""
+
+    def step(self, closure=None):
+        places = [p.grad.data_ptr() % 64 for group in self.param_groups for p in group["params"]]
+        assert not any(places), f"gradients lie {places} bytes after a multiple of 64"
+        return super().step(closure)
 
 
 def write_configs(folder: Path) -> None:

@@ -15,4 +15,4 @@ def test_an_animal_is_exact_or_refused_by_name(matrix, name):
 def test_a_model_that_knows_the_number_of_ranks_is_found_out(matrix):
     """So the net has no hole as large as this."""
     verdict = matrix.habit(Animal(config={"model": {"name": "tests.exactness.zoo.behaviour:KnowsTheRanks"}}))
-    assert verdict.is_wrong and "1 rank and 3: train row of step 1: loss" in verdict.detail
+    assert verdict.is_wrong and "train row of step 1: loss" in verdict.detail
