@@ -66,6 +66,16 @@ def test_ranks_that_finish_no_step_are_hung(start, tmp_path):
     assert all(one.process.frames[0].file == "<string>" for one in hang.evidence)
 
 
+@pytest.mark.parametrize("begun, then", [([0], [1]), ([0, 1], [0, 2]), ([0, 1], [1]), ([1], [0, 1])])
+def test_ranks_may_begin_and_end_between_two_looks(start, tmp_path, begun, then):
+    """A short script's first rank is over before its second has begun."""
+    ranks = {rank: start(rank, "step") for rank in {*begun, *then}}
+    dog = Watchdog(tmp_path, None, Nodes(tmp_path, "here", 1))
+    for numbers in (begun, begun, then, then):
+        assert dog.look([ranks[number] for number in numbers], []) is None
+    assert dog.slow_ranks() == []
+
+
 def test_a_rank_that_saves_holds_up_the_others_rightly(start, tmp_path):
     assert watch(tmp_path, [start(0, "save"), start(1, "step")], 5) is None
 
