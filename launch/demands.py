@@ -37,6 +37,5 @@ def _modules(config: Any) -> tuple[str, ...]:
         "synthetic",
     )
     found += ["torchvision"] * (in_torchvision or any(step.name == "rand_augment" for step in config.augment))
-    found += ["sklearn.datasets"] * (config.data.name == "digits")
     found += ["torch._dynamo", "torch._inductor.config"] * config.model.compile
     return tuple(found)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["pytest", "numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.optim", "torch.utils.data"]
-PRELOADED += ["torchvision.transforms.v2", "sklearn.datasets", "safetensors.torch", "dist_train.worker"]
+PRELOADED += ["torchvision.transforms.v2", "safetensors.torch", "dist_train.worker"]
 PRELOADED += ["tests.rank_pool"]
 DUMP_STACKS = signal.SIGRTMAX - 1
 """None of the signals that the code under test gives a meaning to."""

@@ -70,7 +70,6 @@ class Ended:
 
 
 PRELOADED = (
-    "sklearn.datasets",
     "torch._dynamo",
     "torch._inductor.config",
     "torchvision.io",

@@ -5,6 +5,8 @@ import os
 import pickle
 import resource
 import socket
+import subprocess
+import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +62,24 @@ def test_digits_are_scikit_learns():
     ours = sorted((target, image) for target, image in zip(targets.tolist(), images.flatten(1).tolist(), strict=True))
     scaled = np.round(bunch.data * 255 / 16).astype(int).tolist()
     assert ours == sorted(zip(bunch.target.tolist(), scaled, strict=True))
+
+
+def test_digits_import_nothing_of_scikit_learn():
+    code = "import sys; from dist_train.data.datasets import digits; digits._table(); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_digits_without_scikit_learn_or_its_file_are_an_error_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"needs scikit-learn, pip install 'dist-train\[demo\]'"):
+        datasets.build(Digits())
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "sklearn")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"file of scikit-learn's: .*sklearn/datasets/data/digits\.csv\.gz"):
+        datasets.build(Digits())
 
 
 def test_the_split_follows_its_seed():
