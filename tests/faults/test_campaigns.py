@@ -21,7 +21,7 @@ def assert_nothing_lost(tally: Tally) -> None:
 
 @pytest.mark.timeout(600)
 def test_killed_over_and_over_a_run_ends_as_if_nothing_had_happened(tmp_path):
-    assert_nothing_lost(kills.campaign(Order(folder=tmp_path, count=20)))
+    assert_nothing_lost(kills.campaign(Order(folder=tmp_path, count=12)))
 
 
 @pytest.mark.timeout(600)
@@ -61,7 +61,7 @@ def test_a_disk_that_refuses_costs_no_checkpoint_and_ends_no_training(tmp_path):
 
 
 def test_every_damage_to_a_checkpoint_is_found(tmp_path):
-    assert_nothing_lost(corruption.campaign(Order(folder=tmp_path, count=200)))
+    assert_nothing_lost(corruption.campaign(Order(folder=tmp_path, count=100)))
 
 
 @needs_strace
