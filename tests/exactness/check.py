@@ -160,7 +160,7 @@ class _Lives:
 
     def _in_pieces(self, expected: Result, sizes: tuple[int, int]) -> None:
         """Stopped or killed at some step, then resumed on another number of ranks."""
-        step = 1 + self._chance // 7 % 3
+        step = 1 + self._chance // 7 % 2
         # Killed before its first save, a run with `auto` begins anew on another number of ranks.
         killed = self._settled and self._chance // 31 % 8 == 0
         way = f"{'killed' if killed else 'stopped'} after step {step} on {sizes[0]} ranks, resumed on {sizes[1]}"

@@ -66,7 +66,7 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.resnet_cifar.depth": ((8,), "6n + 2, and small"),
     "model.resnet_cifar.width": ((4,), "small"),
     "model.torchvision.name": (
-        ("mnasnet0_5", "shufflenet_v2_x0_5", "mobilenet_v3_small"),
+        ("mnasnet0_5", "shufflenet_v2_x0_5"),
         "the cheapest of 81",
     ),
     "model.custom.name": (
@@ -87,10 +87,10 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
         ("torch.optim:Adagrad", "torch.optim:NAdam", "torch.optim:RMSprop", f"{PACKAGE}.components:Lion"),
         "names of classes",
     ),
-    "schedule.step.milestones": ((["2 steps"], ["1 steps", "72 samples"]), "inside of a short training"),
+    "schedule.step.milestones": ((["2 steps"], ["1 steps", "48 samples"]), "inside of a short training"),
     "batch.microbatches": ((3, 4, 6, 12, "auto"), "at least as many as ranks, and no powers of two"),
     "batch.global_size": ((24,), "divides by all numbers of microbatches"),
-    "train.duration": (("4 steps", "94 samples"), "short"),
+    "train.duration": (("3 steps", "70 samples"), "short"),
     "train.clip_norm": ((None, 0.5, 100.0), "one that clips and one that does not"),
     "eval.every": (("2 steps", "72 samples", "1 epochs"), "inside of a short training"),
     "eval.batch_size": ((5, 32), "a share that is not full, and small"),
@@ -129,7 +129,8 @@ ONCE: dict[tuple[str, Any], str] = {
     ("model", "torchvision"): "hundreds of layers: many seconds for each draw",
     ("model.name", "mnasnet0_5"): "one draw of each",
     ("model.name", "shufflenet_v2_x0_5"): "one draw of each",
-    ("model.name", "mobilenet_v3_small"): "one draw of each",
+    ("loader.workers", 2): "0 and 1 are paired with all, and every draw is trained both with processes and without",
+    ("loader.workers", "auto"): "a number that is drawn itself",
     ("tracking.tensorboard", True): "a second of imports in each process; no result goes through it",
 }
 """Values that are drawn seldom and not in every pair: (the key without its component's name, the value)."""
