@@ -12,6 +12,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Save and stop."""
 OTHERS = (signal.SIGUSR2,)
 """Passed on to the ranks: save and go on."""
+_DEADLY = (signal.SIGUSR1, signal.SIGUSR2)
 _FORCING = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 0.1
 """Seconds within which the same signal again is an echo: `timeout` and srun send theirs to process and group."""
@@ -24,7 +25,9 @@ class HasFileno(Protocol):
 class Inbox:
     """Collects this process's signals while it is open.
 
-    SIGHUP is kept out: a closed terminal does not end a training, whose output is in its logs anyway.
+    SIGHUP is kept out: a closed terminal does not end a training, whose output is in its logs anyway. SIGUSR1 and
+    SIGUSR2 are ignored once it is closed: by default they would kill a launcher that has done what they ask for, and is
+    about to say so by its exit code.
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,7 @@ class Inbox:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if number in _DEADLY else handler)  # type: ignore[arg-type]
         signal.set_wakeup_fd(self._wakeup)
         self._reader.close()
         self._writer.close()

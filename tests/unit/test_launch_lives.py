@@ -13,7 +13,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from launch import lives
 from launch.host import Host, Slurm
-from launch.inbox import Inbox
+from launch.inbox import OTHERS, STOPS, Inbox
 from launch.lost_node import agreed_code
 from launch.plan import Flags, LaunchPlan, make_plan
 
@@ -65,6 +65,23 @@ def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
     assert not lives.Life(plan(tmp_path, 3)).is_in_vain()
 
 
+@pytest.fixture
+def asked_for():
+    """Whoever opens an inbox in this process gives its signals back."""
+    before = {number: signal.getsignal(number) for number in (*STOPS, *OTHERS, signal.SIGHUP, signal.SIGCHLD)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_comes_again_when_all_is_done_does_not_kill_the_launcher(asked_for, number):
+    with Inbox() as inbox:
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # would end this process
+    assert [inbox.stop, *inbox.take_others()].count(number) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "code", "reason", "in_order"),
     [
@@ -74,7 +91,7 @@ def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
         ("failed", 10, "SIGUSR1, and then user code", False),
     ],
 )
-def test_what_ended_a_life_is_said(tmp_path, status, code, reason, in_order):
+def test_what_ended_a_life_is_said(tmp_path, asked_for, status, code, reason, in_order):
     with Inbox() as inbox:
         life = lives.Life(plan(tmp_path, 0))
         life.begin()
