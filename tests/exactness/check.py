@@ -203,12 +203,12 @@ class _Lives:
         """Where the two differ, in another memory format say, both must be as near to what float64 gives."""
         if not self._settled or self._config.get("train", {}).get("precision", "fp32") != "fp32":
             return
-        ours, by_hand = whole.rows[0]["grad_norm"], self._by_hand("float32")
+        ours, by_hand = whole.rows[0]["grad_norm"], self._by_hand(in_float64=False)
         if math.isclose(by_hand, ours, rel_tol=CLOSE):
             return
-        exact = self._by_hand("float64")
+        exact = self._by_hand(in_float64=True)
         if abs(ours - exact) > CLOSE * exact + ROUNDING * abs(by_hand - exact):
             raise Wrong(f"the first gradient's norm is {ours}, of plain torch {by_hand}, in float64 {exact}")
 
-    def _by_hand(self, dtype: str) -> float:
-        return self._run_ranks(lives.plain_gradient_norm, 1, str(self._folder / "config.yaml"), dtype)[0]
+    def _by_hand(self, *, in_float64: bool) -> float:
+        return self._run_ranks(lives.plain_gradient_norm, 1, str(self._folder / "config.yaml"), in_float64)[0]

@@ -132,12 +132,12 @@ def figures(ranks: Any, checkpoint: str) -> dict[str, Any] | Ended:
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
-def plain_gradient_norm(ranks: Any, config_path: str, dtype: str = "float32") -> float:
+def plain_gradient_norm(ranks: Any, config_path: str, in_float64: bool) -> float:
     """The norm of the first step's gradient as a few lines of torch find it: the mean over the global batch's valid
     targets, in plain memory format, with a new model for every microbatch, without DDP, buckets or trees of ours.
 
     Args:
-        dtype: of model and inputs; `float64` says how much of a difference is rounding.
+        in_float64: Model and inputs, which tells how much of a difference is rounding; else each in its own type.
     """
     import torch
 
@@ -157,9 +157,11 @@ def plain_gradient_norm(ranks: Any, config_path: str, dtype: str = "float32") ->
     counted = 0
     for microbatch in step:
         model = models.build(plain, shape=splits.shape, classes=len(splits.classes), seed=config.seed)
-        model = model.to(getattr(torch, dtype))
+        inputs = microbatch.inputs
+        if in_float64:
+            model, inputs = model.double(), inputs.double()
         Generators(model, task).seed(key(config.seed, "dropout", 0, microbatch.number))
-        loss, count = task.loss(model(microbatch.inputs.to(getattr(torch, dtype))), microbatch.targets)
+        loss, count = task.loss(model(inputs), microbatch.targets)
         size = len(microbatch.indices)
         (loss / size).backward()
         counted += int(count)
