@@ -37,6 +37,7 @@ class OutputRelay:
             request = {
                 "listener": listener.fileno(),
                 "ranks": plan.ranks,
+                "nodes": plan.nodes,
                 "tee": parse_tee(plan.tee),
                 "limit": plan.log_size,
             }

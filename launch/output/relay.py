@@ -114,6 +114,8 @@ class Relay:
         self.consoles = [self._out] if same else [self._out, self._err]
         tee = request["tee"]
         self._alone = not (tee["all"] or tee["local"]) if request["ranks"] is None else request["ranks"] == [0]
+        self._one_node = request["nodes"] == 1
+        """Otherwise other relays write to one console, through terminals of srun; whole lines can be told apart."""
         self._selector = selectors.DefaultSelector()
         self._ranks: list[Rank] = []
         self._terminals: list[tuple[int, int, Console]] = []
@@ -195,7 +197,7 @@ class Relay:
     def _shown(self, joined: Rank, rank: int, console: Console, pid: int) -> int:
         """The end for a stream that goes to the console too."""
         log = Lines(joined.log.write)
-        if rank == 0 and (console.is_terminal or self._alone):
+        if rank == 0 and (self._alone or (console.is_terminal and self._one_node)):
             reading, writing = self._terminal(console, pid) if console.is_terminal else os.pipe()
             self._add(joined, Stream(reading, [console.write, log.feed], [log], log))
             return writing

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
 
     def start(action: str, flags: dict, **settings) -> subprocess.Popen:
         folder = tmp_path / "run"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # another node of the same launch may have made it
         program = [str(PROGRAMS / "printing_ranks.py"), action, str(folder)]
         command = [sys.executable, str(PROGRAMS / "launch_script.py"), str(folder), json.dumps(flags), *program]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "LAUNCH_TEST": str(tmp_path)}
@@ -102,6 +104,24 @@ def test_a_terminal_is_rank_0s_and_others_print_whole_lines_above_its_bar(start,
     assert [state for state in states if state not in shown] == []  # every state of the bar, and one of them in the log
     assert log_of(run, 0).splitlines()[-1] == " 50/50 of rank 0 |██████████|"
     assert log_of(run, 0).count("/50 of rank 0") == 1 and "\x1b" not in log_of(run, 0)
+
+
+def test_of_several_nodes_each_shows_whole_lines_even_on_a_terminal(start, tmp_path):
+    """srun --unbuffered gives each node's launcher a terminal of its own, and writes what both say to one console."""
+    out, err, other = Terminal(80), Terminal(80), Terminal(80)
+    nodes: dict[str, Any] = {"nnodes": "2", "nproc_per_node": "1", "ranks": "all", "master_addr": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nodes["master_port"] = free.getsockname()[1]
+    first = start("begin-a-line", {**nodes, "node_rank": 0}, stdout=out.theirs, stderr=err.theirs)
+    second = start("begin-a-line", {**nodes, "node_rank": 1}, stdout=other.theirs, stderr=other.theirs)
+    until(lambda: "meanwhile" in err.text(), PATIENCE)
+    assert "begun" not in out.text()  # what another node says now would stand in the midst of it
+    (tmp_path / "run/end").touch()
+    assert first.wait(PATIENCE) == 0 and second.wait(PATIENCE) == 0
+    until(lambda: "line of rank 0, begun and ended" in out.text(), PATIENCE)
+    until(lambda: "[rank1]: line of rank 1, begun" in other.text(), PATIENCE)
+    for terminal in (out, err, other):
+        terminal.close()
 
 
 def test_the_last_words_of_ranks_that_die_are_kept_and_lines_are_whole(start, tmp_path):

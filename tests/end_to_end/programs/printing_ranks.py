@@ -40,6 +40,14 @@ def draw_bar(steps: int, seconds: float = 0.0) -> None:
     sys.stderr.write("\n")
 
 
+def begin_a_line(folder: Path) -> None:
+    """What stands behind the first words is long in coming."""
+    print(f"line of rank {RANK}, begun", end="", flush=True)
+    print("meanwhile", file=sys.stderr, flush=True)
+    wait_for(folder / "end")
+    print(" and ended")
+
+
 def on_a_terminal(folder: Path) -> None:
     """Rank 0 draws a bar as wide as its terminal says, again when that is resized; rank 1 prints lines meanwhile."""
     terminals = [stream.isatty() for stream in (sys.stdout, sys.stderr)]
@@ -97,7 +105,13 @@ def flood_without_end(folder: Path) -> None:
         (folder / f"flooded{RANK}").touch()
 
 
-ACTIONS = {"on-a-terminal": on_a_terminal, "die": die, "flood": flood, "flood-without-end": flood_without_end}
+ACTIONS = {
+    "begin-a-line": begin_a_line,
+    "on-a-terminal": on_a_terminal,
+    "die": die,
+    "flood": flood,
+    "flood-without-end": flood_without_end,
+}
 
 if __name__ == "__main__":
     action = ACTIONS[sys.argv[1]]
