@@ -69,7 +69,7 @@ check() { # NAME SECONDS WHAT-OF-PYTEST …
 "$python" - "$on" <<'PYTHON' | tee -a "$out/gpu_correct.txt" || exit 2
 import platform, sys
 import torch
-from dist_train.fingerprints import gpu_libraries
+from dist_train.checkpoint.provenance import gpu_libraries
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
     sys.exit("torch sees no GPU")
 device = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "CPU"

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.stamps import Writer
 from dist_train import loop
 from dist_train.control.stop import StopFlag
-from dist_train.ranks import Ranks
+from dist_train.parallel.ranks import Ranks
 from dist_train.worker import main
 
 

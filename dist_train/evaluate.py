@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
-from dist_train.model_buffers import BufferSet
-from dist_train.process_group import ProcessGroup
+from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.buffers import BufferSet
+from dist_train.parallel.overlap import Leash
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key
-from dist_train.ranks import Ranks
-from dist_train.side_work import Leash
 from dist_train.tasks.base import Task
 
 Batches = Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]]

@@ -14,10 +14,10 @@ from dist_train.checkpoint.model_state import Tensors, constants_of, load_model,
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState, progress
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
-from dist_train.ema import Ema
+from dist_train.errors import ExitCode, UserError
+from dist_train.optim.ema import Ema
 from dist_train.tasks.base import Task
 
 

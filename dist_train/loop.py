@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from dist_train.checkpoint.state import TrainState
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
-from dist_train.meter import StepResult
-from dist_train.run import Run
+from dist_train.errors import ExitCode, UserError
+from dist_train.step_metrics import StepResult
+from dist_train.trainer import Run
 
 
 def train(run: Run, state: TrainState, begun: Callable[[], None] = lambda: None) -> Request:

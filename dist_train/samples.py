@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from dist_train.checkpoint.model_state import same
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import evaluation_samples, training_samples
+from dist_train.errors import UserError
 from dist_train.tasks.base import Task
 
 _MOST = 8

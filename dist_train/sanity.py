@@ -20,18 +20,18 @@ from dist_train.checkpoint.buffers import header
 from dist_train.checkpoint.model_state import same
 from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
+from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build
-from dist_train.model_buffers import BufferSet
 from dist_train.models import deterministic
 from dist_train.parallel import unused_parameters
-from dist_train.process_group import ProcessGroup
+from dist_train.parallel.buffers import BufferSet
+from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples
 from dist_train.tasks.base import Sums

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train import non_finite
 from dist_train.checkpoint.keeper import Checkpoints, Keeper, NoCheckpoints
-from dist_train.checkpoint.lease import Lease
+from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import Resumed, check_surroundings, hand_on
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError
 from dist_train.config.recorded import given
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.config.source import load
 from dist_train.config.trust import powers, remember
+from dist_train.control import non_finite
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.heartbeat import beat
@@ -35,26 +34,27 @@ from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import evaluation_batches, number_of_batches, train_batches, train_sampler
+from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluation, evaluate
-from dist_train.fingerprints import surroundings
 from dist_train.learner import Learner, autocast
 from dist_train.learner import build as build_learner
-from dist_train.life import Life, go_back, judge, live
-from dist_train.meter import Meter
 from dist_train.models.deterministic import check
-from dist_train.open_run import Opened, laid_out_anew, open_run
+from dist_train.optim.schedule import Schedule
 from dist_train.parallel import Parallel
-from dist_train.process_group import ProcessGroup
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators
-from dist_train.ranks import Ranks
-from dist_train.run import Run, gives_up
-from dist_train.run_directory import DirectoryRecord, NoRecord, RunRecord, generation
+from dist_train.resolve_run import Opened, laid_out_anew, open_run
+from dist_train.run_state import DirectoryRecord, NoRecord, RunRecord, generation
+from dist_train.rundir.lease import Lease
 from dist_train.sanity import check_sanity
-from dist_train.schedule import Schedule
+from dist_train.session import Life, go_back, judge, live
+from dist_train.step_metrics import Meter
 from dist_train.tasks.base import Task
 from dist_train.tracking import tracker as tracking
 from dist_train.tracking.base import RunFacts
 from dist_train.tracking.tracker import NullTracker
+from dist_train.trainer import Run, gives_up
 
 
 def main(argv: Sequence[str], flag: StopFlag) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from launch.console import mark, say
 
 COMMANDS = {

@@ -31,7 +31,9 @@ def figures(root: Path) -> dict[str, int | str]:
         "files that lie flat in dist_train/": sum(path.parent == root / "dist_train" for path in trees),
         "files in an import circle": len(_in_circles(files)),
         "folders in an import circle": len(_in_circles(_by_folder(files))),
-        "Any": sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees.values() for node in ast.walk(tree)),
+        "Any": sum(
+            isinstance(node, ast.Name) and node.id == "Any" for tree in trees.values() for node in ast.walk(tree)
+        ),
         DICTIONARY: sum(ast.unparse(tree).count(DICTIONARY) for tree in trees.values()),
         'look-ups such as session["rank"] in launch/': sum(
             _look_ups(tree) for path, tree in trees.items() if path.is_relative_to(root / "launch")

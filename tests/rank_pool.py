@@ -90,8 +90,9 @@ def run_ranks(
 ) -> list[Any]:
     """Calls `function(ranks, *args)` in `world_size` processes; returns what they returned, by rank.
 
-    `function` is a module's top-level function, `ranks` a `dist_train.ranks.Ranks`. The process group is for it to
-    open, with dist_train.process_group or with a plain `init_process_group("gloo")`; what it leaves open is closed.
+    `function` is a module's top-level function, `ranks` a `dist_train.parallel.ranks.Ranks`. The process group is for
+    it to open, with dist_train.parallel.process_group or with a plain `init_process_group("gloo")`; what it leaves open
+    is closed.
 
     Raises:
         RankFailed: with the traceback of the first rank that failed, or after `timeout` seconds with all stacks.
@@ -215,7 +216,7 @@ def _work(function: Callable[..., Any], args: tuple, environment: dict[str, str]
     _settle(environment, Path(to))
     import torch
 
-    from dist_train.ranks import Ranks
+    from dist_train.parallel.ranks import Ranks
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     try:

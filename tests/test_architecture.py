@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.commands.train import prepare
-from launch.plan import Flags
+from launch.plan.flags import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_FILES = sorted([*ROOT.glob("dist_train/**/*.py"), *ROOT.glob("launch/**/*.py")])
@@ -25,6 +25,7 @@ COLLECTIVES = {"all_gather", "all_gather_into_tensor", "all_gather_object", "all
 COLLECTIVES |= {"all_to_all_single", "barrier", "broadcast", "broadcast_object_list", "destroy_process_group", "gather"}
 COLLECTIVES |= {"gather_object", "init_process_group", "irecv", "isend", "monitored_barrier", "new_group", "recv"}
 COLLECTIVES |= {"reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"}
+SHARED = ("dist_train.config", "dist_train.rundir", "dist_train.errors")
 RUNS_CODE_FROM_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 
@@ -75,9 +76,9 @@ def test_the_launcher_knows_of_the_worker_only_its_configuration():
         for path in OUR_FILES
         if path.is_relative_to(ROOT / "launch")
         for line, name in imports(path)
-        if belongs_to(name, "dist_train") and not belongs_to(name, "dist_train.config")
+        if belongs_to(name, "dist_train") and not belongs_to(name, *SHARED)
     ]
-    assert_none(found, "launch/ imports from dist_train only dist_train.config")
+    assert_none(found, "launch/ imports from dist_train only the shared rooms")
 
 
 def test_the_worker_does_not_know_the_launcher():
@@ -115,11 +116,10 @@ def test_wandb_is_behind_one_door():
     assert_none(found, "wandb is imported in tracking/wandb.py alone")
 
 
-def test_collectives_are_called_in_three_files():
-    allowed = {"dist_train/process_group.py", "dist_train/parallel.py", "dist_train/exchange.py"}
+def test_collectives_are_called_in_one_folder():
     found = []
     for path in OUR_FILES:
-        if name_of(path) in allowed:
+        if path.is_relative_to(ROOT / "dist_train/parallel"):
             continue
         found += [
             f"{name_of(path)}:{line} imports {name}"
@@ -132,7 +132,7 @@ def test_collectives_are_called_in_three_files():
             if re.fullmatch(r"(dist|torch\.distributed|distributed)\.(\w+)", called)
             and called.rpartition(".")[2] in COLLECTIVES
         ]
-    assert_none(found, "collectives are called in process_group.py, parallel.py and exchange.py alone")
+    assert_none(found, "collectives are called in dist_train/parallel/ alone")
 
 
 def test_slurm_is_known_in_one_place():
@@ -141,21 +141,22 @@ def test_slurm_is_known_in_one_place():
         for path in OUR_FILES
         for line, text in texts(path)
         if re.fullmatch(r"SLURM_\w+", text)
-        and name_of(path) != "launch/host.py"
+        and name_of(path) != "launch/plan/host.py"
         and not path.is_relative_to(ROOT / "launch/slurm")
     ]
-    assert_none(found, "SLURM_* is read in launch/host.py and launch/slurm/ alone")
+    assert_none(found, "SLURM_* is read in launch/plan/host.py and launch/slurm/ alone")
 
 
 def test_who_a_rank_is_has_one_source():
-    allowed = {"dist_train/ranks.py", "launch/agent.py", "launch/entry.py"}  # launch/ names a rank's files by it
+    # launch/ names a rank's files by it
+    allowed = {"dist_train/parallel/ranks.py", "launch/node/agent.py", "launch/rank/main.py"}
     found = [
         f"{name_of(path)}:{line} {text}"
         for path in OUR_FILES
         for line, text in texts(path)
         if text in RANK_VARIABLES and name_of(path) not in allowed
     ]
-    assert_none(found, "RANK and the like are read in dist_train/ranks.py, and where the launcher starts ranks, alone")
+    assert_none(found, "RANK and the like are read in parallel/ranks.py, and where the launcher starts ranks, alone")
 
 
 def test_nothing_runs_code_that_came_as_data():

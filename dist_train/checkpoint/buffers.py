@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 Part = tuple[int, int]
 """Where a file lies in the memory: its first byte, and its length."""

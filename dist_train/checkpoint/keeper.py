@@ -10,7 +10,7 @@ from dist_train.checkpoint.buffers import Buffers, Part
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, write
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 MOST_FAILURES = 3
 PAYS_FROM = 16 * 2**20

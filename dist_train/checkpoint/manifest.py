@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable, shown
-from dist_train.config.reading import MAX_JSON, Odd, is_hollow, is_number, open_regular, parse_json, read_bytes
-from dist_train.config.strict_json import tagged, untagged
-from dist_train.files import Bytes, sync_folder, write_synced
+from dist_train.rundir.files import Bytes, sync_folder, write_synced
+from dist_train.rundir.reading import MAX_JSON, Odd, is_hollow, is_number, open_regular, parse_json, read_bytes
+from dist_train.rundir.strict_json import tagged, untagged
 
 FORMAT = 1
 MANIFEST = "manifest.json"

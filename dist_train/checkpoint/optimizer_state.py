@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import check_json, same
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 Tensors = dict[str, Tensor]
 

@@ -11,12 +11,12 @@ from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found, read
 from dist_train.config.changes import differences, differing, is_below
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError, printable
-from dist_train.config.reading import is_number
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.config.source import load_plain
-from dist_train.process_group import ProcessGroup
+from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.rundir.reading import is_number
 
 
 def config_of(found: Found) -> RunConfig | None:
@@ -76,7 +76,7 @@ def check_surroundings(found: Found | None, now: Mapping[str, Any], allowed: Seq
     """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
 
     Args:
-        now: of dist_train.fingerprints.surroundings.
+        now: of dist_train.checkpoint.provenance.surroundings.
         allowed: `torch` and `data`, where these may differ.
 
     Raises:

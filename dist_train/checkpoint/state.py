@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import load_model
-from dist_train.config.strict_json import tagged, untagged
+from dist_train.rundir.strict_json import tagged, untagged
 
 Tensors = dict[str, Tensor]
 AVERAGED = "n_averaged"

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write
-from dist_train.config.errors import ExitCode, UserError
-from dist_train.config.reading import read_bytes
-from dist_train.files import Bytes, sync_folder
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.files import Bytes, sync_folder
+from dist_train.rundir.lease import Fence
+from dist_train.rundir.reading import read_bytes
 
 ROOM = 2.2
 """A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""

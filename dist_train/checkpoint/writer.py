@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -18,9 +18,9 @@ from torch import Tensor
 from dist_train.commands.common import reporting
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.types import Duration
-from dist_train.files import write_atomic
-from dist_train.process_group import ProcessGroup
-from dist_train.ranks import Ranks
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.files import write_atomic
 
 SLICES, SLICE_S = 10, 0.12
 COUNTS = 3

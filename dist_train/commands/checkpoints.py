@@ -10,8 +10,8 @@ from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
-from dist_train.config.errors import ExitCode
 from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode
 
 COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")

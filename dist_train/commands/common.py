@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dist_train import models
 from dist_train.checkpoint.state import Snapshot
 from dist_train.config import recorded, trust
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import Custom, RunConfig
+from dist_train.errors import ExitCode, UserError
 
 
 def evaluated_config(target: Path, overrides: Sequence[str], *, trusts: bool) -> RunConfig:

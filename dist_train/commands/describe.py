@@ -13,16 +13,16 @@ import torch
 
 from dist_train import models, tasks
 from dist_train.checkpoint.optimizer_state import OptimizerState
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.control.due import Due
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
+from dist_train.errors import ExitCode, UserError
 from dist_train.models.deterministic import explain, without_deterministic_form
 from dist_train.optim import build as build_optimizer
-from dist_train.schedule import Schedule
+from dist_train.optim.schedule import Schedule
 
 CURVE_POINTS = 40
 

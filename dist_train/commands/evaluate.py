@@ -9,14 +9,14 @@ from dist_train import tasks
 from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
-from dist_train.config.strict_json import to_json
 from dist_train.data import datasets
-from dist_train.process_group import ProcessGroup
-from dist_train.ranks import Ranks
+from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.strict_json import to_json
 from dist_train.worker import figures_of, settle_numerics
 
 

@@ -11,9 +11,9 @@ import safetensors
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.store import Found, locate, read
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import printable
 from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode, UserError
 
 TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 

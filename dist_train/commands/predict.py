@@ -14,17 +14,17 @@ from dist_train.checkpoint.resume import content_of
 from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import Found, locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import printable
 from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.config.stdout import tell
-from dist_train.config.strict_json import to_json
 from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
 from dist_train.data.finish import Finish
 from dist_train.data.resize import centre_crop, resize_shorter_side
+from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
 from dist_train.randomness import Generators
+from dist_train.rundir.strict_json import to_json
 
 GREY = (0.299, 0.587, 0.114)
 """Luma of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""

@@ -12,11 +12,11 @@ from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, ver
 from dist_train.checkpoint.resume import check_surroundings, config_of
 from dist_train.checkpoint.store import CheckpointStore, Found, step_of
 from dist_train.config.changes import differences
-from dist_train.config.errors import UserError
 from dist_train.config.problems import printable
-from dist_train.config.reading import is_number, open_regular, parse_json
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
+from dist_train.errors import UserError
+from dist_train.rundir.reading import is_number, open_regular, parse_json
 from dist_train.tracking.base import POSITION, Row
 from dist_train.tracking.jsonl import to_json
 from dist_train.tracking.tracker import NullTracker
@@ -149,7 +149,7 @@ def changes(
     Args:
         found: the checkpoint to begin from; without it, any of the run's will do.
         config: the run's, as the replay has it.
-        now: of dist_train.fingerprints.surroundings.
+        now: of dist_train.checkpoint.provenance.surroundings.
         world_size: of the replay.
     """
     witness = found or _any_of(run_dir)

@@ -13,35 +13,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_train import non_finite
 from dist_train.checkpoint.keeper import NoCheckpoints
 from dist_train.checkpoint.manifest import DamagedCheckpoint
+from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import Resumed, hand_on
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import Found
 from dist_train.commands.common import config_of_run, reporting
 from dist_train.commands.recording import Comparison, Recording, changes, read_recording
 from dist_train.commands.watch import StepDetail, watched
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.config.stdout import tell
+from dist_train.control import non_finite
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
-from dist_train.files import write_atomic
-from dist_train.fingerprints import surroundings
+from dist_train.errors import ExitCode, UserError
 from dist_train.learner import Learner
 from dist_train.learner import build as build_learner
 from dist_train.loop import train
-from dist_train.process_group import ProcessGroup
-from dist_train.ranks import Ranks
-from dist_train.run import Run
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.files import write_atomic
 from dist_train.tracking.jsonl import to_json
 from dist_train.tracking.tracker import NullTracker
+from dist_train.trainer import Run
 from dist_train.worker import build_run, settle_numerics
 
 DIFFERS = 1

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dist_train.checkpoint.state import TrainState
-from dist_train.meter import Meter, Report, StepResult
-from dist_train.process_group import ProcessGroup
-from dist_train.run import Run
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.step_metrics import Meter, Report, StepResult
+from dist_train.trainer import Run
 
 LARGEST = 5
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from dist_train.config.errors import UserError
 from dist_train.config.problems import did_you_mean, printable
+from dist_train.errors import UserError
 
 _FORBIDDEN = {"builtins", "__main__", *sys.stdlib_module_names}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import trust
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import ConfigError, printable
-from dist_train.config.reading import read_json
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load, load_plain
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.reading import read_json
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")

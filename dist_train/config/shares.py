@@ -1,6 +1,6 @@
 """How a global batch is cut into microbatches, and which of them a rank works off; shared with the launcher."""
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 
 
 def share(rank: int, world_size: int, microbatches: int) -> range:

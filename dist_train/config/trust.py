@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.errors import UserError
 from dist_train.config.problems import printable
-from dist_train.config.reading import read_json
 from dist_train.config.schema import Custom, RunConfig
+from dist_train.errors import UserError
+from dist_train.rundir.reading import read_json
 
 VERSION = 1
 MOST = 5_000

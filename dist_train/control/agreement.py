@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from dist_train.control.stop import Request, StopFlag
-from dist_train.process_group import ProcessGroup
+from dist_train.parallel.process_group import ProcessGroup
 
 
 class Agreement:

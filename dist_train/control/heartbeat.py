@@ -40,4 +40,4 @@ def stacks() -> tuple[str, int] | None:
 
 
 def _witness() -> Any:
-    return sys.modules.get("_dist_train_witness")  # launch/watchdog/witness.py put it there
+    return sys.modules.get("_dist_train_witness")  # launch/rank/heartbeat.py put it there

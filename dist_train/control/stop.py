@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
-from dist_train.config.errors import ExitCode
+from dist_train.errors import ExitCode
 
 
 class Request(IntEnum):

@@ -14,10 +14,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import HorizontalFlip, RandAugment, RandomCrop, RandomResizedCrop
 from dist_train.data.datasets.base import Crop
 from dist_train.data.resize import resize
+from dist_train.errors import UserError
 from dist_train.randomness import key, seed_all, seeded, uniform
 
 _ATTEMPTS = 10

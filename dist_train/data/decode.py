@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 Decode = Callable[[bytearray], Tensor]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 _LONGEST = 100_000
 """Characters of a message; an exception may carry a whole array in words."""

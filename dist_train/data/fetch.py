@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.data.failure import Failure, noted
+from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
 
 _SMALL = 1 << 20

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import Cutmix, Mixup, Normalize
+from dist_train.errors import UserError
 from dist_train.randomness import key
 
 

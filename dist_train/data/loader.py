@@ -25,7 +25,7 @@ from dist_train.data.fetch import Fetch, Loaded, Request, each_array, sample_nam
 from dist_train.data.finish import Finish, Mix
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
-from dist_train.ranks import Ranks
+from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DistributedSampler
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.shares import share
 from dist_train.data.permutation import Permutation
+from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key
 
 _BLOCK = 8192

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.custom import construct
 from dist_train.config.problems import printable
 from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
-from dist_train.custom import construct
-from dist_train.model_buffers import settle_buffers
+from dist_train.errors import ExitCode, UserError
 from dist_train.models import cnn, mlp, resnet_cifar, torchvision
 from dist_train.models.start_weights import load_start_weights
+from dist_train.parallel.buffers import settle_buffers
 from dist_train.randomness import key, seeded
 
 BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {

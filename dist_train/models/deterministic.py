@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import check_even
+from dist_train.errors import UserError
 
 _SHOWN = 3
 

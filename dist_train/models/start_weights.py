@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dist_train.config.errors import UserError
-from dist_train.config.reading import open_regular
+from dist_train.errors import UserError
+from dist_train.rundir.reading import open_regular
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import TorchvisionModel
+from dist_train.errors import UserError
 
 _FETCHED = {"weights", "weights_backbone", "pretrained", "pretrained_backbone"}
 """Arguments that have weights fetched over the network."""

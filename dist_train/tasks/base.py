@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 Sums = dict[str, Tensor]
 """Named sums over samples, of fixed shapes: int64 for what is counted, float64 for what is measured. Those of two

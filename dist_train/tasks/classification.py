@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Sums, Task, counted
 
 _NO_CLASS = -(2**62)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config import strict_json
-from dist_train.files import sync_folder
+from dist_train.rundir import strict_json
+from dist_train.rundir.files import sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
 

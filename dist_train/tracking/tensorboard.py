@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink, metrics_of, prefix_of
 
 

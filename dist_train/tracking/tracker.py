@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
-from dist_train.ranks import Ranks
+from dist_train.parallel.ranks import Ranks
 from dist_train.tracking.base import Interval, Outcome, Row, RunFacts, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config.reading import read_bytes
-from dist_train.files import open_to_append, write_atomic
+from dist_train.rundir.files import open_to_append, write_atomic
+from dist_train.rundir.reading import read_bytes
 from dist_train.tracking.base import (
     POSITION,
     Interval,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from launch.console import say
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -40,8 +40,8 @@ def command(
     Of a run, the best checkpoint is evaluated. Nothing is written into it. Overrides of data, eval, loader and
     distributed say where the data is now: data.root=/elsewhere.
     """
-    from launch import host
-    from launch.plan import Flags, make_plan
+    from launch.plan import host, make_plan
+    from launch.plan.flags import Flags
     from launch.supervisor import supervise
 
     config = load_recorded(run_or_checkpoint, overrides, trust=trust)

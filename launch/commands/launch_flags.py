@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from launch.output.choice import LOG_SIZE
+from launch.plan.console_options import LOG_SIZE
 
 _LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
 
@@ -77,7 +77,7 @@ FLAGS = (
         help="Fork the ranks from a process that has imported torch once, or execute each, as torchrun does.",
     ),
 )
-"""Of `launch.plan.Flags`."""
+"""Of `launch.plan.flags.Flags`."""
 
 
 def launch_flags(command: Any) -> Any:

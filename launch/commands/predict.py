@@ -4,7 +4,7 @@ import os
 
 import click
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import DASHES_AND_UNDERSCORES, json_option, load_recorded, program_for, trust_option
 
 MODULE = "dist_train.commands.replay"
@@ -32,9 +32,9 @@ def command(
     Begins at the nearest checkpoint before A. Says "bit-identical", or the first step and quantity that differ, with
     both values. Nothing is written into the run, which may still be going on. Exit code 0: the same; 1: not the same.
     """
-    from launch import host
-    from launch.plan import Flags, make_plan
-    from launch.records import read_json
+    from dist_train.rundir.records import read_json
+    from launch.plan import host, make_plan
+    from launch.plan.flags import Flags
     from launch.supervisor import supervise
 
     if not (Path(run) / "config.yaml").exists():

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
@@ -67,8 +67,9 @@ def command(
     **flags: Any,
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from launch import run_dirs, verdict
-    from launch.records import write_json
+    from dist_train.rundir.records import write_json
+    from launch.diagnosis.verdict import latest
+    from launch.plan import run_choice
     from launch.supervisor import supervise
 
     words = _program(program, module, no_python)
@@ -76,14 +77,14 @@ def command(
     if code is not None:
         sys.exit(code)
     plan = _plan(words, arguments, preload, run_dir, **flags)
-    run_dirs.make(plan.folder)
+    run_choice.make(plan.folder)
     state = plan.folder / "state.json"
     write_json(state, {"status": "running"})
     code = supervise(plan)
     if plan.node in (0, None):
         write_json(state, {"status": _status(code)})
     if as_json:
-        tell(json.dumps(verdict.latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
+        tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
     sys.exit(code)
 
 
@@ -101,7 +102,7 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
 
 def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from dist_train.config.run_dirs import new_folder
+    from dist_train.rundir.layout import new_folder
     from launch.slurm import start
 
     return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
@@ -110,10 +111,10 @@ def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str,
 def _plan(
     program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
 ) -> Any:
-    from dist_train.config.run_dirs import new_folder
-    from launch import host
-    from launch.demands import Demands
-    from launch.plan import Flags, count_nodes, make_plan
+    from dist_train.rundir.layout import new_folder
+    from launch.plan import count_nodes, host, make_plan
+    from launch.plan.flags import Flags
+    from launch.plan.requirements import Demands
 
     passed_on = [flags.pop(name) for name in PASSED_ON]
     shutdown = flags.pop("shutdown_timeout")

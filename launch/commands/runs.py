@@ -7,7 +7,7 @@ import click
 
 from dist_train.config.problems import printable
 from dist_train.config.stdout import tell
-from dist_train.config.strict_json import to_json
+from dist_train.rundir.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
 
@@ -20,7 +20,7 @@ def command(root: str, as_json: bool) -> None:
 
     A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
     """
-    from launch.run_dirs import list_runs
+    from launch.plan.run_choice import list_runs
 
     found = list_runs(Path(root))
     add_queue(found)

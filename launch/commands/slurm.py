@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.errors import UserError
 from dist_train.config.stdout import tell
+from dist_train.errors import UserError
 from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load, remember, trust_option
 from launch.console import mark, say
 
@@ -88,9 +88,9 @@ def prepare(
     Raises:
         UserError: when it cannot be done.
     """
-    from launch import odd_files
     from launch.commands.train import find_config
-    from launch.run_dirs import Wish, choose
+    from launch.plan import foreign_files
+    from launch.plan.run_choice import Wish, choose
     from launch.slurm import submission
 
     options = [word for key in allow_change for word in ("--allow-change", key)]
@@ -113,7 +113,7 @@ def prepare(
         own = config if task is None else load(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
-        odd_files.refuse(place, trusted=trust)
+        foreign_files.refuse(place, trusted=trust)
         submission.check(runs[task], config.slurm)
     return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
 

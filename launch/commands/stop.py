@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dist_train.config.errors import ExitCode
+from dist_train.errors import ExitCode
 from launch.console import say
 
 
@@ -18,7 +18,7 @@ def command(runs: tuple[str, ...], no_wait: bool) -> None:
     RUN is a run directory, or a folder with several, such as an array's: all are asked before any is waited for. One
     that waits in the queue is taken out of it. One that does not run is left as it is, exit code 0.
     """
-    from launch.stop import stop
+    from launch.runs.stop import stop
 
     try:
         sys.exit(stop([Path(run) for run in runs], wait=not no_wait))

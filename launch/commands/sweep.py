@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -154,7 +154,7 @@ def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
 def _trusted(sweep: "Sweep", points: "Sequence[Point]", overrides: list[str], options: Mapping[str, Any]) -> "Configs":
     """The configs of the points to run. The sweep may have come from anybody."""
     from dist_train.config import recorded, trust
-    from launch import odd_files
+    from launch.plan import foreign_files
 
     def let_through(asked: list[trust.Power]) -> None:
         trust.check(asked, f"the sweep {near(sweep.folder)}", given=options["trust"], note=say)
@@ -162,7 +162,7 @@ def _trusted(sweep: "Sweep", points: "Sequence[Point]", overrides: list[str], op
     if sweep.cwd != Path.cwd():
         let_through([_place(sweep)])
     for point in points:
-        odd_files.refuse(sweep.run_dir(point), trusted=options["trust"])
+        foreign_files.refuse(sweep.run_dir(point), trusted=options["trust"])
     found = {point.name: recorded.of_file(sweep.config_of(point), overrides) for point in points}
     asked = [trust.of_recorded(one.alone, one.config, job=options["slurm"]) for one in found.values()]
     let_through(list({power.hash: power for powers in asked for power in powers}.values()))
@@ -177,7 +177,7 @@ def _place(sweep: "Sweep") -> "Power":
 
 def _is_busy(sweep: "Sweep", row: "Row") -> bool:
     """Whether somebody else sees to a point. One that says it runs on a host we cannot see is asked by its lease."""
-    from dist_train.config.ownership import refuse_owned
+    from dist_train.rundir.ownership import refuse_owned
     from launch.sweep import table
 
     if row.state == table.RUNNING and row.job is None:
@@ -206,7 +206,7 @@ def _array(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> An
 
 
 def _share(configs: "Configs", options: Mapping[str, Any]) -> "Share":
-    from launch import host
+    from launch.plan import host
     from launch.sweep import local
 
     return local.divide(configs, options["jobs"] or 1, options["nproc_per_node"], host.look())
@@ -283,7 +283,7 @@ def near(folder: Path) -> str:
 
 def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
     """The table as it is now, on stdout and in its files."""
-    from dist_train.config.strict_json import to_json
+    from dist_train.rundir.strict_json import to_json
     from launch.commands.runs import table as aligned
     from launch.sweep import table
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
     OverridesLast,
@@ -69,13 +69,13 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
         sys.exit(code)
     config_path, config, plan, note = prepare(words, **options)
     if dry_run:
-        from launch.dry_run import show
+        from launch.plan.dry_run import show
 
         sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
-    from launch import odd_files
+    from launch.plan import foreign_files
 
     remember([config])
-    odd_files.remember(plan.folder)
+    foreign_files.remember(plan.folder)
     if preflight:
         from launch.doctor import examine
 
@@ -88,7 +88,7 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
 
 
 def _print_verdict(plan: "LaunchPlan", code: int) -> None:
-    from launch.verdict import latest
+    from launch.diagnosis.verdict import latest
 
     tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
 
@@ -103,13 +103,13 @@ def _in_allocation(
     **flags: Any,
 ) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from launch import run_dirs
+    from launch.plan import run_choice
     from launch.slurm import start
 
     def folder() -> Path:
         config = load(*find_config(words, resume, run_dir), trust=trust)
-        wish = run_dirs.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
-        return run_dirs.choose(config, wish).folder
+        wish = run_choice.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
+        return run_choice.choose(config, wish).folder
 
     return start.everywhere(flags, folder, dry_run=dry_run)
 
@@ -129,12 +129,12 @@ def prepare(
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
     config = load(config_path, overrides, of_run, trust=trust)
-    from launch import host, odd_files, run_dirs
-    from launch.plan import Flags, count_nodes, make_plan
+    from launch.plan import count_nodes, foreign_files, host, make_plan, run_choice
+    from launch.plan.flags import Flags
 
     given, machine = Flags(**flags), host.look()
     slurm = machine.slurm if not given.standalone else None
-    wish = run_dirs.Wish(
+    wish = run_choice.Wish(
         run_dir=run_dir,
         resume=resume,
         job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
@@ -142,8 +142,8 @@ def prepare(
         restarts=slurm.restarts if slurm and not slurm.interactive else None,
         allowed=allow_change,
     )
-    choice = run_dirs.choose(config, wish)
-    odd_files.refuse(choice.folder, trusted=trust)
+    choice = run_choice.choose(config, wish)
+    foreign_files.refuse(choice.folder, trusted=trust)
     changes = [word for key in allow_change for word in ("--allow-change", key)]
     plan = make_plan(
         config,
@@ -165,7 +165,7 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
         UserError: when there is none.
     """
     from dist_train.config.recorded import is_recorded
-    from launch.run_dirs import config_of
+    from launch.plan.run_choice import config_of
 
     config, overrides = split_config(words)
     if config is not None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.doctor.finding import Finding
-from launch.dry_run import size
+from launch.plan.dry_run import size
 
 _CONTENT = bytes(range(256)) * 256
 """64 KiB: more than a config, a lease and a first line of metrics."""

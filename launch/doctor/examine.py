@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.errors import UserError
-from launch import host, run_dirs
+from dist_train.errors import UserError
 from launch.doctor import disk, gpu, machine, network, ranks, software
 from launch.doctor.finding import Finding
-from launch.plan import Flags, LaunchPlan, make_plan
+from launch.plan import LaunchPlan, host, make_plan, run_choice
+from launch.plan.flags import Flags
 
 _SCHEDULER = "SLURM_"
 
@@ -105,7 +105,7 @@ def _run_directory(patient: Patient) -> Iterator[Finding]:
 def _checkpoint_size(patient: Patient) -> int | None:
     if patient.config_path is None:
         return None
-    from launch.dry_run import describe
+    from launch.plan.dry_run import describe
 
     return describe(patient.config, patient.config_path, list(patient.overrides)).get("state_bytes")
 
@@ -147,8 +147,8 @@ def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
 
 def _newest_size(folder: Path) -> int | None:
     """Of the run's newest checkpoint: the next one will be as large."""
-    newest = run_dirs.newest_checkpoint(folder)
-    return disk.size_of(folder / run_dirs.CHECKPOINTS / newest) if newest else None
+    newest = run_choice.newest_checkpoint(folder)
+    return disk.size_of(folder / run_choice.CHECKPOINTS / newest) if newest else None
 
 
 def standard_config() -> Any:

@@ -4,8 +4,8 @@ import os
 import resource
 from pathlib import Path
 
-from launch import host
 from launch.doctor.finding import Finding
+from launch.plan import host
 
 _COMFORT = 1024
 """Open files that a usual session has."""

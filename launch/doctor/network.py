@@ -4,9 +4,8 @@ import os
 import socket
 import threading
 
-from launch import host
 from launch.doctor.finding import Finding
-from launch.plan import LaunchPlan
+from launch.plan import LaunchPlan, host
 
 _SECONDS = 5.0
 """For one name; a resolver that is down answers late or never."""

@@ -5,12 +5,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train.config.errors import ExitCode
+from dist_train.errors import ExitCode
+from dist_train.rundir.records import read_json
 from launch.commands.common import alone
 from launch.doctor import speed
 from launch.doctor.finding import Finding
 from launch.plan import LaunchPlan
-from launch.records import read_json
 from launch.supervisor import supervise
 
 MODULE = "dist_train.commands.bench_ranks"

@@ -1,7 +1,8 @@
 """An allocation in whose shell the command was typed: the launcher starts itself on all its nodes, with srun.
 
 That is so in the shell of an salloc, wherever it is; in a batch script of several nodes; and in `srun --pty` of several
-nodes, where only the first has a terminal. A launcher that srun has started, one on each node, is in a step (host.py).
+nodes, where only the first has a terminal. A launcher that srun has started, one on each node, is in a step
+(plan/host.py).
 """
 
 import re
@@ -11,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from dist_train.config.errors import ExitCode, UserError
-from launch import hostlist
-from launch.host import INTERACTIVE_STEP
-from launch.inbox import Inbox
+from dist_train.errors import ExitCode, UserError
 from launch.processes import die_with_parent, send
+from launch.signals import Inbox
+from launch.slurm import hostlist
+from launch.slurm.place import INTERACTIVE_STEP
 
 TICK = 0.5
 """Seconds between two looks at srun; a signal or its end wakes at once."""

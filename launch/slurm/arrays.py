@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 
 MOST = 10_000
 """Tasks of one array; SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""

@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from dist_train.config.errors import ExitCode
+from dist_train.errors import ExitCode
+from dist_train.rundir.records import state_of
 from launch.console import say
-from launch.records import state_of
 from launch.slurm import queue
 from launch.slurm.jobs import Record
 

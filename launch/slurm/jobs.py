@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.reading import numbered
-from launch.records import is_process, read_all, read_json, write_json
+from dist_train.rundir.reading import numbered
+from dist_train.rundir.records import is_process, read_all, read_json, write_json
 
 FOLDER = "slurm"
 """In the run directory: job.sbatch, config.yaml, job.json, and the log."""

@@ -5,15 +5,15 @@ import signal
 import time
 from pathlib import Path
 
-from launch.host import Slurm
 from launch.processes import send, stat
+from launch.slurm.place import Place
 
 _GONE_S = 5.0
 _OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")
 """Numbers of jobs are those of a cluster, and a machine may be in two."""
 
 
-def end_older_lives(job: Slurm) -> list[int]:
+def end_older_lives(job: Place) -> list[int]:
     """Kills every process of an earlier start of the job, also one that is stopped. Returns their ids.
 
     SLURM starts a job again only when it takes its last life for ended, so there is nothing to wait for.
@@ -29,7 +29,7 @@ def end_older_lives(job: Slurm) -> list[int]:
     return found
 
 
-def _is_older(pid: int, job: Slurm) -> bool:
+def _is_older(pid: int, job: Place) -> bool:
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # ended meanwhile, or another user's

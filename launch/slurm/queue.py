@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 FINISHED = frozenset(
     {

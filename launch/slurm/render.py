@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import SlurmConfig
+from dist_train.errors import UserError
 from launch.slurm import arrays
 
 BODY = Path(__file__).with_name("body.sh")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from launch.commands.common import home
 from launch.console import say
 from launch.slurm import allocation

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import lives
-from launch.records import read_json
+from dist_train.rundir.records import read_json
+from launch.supervisor import launch_log
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -62,5 +62,5 @@ def _is_done(place: Path) -> bool:
 
 def was_visited(place: Path, job: str, restarts: int) -> bool:
     """Whether a launcher of this start of the job has come to an end there."""
-    ended = [life for life in lives.read(place) if (life["ended"] or {}).get("event") == "ended"]
+    ended = [life for life in launch_log.read(place) if (life["ended"] or {}).get("event") == "ended"]
     return any((life["job"], life["restarts"]) == (job, restarts) for life in ended)

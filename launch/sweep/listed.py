@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dist_train.config.errors import UserError
 from dist_train.config.problems import Problem
 from dist_train.config.tree import Place, Tree
 from dist_train.config.yaml12 import Unreadable, parse
+from dist_train.errors import UserError
 
 MAX_BYTES = 1024 * 1024
 _AS_YAML = (".yaml", ".yml", ".json")

@@ -12,19 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
+from dist_train.errors import ExitCode, UserError
 from launch.commands.common import search_path
 from launch.console import mark, say
-from launch.host import Host
-from launch.inbox import Inbox
-from launch.plan import Flags, LaunchPlan, make_plan
+from launch.diagnosis.explain import signal_name
+from launch.diagnosis.native_crash import tail
+from launch.plan import LaunchPlan, make_plan
+from launch.plan.flags import Flags
+from launch.plan.host import Host
 from launch.processes import become_subreaper, die_with_parent, send, sweep
+from launch.signals import Inbox
 from launch.sweep.points import Point
 from launch.sweep.store import Sweep
-from launch.verdict.logs import tail
-from launch.verdict.text import signal_name
 
 TICK = 0.5
 """Seconds between two looks; a point's end or a signal wakes at once."""

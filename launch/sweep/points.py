@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.errors import UserError
 from dist_train.config.problems import ConfigError, Problem, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
+from dist_train.errors import UserError
+from launch.diagnosis.formatting import ranges
 from launch.sweep.listed import Entry, read_list
-from launch.verdict import ranges
 
 MOST = 10_000
 """Points of one sweep; more is taken for a mistake."""

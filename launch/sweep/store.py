@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.config.dump import to_yaml
-from dist_train.config.errors import ExitCode, UserError
-from dist_train.config.run_dirs import new_run_dir
 from dist_train.config.schema import RunConfig
 from dist_train.config.types import RUN_NAME
-from launch import run_dirs
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.layout import new_run_dir
+from dist_train.rundir.records import is_process, read_json, write_json
+from launch.plan import run_choice
 from launch.processes import is_alive, myself
-from launch.records import is_process, read_json, write_json
 from launch.sweep.points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
@@ -62,7 +62,7 @@ class Sweep:
     def config_of(self, point: Point) -> Path:
         """What it began with, once there is something to go on from: with `auto` values settled."""
         own = self.run_dir(point) / "config.yaml"
-        begun = own.is_file() and run_dirs.has_checkpoints(self.run_dir(point))
+        begun = own.is_file() and run_choice.has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 
     def train_words(self, point: Point) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dist_train.checkpoint.store import CheckpointStore, read, verify
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from tests.distributed.test_switches import write_images
 from tests.distributed.training import result, train, write_configs
 

@@ -18,8 +18,8 @@ from torch import nn
 from dist_train.config.schema import Classification, DistributedConfig
 from dist_train.data.batch import Microbatch
 from dist_train.evaluate import evaluate, own_batches
-from dist_train.process_group import ProcessGroup
-from dist_train.ranks import Ranks
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
 from dist_train.tasks import build
 
 CLASSES, BATCH = 7, 8

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.shares import share
-from dist_train.exchange import Exchange, Lanes, regular
-from dist_train.process_group import ProcessGroup
-from dist_train.ranks import Ranks
-from dist_train.tree import cover, tree_sum
+from dist_train.parallel.exchange import Exchange, Lanes, regular
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
+from dist_train.parallel.tree import cover, tree_sum
 from tests.distributed.training import result, train, write_configs
 
 NUMBERS = 1003

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
+from dist_train.errors import ExitCode, UserError
 from dist_train.parallel import Parallel
-from dist_train.process_group import ProcessGroup
+from dist_train.parallel.process_group import ProcessGroup
 from tests.distributed.training import train, write_configs
 
 GLOBAL = 24
@@ -201,7 +201,7 @@ def test_gradients_are_read_where_ddp_has_put_them(run_ranks):
 
 
 def test_a_norm_is_taken_from_aligned_memory():
-    from dist_train.run import _aligned
+    from dist_train.trainer import _aligned
 
     whole = torch.arange(24.0)
     for begin in range(4):

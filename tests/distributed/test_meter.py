@@ -6,8 +6,8 @@ import torch
 
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.shares import share
-from dist_train.meter import Meter, StepResult
-from dist_train.process_group import ProcessGroup
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.step_metrics import Meter, StepResult
 
 MICROBATCHES = 4
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.checkpoint.lease import Lease
 from dist_train.checkpoint.state import TrainState
-from dist_train.config.errors import UserError
-from dist_train.config.ownership import EXPIRY_S, FOLDER, claim_path, current
 from dist_train.config.source import load
-from dist_train.ranks import Ranks
-from dist_train.run_directory import DirectoryRecord
+from dist_train.errors import UserError
+from dist_train.parallel.ranks import Ranks
+from dist_train.run_state import DirectoryRecord
+from dist_train.rundir.lease import Lease
+from dist_train.rundir.ownership import EXPIRY_S, FOLDER, claim_path, current
 from tests.distributed.training import result, train, write_configs
 
 BIN = Path(sys.executable).parent

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from dist_train.checkpoint.store import CheckpointStore, read, verify
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from tests.distributed.training import result, train, write_configs
 
 OVERRIDES = ["checkpoint.every=4 steps", "checkpoint.keep=9", "train.duration=12 steps", "eval.every=8 steps"]
@@ -180,7 +180,7 @@ def _taken_away(ranks, run_dir):
     from dist_train.commands.recording import checkpoint_before
     from dist_train.commands.replay import _hand_on
     from dist_train.config.schema import DistributedConfig
-    from dist_train.process_group import ProcessGroup
+    from dist_train.parallel.process_group import ProcessGroup
 
     found, _ = checkpoint_before(run_dir, lambda step: step < 9)
     shutil.rmtree(found.path)

@@ -112,7 +112,7 @@ def test_the_rank_that_raised_is_named_and_not_its_peers(launch):
     assert "Connection closed" not in said
     assert run.verdict()["cause"]["rank"] == 1
     assert "Traceback (most recent call last)" in (run.folder / "logs" / "rank1.log").read_text()
-    assert "entry.py" not in (run.folder / "logs" / "rank1.log").read_text()
+    assert "rank/main.py" not in (run.folder / "logs" / "rank1.log").read_text()
 
 
 def test_a_rank_that_leaves_early_is_named(launch):

@@ -259,7 +259,8 @@ def test_a_training_goes_on_where_nothing_is_as_it_should_be_and_tells_no_secret
     assert json.loads((run / "state.json").read_text())["status"] == "done"
     assert "done after" in log_of(run, 0) and (run / "logs" / "rank1.log").is_file()
     assert listeners == {"0100007F"}
-    assert any(b"preload.py" in command for command in commands) and any(b"dist_train.tracking" in c for c in commands)
+    for word in (b"fork_server.py", b"dist_train.tracking"):
+        assert any(word in command for command in commands)
     files = [path for path in run.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any("wandb" in str(path) for path in files) and any(path.name == "agent.json" for path in files)
     assert [path for path in [run, *files] if path.stat().st_mode & 0o077] == []

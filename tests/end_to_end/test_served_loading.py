@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dist_train.checkpoint.store import locate
+from launch.diagnosis.evidence import main_thread
 from launch.processes import descendants
-from launch.watchdog.evidence import main_thread
-from launch.watchdog.witness import SIGNAL
+from launch.rank.heartbeat import SIGNAL
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

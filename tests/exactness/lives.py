@@ -99,8 +99,8 @@ def live_and_die(ranks: Any, step: int, config: str, run: str) -> None:
 
 def _ended(work: Any, run: str) -> Ended:
     """What `work` ends with. Errors come as exceptions, as they do under the launcher."""
-    from dist_train.config.errors import UserError
     from dist_train.config.problems import ConfigError
+    from dist_train.errors import UserError
 
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
@@ -175,7 +175,7 @@ def result(run: Path, ended: Ended) -> Result:
     """What is there after the last life of a run."""
     from dist_train.checkpoint.store import locate
     from dist_train.commands.fingerprint import fingerprint
-    from dist_train.config.errors import UserError
+    from dist_train.errors import UserError
 
     rows = [json.loads(line) for line in _lines(run / "metrics.jsonl")]
     bits = None

@@ -143,7 +143,7 @@ def _as_one_of(rank: int, world_size: int, port: int, number: int) -> Iterator[A
     import numpy as np
     import torch
 
-    from dist_train.ranks import Ranks
+    from dist_train.parallel.ranks import Ranks
 
     environment, folder = dict(os.environ), os.getcwd()
     os.environ.update(

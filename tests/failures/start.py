@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from dist_train.config.schema import RunConfig
-from launch import host, verdict
-from launch.plan import Flags, make_plan
+from launch.diagnosis.verdict import latest
+from launch.plan import host, make_plan
+from launch.plan.flags import Flags
 from launch.supervisor import supervise
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         resume=None,
     )
     code = supervise(plan)
-    print(json.dumps(verdict.latest(plan.folder)))
+    print(json.dumps(latest(plan.folder)))
     sys.exit(code)
 
 

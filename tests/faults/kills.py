@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from tests.faults.fixture import PLAIN, Record, record, write_configs
 from tests.faults.kill_plan import Damage, Kill, Lost
 from tests.faults.lives import (

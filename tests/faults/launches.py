@@ -2,7 +2,7 @@
 
 import itertools
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from tests.faults.fixture import record
 from tests.faults.kill_plan import Damage, Kill, Lost
 from tests.faults.kills import MOST_FAILURES, launched_run, make_checkpoints, prepare

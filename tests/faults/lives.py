@@ -218,7 +218,7 @@ class LaunchedLife:
 
     def server(self) -> int | None:
         """The fork server, from which agents and ranks come."""
-        found = [pid for pid in children_of(self.process.pid) if "launch/preload.py" in command_of(pid)]
+        found = [pid for pid in children_of(self.process.pid) if "launch/node/fork_server.py" in command_of(pid)]
         return found[0] if found else None
 
     def agent(self) -> int | None:

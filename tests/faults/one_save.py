@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.store import CheckpointStore
+from dist_train.rundir.lease import Fence
 
 KEEP = 2
 FAILED = 255

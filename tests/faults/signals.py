@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_train.checkpoint.store import CheckpointStore, step_of
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from launch.processes import catches
 from tests.faults.fixture import SAVE_EVERY, WITH_COUNTS, record, write_configs
 from tests.faults.kills import MOST_FAILURES, Lost, make_checkpoints, nothing_left

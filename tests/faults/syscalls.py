@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint, verify
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from tests.faults.one_save import KEEP
 from tests.faults.tally import Order, Tally
 from tests.faults.traced import OLD_STEPS, STEP, STRACE, Bench, Call, bench, sample_files

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.checkpoint.lease import Lease
 from dist_train.checkpoint.store import CheckpointStore
+from dist_train.rundir.lease import Lease
 from tests.faults.lives import ROOT, kill, until
 from tests.faults.one_save import KEEP
 

@@ -24,7 +24,7 @@ def several_ranks_on_one_gpu() -> str:
 
 def place(device: str, backend: str | None = None) -> None:
     """From now on this rank computes on that device, whatever its number; gradients travel by `backend`."""
-    from dist_train import process_group
+    from dist_train.parallel import process_group
 
     if device == "cuda":
         wanted = backend or "nccl"

@@ -39,11 +39,12 @@ def test_one_two_and_three_ranks(run_ranks, folder, device, overrides):
 
 def _paused(ranks, which, device, backend, *arguments):
     """With pauses in the stream (on a CPU the thread) of the sums, or in that of the backward."""
-    from dist_train import loop, side_work
+    from dist_train import loop
+    from dist_train.parallel import overlap
 
     place(device, backend)
     if which == "sums":
-        runner = side_work.SideStream if device == "cuda" else side_work.SideThread
+        runner = overlap.SideStream if device == "cuda" else overlap.SideThread
         submit = runner.submit
         runner.submit = lambda self, work: submit(self, lambda: (pause(device), work())[1])
     else:

@@ -46,7 +46,7 @@ def test_a_step_reads_nothing_back(run_ranks, folder, device):
 
 
 def _reading(ranks, device, *arguments):
-    from dist_train.run import Run
+    from dist_train.trainer import Run
 
     update = Run.update
     Run.update = lambda self, state, lr, losses: (float(next(iter(losses.values()))), update(self, state, lr, losses))[

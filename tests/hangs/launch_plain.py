@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from dist_train.config.schema import RunConfig
-from launch import host
 from launch.commands.launch_flags import hang_timeout
-from launch.plan import Flags, make_plan
+from launch.plan import host, make_plan
+from launch.plan.flags import Flags
 from launch.supervisor import supervise
 
 

@@ -12,10 +12,11 @@ from typing import get_args
 import pytest
 
 from dist_train.control.heartbeat import Phase
-from launch.agents import HOME
+from launch.diagnosis.nodes import Nodes
+from launch.diagnosis.watchdog import PHASES, Hang, Watchdog
 from launch.processes import stat
-from launch.watchdog import PHASES, Hang, Watchdog, witness
-from launch.watchdog.nodes import Nodes
+from launch.rank import heartbeat
+from launch.supervisor.agent_starter import HOME
 
 RANK = """
 import sys, time
@@ -91,7 +92,7 @@ def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, tmp_path):
 
 
 def test_every_phase_has_a_deadline():
-    assert set(PHASES) | {"unknown"} == {*witness.PHASES} == {*get_args(Phase), "unknown"}
+    assert set(PHASES) | {"unknown"} == {*heartbeat.PHASES} == {*get_args(Phase), "unknown"}
 
 
 def test_connecting_is_no_work_however_busily_it_looks_around(start, tmp_path, monkeypatch):

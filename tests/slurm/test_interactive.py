@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import hostlist
+from launch.slurm import hostlist
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, fingerprint, trained_alone
 

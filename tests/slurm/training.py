@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import lives
+from launch.supervisor import launch_log
 from tests.slurm.cluster import Cluster, Job, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ class Submitted:
         return json.loads((self.folder / "state.json").read_text())
 
     def lives(self) -> list[dict[str, Any]]:
-        return lives.read(self.folder)
+        return launch_log.read(self.folder)
 
     def wait_for_training(self, life: int = 1, steps: int = 5) -> None:
         """Until a life of the job has made some steps."""

@@ -77,7 +77,13 @@ PRELOADED = (
 )
 PRELOADED += ("wandb", "dist_train.commands.describe", "dist_train.commands.evaluate", "dist_train.commands.predict")
 PRELOADED += ("dist_train.commands.replay", "dist_train.commands.torch_facts", "dist_train.worker")
-PRELOADED += ("launch.doctor.examine", "launch.dry_run", "launch.odd_files", "launch.run_dirs", "launch.slurm.render")
+PRELOADED += (
+    "launch.doctor.examine",
+    "launch.plan.dry_run",
+    "launch.plan.foreign_files",
+    "launch.plan.run_choice",
+    "launch.slurm.render",
+)
 PRELOADED += ("launch.slurm.submission", "launch.supervisor", "launch.sweep.points")
 
 
@@ -205,14 +211,14 @@ def _to(place: Path) -> None:
 
 def _one_rank(plan: Any, at_end: Any = None) -> int:
     """In place of the launcher's supervisor: the program, as `python -m MODULE` runs it."""
-    from dist_train.config.ownership import refuse_owned
-    from launch import run_dirs
+    from dist_train.rundir.ownership import refuse_owned
+    from launch.plan import run_choice
 
     if plan.program[-1].endswith("bench_ranks"):  # of doctor; nothing that is in a run reaches them
         return 0
     if plan.resume is not None:
         refuse_owned(plan.folder.resolve())
-    run_dirs.make(plan.folder)
+    run_choice.make(plan.folder)
     os.environ.update(plan.environment)
     words = [*plan.arguments, *(["--resume", plan.resume] if plan.resume is not None else [])]
     return _forked(lambda: _module(plan.program[-1], words), None, None) or 0

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from dist_train.checkpoint.lease import Fence
+from dist_train.rundir.lease import Fence
 
 
 def gate_of(run_dir: Path) -> Path:

@@ -15,10 +15,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train.checkpoint.lease import Fence, Lease
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.errors import UserError
-from dist_train.config.ownership import Owner
+from dist_train.errors import UserError
+from dist_train.rundir.lease import Fence, Lease
+from dist_train.rundir.ownership import Owner
 
 TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir")
 FILES = {"model.safetensors": b"m" * 5000, "state.json": b"{}"}

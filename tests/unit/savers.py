@@ -12,10 +12,10 @@ from typing import BinaryIO
 import torch
 
 from dist_train.checkpoint.keeper import Checkpoints
-from dist_train.checkpoint.lease import Fence
 from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import CheckpointStore
-from dist_train.config.ownership import Owner, claim_path
+from dist_train.rundir.lease import Fence
+from dist_train.rundir.ownership import Owner, claim_path
 from launch.processes import descendants
 from tests.unit.gated_fence import GatedFence, gate_of
 

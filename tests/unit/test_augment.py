@@ -7,7 +7,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import (
     Cutmix,
     HorizontalFlip,
@@ -20,6 +19,7 @@ from dist_train.config.schema import (
 from dist_train.data.augment import Augment, crop_box, horizontal_flip, random_crop, resized_crop
 from dist_train.data.finish import Finish, Mix
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
+from dist_train.errors import UserError
 from dist_train.randomness import uniform
 
 CPU = torch.device("cpu")

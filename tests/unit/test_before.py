@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from dist_train.config.before import IN_LOG_DIR, SMALL, Before
+from dist_train.rundir.before import IN_LOG_DIR, SMALL, Before
 
 
 def content(folder: Path) -> dict[str, object]:

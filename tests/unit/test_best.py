@@ -6,9 +6,9 @@ import math
 import pytest
 
 from dist_train.checkpoint.state import Snapshot, TrainState, progress
-from dist_train.config import strict_json
 from dist_train.config.schema import RunConfig
-from dist_train.run import _note_best, gives_up
+from dist_train.rundir import strict_json
+from dist_train.trainer import _note_best, gives_up
 
 NAN, INF = math.nan, math.inf
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from dist_train.checkpoint.buffers import _NAMES, Buffers, forget_cuda_error
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 
 DTYPES = [*_NAMES]
 

@@ -1,4 +1,4 @@
-"""Which rank called another collective than the others (launch/calls.py)."""
+"""Which rank called another collective than the others (launch/rank/collectives.py)."""
 
 import mmap
 from collections.abc import Iterator
@@ -7,14 +7,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launch import calls
-from launch.calls import Call, Notes, first_difference, odd_one, read
+from launch.diagnosis.collectives import Call, first_difference, odd_one, read
+from launch.rank import collectives
+from launch.rank.collectives import Notes
 
 
 @pytest.fixture
 def page(tmp_path) -> Iterator[mmap.mmap]:
     """Calls of this process's group of one are noted in it, for as long as the test lasts."""
-    functions = {name: getattr(dist.distributed_c10d, name, None) for name in (*calls._OF_SHAPE, *calls._OF_ANY_SHAPE)}
+    functions = {
+        name: getattr(dist.distributed_c10d, name, None)
+        for name in (*collectives._OF_SHAPE, *collectives._OF_ANY_SHAPE)
+    }
     cells = [cell for function in functions.values() for cell in getattr(function, "__closure__", None) or ()]
     before = [cell.cell_contents for cell in cells]
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.checkpoint.store import CheckpointStore, DamagedCheckpoint, locate, verify
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "optimizer.safetensors": b"x" * 999, "state.json": b"{}"}
 

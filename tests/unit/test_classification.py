@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from dist_train import tasks
 from dist_train.config import schema
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import REPORTED, Custom
+from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.classification import Classification
 
 

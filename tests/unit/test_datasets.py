@@ -19,10 +19,10 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import Cifar10, Custom, Digits, ImageFolder, Mnist, Synthetic
 from dist_train.data import datasets, decode
 from dist_train.data.decode import decode_file
+from dist_train.errors import ExitCode, UserError
 
 
 def save(path: Path, pixels: np.ndarray, **options) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from dist_train.commands.describe import describe
 from dist_train.config.schema import RunConfig
-from launch.dry_run import describe as ask
+from launch.plan.dry_run import describe as ask
 
 DIGITS = {"name": "digits"}
 

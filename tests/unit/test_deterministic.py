@@ -8,8 +8,8 @@ from torch import nn
 
 from dist_train import models
 from dist_train.commands.describe import describe
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
+from dist_train.errors import UserError
 from dist_train.models.deterministic import _ON_A_GPU, check, without_deterministic_form
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -134,7 +134,7 @@ def test_a_port_that_is_taken_is_refused(folder):
 def test_a_preflight_that_finds_nothing_says_and_leaves_nothing(folder):
     script = (
         "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import prepare\n"
-        "from launch.doctor.examine import preflight\nfrom launch.plan import Flags\n"
+        "from launch.doctor.examine import preflight\nfrom launch.plan.flags import Flags\n"
         "_, config, plan, _ = prepare(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
         "**asdict(Flags()))\n"
         "preflight(config, plan)\nassert not {'torch', 'wandb', 'numpy'} & sys.modules.keys()\n"
@@ -371,8 +371,10 @@ def left(folder):
 
 def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     script = (
-        "import json\nfrom pathlib import Path\nfrom launch import host\nfrom launch.doctor import examine, ranks\n"
-        "from launch.plan import Flags, make_plan\nflags = Flags(nproc_per_node='2', standalone=True, start='exec')\n"
+        "import json\nfrom pathlib import Path\nfrom launch.plan import host\n"
+        "from launch.doctor import examine, ranks\n"
+        "from launch.plan import make_plan\nfrom launch.plan.flags import Flags\n"
+        "flags = Flags(nproc_per_node='2', standalone=True, start='exec')\n"
         "plan = make_plan(examine.standard_config(), flags, host.look({}), folder=Path(), program=(), arguments=(), "
         "resume=None)\nprint(json.dumps([found.as_json() for found in ranks.findings(plan, cores=2)]))"
     )

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dist_train.config.errors import ExitCode
+from dist_train.errors import ExitCode
 from launch.cli import commands
 
 ROOT = Path(__file__).parents[2]

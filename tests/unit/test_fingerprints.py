@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train import fingerprints
+from dist_train.checkpoint import provenance
 from dist_train.config.schema import Custom, ImageFolder, RunConfig
 from dist_train.config.source import load
 from dist_train.data import datasets
@@ -43,7 +43,7 @@ def test_a_folder_of_images_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
 
     def of(root):
         config = ImageFolder(root=str(root), train="train", eval="eval", image_size=8)
-        return fingerprints.data(datasets.build(config))
+        return provenance.data(datasets.build(config))
 
     known = of(tmp_path / "here" / "images")
     assert known["train"]["samples"] == 40 and known["evaluation"]["samples"] == 14
@@ -77,7 +77,7 @@ class _Own(torch.utils.data.Dataset):
 
 def test_a_user_s_data_set_says_itself_which_it_is():
     splits = Splits(train=_Own("v1"), evaluation=np.arange(5), classes=tuple(f"class {n}" for n in range(1000)))
-    found = fingerprints.data(splits)
+    found = provenance.data(splits)
     assert found["train"] == {"samples": 3, "content": "v1"} and found["evaluation"] == {"samples": 5}
     assert found["classes"].startswith("1000, ") and len(found["classes"]) < 20
 
@@ -85,9 +85,9 @@ def test_a_user_s_data_set_says_itself_which_it_is():
 def test_code_is_this_package_the_modules_that_the_config_names_and_the_commit(monkeypatch, tmp_path):
     config = load("configs/own_components.yaml")
     assert isinstance(config.model, Custom)
-    found = fingerprints.code(config)
+    found = provenance.code(config)
     assert {"dist_train", "examples.spirals"} <= found.keys() <= {"dist_train", "examples.spirals", "commit"}
-    assert found == fingerprints.code(config)
+    assert found == provenance.code(config)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_commit_tells_changes_apart(repository):
-    ask = fingerprints.commit.__wrapped__
+    ask = provenance.commit.__wrapped__
     clean = ask()
     (repository / "net.py").write_text("width = 2\n")
     second = ask()
@@ -115,7 +115,7 @@ def test_the_commit_tells_changes_apart(repository):
 def test_outside_of_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert fingerprints.commit.__wrapped__() is None
+    assert provenance.commit.__wrapped__() is None
 
 
 def test_all_of_it_is_json_that_reads_back_as_it_was():
@@ -126,7 +126,7 @@ def test_all_of_it_is_json_that_reads_back_as_it_was():
     config = RunConfig.model_validate(content)
     splits = Splits(train=_images(), evaluation=_images(20))
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": "examples.spirals:SpiralNet"})})
-    found = fingerprints.surroundings(config, splits, torch.device("cpu"))
+    found = provenance.surroundings(config, splits, torch.device("cpu"))
     assert json.loads(json.dumps(found)) == found
     assert json.dumps(found, sort_keys=True) == json.dumps(json.loads(json.dumps(found)), sort_keys=True)
     assert found["torch"] == torch.__version__ and found["machine"]["threads"] == torch.get_num_threads()
@@ -137,15 +137,15 @@ def test_a_gpus_driver_and_libraries_are_told_apart(tmp_path, monkeypatch, kind)
     driver = tmp_path / "version"
     driver.write_text(f"NVRM version: NVIDIA {kind}  570.133.20  Release Build\nGCC version: gcc version 12.3.0\n")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    found = fingerprints.gpu_libraries(driver)
+    found = provenance.gpu_libraries(driver)
     assert (found["driver"], found["cublas_workspace"]) == ("570.133.20", ":16:8")
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert "matmul" in fingerprints.gpu_libraries(driver)["tf32"]
+        assert "matmul" in provenance.gpu_libraries(driver)["tf32"]
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-        assert "matmul" not in fingerprints.gpu_libraries(driver)["tf32"]
+        assert "matmul" not in provenance.gpu_libraries(driver)["tf32"]
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    assert fingerprints.gpu_libraries(tmp_path / "nothing")["driver"] == "unknown"
+    assert provenance.gpu_libraries(tmp_path / "nothing")["driver"] == "unknown"
     assert json.loads(json.dumps(found)) == found

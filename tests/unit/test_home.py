@@ -9,9 +9,9 @@ import click
 import pytest
 from pydantic import AfterValidator, BaseModel, TypeAdapter
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
+from dist_train.errors import UserError
 from launch import cli
 
 NO_PATHS = {

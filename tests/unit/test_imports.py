@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import imports
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 
 STDLIB = [
     "os:system", "os:popen", "os.path:os.system", "posix:system", "subprocess:run", "subprocess:Popen",

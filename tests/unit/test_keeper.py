@@ -9,7 +9,7 @@ import pytest
 
 from dist_train.checkpoint.keeper import PAYS_FROM
 from dist_train.checkpoint.state import TrainState
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
 from tests.unit.savers import Saver, writers
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dist_train.config.errors import UserError
-from launch.host import INTERACTIVE_STEP
+from dist_train.errors import UserError
 from launch.slurm import allocation
+from launch.slurm.place import INTERACTIVE_STEP
 
 JOB = {
     "SLURM_JOB_ID": "4711",

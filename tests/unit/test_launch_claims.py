@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from launch.claims import claim
+from launch.supervisor.generation_number import claim
 
 
 def _claim(root: Path, node: int, start: str) -> str:

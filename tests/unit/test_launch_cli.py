@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.dry_run import size, sparkline
+from launch.plan.dry_run import size, sparkline
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "digits.yaml")

@@ -5,8 +5,8 @@ import socket
 import subprocess
 import time
 
-from launch.deaths import Deaths
-from launch.records import write_json
+from dist_train.rundir.records import write_json
+from launch.supervisor.exit_watcher import Deaths
 
 OURS, OTHER = 1001, 1002
 

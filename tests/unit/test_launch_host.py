@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.errors import UserError
-from launch import host, hostlist
+from dist_train.errors import UserError
+from launch.plan import host
+from launch.slurm import hostlist
+from launch.slurm.place import INTERACTIVE_STEP, find_place
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ STEP = {
 
 
 def test_a_slurm_step():
-    found = host.slurm(STEP)
+    found = find_place(STEP)
     assert found is not None
     assert (found.job, found.nodes, found.node, found.head, found.restarts, found.cpus) == (
         "4711",
@@ -91,7 +93,7 @@ def test_a_slurm_step():
 
 
 def test_an_array_task_is_named_as_it_is_requeued():
-    found = host.slurm({**STEP, "SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11", "SLURM_RESTART_COUNT": "2"})
+    found = find_place({**STEP, "SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11", "SLURM_RESTART_COUNT": "2"})
     assert found is not None
     assert (found.job, found.job_number, found.restarts) == ("4700_11", 4711, 2)
 
@@ -103,13 +105,13 @@ def test_a_step_of_fewer_nodes_than_the_job():
         "SLURM_NODEID": "0",
         "SLURM_STEP_NUM_TASKS": "1",
     }
-    found = host.slurm({**STEP, **step})
+    found = find_place({**STEP, **step})
     assert found is not None and (found.nodes, found.head) == (1, "gpu08")
 
 
 @pytest.mark.parametrize("missing", ["SLURM_JOB_ID", "SLURM_NODEID"])
 def test_outside_a_step_there_is_no_slurm(missing):
-    assert host.slurm({name: value for name, value in STEP.items() if name != missing}) is None
+    assert find_place({name: value for name, value in STEP.items() if name != missing}) is None
 
 
 @pytest.mark.parametrize(
@@ -126,15 +128,15 @@ def test_outside_a_step_there_is_no_slurm(missing):
 def test_what_slurm_says_wrong_is_named(change, words):
     environ = {name: value for name, value in {**STEP, **change}.items() if value is not None}
     with pytest.raises(UserError, match=words):
-        host.slurm(environ)
+        find_place(environ)
 
 
 def test_a_batch_script_and_a_shell_of_the_allocation_are_places_of_one_node():
     """On the first of the job's nodes, with all that the job has there; a person's shell may start several runs."""
     first = {**STEP, "SLURM_NODEID": "0", "SLURM_CPUS_ON_NODE": "32"}
-    batch = host.slurm({name: value for name, value in first.items() if name != "SLURM_STEP_ID"})
-    salloc = host.slurm({**first, "SLURM_STEP_ID": host.INTERACTIVE_STEP})
-    pty = host.slurm({**first, "SLURM_PTY_PORT": "1"})
+    batch = find_place({name: value for name, value in first.items() if name != "SLURM_STEP_ID"})
+    salloc = find_place({**first, "SLURM_STEP_ID": INTERACTIVE_STEP})
+    pty = find_place({**first, "SLURM_PTY_PORT": "1"})
     for found, interactive in ((batch, False), (salloc, True), (pty, True)):
         assert found is not None
         assert (found.nodes, found.node, found.hosts, found.cpus) == (1, 0, ("gpu07",), 32)

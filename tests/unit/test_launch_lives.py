@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.errors import ExitCode
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
-from launch import lives
-from launch.host import Host, Slurm
-from launch.inbox import OTHERS, STOPS, Inbox
-from launch.lost_node import agreed_code
-from launch.plan import Flags, LaunchPlan, make_plan
+from dist_train.errors import ExitCode
+from launch.plan import LaunchPlan, make_plan
+from launch.plan.flags import Flags
+from launch.plan.host import Host
+from launch.signals import OTHERS, STOPS, Inbox
+from launch.slurm.place import Place
+from launch.supervisor import launch_log
+from launch.supervisor.node_loss import agreed_code
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +26,7 @@ def plan(folder: Path, restarts: int, node: int = 0, nodes: int = 1) -> LaunchPl
     config: RunConfig = load(str(ROOT / "configs/digits.yaml"), [])
     hosts = tuple(f"n{number}" for number in range(nodes))
     facts = {"job": "7", "job_number": 7, "nodes": nodes, "node": node, "head": "n0", "restarts": restarts, "cpus": 1}
-    host = Host(name="n", cores=1, gpus=0, slurm=Slurm(**facts, hosts=hosts))
+    host = Host(name="n", cores=1, gpus=0, slurm=Place(**facts, hosts=hosts))
     words = {"program": ("-m", "dist_train"), "arguments": (), "resume": "auto"}
     return make_plan(config, Flags(), host, folder=folder, **words)  # type: ignore[arg-type]
 
@@ -34,14 +36,14 @@ def checkpoint(folder: Path, step: int) -> None:
 
 
 def killed_life(folder: Path, restarts: int) -> None:
-    lives.Life(plan(folder, restarts)).begin()
+    launch_log.Life(plan(folder, restarts)).begin()
 
 
 def test_a_life_that_was_killed_is_closed_by_the_next(tmp_path):
     killed_life(tmp_path, 0)
-    assert lives.read(tmp_path)[0]["ended"] is None
+    assert launch_log.read(tmp_path)[0]["ended"] is None
     killed_life(tmp_path, 1)
-    first, second = lives.read(tmp_path)
+    first, second = launch_log.read(tmp_path)
     assert (first["life"], first["restarts"], first["hosts"], first["in_order"]) == (1, 0, ["n0"], False)
     assert "left no word" in first["ended"]["reason"]
     assert (second["life"], second["restarts"], second["ended"]) == (2, 1, None)
@@ -49,20 +51,20 @@ def test_a_life_that_was_killed_is_closed_by_the_next(tmp_path):
 
 def test_three_in_a_row_that_saved_nothing_new_are_enough(tmp_path):
     for restarts in range(3):
-        assert not lives.Life(plan(tmp_path, restarts)).is_in_vain()
+        assert not launch_log.Life(plan(tmp_path, restarts)).is_in_vain()
         killed_life(tmp_path, restarts)
-    last = lives.Life(plan(tmp_path, 3))
+    last = launch_log.Life(plan(tmp_path, 3))
     assert last.is_in_vain()
     assert last.give_up() == ExitCode.USER_CODE
-    assert not lives.Life(plan(tmp_path, 4)).is_in_vain()  # a person has put it back
+    assert not launch_log.Life(plan(tmp_path, 4)).is_in_vain()  # a person has put it back
 
 
 def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
     for restarts in range(3):
         killed_life(tmp_path, restarts)
-    assert not lives.Life(plan(tmp_path, 0)).is_in_vain()
+    assert not launch_log.Life(plan(tmp_path, 0)).is_in_vain()
     checkpoint(tmp_path, 10)
-    assert not lives.Life(plan(tmp_path, 3)).is_in_vain()
+    assert not launch_log.Life(plan(tmp_path, 3)).is_in_vain()
 
 
 @pytest.fixture
@@ -93,13 +95,13 @@ def test_a_signal_that_comes_again_when_all_is_done_does_not_kill_the_launcher(a
 )
 def test_what_ended_a_life_is_said(tmp_path, asked_for, status, code, reason, in_order):
     with Inbox() as inbox:
-        life = lives.Life(plan(tmp_path, 0))
+        life = launch_log.Life(plan(tmp_path, 0))
         life.begin()
         os.kill(os.getpid(), signal.SIGUSR1)
         if status:
             (tmp_path / "state.json").write_text(json.dumps({"status": status, "updated": time.time() + 1}))
         life.end(code, inbox)
-    ended = lives.read(tmp_path)[0]["ended"]
+    ended = launch_log.read(tmp_path)[0]["ended"]
     assert (ended["reason"], ended["in_order"], ended["exit_code"]) == (reason, in_order, code)
     assert 0 <= ended["seconds_to_stop"] < 60
 
@@ -117,7 +119,7 @@ PEER = {"exit_code": 10, "cause": {"kind": "peer"}}
     ],
 )
 def test_a_node_that_only_lost_a_peer_asks_the_others(tmp_path, monkeypatch, others, last, code):
-    monkeypatch.setattr("launch.lost_node.WORD_S", 0.3)
+    monkeypatch.setattr("launch.supervisor.node_loss.WORD_S", 0.3)
     for node, verdict in enumerate(others, 1):
         if verdict is not None:
             (tmp_path / f"verdict-node{node}.json").write_text(json.dumps(verdict))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_train.config.errors import UserError
+from dist_train.errors import UserError
 from launch import console
-from launch.output.choice import is_shown, parse_ranks, parse_size, parse_tee
-from launch.output.lines import LONGEST_LINE, Lines
-from launch.output.targets import WAITING, Console, LogFile
-from launch.verdict.logs import tail
+from launch.diagnosis.native_crash import tail
+from launch.plan.console_options import is_shown, parse_ranks, parse_size, parse_tee
+from launch.relay.lines import LONGEST_LINE, Lines
+from launch.relay.targets import WAITING, Console, LogFile
 
 BAR = b"".join(b"\r%3d%%|%s|" % (percent, b"#" * (percent // 10)) for percent in range(0, 101, 5)) + b"\n"
 TWO_BARS = b"a 0\nb 0" + b"".join(b"\r\x1b[2K\x1b[1A\x1b[2Ka %d\nb %d" % (n, n) for n in range(1, 9)) + b"\n"

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
-from launch.demands import Demands
-from launch.host import Host, Slurm
-from launch.plan import Flags, LaunchPlan, make_plan
+from dist_train.errors import UserError
+from launch.plan import LaunchPlan, make_plan
+from launch.plan.flags import Flags
+from launch.plan.host import Host
+from launch.plan.requirements import Demands
+from launch.slurm.place import Place
 
-SLURM = Slurm(job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
+SLURM = Place(job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
 
 SYNCHRONISED = {"name": "cnn", "sync_batchnorm": True}
 
@@ -22,7 +24,7 @@ def config(**sections: Any) -> RunConfig:
 
 
 def plan(
-    *, cores: int = 4, gpus: int = 0, slurm: Slurm | None = None, given: RunConfig | None = None, **flags: Any
+    *, cores: int = 4, gpus: int = 0, slurm: Place | None = None, given: RunConfig | None = None, **flags: Any
 ) -> LaunchPlan:
     host = Host(name="here", cores=cores, gpus=gpus, slurm=slurm)
     arguments = ("c.yaml", "a.b=c", "--run-dir", "runs/x")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from dist_train.config.errors import UserError
-from dist_train.config.run_dirs import point_latest_at
 from dist_train.config.schema import RunConfig
-from launch import run_dirs
+from dist_train.errors import UserError
+from dist_train.rundir.layout import point_latest_at
+from launch.plan import run_choice
+from launch.plan.run_choice import Wish
 from launch.processes import myself
-from launch.run_dirs import Wish
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def make_run(folder: Path, *steps: int) -> Path:
     return folder
 
 
-def choose(config: RunConfig, **wish: Any) -> run_dirs.Choice:
-    return run_dirs.choose(config, Wish(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **wish}))
+def choose(config: RunConfig, **wish: Any) -> run_choice.Choice:
+    return run_choice.choose(config, Wish(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **wish}))
 
 
 def test_nothing_said_is_a_new_directory(config, tmp_path):
@@ -138,12 +138,12 @@ def test_auto_in_a_job_goes_on_with_the_job_s_own_run_else_with_the_newest(confi
 
 def test_a_run_goes_on_in_place_and_a_checkpoint_begins_a_new_one(config, tmp_path):
     run = make_run(tmp_path / "runs" / "digits" / "one", 10)
-    assert choose(config, resume=str(run)) == run_dirs.Choice(folder=run, resume="auto")
+    assert choose(config, resume=str(run)) == run_choice.Choice(folder=run, resume="auto")
     checkpoint = run / "checkpoints" / "step-00000010"
     chosen = choose(config, resume=str(checkpoint))
     assert chosen.folder != run and chosen.resume == str(checkpoint)
-    assert run_dirs.config_of(str(run), None) == run / "config.yaml"
-    assert run_dirs.config_of(str(checkpoint), None) == run / "config.yaml"
+    assert run_choice.config_of(str(run), None) == run / "config.yaml"
+    assert run_choice.config_of(str(checkpoint), None) == run / "config.yaml"
 
 
 def test_a_requeued_job_goes_on_from_its_own_checkpoints(config, tmp_path):
@@ -189,7 +189,7 @@ def test_runs_are_listed_with_their_state(tmp_path):
     done = make_run(tmp_path / "digits" / "d")
     (done / "state.json").write_text(json.dumps({"status": "done"}))
     os.symlink("d", tmp_path / "digits" / "latest")
-    found = run_dirs.list_runs(tmp_path)
+    found = run_choice.list_runs(tmp_path)
     assert [(run["name"], run["state"]) for run in found] == [
         ("digits/a", "running"),
         ("digits/b", "died"),
@@ -204,4 +204,4 @@ def test_a_copy_that_somebody_made_of_a_checkpoint_is_not_the_newest(tmp_path):
     run = make_run(tmp_path, 100, 200)
     for name in ("step-00000100-copy", "step-00000300.bak"):
         (run / "checkpoints" / name).mkdir()
-    assert run_dirs.newest_checkpoint(run) == "step-00000200"
+    assert run_choice.newest_checkpoint(run) == "step-00000200"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dist_train.config.errors import UserError
-from launch.demands import Demands
-from launch.host import Host, look
-from launch.variables import defaults, environment
+from dist_train.errors import UserError
+from launch.plan.environment import defaults, environment
+from launch.plan.host import Host, look
+from launch.plan.requirements import Demands
 
 
 def of(variables=(), *, gpus=0, nodes=1, device="cpu", **demands):

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from launch import exceptions, verdict
-from launch.calls import Call
-from launch.host import Memory
-from launch.verdict.logs import native_death
+from launch.diagnosis.advice import port_taken
+from launch.diagnosis.collectives import Call
+from launch.diagnosis.explain import Scene, explain, short
+from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause, is_peer_loss
+from launch.diagnosis.formatting import ranges
+from launch.diagnosis.native_crash import native_death
+from launch.plan.host import Memory
+from launch.rank import exceptions
 
 PEER = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242"
 
@@ -23,12 +27,12 @@ def report(rank: int, kind: str = "ValueError", message: str = "bad label", boot
 
 def cause(
     ranks: int, reports: list[dict], ended: list[tuple[int, int]], *, by_us: set[int] = frozenset(), left: tuple = ()
-) -> verdict.Failure:
+) -> Failure:
     sessions = [{"rank": rank, "host": "here", "pid": 100 + rank} for rank in range(ranks)]
     for rank in left:
         sessions[rank]["ended"] = 0
     codes = [{"rank": rank, "pid": 100 + rank, "exit_code": code} for rank, code in ended]
-    first = verdict.first_cause(verdict.failures(sessions, reports, codes, by_us))
+    first = first_cause(find_failures(sessions, reports, codes, by_us))
     assert first is not None
     return first
 
@@ -64,7 +68,7 @@ def test_only_an_echo():
 
 @pytest.mark.parametrize("message", ["CUDA error: device-side assert", "shape mismatch", "label is out of range"])
 def test_ordinary_errors_are_no_echo(message):
-    assert not verdict.is_peer_loss(report(0, "RuntimeError", message))
+    assert not is_peer_loss(report(0, "RuntimeError", message))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +86,11 @@ def test_ordinary_errors_are_no_echo(message):
     ],
 )
 def test_exit_codes(reports, ended, killed_for_memory, code):
-    assert verdict.exit_code(cause(1, reports, [ended]), out_of_memory=killed_for_memory) == code
+    assert exit_code(cause(1, reports, [ended]), out_of_memory=killed_for_memory) == code
 
 
-def scene(logs: Path, **more: Any) -> verdict.Scene:
-    return verdict.Scene(
-        **{"logs": logs, "checkpoint": "step-00001000", "out_of_memory": False, "here": "here", **more}
-    )
+def scene(logs: Path, **more: Any) -> Scene:
+    return Scene(**{"logs": logs, "checkpoint": "step-00001000", "out_of_memory": False, "here": "here", **more})
 
 
 def test_the_text_marks_the_users_own_frames(tmp_path):
@@ -101,7 +103,7 @@ def test_the_text_marks_the_users_own_frames(tmp_path):
         frame(torch_file(), "x"),
     ]
     found = cause(2, [report(1, frames=frames, notes=["sample 81,442"])], [(1, 10)])
-    text = verdict.explain(found, [found], scene(tmp_path))
+    text = explain(found, [found], scene(tmp_path))
     assert "rank 1 (pid 101) failed: ValueError in your code" in text
     assert "birds.py:58  __getitem__   label = self.labels[index]" in text and torch_file() not in text
     assert "ValueError: bad label" in text and "sample 81,442" in text
@@ -160,10 +162,10 @@ def test_all_that_an_exception_says_is_shown_in_order(kind, how, tmp_path):
             wrapper.reraise()
     except Exception as error:
         found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
-    text = verdict.explain(found, [found], scene(tmp_path))
+    text = explain(found, [found], scene(tmp_path))
     said = [line.strip() for line in text[text.index(f"    {WORDS[kind][0]}") :].splitlines()]
     assert [line for line in said if line in [word.strip() for word in WORDS[kind]]] == [w.strip() for w in WORDS[kind]]
-    assert "in your code" in text and f"> {verdict.text.short(__file__)}:" in text and "  read   raise " in text
+    assert "in your code" in text and f"> {short(__file__)}:" in text and "  read   raise " in text
     assert "Caught" not in text and text.count("sub-exceptions") <= 1
 
 
@@ -172,31 +174,29 @@ def test_what_an_exception_was_raised_from_is_named(tmp_path):
         read("cause")
     except LookupError as error:
         found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
-    assert "    LookupError: no row\n    from ValueError: row 5 is bad" in verdict.explain(
-        found, [found], scene(tmp_path)
-    )
+    assert "    LookupError: no row\n    from ValueError: row 5 is bad" in explain(found, [found], scene(tmp_path))
 
 
 def test_a_message_without_end_is_cut_and_says_so(tmp_path):
     found = cause(1, [report(0, message="\n".join(f"line {k}." for k in range(1000)))], [(0, 10)])
-    text = verdict.explain(found, [found], scene(tmp_path))
+    text = explain(found, [found], scene(tmp_path))
     assert "line 30." in text and "line 31." not in text and "… and 969 lines more, in the log" in text
 
 
 def test_a_native_death_shows_the_end_of_its_log(tmp_path):
     (tmp_path / "rank0.log").write_text("".join(f"line {number}\n" for number in range(100)))
     found = cause(1, [], [(0, -11)])
-    text = verdict.explain(found, [found], scene(tmp_path, checkpoint=None))
+    text = explain(found, [found], scene(tmp_path, checkpoint=None))
     assert "died of SIGSEGV" in text and "line 99" in text and "line 80" in text and "line 79" not in text
 
 
 def test_what_a_user_can_mend_is_one_line(tmp_path):
     found = cause(1, [report(0, "UserError", "give another", is_user_error=True, code=2)], [(0, 2)])
-    assert verdict.explain(found, [found], scene(tmp_path)) == "✗ give another"
+    assert explain(found, [found], scene(tmp_path)) == "✗ give another"
 
 
 def test_ranges():
-    assert verdict.ranges([7, 0, 1, 2, 5, 4]) == "0-2, 4-5, 7"
+    assert ranges([7, 0, 1, 2, 5, 4]) == "0-2, 4-5, 7"
 
 
 # ---------------------------------------------------------------- times, native deaths, echoes of echoes
@@ -204,13 +204,13 @@ def test_ranges():
 
 def test_what_was_raised_from_a_lost_peer_is_an_echo():
     lost = {"type": "RuntimeError", "module": "builtins", "message": PEER}
-    assert verdict.is_peer_loss(report(0, "ValueError", "training failed", chain=[lost]))
+    assert is_peer_loss(report(0, "ValueError", "training failed", chain=[lost]))
     assert cause(2, [report(0, chain=[lost], boot_ns=1), report(1, boot_ns=5)], [(0, 10), (1, 10)]).rank == 1
 
 
 def test_a_taken_port_is_no_lost_peer():
     taken = report(0, "DistNetworkError", "port: 29500, name: EADDRINUSE", module="torch.distributed")
-    assert not verdict.is_peer_loss(taken)
+    assert not is_peer_loss(taken)
 
 
 def sessions(ranks: int) -> list[dict]:
@@ -223,13 +223,13 @@ def codes(*ended: tuple[int, int]) -> list[dict]:
 
 def test_deaths_are_ordered_by_when_they_happened_and_not_by_when_they_were_seen():
     ended = codes((0, -9), (1, -11), (2, 7))
-    found = verdict.failures(sessions(3), [], ended, set(), {0: 30, 1: 20, 2: 10})
-    assert verdict.first_cause(found).rank == 2
+    found = find_failures(sessions(3), [], ended, set(), {0: 30, 1: 20, 2: 10})
+    assert first_cause(found).rank == 2
 
 
 def test_os_exit_with_0_is_leaving_early():
-    found = verdict.failures(sessions(2), [], codes((1, -9)), {1}, {0: 10, 1: 20})
-    first = verdict.first_cause(found)
+    found = find_failures(sessions(2), [], codes((1, -9)), {1}, {0: 10, 1: 20})
+    first = first_cause(found)
     assert (first.rank, first.kind) == (0, "early")
 
 
@@ -254,9 +254,9 @@ Thread 0x00007fc5ae848b81 (most recent call first):
 
 def test_an_abort_in_a_background_thread_is_an_echo_and_one_by_the_program_is_not():
     native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(BY_ITSELF)}
-    found = verdict.failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    found = find_failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
     assert [failure.kind for failure in found] == ["peer", "signal"]
-    assert verdict.first_cause(found).rank == 1
+    assert first_cause(found).rank == 1
 
 
 def test_stacks_are_read_from_a_log():
@@ -272,10 +272,10 @@ def test_of_collectives_that_do_not_fit_the_odd_rank_is_named(tmp_path):
     reports = [report(rank, "RuntimeError", PEER) for rank in range(3)]
     said = native_death(["  what(): op.preamble.length <= op.nbytes. 36 vs 16", *IN_THE_BACKGROUND[2:]])
     called = {rank: [call] for rank, call in enumerate(given)}
-    found = verdict.failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said}, called)
-    cause = verdict.first_cause(found)
+    found = find_failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said}, called)
+    cause = first_cause(found)
     assert (cause.rank, cause.kind) == (2, "mismatch")
-    text = verdict.explain(cause, found, scene(tmp_path))
+    text = explain(cause, found, scene(tmp_path))
     assert "rank 2 (pid 102) called another collective than the others\n" in text
     assert "  ranks 0-1, 3 called all_reduce of float32 [4] at t.py:3 f()\n" in text
     assert "  rank 2 called all_reduce of float32 [9] at t.py:3 f()\n" in text
@@ -283,24 +283,24 @@ def test_of_collectives_that_do_not_fit_the_odd_rank_is_named(tmp_path):
 
 def test_others_with_the_same_end_share_a_line(tmp_path):
     reports = [report(rank, "RuntimeError", PEER) for rank in (0, 1, 2)] + [report(3)]
-    found = verdict.failures(sessions(5), reports, codes((3, 10)), {4})
-    text = verdict.explain(verdict.first_cause(found), found, scene(tmp_path))
+    found = find_failures(sessions(5), reports, codes((3, 10)), {4})
+    text = explain(first_cause(found), found, scene(tmp_path))
     assert "\n  ranks 0-2 lost their peer and ended\n" in text and "\n  rank 4 was ended for it\n" in text
 
 
 def test_memory_is_told_with_limit_and_peak(tmp_path):
     memory = Memory(limit=64_000_000, used=10_000_000, peak=63_900_000, is_cgroup=True)
     found = cause(1, [], [(0, -9)])
-    text = verdict.explain(found, [found], scene(tmp_path, out_of_memory=True, memory=memory))
+    text = explain(found, [found], scene(tmp_path, out_of_memory=True, memory=memory))
     assert "limit 64 MB (cgroup), 63.9 MB used at the most" in text
-    text = verdict.explain(found, [found], scene(tmp_path, memory=memory, job="77"))
+    text = explain(found, [found], scene(tmp_path, memory=memory, job="77"))
     assert "not the OOM killer: 10 MB of 64 MB used; SLURM may have: sacct -j 77" in text
 
 
 def test_the_owner_of_a_taken_port_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert f"port {port} is taken by process {os.getpid()} (" in verdict.port_taken(port)
+        assert f"port {port} is taken by process {os.getpid()} (" in port_taken(port)
 
 
 def test_a_loading_process_that_torch_only_finds_gone_has_died_of_something():
@@ -348,7 +348,7 @@ def test_what_nccl_says_before_it_aborts_is_found_above_its_own_long_stack():
 
 def test_a_gpus_own_error_in_nccls_thread_is_no_echo_of_a_peer():
     native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(NCCL_DEATH.splitlines())}
-    found = verdict.failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    found = find_failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
     assert [failure.kind for failure in found] == ["peer", "signal"]
 
 

@@ -1,4 +1,4 @@
-"""The compiler's front comes when it is needed (launch/lazy_dynamo.py). Each program in a process of its own."""
+"""The compiler's front comes when it is needed (launch/node/torch_patches.py). Each program in a process of its own."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ BEGIN = """
 import sys
 import torch, torch.distributed as dist
 from torch import nn
-from launch.lazy_dynamo import install
+from launch.node.torch_patches import install
 
 def is_real():
     return "torch._dynamo.eval_frame" in sys.modules

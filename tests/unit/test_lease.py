@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.checkpoint.lease import Lease
 from dist_train.checkpoint.store import CheckpointStore, verify
-from dist_train.config.errors import ExitCode, UserError
-from dist_train.config.ownership import FOLDER, Owner, current
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.lease import Lease
+from dist_train.rundir.ownership import FOLDER, Owner, current
 
 ROOT = Path(__file__).parents[2]
 SHORT = 0.3

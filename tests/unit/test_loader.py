@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import (
     BatchConfig,
     Cnn,
@@ -46,11 +45,12 @@ from dist_train.data.loader import (
     training_samples,
 )
 from dist_train.data.workers import number_of_workers, start_method
-from dist_train.ranks import Ranks
+from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.ranks import Ranks
 from dist_train.tasks import Task
 from dist_train.tasks.classification import Classification
-from launch import exceptions
-from launch.verdict import is_peer_loss
+from launch.diagnosis.failures import is_peer_loss
+from launch.rank import exceptions
 from tests import leaks
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dist_train import models
-from dist_train.config.errors import UserError
 from dist_train.config.schema import Cnn, CustomModel, Mlp, ResnetCifar, TorchvisionModel
+from dist_train.errors import UserError
 
 
 def parameters(model: nn.Module) -> int:

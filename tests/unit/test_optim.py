@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dist_train import models, optim
-from dist_train.config.errors import UserError
 from dist_train.config.schema import AdamW, Cnn, CustomOptimizer, ResnetCifar, Sgd
-from dist_train.ema import Ema
+from dist_train.errors import UserError
+from dist_train.optim.ema import Ema
 
 
 def small_model() -> nn.Module:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dist_train import models, tasks
-from dist_train.config.errors import UserError
 from dist_train.config.source import load
 from dist_train.data import datasets
+from dist_train.errors import UserError
 from examples.spirals import LargeMargin, Spirals
 
 CONFIG = "configs/own_components.yaml"

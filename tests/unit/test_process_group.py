@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import DistributedConfig
-from dist_train.process_group import ProcessGroup, _gpus_here
-from dist_train.ranks import Ranks
+from dist_train.errors import UserError
+from dist_train.parallel.process_group import ProcessGroup, _gpus_here
+from dist_train.parallel.ranks import Ranks
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write
-from dist_train.config.errors import UserError
-from dist_train.config.ownership import current
-from dist_train.config.reading import Odd, numbered, open_regular, read_bytes, read_json
-from dist_train.files import open_to_append
+from dist_train.errors import UserError
+from dist_train.rundir.files import open_to_append
+from dist_train.rundir.ownership import current
+from dist_train.rundir.reading import Odd, numbered, open_regular, read_bytes, read_json
+from dist_train.rundir.records import state_of
 from dist_train.tracking.wandb_sink import run_id
-from launch.odd_files import refuse, remember
-from launch.records import state_of
+from launch.plan.foreign_files import refuse, remember
 from launch.supervisor import owning
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DistributedSampler
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.data.sampler import ShardedSampler
+from dist_train.errors import ExitCode, UserError
 
 SHAPES = [
     # samples, global batch, microbatches, ranks

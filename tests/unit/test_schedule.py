@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, ScheduleConfig, Step
 from dist_train.config.types import Duration
-from dist_train.schedule import Schedule
+from dist_train.optim.schedule import Schedule
 
 PEAK = 0.3
 
@@ -146,5 +146,5 @@ def test_a_warmup_longer_than_the_training_only_rises(config):
 
 
 def test_needs_no_torch():
-    code = "import sys, dist_train.schedule; sys.exit('torch' in sys.modules)"
+    code = "import sys, dist_train.optim.schedule; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

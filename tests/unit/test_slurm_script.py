@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import SlurmConfig
+from dist_train.errors import UserError
 from launch.commands.slurm import prepare
 from launch.slurm import arrays, queue, submission
 from launch.slurm.render import BODY, Script, directives, render

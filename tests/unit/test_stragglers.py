@@ -1,7 +1,7 @@
-"""Which rank the others wait for (launch/watchdog/stragglers.py)."""
+"""Which rank the others wait for (launch/diagnosis/stragglers.py)."""
 
-from launch.watchdog.evidence import Heartbeat
-from launch.watchdog.stragglers import EVERY, IN_A_ROW, STEPS, Stragglers
+from launch.diagnosis.evidence import Heartbeat
+from launch.diagnosis.stragglers import EVERY, IN_A_ROW, STEPS, Stragglers
 
 
 def hearts(*works: float, worked: int = 100, phase: str = "step") -> dict[int, Heartbeat]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.config.errors import UserError
 from dist_train.config.types import RUN_NAME
+from dist_train.errors import UserError
 from launch.sweep import points, store
 from launch.sweep.points import draw, split_values
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.errors import UserError
-from launch.host import Host
+from dist_train.errors import UserError
+from dist_train.rundir.records import write_json
+from launch.plan.host import Host
 from launch.processes import myself
-from launch.records import write_json
 from launch.sweep import local, table
 from launch.sweep.points import draw
 from tests.unit.test_sweep_points import made

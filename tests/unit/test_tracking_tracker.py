@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.errors import UserError
-from dist_train.ranks import Ranks
+from dist_train.errors import UserError
+from dist_train.parallel.ranks import Ranks
 from dist_train.tracking.base import Interval, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink

@@ -7,7 +7,7 @@ import pytest
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from launch.run_dirs import Choice, Wish, choose
+from launch.plan.run_choice import Choice, Wish, choose
 from tests.unit.test_launch_run_dirs import make_run
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_train.config.shares import share
-from dist_train.tree import BinaryCounter, LastLeaf, cover, nodes_of_all, tree_sum
+from dist_train.parallel.tree import BinaryCounter, LastLeaf, cover, nodes_of_all, tree_sum
 
 SIZES = st.integers(1, 40)
 

@@ -12,8 +12,8 @@ import pytest
 
 from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
+from dist_train.errors import UserError
 from launch.commands.common import alone, load
 from launch.commands.train import find_config
 

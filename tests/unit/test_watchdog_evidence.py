@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch.watchdog.culprit import find
-from launch.watchdog.evidence import Evidence, Frame, Heartbeat, Process
+from launch.diagnosis.evidence import Evidence, Frame, Heartbeat, Process
+from launch.diagnosis.hang import find
 
 
 def process(tmp_path, line: str) -> Process:

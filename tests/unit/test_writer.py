@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from dist_train.checkpoint.lease import Lease
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore, read, verify
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.lease import Lease
 from tests.unit.savers import PATIENCE, Gate, Saver, gone, until, writers
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.config.schema import RunConfig
-from dist_train.ranks import Ranks
+from dist_train.parallel.ranks import Ranks
 from dist_train.tracking.base import Outcome, Row, RunFacts
 from dist_train.tracking.tracker import NullTracker, build
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.data.permutation import Permutation
+from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key
 
 Crop = Callable[[int, Tensor, int, int], Tensor]

@@ -14,12 +14,12 @@ alone, since those are set for every sample.
 from collections.abc import Iterable
 from typing import Any
 
-from dist_train.config.errors import ExitCode, UserError
+from dist_train.config.custom import construct
 from dist_train.config.imports import resolve
 from dist_train.config.schema import Custom
-from dist_train.custom import construct
 from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.data.failure import failures, noted
+from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seeded
 
 

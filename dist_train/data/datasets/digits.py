@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import Digits
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
+from dist_train.errors import UserError
 
 
 def build(config: Digits, first_per_node: Any) -> Splits:

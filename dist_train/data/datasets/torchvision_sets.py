@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dist_train.config.errors import ExitCode, UserError
 from dist_train.config.schema import Cifar10, Cifar100, FashionMnist, Mnist
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
+from dist_train.errors import ExitCode, UserError
 
 
 class _Source(NamedTuple):

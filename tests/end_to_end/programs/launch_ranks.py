@@ -6,10 +6,10 @@
 import sys
 from pathlib import Path
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
-from launch import host
-from launch.plan import Flags, make_plan
+from dist_train.errors import UserError
+from launch.plan import host, make_plan
+from launch.plan.flags import Flags
 from launch.supervisor import supervise
 
 PROGRAM = Path(__file__).with_name("ranks.py")

@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from dist_train.config.errors import UserError
 from dist_train.config.schema import RunConfig
-from launch import host
-from launch.plan import Flags, make_plan
+from dist_train.errors import UserError
+from launch.plan import host, make_plan
+from launch.plan.flags import Flags
 from launch.supervisor import supervise
 
 

@@ -86,7 +86,7 @@ def raise_an_index_error() -> None:
 
 
 def say_user_error() -> None:
-    from dist_train.config.errors import ExitCode, UserError
+    from dist_train.errors import ExitCode, UserError
 
     raise UserError("data.root: no such folder: give another", ExitCode.DATA)
 

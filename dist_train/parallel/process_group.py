@@ -1,0 +1,224 @@
+"""The process group: opened once, closed once, and there even for a single rank, so that no caller asks for it.
+
+Gradients travel on the device's group (nccl or gloo). Everything small, and every wait for work that only one rank
+does, travels on a gloo group of its own on the host, whose time limit is long: a rank that waits there is not stuck.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_train.config.problems import ConfigError
+from dist_train.config.schema import DistributedConfig
+from dist_train.control.heartbeat import beat
+from dist_train.errors import UserError
+from dist_train.parallel.exchange import Lanes, regular
+from dist_train.parallel.ranks import Ranks
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=30)
+"""Time limit of the host group: longer than any download or evaluation by one rank alone. A peer that dies is noticed
+at once all the same, by its closed connection."""
+
+
+class ProcessGroup:
+    """All ranks of one generation. A context manager.
+
+    Attributes:
+        ranks: this process's place.
+        backend: nccl or gloo.
+        device: where this rank computes.
+    """
+
+    def __init__(self, ranks: Ranks, config: DistributedConfig) -> None:
+        self.ranks = ranks
+        self.backend = _choose_backend(config.backend)
+        self.device = _choose_device(self.backend, ranks)
+        self._timeout = timedelta(seconds=config.timeout.seconds)
+
+    def __enter__(self) -> "ProcessGroup":
+        if self.ranks.nodes == 1:
+            _stay_on_loopback()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        beat("connect")  # no work: the library looks around for the others as busily as it would compute
+        alone: dict[str, Any] = (
+            {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
+        )
+        dist.init_process_group(self.backend, timeout=self._timeout, **alone)
+        self._host = _new_group("gloo", PATIENCE)
+        self._connect(dist.group.WORLD)
+        beat("init")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure the peers may be gone, and an orderly end would wait for them.
+        if kind is None:
+            dist.destroy_process_group()
+
+    def for_reduction(self) -> Lanes:
+        """Groups of their own for the exact sum, whose thread must not share one with DDP; by node, where the nodes
+        have as many ranks each."""
+        beat("connect")
+        ranks, per_node = self.ranks, regular(self._places())
+        if per_node is None:
+            lanes = Lanes(inside=_new_group(self.backend, self._timeout), per_node=ranks.world_size)
+        else:
+            node, place = divmod(ranks.rank, per_node)
+            inside = range(node * per_node, (node + 1) * per_node)
+            across = range(place, ranks.world_size, per_node)
+            lanes = Lanes(
+                inside=_new_group(self.backend, self._timeout, inside),
+                across=_new_group(self.backend, self._timeout, across),
+                per_node=per_node,
+            )
+        for group in (lanes.inside, lanes.across):
+            self._connect(group)
+        beat("init")
+        return lanes
+
+    def _places(self) -> list[tuple[int, int]]:
+        """By rank, its place on its node and the number of ranks there."""
+        table = torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
+        table[self.ranks.rank] = torch.tensor([self.ranks.local_rank, self.ranks.local_world_size])
+        return [(int(place), int(here)) for place, here in self.sum_(table).tolist()]
+
+    def _connect(self, group: dist.ProcessGroup | None) -> None:
+        """The first collective of a group makes its connections; NCCL's may hang in that, and nothing else watches it
+        (pytorch/pytorch#88103). So it is made here, where the watchdog knows what is going on."""
+        if group is not None:
+            dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank has called it, however long one of them takes."""
+        dist.barrier(group=self._host)
+
+    @contextmanager
+    def first_per_node(self) -> Iterator[None]:
+        """One rank of each node goes first, the others follow when it is done; for downloads."""
+        if not self.ranks.is_first_on_node:
+            self.wait_for_all()
+        yield
+        if self.ranks.is_first_on_node:
+            self.wait_for_all()
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """What `function` gives on rank 0, on every rank; and where it fails there, the same error on every rank.
+
+        Raises:
+            UserError: rank 0's, on all ranks, so that none is left waiting.
+        """
+        result: Any = None
+        if self.ranks.is_first:
+            try:
+                result = function()
+            except (UserError, ConfigError) as error:
+                self.broadcast_object((None, error))
+                raise
+        value, failure = self.broadcast_object((result, None))
+        if failure is not None:
+            raise failure
+        return value
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. For small things."""
+        holder = [value if self.ranks.is_first else None]
+        dist.broadcast_object_list(holder, src=0, group=self._host, device=torch.device("cpu"))
+        return holder[0]
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's CPU tensors, on every rank's CPU: a checkpoint is read once and handed on."""
+        mine = dict(tensors or {})
+        layout = self.broadcast_object([(name, t.shape, t.dtype) for name, t in mine.items()])
+        everyone = {name: mine[name] if mine else torch.empty(shape, dtype=dtype) for name, shape, dtype in layout}
+        for tensor in everyone.values():
+            dist.broadcast(tensor.view(-1).view(torch.uint8) if tensor.dim() else tensor, src=0, group=self._host)
+        return everyone
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds a CPU tensor over all ranks, in place. Exact for integers, and for floats that one rank at most has."""
+        dist.all_reduce(tensor, group=self._host)
+        return tensor
+
+    def add_(self, tensor: Tensor) -> Tensor:
+        """Adds a tensor on the device over all ranks, in place, the way that gradients go, within their time limit."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def exchange(self, sent: Tensor, received: Tensor, peer: int) -> None:
+        """Sends a tensor to one other rank while receiving one from it; both on the device."""
+        both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+
+    def start_max_(self, tensor: Tensor) -> Any:
+        """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
+        return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
+
+
+def _new_group(backend: str, timeout: timedelta, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+    """Of all ranks; or of some, of whom this is one, and the others make theirs meanwhile."""
+    group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _choose_backend(wanted: str) -> str:
+    if wanted == "gloo" or torch.cuda.is_available():
+        return "nccl" if wanted == "auto" else wanted
+    if wanted == "nccl":
+        raise UserError("distributed.backend is nccl, and torch sees no GPU here: use gloo or auto, or see nvidia-smi")
+    if gpus := _gpus_here():
+        raise UserError(
+            f"this machine has {gpus} GPU{'s' * (gpus > 1)}, and torch sees none ({_why_none()}): `dist-train doctor` "
+            "looks into it; distributed.backend=gloo trains on the CPU"
+        )
+    return "gloo"
+
+
+def _gpus_here() -> int:
+    """As many as the launcher counted for its plan; without a launcher, as there are devices that nobody has hidden."""
+    if (counted := os.environ.get("DIST_TRAIN_GPUS")) is not None:
+        return int(counted)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return 0
+    return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").glob("nvidia*"))
+
+
+def _why_none() -> str:
+    """In torch's words, the first sentence of them."""
+    if not torch.backends.cuda.is_built():
+        return "it is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition(". ")[0].strip()
+    return "it does not say why"
+
+
+def _choose_device(backend: str, ranks: Ranks) -> torch.device:
+    if backend != "nccl":
+        return torch.device("cpu")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {ranks.local_rank} has no GPU: torch sees {torch.cuda.device_count()} here; "
+            f"start as many ranks as GPUs with --nproc-per-node {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _stay_on_loopback() -> None:
+    """On one node gloo needs no other interface, and a host name that resolves to nothing does no harm then."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,0 +1,55 @@
+"""Who am I? From torchrun's variables only; without them, the one rank of a world of one."""
+
+import os
+from dataclasses import dataclass
+
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process's place, in torchrun's words."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_first_on_node(self) -> bool:
+        return self.local_rank == 0
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.world_size // self.local_world_size)
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """Reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and GROUP_RANK.
+
+        Raises:
+            UserError: when only some of them are set, or one is no whole number.
+        """
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        given = {name: os.environ[name] for name in names[:4] if name in os.environ}
+        if not given:
+            return cls(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
+        missing = [name for name in names[:4] if name not in given]
+        if missing:
+            raise UserError(f"{', '.join(given)} set but not {', '.join(missing)}: start the ranks with torchrun")
+        try:
+            numbers = {name: int(os.environ.get(name, "0")) for name in names}
+        except ValueError as error:
+            raise UserError(f"torchrun's variables must be whole numbers: {error}") from None
+        return cls(
+            rank=numbers["RANK"],
+            local_rank=numbers["LOCAL_RANK"],
+            world_size=numbers["WORLD_SIZE"],
+            local_world_size=numbers["LOCAL_WORLD_SIZE"],
+            node=numbers["GROUP_RANK"],
+        )

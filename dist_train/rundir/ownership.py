@@ -1,0 +1,199 @@
+"""Whose a run directory is: what its owner has written down, and whether that one still lives. Reads only; no torch.
+
+RUN/.lease/00000007 is the claim of the run's seventh owner; the highest number counts. A claim has two lines: who it
+is, in JSON, and a count that the owner raises every RENEWAL_S seconds while it lives, or `released`. Nobody compares
+clocks: an owner that this host cannot see is dead once its count has stood still for EXPIRY_S seconds of the observer.
+"""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.reading import Odd, is_number, parse_json, read_bytes
+
+FOLDER = ".lease"
+RENEWAL_S = 2.0
+EXPIRY_S = 60.0
+_GLANCE_S = 2 * RENEWAL_S
+"""Long enough to see a renewal."""
+_DYING_S = 1.0
+_NUMBER = re.compile("[0-9]{8,15}")
+_LARGEST = 2**16
+"""Bytes of a claim, and many more."""
+RELEASED = b"released"
+_LOOK_S = 0.05
+"""Between two looks at a claim."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One process among all that ever were.
+
+    Attributes:
+        boot: id of the boot and of the PID namespace that pid belongs to; None where the system does not say.
+        started: when, in clock ticks since boot: a process id is given out again.
+        job: the scheduler's, where there is one.
+        since: when it became the owner, for people.
+        token: drawn for this claim.
+    """
+
+    host: str
+    boot: str | None
+    pid: int
+    started: int
+    job: str | None
+    since: str
+    token: str
+
+    @classmethod
+    def myself(cls) -> "Owner":
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot(),
+            pid=os.getpid(),
+            started=_stat(os.getpid())[0],
+            job=os.environ.get("DIST_TRAIN_JOB"),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            token=os.urandom(8).hex(),
+        )
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+    def lives(self) -> bool | None:
+        """None where this process cannot tell."""
+        if self.boot is None or self.boot != _boot():
+            return None
+        try:
+            os.kill(self.pid, 0)
+            started, state = _stat(self.pid)
+        except ProcessLookupError:
+            return False
+        except (OSError, TypeError):  # another user's, whose /proc may be hidden; or no number at all
+            return None
+        return started == self.started and state not in "ZX"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is written under a number; the content is empty where it cannot be seen."""
+
+    number: int
+    content: bytes
+
+    @property
+    def owner(self) -> Owner | None:
+        """None where it cannot be read."""
+        try:
+            owner = Owner(**parse_json(self.content.split(b"\n")[0]))
+        except (ValueError, TypeError):
+            return None
+        texts = (owner.host, owner.since, owner.token, owner.boot or "", owner.job or "")
+        known = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return owner if known and is_number(owner.pid, 1, 2**31) and is_number(owner.started) else None
+
+    @property
+    def is_released(self) -> bool:
+        return self.content.rstrip().endswith(b"\n" + RELEASED)
+
+
+def current(run_dir: Path) -> Claim | None:
+    """The claim that counts; None where there never was one.
+
+    Raises:
+        OSError: when the file system does not let us see.
+    """
+    for _ in range(10):
+        number = None
+        try:
+            number = max((int(name) for name in os.listdir(run_dir / FOLDER) if _NUMBER.fullmatch(name)), default=None)
+            return None if number is None else Claim(number, _content(claim_path(run_dir, number)))
+        except FileNotFoundError:  # removed between the two looks, because there is a newer one; or there is no folder
+            continue
+    return None if number is None else Claim(number, b"")
+
+
+def _content(path: Path) -> bytes:
+    """Empty where it is no claim that anybody could have written."""
+    try:
+        return read_bytes(path, _LARGEST)
+    except Odd:
+        return b""
+
+
+def claim_path(run_dir: Path, number: int) -> Path:
+    return run_dir / FOLDER / f"{number:08d}"
+
+
+def refuse_owned(run_dir: Path) -> None:
+    """For the launcher: looks for as long as it takes to see an owner that lives. One that it killed, or that dies with
+    its launcher, has a moment to be gone. What cannot be told so fast is for rank 0 to find out.
+
+    Raises:
+        UserError: (exit 3) when a live run owns it.
+    """
+    with suppress(OSError):
+        await_free(run_dir, _GLANCE_S, lambda line: None, dying=_DYING_S)
+
+
+def await_free(run_dir: Path, patience: float, note: Callable[[str], None], dying: float = 0.0) -> int:
+    """Returns when no live run is known to own `run_dir`: at once where that is certain, else after watching the
+    owner's count stand still for `patience` seconds. Returns the last number that was claimed, or 0.
+
+    Args:
+        note: told one line when it has to watch.
+        dying: seconds that an owner on this host has to be gone.
+
+    Raises:
+        UserError: (exit 3) when a live run owns it.
+        OSError: when the file system does not let us see.
+    """
+    seen: Claim | None = None
+    start = began = time.clock_gettime(time.CLOCK_BOOTTIME)
+    while True:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # before the look, so that the last one is old enough
+        claim = current(run_dir)
+        if claim is None or claim.is_released:
+            return claim.number if claim else 0
+        owner = claim.owner
+        alive = owner.lives() if owner else None
+        same = seen is not None and (seen.number, seen.owner) == (claim.number, owner)
+        if same and seen != claim:  # its count has moved
+            alive = True
+        if alive and now - start >= dying:
+            raise UserError(
+                f"{run_dir} belongs to a live run: {owner}. Wait for its end, stop it, or give another --run-dir",
+                ExitCode.OWNED,
+            )
+        if alive is False or (alive is None and same and now - began >= patience):
+            return claim.number
+        if not same:
+            seen, began = claim, now
+        if not same and alive is None:
+            note(f"{run_dir}: does {owner or 'its owner'} still live? Watching it for at most {patience:g} s")
+        time.sleep(_LOOK_S)
+
+
+@cache
+def _boot() -> str | None:
+    """Where process ids mean the same: this boot of this machine, and this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None
+
+
+def _stat(pid: int) -> tuple[int, str]:
+    """When a process started, in clock ticks since boot, and its state's letter. Raises OSError."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
+    return int(fields[19]), fields[0]

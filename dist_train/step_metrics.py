@@ -1,0 +1,165 @@
+"""Losses and gradient norms of single steps, left on the device until a whole interval is read at once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_train.control.heartbeat import finish_step
+from dist_train.control.non_finite import ADVICE
+from dist_train.parallel.overlap import Leash
+from dist_train.parallel.process_group import ProcessGroup
+
+MOST_NAMED = 64
+"""Samples that a line names, of those whose loss is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one rank knows of one step.
+
+    Attributes:
+        step: its number, from 1.
+        losses: by microbatch number, the sum over its valid targets, 0-dim.
+        counts: by microbatch number, how many those are.
+        indices: by microbatch number, int64 [m], its samples' places in the training set.
+        gradient_norm: L2 norm of the whole gradient before clipping, 0-dim, the same on all ranks.
+        lr: the learning rate used.
+        applied: False where the update was left out, because something was not finite.
+    """
+
+    step: int
+    losses: Mapping[int, Tensor]
+    counts: Mapping[int, int | Tensor]
+    indices: Mapping[int, Tensor]
+    gradient_norm: Tensor
+    lr: float
+    applied: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An interval of steps, the same on every rank.
+
+    Attributes:
+        rows: one a step, for metrics.jsonl.
+        samples: one a step, for samples.jsonl; empty unless asked for.
+        left_out: one line for each step whose update was left out.
+        diverged: why the training cannot go on, if so: a step was not finite, and its update was applied.
+    """
+
+    rows: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    left_out: list[str]
+    diverged: str | None
+
+
+class Meter:
+    """Collects an interval of steps.
+
+    Args:
+        wants_samples: whether reports say which samples the steps were made of.
+        infinite_norm_is_fine: True where a gradient scaler skips steps whose gradient overflows.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        *,
+        microbatches: int,
+        global_batch: int,
+        steps_per_epoch: int,
+        infinite_norm_is_fine: bool = False,
+        wants_samples: bool = False,
+    ) -> None:
+        self._group = group
+        self._microbatches = microbatches
+        self._global_batch = global_batch
+        self._steps_per_epoch = steps_per_epoch
+        self._infinite_norm_is_fine = infinite_norm_is_fine
+        self._wants_samples = wants_samples
+        self._results: list[StepResult] = []
+        self._leash = Leash(group.device)
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step / self._steps_per_epoch
+
+    def add(self, result: StepResult) -> None:
+        self._leash.step()
+        finish_step(result.step, len(result.losses))
+        self._results.append(result)
+
+    def flush(self) -> Report:
+        """What happened since the last flush; all ranks call it together."""
+        results, self._results = self._results, []
+        if not results:
+            return Report(rows=[], samples=[], left_out=[], diverged=None)
+        # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
+        sums = self._group.sum_(self._own(results))
+        norms = torch.stack([result.gradient_norm for result in results]).tolist()
+        rows, left_out, diverged = [], [], None
+        for result, by_microbatch, norm in zip(results, sums.tolist(), norms, strict=True):
+            losses, counts = zip(*by_microbatch, strict=True)
+            loss = math.fsum(losses) / max(sum(counts), 1.0) if all(map(math.isfinite, losses)) else math.nan
+            rows.append(self._row(result, loss, norm))
+            what = self._not_finite(result, losses, norm)
+            if what is not None and result.applied:
+                diverged = f"{what}. Nothing of it was saved; the last checkpoint is from before. {ADVICE}"
+                break  # what follows was computed with what this step has left behind
+            if not result.applied:
+                left_out.append(f"! {what}; its update was left out")
+        samples = self._samples(results[: len(rows)]) if self._wants_samples else []
+        return Report(rows=rows, samples=samples, left_out=left_out, diverged=diverged)
+
+    def _own(self, results: list[StepResult]) -> Tensor:
+        """Float64 [steps, V, 2]: loss sum and count."""
+        table = torch.zeros(len(results), self._microbatches, 2, dtype=torch.float64)
+        losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
+        numbers = list(results[0].losses)
+        table[:, numbers, 0] = losses.to("cpu", torch.float64)
+        counts = [[float(count) for count in result.counts.values()] for result in results]
+        table[:, numbers, 1] = torch.tensor(counts, dtype=torch.float64)
+        return table
+
+    def _not_finite(self, result: StepResult, losses: tuple[float, ...], norm: float) -> str | None:
+        """What of the step is not finite, and made of which samples; None where all of it is."""
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad and (math.isfinite(norm) or self._infinite_norm_is_fine):
+            return None
+        if not bad:
+            return f"step {result.step}: the gradient is not finite"
+        indices = self._indices([result])[0, bad].flatten().tolist()
+        named = ", ".join(map(str, indices[:MOST_NAMED])) + (", …" if len(indices) > MOST_NAMED else "")
+        numbers = ", ".join(map(str, bad))
+        return f"step {result.step}: the loss of microbatch {numbers} is not finite (training samples {named})"
+
+    def _samples(self, results: list[StepResult]) -> list[dict[str, Any]]:
+        table = self._indices(results).tolist()
+        return [
+            {"step": result.step, "epoch": self.epoch(result.step), "indices": indices}
+            for result, indices in zip(results, table, strict=True)
+        ]
+
+    def _indices(self, results: list[StepResult]) -> Tensor:
+        """Int64 [steps, V, m]: the samples that were really used, as each rank knows its own."""
+        size = self._global_batch // self._microbatches
+        table = torch.zeros(len(results), self._microbatches, size, dtype=torch.int64)
+        for row, result in zip(table, results, strict=True):
+            for number, indices in result.indices.items():
+                row[number] = indices
+        return self._group.sum_(table)
+
+    def _row(self, result: StepResult, loss: float, norm: float) -> dict[str, Any]:
+        row = {
+            "step": result.step,
+            "epoch": self.epoch(result.step),
+            "samples_seen": result.step * self._global_batch,
+            "loss": loss,
+            "lr": result.lr,
+            "grad_norm": norm,
+        }
+        return row if result.applied else {**row, "left_out": True}

@@ -1,0 +1,62 @@
+"""The last collectives that each rank has called: which rank's does not fit the others'?"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.rank.collectives import AT, HEAD, KEPT, SLOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One collective of the default group."""
+
+    number: int
+    """From 1."""
+    what: str
+    """all_reduce of float32 [4]"""
+    file: str
+    line: int
+    function: str
+
+
+def read(page: bytes) -> list[Call]:
+    """The newest calls, oldest first."""
+    found = []
+    for place in range(AT, AT + SLOT * KEPT, SLOT):
+        if len(page) < place + SLOT:
+            break
+        number, line, size = HEAD.unpack_from(page, place)
+        parts = page[place + HEAD.size : place + HEAD.size + size].decode(errors="replace").split("\n")
+        if number and len(parts) == 3:
+            found.append(Call(number=number, what=parts[0], function=parts[1], file=parts[2], line=line))
+    return sorted(found, key=lambda call: call.number)
+
+
+def first_difference(calls: Mapping[int, Sequence[Call]]) -> dict[int, Call] | None:
+    """Of each rank the first call that is not the same everywhere; None where there is none that all have made."""
+    numbered = {rank: {call.number: call for call in of_rank} for rank, of_rank in calls.items()}
+    if len(numbered) < 2:
+        return None
+    for number in sorted(set.intersection(*(set(of_rank) for of_rank in numbered.values()))):
+        here = {rank: of_rank[number] for rank, of_rank in numbered.items()}
+        if len({call.what for call in here.values()}) > 1:
+            return here
+    return None
+
+
+def odd_one(calls: Mapping[int, Call]) -> tuple[int, str] | None:
+    """The only rank that differs, and what the others have called; None where sides are even."""
+    counted = Counter(call.what for call in calls.values()).most_common()
+    if len(calls) < 3 or len(counted) != 2 or counted[1][1] != 1:
+        return None
+    rank = next(rank for rank, call in calls.items() if call.what == counted[1][0])
+    return rank, counted[0][0]
+
+
+def told(calls: Mapping[int, Call]) -> Iterator[tuple[list[int], Call]]:
+    """Ranks that have called the same, and from where one of them did."""
+    sides: dict[str, list[int]] = defaultdict(list)
+    for rank in sorted(calls):
+        sides[calls[rank].what].append(rank)
+    return ((ranks, calls[ranks[0]]) for ranks in sides.values())

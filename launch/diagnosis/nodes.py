@@ -1,0 +1,90 @@
+"""What the watchdogs of several nodes tell each other, by files in generations/<g>/quiet/ of the shared run directory.
+
+A rank may rightly wait for one on another node. So a node only says that its own ranks are past their deadlines, and
+takes that back when they go on; when all nodes say so, it is a hang, and each adds what it knows of its ranks.
+Where the run directory is not shared, nobody hears of it, and the longest deadline is what is left.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dist_train.rundir.records import read_all, write_json
+from launch.diagnosis.collectives import Call
+from launch.diagnosis.evidence import Evidence, Frame, Heartbeat, Process
+
+LOOK_EVERY = 1.0
+SETTLED = 3.0
+"""Seconds for which all have to say so: one may be about to take it back."""
+PATIENCE = 10.0
+"""Seconds for the others to write what they know."""
+
+
+class Nodes:
+    """This node and the others.
+
+    Args:
+        name: of this node, different from the others'.
+        count: how many there are.
+    """
+
+    def __init__(self, generation: Path, name: str, count: int) -> None:
+        self._folder, self._name, self._count = generation / "quiet", name, count
+        self._says_so = False
+        self._next, self._since = 0.0, float("inf")
+
+    def all_are_quiet(self, this_one: bool) -> bool:
+        """Says whether this node is, and returns whether all are, for long enough."""
+        if self._count == 1:
+            return this_one
+        if this_one != self._says_so:
+            self._say(this_one)
+        now = time.monotonic()
+        if not this_one:
+            self._since = float("inf")
+        elif now >= self._next:
+            self._next = now + LOOK_EVERY
+            quiet = len(list(self._folder.glob("[!.]*.json"))) >= self._count
+            self._since = min(self._since, now) if quiet else float("inf")
+        return now - self._since >= SETTLED
+
+    def _say(self, quiet: bool) -> None:
+        mine = self._folder / f"{self._name}.json"
+        with suppress(OSError):  # the disk is full: the longest deadline is left
+            self._folder.mkdir(exist_ok=True)
+            if quiet:
+                write_json(mine, {"node": self._name})
+            else:
+                mine.unlink(missing_ok=True)
+            self._says_so = quiet
+
+    def gather(self, mine: list[Evidence]) -> list[Evidence]:
+        """All ranks', as far as their nodes write it down in time; `mine` comes first where one is on both."""
+        if self._count == 1:
+            return mine
+        folder = self._folder / "ranks"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / f"{self._name}.json", {"ranks": [asdict(one) for one in mine]})
+        deadline = time.monotonic() + PATIENCE
+        while len(found := read_all(folder)) < self._count and time.monotonic() < deadline:
+            time.sleep(0.1)
+        known = {one.rank: one for written in found for one in map(_evidence, written["ranks"])}
+        known |= {one.rank: one for one in mine}
+        return [known[rank] for rank in sorted(known)]
+
+
+def _evidence(written: dict[str, Any]) -> Evidence:
+    return Evidence(
+        rank=written["rank"],
+        heartbeat=Heartbeat(**written["heartbeat"]),
+        process=_process(written["process"]) if written["process"] else None,
+        children=[_process(child) for child in written["children"]],
+        calls=[Call(**call) for call in written["calls"]],
+    )
+
+
+def _process(written: dict[str, Any]) -> Process:
+    return Process(**{**written, "frames": [Frame(**frame) for frame in written["frames"]]})

@@ -1,0 +1,184 @@
+"""One node's share of one generation, in a process of its own: torchrun's elastic agent, told what to do on stdin.
+
+It starts the ranks with torch's own agent, waits for them, and writes how they ended. `python -m launch.node.agent`
+reads one line of JSON (see supervisor/agent_starter.py); the rest of stdin is the supervisor's lifeline: when it
+closes, everything ends. Forked from the fork server (fork_server.py) it gets the same by main_forked, and the kernel
+ends it with the server.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dist_train.rundir.records import write_json
+from launch.processes import descendants, send
+
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
+ENTRY = Path(__file__).parents[1] / "rank" / "main.py"
+
+
+def main() -> None:
+    """Never returns: the interpreter's own way out of torch takes seconds."""
+    request = json.loads(sys.stdin.readline())
+    hold_lifeline()
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir(request["cwd"])
+    work(request)
+
+
+def main_forked(request: dict[str, Any], server: socket.socket) -> None:
+    """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
+    from launch.node.fork_client import ForkServer, fork_ranks_from
+
+    fork_ranks_from(ForkServer(server))
+    work(request)
+
+
+def work(request: dict[str, Any]) -> None:
+    """Runs the ranks to their end and writes how that was. Ends the process."""
+    sys.stdout = sys.stderr = open(request["log"], "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
+    for descriptor in (1, 2):  # what torch prints from C++ too: this process never waits for a console
+        os.dup2(sys.stderr.fileno(), descriptor)
+    try:
+        outcome: dict[str, Any] = {"error": None, "ranks": launch(request)}
+    except BaseException as error:
+        traceback.print_exc()
+        outcome = {"error": f"{type(error).__name__}: {error}", "ranks": []}
+    write_json(Path(request["outcome"]), {**outcome, "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME)})
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def hold_lifeline() -> None:
+    """Watches stdin from a thread; the ranks get an empty one."""
+    lifeline = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        for pid in descendants(os.getpid()):
+            send(pid, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def launch(request: dict[str, Any]) -> list[dict[str, int]]:
+    """Runs the ranks to their end. Returns rank, pid and exit code of each, those that failed first in front.
+
+    A negative exit code is a signal's number. Never restarts: every life gets an agent of its own.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    arguments = parse_args([*request["arguments"]])
+    single = arguments.nnodes in ("1", "1:1")
+    port = arguments.master_port or 0
+    if arguments.rdzv_backend == "static" and single:
+        rendezvous_handler_registry.register("loopback", lambda parameters: loopback_rendezvous(parameters, port))
+        arguments.rdzv_backend = "loopback"
+        arguments.standalone = False
+    config, program, words = config_from_args(arguments)
+    config.logs_specs = rank_files(request["generation"], request["restarts"])
+    config.max_restarts = 0
+    config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
+    me = str(os.getpid())
+    entry = [str(ENTRY), me, me, request["generation"], request["logs"], request["output"], request["signals"]]
+    if arguments.no_python:
+        program, words = sys.executable, ["-u", "--no-python", program, *words]
+    words = [words[0], *entry, *words[1:]]  # python -u ENTRY … -m MODULE …
+    try:
+        ended = elastic_launch(config, program)(*words)
+    except ChildFailedError as failed:
+        return [{"rank": rank, "pid": one.pid, "exit_code": one.exitcode} for rank, one in failed.failures.items()]
+    return [{"rank": rank, "pid": 0, "exit_code": 0} for rank in ended]
+
+
+def rank_files(generation: str, restarts: tuple[int, int]) -> Any:
+    """torch's own log redirection off (rank/main.py does it), and a place for what its @record decorator writes.
+
+    Args:
+        restarts: how often the ranks have been started again, and how often they may be: our count, since each of our
+            generations is a first one to torch's agent.
+    """
+    from torch.distributed.elastic.multiprocessing import LogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import LogsDest
+
+    class RankFiles(LogsSpecs):
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            folder = Path(self.root_log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
+            for local, env in envs.items():
+                env["TORCHELASTIC_ERROR_FILE"] = records[local]
+                env["TORCHELASTIC_RESTART_COUNT"], env["TORCHELASTIC_MAX_RESTARTS"] = map(str, restarts)
+            console = dict.fromkeys(envs, "")
+            return LogsDest(stdouts=console, stderrs=dict(console), error_files=records)
+
+        @property
+        def root_log_dir(self) -> str:
+            return str(Path(generation) / "record")
+
+    return RankFiles()
+
+
+def loopback_rendezvous(parameters: Any, port: int) -> Any:
+    """A rendezvous of one node whose store listens on 127.0.0.1 alone; torch's own listens on every interface."""
+    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+    class Loopback(RendezvousHandler):
+        @property
+        def use_agent_store(self) -> bool:
+            return True  # the ranks meet at this very store
+
+        def get_backend(self) -> str:
+            return "loopback"
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+            host, bound = listener.getsockname()
+            store = TCPStore(
+                host,
+                bound,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+                timeout=timedelta(seconds=30),  # to reach ourselves, which a lack of descriptors may keep us from
+            )
+            store.set_timeout(timedelta(minutes=5))
+            return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(host, bound))
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None: ...
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def get_run_id(self) -> str:
+            return parameters.run_id
+
+        def shutdown(self) -> bool:
+            return True
+
+    return Loopback()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The fork server: imports torch and the program's modules once, and forks the agent and its ranks from that.
+
+`fork_server.py SOCKET PARENT`, run as a file of its own, so that no folder of ours gets into the program's sys.path; it
+imports the standard library alone. The supervisor sends one message that says what to import, then one for each agent;
+an agent sends one for each rank. Whoever asked for a process is told how it ended. One message is one JSON packet.
+
+No rank is forked from a process that has called the GPU's driver or that has further threads: neither survives a fork.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).resolve().parents[2]
+LARGEST_MESSAGE = 1 << 20
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
+OFTEN = ("torch.distributed",)
+"""What nearly every distributed program comes to."""
+DEVICES = "/dev/nvidia"
+"""How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
+
+
+def main(arguments: list[str]) -> None:
+    """Serves until the supervisor is gone, which takes everything below along. Never returns."""
+    control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
+    entry = load("rank/main")
+    processes = entry.beside("processes")
+    entry.die_with(parent)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    order = receive(control)
+    if order is None:
+        os._exit(1)
+    os.chdir(order["cwd"])
+    sys.path[0] = order["path"]  # the program's own folder, in place of ours
+    print_to(order["log"])
+    gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
+    try:
+        import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    Server(control, entry, processes, order.get("devices", DEVICES)).serve(order["modules"], order["strict"])
+
+
+def load(name: str) -> Any:
+    """A file of launch/, under a name that no program uses."""
+    path = Path(__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"_dist_train_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def receive(channel: socket.socket) -> Any:
+    """The next message; None when the other side is gone."""
+    try:
+        packet = channel.recv(LARGEST_MESSAGE)
+    except OSError:
+        return None
+    return json.loads(packet) if packet else None
+
+
+def send(channel: socket.socket, message: Any) -> None:
+    """To a side that is gone it is not sent."""
+    with contextlib.suppress(OSError):
+        channel.send(json.dumps(message).encode())
+
+
+def print_to(log: str) -> None:
+    """What the imports print is no rank's. A rank asks for an output of its own, see rank/main.py."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    for number in (1, 2):
+        os.dup2(target, number)
+    os.close(target)
+
+
+def open_files(prefix: str) -> Iterator[str]:
+    """Of this process, those whose path begins so."""
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that the listing itself had open
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if path.startswith(prefix):
+                yield path
+
+
+class Server:
+    """Forks what it is asked for, and tells how it ended."""
+
+    def __init__(self, control: socket.socket, entry: Any, processes: Any, devices: str) -> None:
+        self._control = control
+        self._devices = devices
+        self._entry = entry
+        self._processes = processes
+        self._selector = selectors.DefaultSelector()
+        self._refusal: str | None = None
+        self._selector.register(control, selectors.EVENT_READ, self._start_agent)
+
+    def serve(self, modules: list[str], strict: bool) -> None:
+        """The first agent starts before `modules` are imported: it is busy meanwhile."""
+        self._start_agent()
+        self._refusal = self._import(modules, strict)
+        # What a rank starts, the kernel does not end with it: from here on we do, when the supervisor is gone.
+        self._processes.become_subreaper()
+        self._processes.outlive_parent()
+        if self._refusal is not None:
+            send(self._control, {"refused": self._refusal})
+        while True:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _import(self, modules: list[str], strict: bool) -> str | None:
+        """Returns why ranks cannot be forked from here, if so."""
+        if "torch._dynamo" not in modules:
+            load("node/torch_patches").install()
+        for name in OFTEN:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except BaseException as error:
+                traceback.print_exc()
+                if isinstance(error, ImportError) and not strict:
+                    continue  # a rank that does need it will say what is missing
+                return f"importing {name}: {type(error).__name__}: {error}".splitlines()[0]
+        torch = sys.modules["torch"]
+        if torch.cuda.is_initialized():
+            return "what was imported has made a CUDA context, which does not survive a fork"
+        if device := next(open_files(self._devices), None):
+            return f"what was imported has opened {device}, and the GPU's driver does not survive a fork"
+        threads = len(os.listdir("/proc/self/task"))
+        if threads > 1:
+            return f"what was imported has started {threads - 1} more thread{'s' * (threads > 2)}, lost in a fork"
+        return None
+
+    # ------------------------------------------------------------ agents
+
+    def _start_agent(self) -> None:
+        request = receive(self._control)
+        if request is None:
+            self._processes.sweep(patience=0)
+            os._exit(0)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
+        theirs.close()
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._start_rank(ours))
+        send(self._control, {"agent": pid})
+
+    def _be_agent(self, request: dict[str, Any], server: socket.socket) -> None:
+        sys.path[0] = str(HOME)
+        from launch.node.agent import main_forked
+
+        main_forked(request, server)
+
+    # ------------------------------------------------------------ ranks
+
+    def _start_rank(self, agent: socket.socket) -> None:
+        request = receive(agent)
+        if request is None:
+            self._selector.unregister(agent)
+            agent.close()
+        elif self._refusal is not None:
+            send(agent, {"refused": self._refusal})
+        else:
+            pid = self._fork(lambda: self._be_rank(**request), agent)
+            send(agent, {"rank": pid})
+
+    def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
+        os.setsid()
+        os.environ.update(environment)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
+        self._entry.leave(words)
+
+    def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
+        """Returns the id of a process that runs `child`; `asked` is told of its end."""
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._entry.die_with(server)
+                gc.freeze()  # the collector would write to, and so copy, the pages that all share
+                gc.enable()
+                self._let_go(keep)
+                child()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        ended = os.pidfd_open(pid)
+        self._selector.register(ended, selectors.EVENT_READ, lambda: self._tell_end(pid, ended, asked))
+        return pid
+
+    def _let_go(self, keep: socket.socket | None) -> None:
+        """Closes what belongs to the server alone."""
+        for key in list(self._selector.get_map().values()):
+            if key.fileobj is keep:
+                continue
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            else:
+                os.close(key.fd)
+        self._selector.close()
+
+    def _tell_end(self, pid: int, ended: int, asked: socket.socket) -> None:
+        self._selector.unregister(ended)
+        os.close(ended)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if asked.fileno() >= 0:
+            send(asked, {"ended": pid, "code": code})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

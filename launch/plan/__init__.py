@@ -1,0 +1,264 @@
+"""The plan: what would be started, as a pure function of config, flags and host. Deciding happens here alone."""
+
+import shlex
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dist_train.config.shares import check_even, share
+from dist_train.errors import UserError
+from launch.plan.console_options import parse_ranks, parse_size, parse_tee
+from launch.plan.environment import environment, threads_of_a_rank
+from launch.plan.flags import Flags
+from launch.plan.host import Host
+from launch.plan.rendezvous import Rendezvous, choose
+from launch.plan.requirements import Demands
+from launch.slurm.place import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """All that the supervisor does follows from this; a dry run prints it."""
+
+    nodes: int
+    node: int | None
+    """None where the rendezvous hands out the node's number."""
+    ranks_per_node: int
+    device: Literal["cpu", "gpu"]
+    backend: Literal["nccl", "gloo"]
+    threads_per_rank: int
+    microbatches: int
+    environment: dict[str, str]
+    """Added to the environment of every rank."""
+    rendezvous: Rendezvous
+    passed_on: tuple[str, ...] = ()
+    """Flags that are torchrun's own business."""
+    max_restarts: int
+    grace: float | None
+    """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
+    hang_timeout: float | None
+    """Seconds for the watchdog; None: its own defaults; 0: it is off."""
+    monitor_interval: float
+    start: Literal["preload", "exec"]
+    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
+    preload: tuple[str, ...]
+    """What that process imports besides torch."""
+    program: tuple[str, ...]
+    """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
+    arguments: tuple[str, ...]
+    """Its arguments."""
+    resume: str | None
+    """What it is to begin from; None for programs that do not ask."""
+    folder: Path
+    """Of logs and generations: the run directory."""
+    log_dir: Path | None
+    """Where logs go instead of the run directory."""
+    tee: str
+    """Which ranks beside 0 are shown on the console, as torchrun writes it."""
+    ranks: list[int] | None
+    """Which ranks are shown on the console, where that was said so."""
+    log_size: int
+    """Bytes in a rank's log before it becomes the one before."""
+    slurm: Place | None = None
+    """The job that this is a part of."""
+    attempt: int = 1
+    """Which of the starts by one launcher it is."""
+
+    @property
+    def scheduler(self) -> Literal["slurm"] | None:
+        """Who starts us again when we ask for it."""
+        return "slurm" if self.slurm else None
+
+    @property
+    def start_name(self) -> str | None:
+        """A name of this start of the ranks that all nodes know, and that there is once."""
+        if self.slurm is None or self.nodes == 1:
+            return None
+        return f"{self.slurm.job}.{self.slurm.step}-{self.slurm.restarts}-{self.attempt}"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
+        return self.resume is not None
+
+    @property
+    def suffix(self) -> str:
+        """What tells this node's files from node 0's."""
+        return "" if self.node == 0 else f"-node{self.node}" if self.node is not None else f"-{socket.gethostname()}"
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def logs(self) -> Path:
+        return self.log_dir or self.folder / "logs"
+
+    @property
+    def torchrun_arguments(self) -> tuple[str, ...]:
+        """What torchrun's own parser gets; `torchrun` with these does the same, without our supervision."""
+        flags = ["--nproc-per-node", str(self.ranks_per_node)]
+        flags += ["--standalone"] if self.rendezvous == Rendezvous() else self._rendezvous_flags()
+        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.monitor_interval:g}", *self.passed_on]
+        resume = ("--resume", self.resume) if self.resume is not None else ()
+        return (*flags, *self.program, *self.arguments, *resume)
+
+    def _rendezvous_flags(self) -> list[str]:
+        meet = self.rendezvous
+        given = {
+            "--nnodes": self.nodes,
+            "--node-rank": self.node,
+            "--rdzv-backend": meet.backend,
+            "--rdzv-endpoint": meet.endpoint,
+            "--rdzv-id": meet.id,
+            "--rdzv-conf": meet.conf,
+            "--master-addr": meet.master_addr,
+            "--master-port": meet.master_port,
+            "--local-addr": meet.local_addr,
+        }
+        return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+
+    @property
+    def command(self) -> str:
+        """The equivalent torchrun command, for a shell."""
+        return shlex.join(["torchrun", *self.torchrun_arguments])
+
+    def of_attempt(self, attempt: int) -> "LaunchPlan":
+        """The plan of a later generation of the same run: it goes on from the newest checkpoint."""
+        if attempt == 1:
+            return self
+        resume = None if self.resume is None else "auto"
+        return replace(self, attempt=attempt, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
+
+
+def make_plan(
+    config: Any,
+    flags: Flags,
+    host: Host,
+    *,
+    folder: Path,
+    program: tuple[str, ...],
+    arguments: tuple[str, ...],
+    resume: str | None,
+) -> LaunchPlan:
+    """Decides how many ranks start where, with what in their environment. `config` is a RunConfig, or the Demands of a
+    program that has none.
+
+    Raises:
+        UserError: when flags, config and host do not go together.
+    """
+    demands = config if isinstance(config, Demands) else Demands.of(config)
+    nodes, node = _place(flags, host)
+    device, backend, ranks = _ranks(demands, flags, host, nodes)
+    microbatches = nodes * ranks if demands.microbatches == "auto" else demands.microbatches
+    if resume is not None:  # a training
+        check_fits(config, nodes * ranks, microbatches)
+    threads = threads_of_a_rank(demands, device, ranks, host)
+    return LaunchPlan(
+        nodes=nodes,
+        node=node,
+        ranks_per_node=ranks,
+        device=device,
+        backend=backend,
+        threads_per_rank=threads,
+        microbatches=microbatches,
+        environment=environment(demands, nodes, device, threads, host),
+        rendezvous=choose(flags, host, nodes, node),
+        max_restarts=flags.max_restarts,
+        grace=flags.grace,
+        hang_timeout=flags.hang_timeout,
+        monitor_interval=flags.monitor_interval,
+        start=flags.start,
+        preload=demands.preload,
+        program=program,
+        arguments=arguments,
+        resume=resume,
+        folder=folder,
+        log_dir=Path(flags.log_dir) if flags.log_dir else None,
+        **_output(flags, nodes * ranks),
+        slurm=host.slurm,
+    )
+
+
+def _output(flags: Flags, world_size: int) -> dict[str, Any]:
+    if flags.ranks is not None and flags.tee != "0":
+        raise UserError(f"--ranks {flags.ranks} and --tee {flags.tee} both say which ranks are shown: give one of them")
+    parse_tee(flags.tee)  # which says so when it is wrong
+    shown = parse_ranks(flags.ranks, world_size)
+    return {"tee": flags.tee, "ranks": shown, "log_size": parse_size(flags.log_size)}
+
+
+def count_nodes(flags: Flags, host: Host) -> int:
+    """Nodes of the job: --nnodes, else SLURM's, else 1.
+
+    Raises:
+        UserError: when --nnodes is no positive number.
+    """
+    if flags.nnodes is None:
+        return host.slurm.nodes if host.slurm and not flags.standalone else 1
+    low, _, high = flags.nnodes.partition(":")
+    if high and high != low:
+        raise UserError(f"--nnodes {flags.nnodes}: give one number; to change the size of a run, start it again")
+    if not low.isdigit() or int(low) < 1:
+        raise UserError(f"--nnodes {flags.nnodes}: not a number of nodes")
+    return int(low)
+
+
+def _place(flags: Flags, host: Host) -> tuple[int, int | None]:
+    nodes = count_nodes(flags, host)
+    if nodes > 1 and flags.standalone:
+        raise UserError(f"--standalone is for one node, and --nnodes says {nodes}")
+    if nodes == 1:
+        return 1, 0
+    node = flags.node_rank
+    if node is None and host.slurm and host.slurm.nodes == nodes:
+        node = host.slurm.node
+    if node is not None and not 0 <= node < nodes:
+        raise UserError(f"--node-rank {node}: with {nodes} nodes it is 0 to {nodes - 1}")
+    return nodes, node
+
+
+def _ranks(demands: Demands, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
+    """Device, backend and ranks per node."""
+    asked = flags.nproc_per_node or "auto"
+    wanted = demands.backend
+    if asked == "gpu" and host.gpus == 0:
+        raise UserError("--nproc-per-node gpu: no GPU here (CUDA_VISIBLE_DEVICES counts); cpu uses the cores")
+    on_gpu = host.gpus > 0 and asked != "cpu" and (wanted != "gloo" or asked == "gpu")
+    backend = wanted if wanted != "auto" else "nccl" if on_gpu else "gloo"
+    if backend == "nccl" and not on_gpu:
+        why = "--nproc-per-node cpu leaves them out" if host.gpus else "there is none here"
+        raise UserError(f"distributed.backend is nccl, which needs GPUs, and {why}; auto or gloo works on a CPU")
+    if asked.isdigit():
+        return ("gpu" if on_gpu else "cpu"), backend, _given_number(int(asked), on_gpu, host)
+    if asked not in ("auto", "gpu", "cpu"):
+        raise UserError(f"--nproc-per-node {asked}: give a number, auto, gpu or cpu")
+    if on_gpu:
+        return "gpu", backend, host.gpus
+    room = demands.microbatches if isinstance(demands.microbatches, int) else host.cores * nodes
+    return "cpu", backend, max(1, min(host.cores, room // nodes))
+
+
+def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
+    if ranks < 1:
+        raise UserError("--nproc-per-node 0: at least one rank per node")
+    if on_gpu and ranks > host.gpus:
+        raise UserError(
+            f"--nproc-per-node {ranks}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
+            "distributed.backend=gloo puts the ranks on the CPU"
+        )
+    return ranks
+
+
+def check_fits(config: Any, world_size: int, microbatches: int) -> None:
+    """Raises UserError when a global batch cannot be shared out among so many ranks."""
+    share(0, world_size, microbatches)  # which says so when there are too few
+    if config.model.sync_batchnorm:
+        check_even(world_size, microbatches)
+    size = config.batch.global_size
+    if size % microbatches:
+        raise UserError(
+            f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
+            f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
+        )

@@ -1,0 +1,66 @@
+"""What --ranks, --tee and --log-size mean. Pure."""
+
+import re
+from typing import Any
+
+from dist_train.errors import UserError
+
+LOG_SIZE = "256MB"
+_UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+SMALLEST_LOG = 1_000
+
+
+def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
+    """`0,3-5` as ranks, `all` as all of them; None where nothing was given.
+
+    Raises:
+        UserError: when it names none, or one that there is not.
+    """
+    if text is None:
+        return None
+    if text.strip() == "all":
+        return list(range(world_size))
+    chosen: set[int] = set()
+    for item in text.split(","):
+        span = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", item)
+        if span is None:
+            raise UserError(f"--ranks {text}: give ranks such as 0,3 or 0-3, or all")
+        low, high = int(span[1]), int(span[2] or span[1])
+        if not low <= high < world_size:
+            raise UserError(f"--ranks {text}: the ranks are 0 to {world_size - 1}")
+        chosen.update(range(low, high + 1))
+    return sorted(chosen)
+
+
+def parse_tee(text: str) -> dict[str, Any]:
+    """torchrun's --tee, `3` or `0:3,1:2`, as {"all": bool, "local": [local ranks]}.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    if re.fullmatch(r"[0-3]", text):
+        return {"all": text != "0", "local": []}
+    if not re.fullmatch(r"\d+:[0-3](,\d+:[0-3])*", text):
+        raise UserError(f"--tee {text}: 0 to 3 for all ranks, or LOCAL_RANK:3,…; --ranks 0,3 is simpler")
+    chosen = dict(item.split(":") for item in text.split(","))
+    return {"all": False, "local": [int(local) for local, streams in chosen.items() if streams != "0"]}
+
+
+def is_shown(rank: int, local_rank: int, *, ranks: list[int] | None, tee: dict[str, Any]) -> bool:
+    """Whether a rank is seen on the console: those that --ranks names, else rank 0 and those that --tee names."""
+    if ranks is not None:
+        return rank in ranks
+    return rank == 0 or tee["all"] or local_rank in tee["local"]
+
+
+def parse_size(text: str) -> int:
+    """`256MB`, `64k`, `1.5G` or a number of bytes, as bytes.
+
+    Raises:
+        UserError: when it is none of these, or less than 1 kB.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]?", text.strip())
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < SMALLEST_LOG:
+        raise UserError(f"--log-size {text}: give a size such as {LOG_SIZE} or 1GB, 1kB at least")
+    return size

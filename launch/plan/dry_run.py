@@ -1,0 +1,155 @@
+"""`--dry-run`: what would happen, from the very plan that would run. Starts no rank and writes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.dump import to_yaml
+from dist_train.config.schema import RunConfig
+from dist_train.config.shares import share
+from dist_train.config.stdout import tell
+from dist_train.config.trust import powers
+from dist_train.errors import ExitCode
+from launch.commands.common import home
+from launch.console import mark, say
+from launch.plan import LaunchPlan
+from launch.plan.run_choice import free_space
+
+_BARS = "▁▂▃▄▅▆▇█"
+_SECONDS = 300
+"""For building the model and counting the data."""
+
+
+def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str]) -> int:
+    """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code; of what
+    would end the training, the training's."""
+    facts = describe(config, config_path, overrides)
+    if facts.get("exit_code"):
+        say(f"{mark('✗', 'red')} {facts['problem']}")
+        return int(facts["exit_code"])
+    if plan.device == "gpu" and facts.get("not_on_a_gpu"):
+        say(f"{mark('✗', 'red')} {facts['not_on_a_gpu']}")
+        return ExitCode.CONFIG
+    for name, text in _lines(config, plan, facts):
+        say(f"{name:<9}{text}")
+    say(plan.command)
+    say("nothing was started, nothing was written")
+    tell(to_yaml(config))
+    return ExitCode.DONE
+
+
+def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
+    is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(":")}
+    alone = [] if powers(config) else ["-P"]
+    command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"problem": f"no answer within {_SECONDS} s"}
+    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+    try:
+        return json.loads(answer.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"problem": said[-1]}
+
+
+def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("plan", _plan(config, plan)),
+        ("batch", _batch(config, plan)),
+        ("data", _data(facts)),
+        ("steps", _steps(config, facts)),
+        ("memory", _memory(facts)),
+        ("saves", _saves(config, facts)),
+        ("run", f"{plan.folder}  ({_beginning(plan.resume)})"),
+        *[("unknown", facts["problem"])] * bool(facts.get("problem")),
+    ]
+
+
+def _plan(config: RunConfig, plan: LaunchPlan) -> str:
+    words = [f"{_count(plan.nodes, 'node')} × {_count(plan.ranks_per_node, 'rank')} = {plan.world_size}", plan.backend]
+    words += [config.train.precision, *["channels_last"] * config.model.channels_last]
+    words += ["compiled"] * config.model.compile
+    words.append(f"{_count(plan.threads_per_rank, 'thread')} a rank")
+    return ", ".join(words)
+
+
+def _batch(config: RunConfig, plan: LaunchPlan) -> str:
+    size, parts = config.batch.global_size, plan.microbatches
+    shares = {len(share(rank, plan.world_size, parts)) for rank in range(plan.world_size)}
+    each = " or ".join(str(number) for number in sorted(shares))
+    return f"{size:,} = {parts} microbatches of {size // parts}; {each} a rank"
+
+
+def _data(facts: dict[str, Any]) -> str:
+    train, held_out = facts.get("train_samples"), facts.get("evaluation_samples")
+    return f"{_number(train)} train / {_number(held_out)} evaluation samples"
+
+
+def _steps(config: RunConfig, facts: dict[str, Any]) -> str:
+    epoch, total = facts.get("steps_per_epoch"), facts.get("total_steps")
+    curve = f"; lr {sparkline(facts['lr'])} up to {max(facts['lr']):g}" if facts.get("lr") else ""
+    return f"{_number(epoch)} an epoch, {config.train.duration} = {_number(total)}{curve}"
+
+
+def _memory(facts: dict[str, Any]) -> str:
+    parameters, trained = facts.get("parameters"), facts.get("trainable_parameters")
+    if parameters is None or trained is None:
+        return "unknown"
+    state = facts.get("state_bytes")
+    optimizer = f", {size(max(0, state - 4 * parameters))} optimizer state" if state else ""
+    weights, gradients = size(4 * parameters), size(4 * trained)
+    return f"{quantity(parameters)} parameters: {weights} weights, {gradients} gradients{optimizer} a rank"
+
+
+def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
+    state, free = facts.get("state_bytes"), free_space_of(config)
+    kept = config.checkpoint.keep + 1
+    needs = f", {size(state)} each, needs {size(state * kept)}" if state else ""
+    often = f"every {config.checkpoint.every}, {config.checkpoint.keep} kept + best"
+    return f"{often}{needs}, {free} free in {config.run_root}/"
+
+
+def free_space_of(config: RunConfig) -> str:
+    free = free_space(Path(config.run_root))
+    return "unknown space" if free is None else size(free)
+
+
+def _beginning(resume: str | None) -> str:
+    return {"none": "new", "auto": "goes on from its newest checkpoint"}.get(str(resume), f"begins from {resume}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def quantity(count: float) -> str:
+    """`25.6 M`."""
+    unit, factor = ("M", 1e6) if count >= 1e6 else ("k", 1e3)
+    return f"{count / factor:.3g} {unit}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `205 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def sparkline(values: list[float], width: int = 24) -> str:
+    """A curve from 0 to its highest value in `width` characters."""
+    points = [values[position * (len(values) - 1) // max(1, width - 1)] for position in range(min(width, len(values)))]
+    top = max(points) or 1.0
+    return "".join(_BARS[min(7, round(7 * max(0.0, point) / top))] for point in points)

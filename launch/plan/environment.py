@@ -1,0 +1,58 @@
+"""The environment of the ranks: defaults of ours, which a variable of the user's beats, and what the plan decided."""
+
+from collections.abc import Mapping
+
+from dist_train.errors import UserError
+from launch.plan.host import Host
+from launch.plan.requirements import Demands
+
+WORKSPACES = (":4096:8", ":16:8")
+"""Of cuBLAS, with which its sums have one order; the first is ours."""
+
+
+def environment(demands: Demands, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
+    """What is added to the environment of every rank, and of the process that they are forked from."""
+    mine = defaults(nodes, threads)
+    if device == "gpu" and demands.exact:
+        mine["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
+        check_workspace(host.variables)
+    decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
+    if host.slurm:
+        decided["DIST_TRAIN_JOB"] = host.slurm.job  # for rank 0's lease, which another run of the directory will name
+    if device == "cpu" and host.gpus:
+        decided["CUDA_VISIBLE_DEVICES"] = ""
+    return {**{name: value for name, value in mine.items() if name not in host.variables}, **decided}
+
+
+def defaults(nodes: int, threads: int) -> dict[str, str]:
+    """Where the user has said nothing."""
+    mine = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        # torch's own default: a failed collective ends the rank. torchrun's is 1, which aborts the communicators first
+        # and may hang in that (pytorch/pytorch#110723).
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    }
+    if nodes == 1:  # nothing listens where others could reach it
+        mine |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    return mine
+
+
+def threads_of_a_rank(demands: Demands, device: str, ranks: int, host: Host) -> int:
+    """The config's on a CPU; else what OMP_NUM_THREADS says, else a rank's share of the cores."""
+    if demands.threads and device == "cpu":
+        return demands.threads
+    given = host.variables.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else max(1, host.cores // ranks)
+
+
+def check_workspace(variables: Mapping[str, str]) -> None:
+    """Raises UserError where cuBLAS would not be deterministic, which torch says at the first product of matrices."""
+    given = variables.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0])
+    if given not in WORKSPACES:
+        raise UserError(
+            f"CUBLAS_WORKSPACE_CONFIG is {given!r} in the environment, and exact needs {' or '.join(WORKSPACES)} on a "
+            "GPU: unset it, or set exact: false"
+        )

@@ -1,0 +1,177 @@
+"""What the plan needs to know of this machine and of the SLURM job around it. No torch here."""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.slurm.place import Place, find_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """Facts; nothing in here was decided by us."""
+
+    name: str
+    cores: int
+    gpus: int
+    slurm: Place | None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, those that libraries of ours read, as the user has set them."""
+
+
+_READ = re.compile(r"(NCCL|TORCH|GLOO|CUBLAS|CUDA|CUDNN|NVIDIA|OMP|MKL|OPENBLAS|KMP)_.+|PYTHONUNBUFFERED")
+
+
+def look(environ: Mapping[str, str] = os.environ) -> Host:
+    """Looks around.
+
+    Raises:
+        UserError: when SLURM's variables are incomplete or contradict each other.
+    """
+    job = find_place(environ)
+    limits = [len(os.sched_getaffinity(0)), cpu_quota(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))]
+    limits.append(job.cpus if job else None)
+    cores = min(limit for limit in limits if limit is not None)
+    return Host(
+        name=socket.gethostname(),
+        cores=cores,
+        gpus=visible_gpus(environ, physical_gpus()),
+        slurm=job,
+        variables={name: value for name, value in environ.items() if _READ.fullmatch(name)},
+    )
+
+
+# ---------------------------------------------------------------- cores and memory
+
+
+def cpu_quota(groups: str, mount: Path) -> int | None:
+    """Whole cores that the cgroups of `groups` (/proc/self/cgroup) allow, at least 1; None without a limit."""
+    allowed = [quota for folder in _cgroup_folders(groups, mount, "cpu") if (quota := _quota(folder)) is not None]
+    return max(1, int(min(allowed))) if allowed else None
+
+
+def _cgroup_folders(groups: str, mount: Path, controller: str) -> list[Path]:
+    """Every folder whose limit of `controller` holds for us, from our own up to the root, versions 1 and 2."""
+    folders: list[Path] = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        roots = [mount / controllers, mount / controller] if controllers else [mount]
+        root = next((folder for folder in roots if folder.is_dir()), mount)
+        own = root / path.lstrip("/")
+        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return folders
+
+
+def _quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text()
+    except (OSError, ValueError):
+        return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process of our cgroup for want of memory; 0 where it does not count."""
+    groups = Path("/proc/self/cgroup").read_text()
+    for folder in _cgroup_folders(groups, Path("/sys/fs/cgroup"), "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                match = re.search(r"^oom_kill (\d+)$", (folder / name).read_text(), re.MULTILINE)
+            except OSError:
+                continue
+            if match:
+                return int(match[1])
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of our cgroup where it has a limit below the machine's, else of the machine; in bytes."""
+
+    limit: int
+    used: int
+    peak: int | None
+    """The most that the cgroup has ever used."""
+    is_cgroup: bool
+
+
+def memory(groups: str | None = None, mount: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> Memory:
+    """How much of the memory that we may have is used now."""
+    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+    facts = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    machine = Memory(
+        limit=facts["MemTotal"], used=facts["MemTotal"] - facts["MemAvailable"], peak=None, is_cgroup=False
+    )
+    own = (proc / "self" / "cgroup").read_text() if groups is None else groups
+    limited = [found for folder in _cgroup_folders(own, mount, "memory") if (found := _memory_of(folder))]
+    return min([machine, *limited], key=lambda found: found.limit)
+
+
+def _memory_of(folder: Path) -> Memory | None:
+    """None where the cgroup has no limit."""
+    for limit, used, peak in (
+        ("memory.max", "memory.current", "memory.peak"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    ):
+        numbers = {name: _number_in(folder / name) for name in (limit, used, peak)}
+        if (most := numbers[limit]) is not None:
+            return Memory(limit=most, used=numbers[used] or 0, peak=numbers[peak], is_cgroup=True)
+    return None
+
+
+def _number_in(path: Path) -> int | None:
+    """None for `max`, and where there is no such file."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+# ---------------------------------------------------------------- GPUs
+
+
+def physical_gpus(root: Path = Path("/")) -> int:
+    """NVIDIA GPUs that this machine, or this container, has."""
+    devices = [path for path in root.glob("dev/nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    known = list(root.glob("proc/driver/nvidia/gpus/*"))
+    if devices and known:  # a container may show all in /proc and have the devices of some
+        return min(len(devices), len(known))
+    return len(devices) or len(known) or _count_with_nvidia_smi()
+
+
+def _count_with_nvidia_smi() -> int:
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+
+
+def visible_gpus(environ: Mapping[str, str], physical: int) -> int:
+    """GPUs left by CUDA_VISIBLE_DEVICES, read as CUDA reads it: up to the first entry that names none."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None or physical == 0:
+        return physical
+    count = 0
+    for entry in (item.strip() for item in listed.split(",")):
+        if not (entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < physical)):
+            break
+        count += 1
+    return count
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,0 +1,70 @@
+"""How the nodes of a launch find each other."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dist_train.errors import UserError
+from launch.plan.host import Host
+
+if TYPE_CHECKING:
+    from launch.plan.flags import Flags
+
+DEFAULT_PORT = 29500
+"""torchrun's own, where several nodes are told nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """How the nodes find each other. On a single node: a free port of the loopback interface, or the one given."""
+
+    backend: str | None = None
+    endpoint: str | None = None
+    id: str | None = None
+    conf: str | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
+    local_addr: str | None = None
+
+    def of_attempt(self, attempt: int) -> "Rendezvous":
+        """Each life of the process group has a store, a port and an id of its own: nothing stale is met again."""
+        port = self.master_port + attempt - 1 if self.master_port else self.master_port
+        return replace(self, id=f"{self.id}-{attempt}" if self.id else None, master_port=port)
+
+
+def choose(flags: "Flags", host: Host, nodes: int, node: int | None) -> Rendezvous:
+    """From flags and SLURM.
+
+    Raises:
+        UserError: when several nodes are told nothing.
+    """
+    slurm = host.slurm if host.slurm and host.slurm.nodes == nodes else None
+    ours = Rendezvous(
+        backend=flags.rdzv_backend,
+        endpoint=flags.rdzv_endpoint,
+        id=flags.rdzv_id,
+        conf=flags.rdzv_conf,
+        master_addr=flags.master_addr,
+        master_port=flags.master_port,
+        local_addr=flags.local_addr,
+    )
+    if nodes == 1:
+        return Rendezvous(master_port=flags.master_port)
+    ours = replace(ours, id=ours.id or (f"{slurm.job}-{slurm.restarts}" if slurm else None))
+    if flags.rdzv_endpoint or flags.rdzv_backend not in (None, "static"):
+        return replace(ours, backend=flags.rdzv_backend or "c10d")
+    head = flags.master_addr or (slurm.head if slurm else None)
+    if head is None or node is None:
+        raise UserError(
+            f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
+            "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
+        )
+    port = flags.master_port or (_port_of_job(slurm.job_number, slurm.restarts) if slurm else DEFAULT_PORT)
+    return replace(ours, backend="static", master_addr=head, master_port=port)
+
+
+def _port_of_job(job: int, restarts: int) -> int:
+    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports.
+
+    A job that comes back takes another one: who held the last may still be there.
+    """
+    return 10_000 + (job + 997 * restarts) * 8 % 20_000

@@ -1,0 +1,113 @@
+"""What the watchdog needs inside of a rank: a heartbeat in shared memory, and stacks that C code writes on a signal.
+
+main.py loads this file by its path before the program runs, so it imports the standard library alone. It costs a
+thread that wakes once a second, and for a program that says how far it is, microseconds a step.
+"""
+
+import contextlib
+import faulthandler
+import json
+import mmap
+import signal
+import statistics
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+MODULE = "_dist_train_witness"
+"""Under this name in sys.modules the program finds it, and needs no variable in its environment."""
+SIGNAL = signal.SIGRTMIN + 8
+"""Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
+PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect")
+SIZE = 4096
+RECORD = struct.Struct("<qqqqdQqdq")
+"""Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
+steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
+clockwork."""
+COUNTS_AT, COUNTS_END = 256, 2048
+"""After which launch/rank/collectives.py has the rest of the page."""
+RECENT = 100
+"""Beats of one phase that `slowest recent` looks back on, and steps that the median of the work does."""
+MEDIAN_EVERY = 10
+
+
+class Witness:
+    """One rank's. Its files are generations/<g>/heartbeats/rank<N> and generations/<g>/stacks/rank<N>.txt."""
+
+    def __init__(self, generation: Path, rank: int, calls: Any) -> None:
+        stacks, hearts = generation / "stacks", generation / "heartbeats"
+        for folder in (stacks, hearts):
+            folder.mkdir(parents=True, exist_ok=True)
+        # In C, so it answers while native code holds the GIL. Forked children inherit handler and file.
+        self.stacks, self.signal = (stacks / f"rank{rank}.txt").absolute(), SIGNAL
+        self._stacks = open(self.stacks, "a")  # noqa: SIM115 - for the process's life
+        faulthandler.register(SIGNAL, file=self._stacks, all_threads=True)
+        path = hearts / f"rank{rank}"
+        path.write_bytes(bytes(SIZE))  # every page is there before it is mapped: a full disk is no bus error later
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), SIZE)
+        self._beats, self._phase = 0, ""
+        self._last = time.monotonic()
+        self._took: dict[str, deque[float]] = {}
+        self._works: deque[float] = deque(maxlen=RECENT)
+        self._worked, self._work = 0, 0.0
+        self._main = threading.main_thread().ident or 0
+        self._calls = calls.Notes(self._memory)
+        self._notes_calls = self._calls.begin()
+        thread = threading.Thread(target=self._count, name="watchdog", daemon=True)
+        thread.start()
+        self._clockwork = thread.native_id or 0
+        self._write(0)
+
+    def beat(self, phase: str, step: int) -> None:
+        """The program is in `phase` of `step` and goes forward. The first beat of a phase measures nothing."""
+        now = time.monotonic()
+        took = self._took.setdefault(phase, deque(maxlen=RECENT))
+        if phase == self._phase:
+            took.append(now - self._last)
+        self._phase, self._last = phase, now
+        self._beats += 1
+        self._write(step)
+
+    def work(self, seconds: float) -> None:
+        """What one microbatch of a step took this rank by itself. To be told before the step's beat."""
+        self._works.append(seconds)
+        self._worked += 1
+        if self._worked % MEDIAN_EVERY == 0:
+            self._work = statistics.median(self._works)
+
+    def _write(self, step: int) -> None:
+        number = PHASES.index(self._phase) if self._phase else 0
+        slowest = max(self._took.get(self._phase, ()), default=0.0)
+        boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        more = (self._main, self._worked, self._work, self._clockwork)
+        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
+
+    def _count(self) -> None:
+        """Once a second: how many collectives each process group has begun, whoever called them."""
+        while True:
+            time.sleep(1)
+            with contextlib.suppress(Exception):  # torch in the middle of its import, a group that is being destroyed
+                self._notes_calls = self._notes_calls or self._calls.begin()
+                text = json.dumps(collectives()).encode()[: COUNTS_END - COUNTS_AT - 1]
+                self._memory[COUNTS_AT : COUNTS_AT + len(text) + 1] = text + b"\n"
+
+
+def collectives() -> dict[str, int]:
+    """By name of process group, the number of collectives begun; DDP's own are among them."""
+    module: Any = sys.modules.get("torch.distributed.distributed_c10d")
+    world = getattr(module, "_world", None)
+    if world is None:
+        return {}
+    return {str(world.pg_names[group]): group._get_sequence_number_for_group() for group in list(world.pg_map)}
+
+
+def install(generation: Path, rank: int, calls: Any) -> None:
+    """Begins. A rank without it works as well, so nothing here ends one. `calls` is the module
+    launch/rank/collectives.py."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.modules[MODULE] = Witness(generation, rank, calls)  # type: ignore[assignment]

@@ -1,0 +1,129 @@
+"""Our place in a SLURM job step, from its environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_train.errors import UserError
+from launch.slurm import hostlist
+
+INTERACTIVE_STEP = str(0xFFFFFFFA)
+"""The step that salloc's own shell is, with `LaunchParameters=use_interactive_step`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Our place in a SLURM job step."""
+
+    job: str
+    """The job's id; `ARRAYJOB_TASK` in an array."""
+    job_number: int
+    """Unique to the job, also inside an array."""
+    nodes: int
+    node: int
+    head: str
+    """Host name of the first node."""
+    restarts: int
+    """How often the job has been requeued."""
+    cpus: int | None
+    """Cores that SLURM gave to this task, where it says so."""
+    hosts: tuple[str, ...] = ()
+    """The nodes' names, in order."""
+    step: str = "batch"
+    """Of the job, unique in each of its lives."""
+    interactive: bool = False
+    """A person typed the command in the allocation's shell: nothing comes back to it, and there may be a next one."""
+
+
+def find_place(environ: Mapping[str, str]) -> Place | None:
+    """Our place in the job; None outside, also in the shell of an salloc on another machine (allocation.py).
+
+    A batch script, and the shell of an allocation on its first node, are places of one node.
+
+    Raises:
+        UserError: when variables are missing or contradict each other, or srun started more than one task a node.
+    """
+    if "SLURM_JOB_ID" not in environ or "SLURM_NODEID" not in environ:
+        return None
+    in_step = "SLURM_STEP_ID" in environ
+    interactive = "SLURM_PTY_PORT" in environ or environ.get("SLURM_STEP_ID") == INTERACTIVE_STEP
+    nodes = _number(environ, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES")
+    node = _number(environ, "SLURM_NODEID")
+    names = _nodelist(environ, nodes)
+    if node >= nodes:
+        raise UserError(f"SLURM contradicts itself: SLURM_NODEID is {node}, and there are {nodes} nodes")
+    if in_step and environ["SLURM_STEP_ID"] != INTERACTIVE_STEP:
+        _one_launcher_per_node(environ, nodes)
+    if not in_step or interactive:
+        nodes, node, names = 1, 0, names[node : node + 1]
+    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
+    return Place(
+        job=array or environ["SLURM_JOB_ID"],
+        job_number=_number(environ, "SLURM_JOB_ID"),
+        nodes=nodes,
+        node=node,
+        head=names[0],
+        restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
+        cpus=_slurm_cpus(environ, in_step and not interactive),
+        hosts=tuple(names),
+        step=environ.get("SLURM_STEP_ID", "batch"),
+        interactive=interactive,
+    )
+
+
+def step_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What names this launcher to SLURM, for whoever wants to stop it: job, step and how often the job was requeued."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
+    number = environ.get("SLURM_STEP_ID")
+    return {
+        "job": array or environ["SLURM_JOB_ID"],
+        "step": f"{environ['SLURM_JOB_ID']}.{number}" if number else None,
+        "restarts": _number(environ, "SLURM_RESTART_COUNT", 0),
+    }
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = environ.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
+    if not value.isdigit():
+        raise UserError(f"{name} is {value!r}, not a whole number")
+    return int(value)
+
+
+def _nodelist(environ: Mapping[str, str], nodes: int) -> list[str]:
+    name = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in environ else "SLURM_JOB_NODELIST"
+    if name not in environ:
+        raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
+    try:
+        names = hostlist.expand(environ[name])
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    if len(names) != nodes:
+        raise UserError(f"SLURM contradicts itself: {name} is {environ[name]}, which is not {nodes} nodes")
+    return names
+
+
+def _one_launcher_per_node(environ: Mapping[str, str], nodes: int) -> None:
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", nodes))
+    if tasks > nodes:
+        raise UserError(
+            f"srun started {tasks} tasks on {nodes} node{'s' * (nodes > 1)}, and one launcher per node starts all "
+            "ranks there: use --ntasks-per-node=1 (and --cpus-per-task for the cores)"
+        )
+
+
+def _is_array(environ: Mapping[str, str]) -> bool:
+    return "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ
+
+
+def _slurm_cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
+    """A step's task owns its --cpus-per-task; a batch script or a shell the job's cores on its node."""
+    names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
+    given = (environ.get(name, "") for name in names)
+    return next((max(1, int(value)) for value in given if value.isdigit()), None)
