@@ -12,8 +12,8 @@ from dist_train.config.schema import RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
-from dist_train.rundir.layout import new_run_dir, to_go_on_with
 from dist_train.rundir.lease import Fence, Lease
+from dist_train.rundir.runs import new_run_dir, to_go_on_with
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
-from dist_train.rundir.layout import point_latest_at
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import numbered
+from dist_train.rundir.runs import point_latest_at
 from dist_train.rundir.strict_json import to_json
 
 CONFIG = "config.yaml"

@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.rundir.layout import is_checkpoint_name
 from dist_train.rundir.ownership import FOLDER as LEASE
 from dist_train.rundir.ownership import current
 from dist_train.rundir.reading import read_json
+from dist_train.rundir.runs import is_checkpoint_name
 
 SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""

@@ -78,7 +78,7 @@ class Lease:
         takes_back: bool = False,
     ) -> None:
         self._lost, self._note = lost, note
-        self._owner = owner or Owner.myself()
+        self._owner = owner or Owner.now()
         self._expiry, self._renewal = expiry, renewal
         self._fence: Fence | None = None
         self._takes_back = takes_back

@@ -27,10 +27,9 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from dist_train.config.types import RUN_NAME
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.layout import new_run_dir
-from dist_train.rundir.records import is_process, read_json, write_json
-from launch.plan import run_choice
-from launch.processes import is_alive, myself
+from dist_train.rundir.codec import read_json, read_record, write_json
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.runs import has_checkpoints, new_run_dir
 from launch.sweep.points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
@@ -62,7 +61,7 @@ class Sweep:
     def config_of(self, point: Point) -> Path:
         """What it began with, once there is something to go on from: with `auto` values settled."""
         own = self.run_dir(point) / "config.yaml"
-        begun = own.is_file() and run_choice.has_checkpoints(self.run_dir(point))
+        begun = own.is_file() and has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 
     def train_words(self, point: Point) -> tuple[str, ...]:
@@ -170,12 +169,12 @@ def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
             pass
         lock.truncate(0)
         if leads:
-            lock.write(json.dumps(myself()))
+            lock.write(json.dumps(asdict(ProcessId.myself())))
             lock.flush()
         yield
 
 
-def leader(folder: Path) -> dict[str, Any] | None:
+def leader(folder: Path) -> ProcessId | None:
     """The process on this host that runs the points of the sweep in `folder`, if there is one."""
-    facts = read_json(folder / _LOCK)
-    return facts if is_process(facts) and facts["host"] == myself()["host"] and is_alive(facts) else None
+    process = read_record(ProcessId, folder / _LOCK)
+    return process if process is not None and process.lives() else None

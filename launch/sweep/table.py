@@ -14,7 +14,7 @@ from dist_train.rundir.records import read_object, state_of
 from dist_train.rundir.strict_json import to_json
 from launch.commands.runs import add_queue
 from launch.diagnosis.explain import signal_name
-from launch.plan import run_choice
+from launch.runs.listing import describe
 from launch.slurm.queue import FINISHED
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
@@ -49,7 +49,7 @@ class Row:
 
 def look(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
-    found = [run_choice.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
+    found = [describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
     add_queue(found)
     rows = [_row(sweep, point, facts) for point, facts in zip(sweep.points, found, strict=True)]
     sign = -1 if sweep.better == "max" else 1
