@@ -178,10 +178,8 @@ def gpu_memory(error: BaseException) -> dict[str, int] | None:
 
 def is_user_error(error: BaseException) -> bool:
     """Our own errors for users: one line and an exit code, known by their class wherever they come from."""
-    places = ((kind.__module__, kind.__name__) for kind in type(error).__mro__)
-    return any(
-        module.startswith("dist_train.config") and name in ("UserError", "ConfigError") for module, name in places
-    )
+    ours = {("dist_train.errors", "UserError"), ("dist_train.config.problems", "ConfigError")}
+    return any((kind.__module__, kind.__name__) in ours for kind in type(error).__mro__)
 
 
 def exit_code(error: BaseException) -> int:
