@@ -13,6 +13,7 @@ from launch.console import mark, say
 from launch.plan.run_choice import is_run, list_runs, newest_checkpoint
 from launch.processes import is_alive, myself, send
 from launch.slurm import jobs, queue
+from launch.slurm import stop as slurm_stop
 from launch.sweep.store import leader
 
 LOOK = 0.2
@@ -28,7 +29,7 @@ class Target:
     folder: Path
     launchers: list[dict[str, Any]]
     """Of its newest generation, one for each node."""
-    entries: list[queue.Entry]
+    entries: list[queue.JobStatus]
     """Its jobs that are in the queue."""
     leader: dict[str, Any] | None = None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
@@ -107,27 +108,14 @@ def ask(targets: list[Target]) -> None:
         _ask_processes(target)
     new = [entry for target in targets for entry in target.entries if entry.job not in target.asked]
     if new:
-        queue.never_requeue([entry.job for entry in new])
-        queue.cancel_pending([entry.job for entry in new])
+        slurm_stop.keep_out([entry.job for entry in new])
     for target in targets:
         for entry in target.entries:
-            if entry.state == "RUNNING" and entry.job not in target.asked and _ask_job(target, entry):
+            if entry.is_running and entry.job not in target.asked:
+                slurm_stop.interrupt(entry, target.launchers)
                 target.asked.add(entry.job)
         if not target.entries and target.leader is None:
             _ask_processes(target)
-
-
-def _ask_job(target: Target, entry: queue.Entry) -> bool:
-    """Interrupts the launchers of a job's present life; without any there is nothing to save, and it is cancelled."""
-    present = [one for one in target.launchers if one.get("job") == entry.job and one.get("restarts") == entry.restarts]
-    step = next((one["step"] for one in present if one.get("step")), None)
-    if step:
-        queue.interrupt(step)
-    elif present:  # started by a batch script of one node, without srun
-        queue.interrupt(entry.job, batch=True)
-    else:
-        queue.cancel(entry.job)
-    return True
 
 
 def _ask_processes(target: Target) -> None:
@@ -141,7 +129,7 @@ def _ask_processes(target: Target) -> None:
 
 
 def _is_waiting(target: Target) -> bool:
-    return bool(target.entries) and all(entry.state == "PENDING" for entry in target.entries)
+    return bool(target.entries) and all(entry.is_pending for entry in target.entries)
 
 
 def _runs_elsewhere(target: Target) -> bool:

@@ -14,7 +14,7 @@ SCRIPT, CONFIG = "job.sbatch", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class SubmittedJob:
     """A job as it was submitted."""
 
     job: str
@@ -26,26 +26,26 @@ class Record:
     """Unix time in s."""
 
 
-def record(*, job: str, run_dir: Path, log: Path, script: Path) -> Record:
+def write_submitted(*, job: str, run_dir: Path, log: Path, script: Path) -> SubmittedJob:
     """Leaves it in slurm/job.json of the run directory, which is made if need be."""
-    made = Record(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
+    made = SubmittedJob(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
     (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
     write_json(run_dir / FOLDER / "job.json", asdict(made))
     return made
 
 
-def recorded(run_dir: Path) -> Record | None:
+def read_submitted(run_dir: Path) -> SubmittedJob | None:
     """The job that the run was last submitted as by `dist-train slurm`."""
     found = read_json(run_dir / FOLDER / "job.json")
     try:
-        return Record(**found)
+        return SubmittedJob(**found)
     except TypeError:
         return None
 
 
 def of_run(run_dir: Path) -> list[str]:
     """Ids of the jobs that may be training in it now: its last submission, and that of its newest launchers."""
-    submitted = recorded(run_dir)
+    submitted = read_submitted(run_dir)
     ids = [submitted.job] if submitted else []
     ids += [str(node["job"]) for node in newest_launchers(run_dir) if node.get("job")]
     return list(dict.fromkeys(ids))
