@@ -1,14 +1,13 @@
-"""`python -m dist_train.commands.bench_ranks OUTCOME`: how fast is each rank, and how fast do they talk? As JSON.
+"""How fast is each rank, and how fast do the ranks talk to each other? As JSON.
 
-For `dist-train doctor`, which judges what rank 0 writes to OUTCOME. Each rank multiplies matrices on its own; then all
+For `dist-train doctor`, which judges what rank 0 writes. Each rank multiplies matrices on its own; then all
 add up a tensor together, by the process group that a training uses; then pairs of ranks exchange one.
 """
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dist_train.commands.common import reporting
+from dist_train.config.requests import BenchRanksRequest, read_request
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.types import Duration
 from dist_train.parallel.process_group import ProcessGroup
@@ -36,17 +36,13 @@ TIMEOUT = Duration(60.0, "s")
 """After which ranks that do not come together end with an error that says so."""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("outcome", type=Path)
-    parser.add_argument("--backend", choices=("gloo", "nccl"), required=True)
-    arguments = parser.parse_args(argv)
-    config = DistributedConfig(backend=arguments.backend, timeout=TIMEOUT)
+def main(request: BenchRanksRequest) -> int:
+    config = DistributedConfig(backend=request.backend, timeout=TIMEOUT)  # type: ignore[arg-type]
     with reporting(), ProcessGroup(Ranks.from_environment(), config) as group:
 
         def write(found: dict[str, Any]) -> None:
             if group.ranks.is_first:
-                write_atomic(arguments.outcome, json.dumps(found))
+                write_atomic(Path(request.outcome), json.dumps(found))
 
         write(measure(group, lambda stage: write({"stage": stage})))
     return 0
@@ -192,4 +188,4 @@ def _all_pairs(world_size: int) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(BenchRanksRequest, sys.argv[1:])))

@@ -1,6 +1,5 @@
-"""`python -m dist_train.commands.checkpoints RUN [--verify] [--json]`: what a run has saved. No torch here."""
+"""`dist-train checkpoints`: what a run has saved. No torch here."""
 
-import argparse
 import json
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
+from dist_train.config.requests import CheckpointsRequest, read_request
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode
 
@@ -88,28 +88,23 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     return (f"{item['step']:,}", when, size, *numbers, "best" if item["best"] else "", state)
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train checkpoints", description=__doc__)
-    parser.add_argument("target", type=Path, help="a run directory or a checkpoint")
-    parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
+def main(request: CheckpointsRequest) -> int:
     try:
-        found = survey(arguments.target, arguments.verify)
+        found = survey(Path(request.target), request.verify)
     except OSError as error:
-        print(f"cannot read {arguments.target}: {error.strerror}", file=sys.stderr)
-        return int(ExitCode.CONFIG)
-    if arguments.json:
+        print(f"cannot read {request.target}: {error.strerror}", file=sys.stderr)
+        return ExitCode.CONFIG
+    if request.as_json:
         tell(json.dumps(found, indent=2))
     elif found:
         tell(table(found))
     if not found:
-        print(f"no checkpoints in {arguments.target}", file=sys.stderr)
+        print(f"no checkpoints in {request.target}", file=sys.stderr)
     damaged = [Path(item["path"]).name for item in found if item["sound"] is False]
     if damaged:
         print(f"damaged: {', '.join(damaged)}; a resume takes the newest sound one", file=sys.stderr)
-    return int(ExitCode.CANNOT_RESUME) if damaged and arguments.verify else 0
+    return ExitCode.CANNOT_RESUME if damaged and request.verify else ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(CheckpointsRequest, sys.argv[1:])))

@@ -1,8 +1,6 @@
-"""`python -m dist_train.commands.evaluate RUN_OR_CHECKPOINT`: the figures of a saved model, on any number of ranks."""
+"""`dist-train evaluate`: the metrics of a saved model, on any number of ranks."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train import tasks
@@ -10,6 +8,7 @@ from dist_train.checkpoint.resume import hand_on
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.problems import printable
+from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
@@ -20,20 +19,14 @@ from dist_train.rundir.strict_json import to_json
 from dist_train.worker import figures_of, settle_numerics
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train evaluate", description=__doc__)
-    parser.add_argument("target", type=Path, help="a run directory (its best checkpoint) or a checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="where the data is now, say")
-    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
-    parser.add_argument("--split", choices=("evaluation", "test", "train"), default="evaluation")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_intermixed_args(argv)
+def main(request: EvaluateRequest) -> int:
+    target = Path(request.target)
     with reporting():
-        config = evaluated_config(arguments.target, arguments.overrides, trusts=arguments.trust)
-        row = _evaluate(config, arguments.target, arguments.split)
+        config = evaluated_config(target, request.overrides, trusts=request.trust)
+        row = _evaluate(config, target, request.split)
     if Ranks.from_environment().is_first:
-        tell(to_json(row) if arguments.json else _text(row))
-    return 0
+        tell(to_json(row) if request.as_json else _text(row))
+    return ExitCode.DONE
 
 
 def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
@@ -77,4 +70,4 @@ def _text(row: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(EvaluateRequest, sys.argv[1:])))

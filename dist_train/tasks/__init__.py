@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dist_train.config import schema
-from dist_train.config.custom import construct
+from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Task

@@ -2,6 +2,7 @@
 
 import click
 
+from dist_train.config.requests import FingerprintRequest, to_arguments
 from launch.commands.common import become, json_option
 
 
@@ -13,4 +14,5 @@ def command(run_or_checkpoint: str, as_json: bool) -> None:
 
     Of a run, the newest checkpoint's. Two runs with the same hash have the same bits.
     """
-    become("dist_train.commands.fingerprint", [run_or_checkpoint, *["--json"] * as_json])
+    request = FingerprintRequest(target=run_or_checkpoint, as_json=as_json)
+    become("dist_train.commands.fingerprint", to_arguments(request))

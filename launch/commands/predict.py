@@ -4,6 +4,7 @@ import os
 
 import click
 
+from dist_train.config.requests import PredictRequest, to_arguments
 from dist_train.errors import UserError
 from launch.commands.common import (
     DASHES_AND_UNDERSCORES,
@@ -36,8 +37,7 @@ def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool)
             raise UserError(f"{image}: no such file or folder")
     overrides = [path for path in paths if path not in images]
     load_recorded(checkpoint, overrides, trust=trust)  # which says what is wrong in a moment
-    flags = [*["--json"] * as_json, *["--trust"] * trust]
-    become(
-        "dist_train.commands.predict",
-        [*flags, *[f"--override={word}" for word in overrides], "--", checkpoint, *images],
+    request = PredictRequest(
+        target=checkpoint, images=tuple(images), overrides=tuple(overrides), trust=trust, as_json=as_json
     )
+    become("dist_train.commands.predict", to_arguments(request))

@@ -1,7 +1,7 @@
 """`dist-train runs`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from dist_train.config.stdout import tell
 from dist_train.rundir.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
+
+if TYPE_CHECKING:
+    from launch.slurm.queue import JobStatus
 
 
 @click.command()
@@ -32,20 +35,23 @@ def command(root: str, as_json: bool) -> None:
         tell(table(rows(found)))
 
 
-def add_queue(runs: list[dict[str, Any]]) -> None:
-    """Gives each run its `queue`: what SLURM says of its job, or None; one question for all of them."""
+def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
+    """Gives each run its `queue`: what SLURM says of its newest job, or None. Returns these; asks once for all."""
     from dataclasses import asdict
 
     from launch.slurm import queue
 
-    entries = queue.look(job for run in runs for job in run["jobs"])
+    jobs = queue.look(job for run in runs for job in run["jobs"])
+    found: list[JobStatus | None] = []
     for run in runs:
-        known = [entries[job] for job in run["jobs"] if job in entries] if entries else []
-        newest = next((entry for entry in known if entry.active), known[-1] if known else None)
+        known = [jobs[job] for job in run["jobs"] if job in jobs] if jobs else []
+        newest = next((job for job in known if job.active), known[-1] if known else None)
         run["queue"] = {**asdict(newest), "text": f"{newest.job} {newest}"} if newest else None
-        gone = entries is not None and run["jobs"] and not (newest and newest.active)
+        gone = jobs is not None and run["jobs"] and not (newest and newest.active)
         if gone and run["state"] in ("submitted", "running", "starting"):
             run["state"] = "cancelled" if run["state"] == "submitted" else "died"
+        found.append(newest)
+    return found
 
 
 def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from launch.console import mark, say
 
 if TYPE_CHECKING:
     from launch.slurm.render import Script
-    from launch.slurm.submission import Run
+    from launch.slurm.submission import Training
 
 EPILOG = """\b
 The options from --nodes to --array are keys of the config's section `slurm`, which has more: signal, prefix (a
@@ -82,7 +82,7 @@ def prepare(
     allow_change: tuple[str, ...],
     trust: bool = False,
     **flags: Any,
-) -> "tuple[Script, dict[int | None, Run]]":
+) -> "tuple[Script, dict[int | None, Training]]":
     """From the command line to the script and the runs of its tasks; looks, and makes nothing.
 
     Raises:
@@ -107,23 +107,23 @@ def prepare(
     if choice.resume not in ("auto", "none"):
         options += ["--resume", str(Path(choice.resume).absolute())]
     folder = choice.folder.absolute()
-    runs: dict[int | None, Run] = {}
+    runs: dict[int | None, Training] = {}
     for task in numbers:
         words_of_task = [word.replace("{task}", str(task)) for word in overrides]
         own = config if task is None else load(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
-        runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
+        runs[task] = submission.Training(config=own, folder=place, options=tuple(options))
         foreign_files.refuse(place, trusted=trust)
         submission.check(runs[task], config.slurm)
     return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
 
 
 def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
-    from launch.slurm.arrays import expand
+    from launch.slurm.arrays import parse_tasks
 
     if array is None:
         return [None], None
-    numbers, at_once = expand(str(array))
+    numbers, at_once = parse_tasks(str(array))
     return [*numbers], at_once
 
 

@@ -137,7 +137,7 @@ def prepare(
     wish = run_choice.Wish(
         run_dir=run_dir,
         resume=resume,
-        job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
+        job=slurm.run_name if slurm and not slurm.interactive else given.rdzv_id,
         nodes=count_nodes(given, machine),
         restarts=slurm.restarts if slurm and not slurm.interactive else None,
         allowed=allow_change,

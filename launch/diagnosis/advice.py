@@ -12,6 +12,7 @@ from launch.diagnosis.collectives import sides
 from launch.diagnosis.failures import Failure, calls_that_differ, is_mismatch
 from launch.diagnosis.formatting import ranges, short
 from launch.plan.host import Memory
+from launch.slurm.queue import kill_hint
 
 _SHM = Path("/dev/shm")
 
@@ -52,7 +53,7 @@ def _killed(memory: Memory | None, out_of_memory: bool, job: str | None) -> list
         limit = f"limit {size(memory.limit)}{' (cgroup)' if memory.is_cgroup else ''}{peak}. " if memory else ""
         return [f"{limit}Fewer or smaller loading processes, a smaller batch, or more memory"]
     used = f": {size(memory.used)} of {size(memory.limit)} used" if memory else ""
-    who = f"; SLURM may have: sacct -j {job} -o State,ExitCode,MaxRSS" if job else "; someone sent it"
+    who = f"; {kill_hint(job)}" if job else "; someone sent it"
     return [f"not the OOM killer{used}{who}"]
 
 

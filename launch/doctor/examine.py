@@ -14,8 +14,7 @@ from launch.doctor import disk, gpu, machine, network, ranks, software
 from launch.doctor.finding import Finding
 from launch.plan import LaunchPlan, host, make_plan
 from launch.plan.flags import Flags
-
-_SCHEDULER = "SLURM_"
+from launch.slurm.place import without_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,7 @@ def _look(environ: Mapping[str, str]) -> tuple[host.Host, Finding | None]:
     try:
         return host.look(environ), None
     except UserError as error:
-        plain = {name: value for name, value in environ.items() if not name.startswith(_SCHEDULER)}
-        return host.look(plain), Finding(topic="SLURM", level="problem", text=str(error))
+        return host.look(without_job(environ)), Finding(topic="SLURM", level="problem", text=str(error))
 
 
 def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
 from dist_train.rundir.records import read_json
 from launch.commands.common import alone
@@ -35,7 +36,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
             folder=folder,
             environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
             program=alone(MODULE),
-            arguments=(str(outcome), "--backend", plan.backend),
+            arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,
             max_restarts=0,
         )

@@ -15,6 +15,7 @@ from launch.console import mark, say
 from launch.processes import send
 from launch.runs.listing import list_runs
 from launch.slurm import jobs, queue
+from launch.slurm import stop as slurm_stop
 from launch.sweep.store import leader
 
 LOOK_S = 0.2
@@ -30,7 +31,7 @@ class Target:
     folder: Path
     launchers: list[NodeRecord]
     """Of its newest generation, one for each node."""
-    entries: list[queue.Entry]
+    entries: list[queue.JobStatus]
     """Its jobs that are in the queue."""
     leader: ProcessId | None = None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
@@ -108,27 +109,14 @@ def ask(targets: list[Target]) -> None:
         _ask_processes(target)
     new = [entry for target in targets for entry in target.entries if entry.job not in target.asked]
     if new:
-        queue.never_requeue([entry.job for entry in new])
-        queue.cancel_pending([entry.job for entry in new])
+        slurm_stop.keep_out([entry.job for entry in new])
     for target in targets:
         for entry in target.entries:
-            if entry.state == "RUNNING" and entry.job not in target.asked and _ask_job(target, entry):
+            if entry.is_running and entry.job not in target.asked:
+                slurm_stop.interrupt(entry, target.launchers)
                 target.asked.add(entry.job)
         if not target.entries and target.leader is None:
             _ask_processes(target)
-
-
-def _ask_job(target: Target, entry: queue.Entry) -> bool:
-    """Interrupts the launchers of a job's present life; without any there is nothing to save, and it is cancelled."""
-    present = [one for one in target.launchers if one.job == entry.job and one.restarts == entry.restarts]
-    step = next((one.step for one in present if one.step), None)
-    if step:
-        queue.interrupt(step)
-    elif present:  # started by a batch script of one node, without srun
-        queue.interrupt(entry.job, batch=True)
-    else:
-        queue.cancel(entry.job)
-    return True
 
 
 def _ask_processes(target: Target) -> None:
@@ -144,7 +132,7 @@ def _ask_processes(target: Target) -> None:
 
 
 def _is_waiting(target: Target) -> bool:
-    return bool(target.entries) and all(entry.state == "PENDING" for entry in target.entries)
+    return bool(target.entries) and all(entry.is_pending for entry in target.entries)
 
 
 def _runs_elsewhere(target: Target) -> bool:

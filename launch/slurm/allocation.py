@@ -2,7 +2,7 @@
 
 That is so in the shell of an salloc, wherever it is; in a batch script of several nodes; and in `srun --pty` of several
 nodes, where only the first has a terminal. A launcher that srun has started, one on each node, is in a step
-(plan/host.py).
+(place.py).
 """
 
 import re
@@ -18,8 +18,8 @@ from launch.signals import ReceivedSignals
 from launch.slurm import hostlist
 from launch.slurm.place import INTERACTIVE_STEP
 
-TICK = 0.5
-"""Seconds between two looks at srun; a signal or its end wakes at once."""
+POLL_S = 0.5
+"""Between two looks at srun; a signal or its end wakes at once."""
 OURS = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW", "SLURM_LABELIO")
 """What belongs to the step around us, and would be taken for the new one's."""
 
@@ -39,7 +39,7 @@ class Allocation:
     interactive: bool
 
 
-def find(environ: Mapping[str, str]) -> Allocation | None:
+def find_allocation(environ: Mapping[str, str]) -> Allocation | None:
     """None outside of one, and where srun has started this process on every node that it is to run on.
 
     Raises:
@@ -64,7 +64,7 @@ def find(environ: Mapping[str, str]) -> Allocation | None:
 def _nodes(environ: Mapping[str, str]) -> int:
     listed = _needed(environ, "SLURM_JOB_NODELIST")
     try:
-        names = hostlist.expand(listed)
+        names = hostlist.host_names(listed)
     except ValueError as error:
         raise UserError(f"SLURM_JOB_NODELIST: {error}") from None
     given = environ.get("SLURM_JOB_NUM_NODES") or _needed(environ, "SLURM_NNODES")
@@ -138,7 +138,7 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
                 send(step.pid, signal.SIGUSR1)  # the only request to stop that srun hands on
             for number in inbox.take_others():
                 send(step.pid, number)
-            inbox.wait(TICK)
+            inbox.wait(POLL_S)
         if inbox.stop == signal.SIGINT and (inbox.kill or step.returncode == ExitCode.REQUEUE):
             return ExitCode.INTERRUPTED
     return step.returncode if step.returncode >= 0 else 128 - step.returncode

@@ -10,49 +10,48 @@ from dist_train.errors import ExitCode
 from dist_train.rundir.records import state_of
 from launch.console import say
 from launch.slurm import queue
-from launch.slurm.jobs import Record
+from launch.slurm.jobs import SubmittedJob
 
-LOOK_AT_LOG = 0.5
-"""Seconds between two looks."""
-LOOK_AT_QUEUE = (1.0, 10.0)
-"""Seconds, rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
+LOG_POLL_S = 0.5
+QUEUE_POLL_S = (1.0, 10.0)
+"""Rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 
 
-def follow(record: Record) -> int:
+def follow(submitted: SubmittedJob) -> int:
     """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
     try:
-        with Tail(Path(record.log)) as log:
-            return _until_its_end(record, log)
+        with Tail(Path(submitted.log)) as log:
+            return _until_its_end(submitted, log)
     except KeyboardInterrupt:
-        say(f"\njob {record.job} goes on. To stop it: dist-train stop {record.run_dir}")
+        say(f"\njob {submitted.job} goes on. To stop it: dist-train stop {submitted.run_dir}")
         return ExitCode.INTERRUPTED
 
 
-def _until_its_end(record: Record, log: "Tail") -> int:
-    seen, finished, next_look, pause = "", 0, 0.0, LOOK_AT_QUEUE[0]
+def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
+    seen, finished, next_look, pause = "", 0, 0.0, QUEUE_POLL_S[0]
     while True:
         log.show()
         if time.monotonic() >= next_look:
-            found = queue.look([record.job])
-            entry = found.get(record.job) if found is not None else None
+            found = queue.look([submitted.job])
+            entry = found.get(submitted.job) if found is not None else None
             state = str(entry) if entry else "" if found is None else "gone"
             if state and state != seen:
-                seen, pause = state, LOOK_AT_QUEUE[0]
-                say(f"job {record.job}: {state if entry else 'no longer known to the queue'}")
+                seen, pause = state, QUEUE_POLL_S[0]
+                say(f"job {submitted.job}: {state if entry else 'no longer known to the queue'}")
             # A job that is about to be requeued may look finished once.
             finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
             if finished == 2:
                 log.show()
-                return exit_code(entry, Path(record.run_dir))
-            next_look, pause = time.monotonic() + pause, min(2 * pause, LOOK_AT_QUEUE[1])
+                return exit_code(entry, Path(submitted.run_dir))
+            next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_POLL_S[1])
             if finished:
-                next_look = time.monotonic() + LOOK_AT_QUEUE[0]
-        time.sleep(LOOK_AT_LOG)
+                next_look = time.monotonic() + QUEUE_POLL_S[0]
+        time.sleep(LOG_POLL_S)
 
 
-def exit_code(entry: queue.Entry | None, run_dir: Path) -> int:
+def exit_code(entry: queue.JobStatus | None, run_dir: Path) -> int:
     """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
     if entry is None:
         status = state_of(run_dir).get("status")

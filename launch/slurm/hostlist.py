@@ -3,18 +3,13 @@
 import re
 
 
-def expand(text: str) -> list[str]:
+def host_names(text: str) -> list[str]:
     """All host names, in the order written; leading zeros kept.
 
     Raises:
         ValueError: when brackets do not match or a range is none.
     """
     return [name for part in _split(text) for name in _expand_part(part)]
-
-
-def first(text: str) -> str:
-    """The first name, which is the head node of an allocation."""
-    return expand(text)[0]
 
 
 def _split(text: str) -> list[str]:

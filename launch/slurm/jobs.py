@@ -14,7 +14,7 @@ SCRIPT, CONFIG = "job.sbatch", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class SubmittedJob:
     """A job as it was submitted."""
 
     job: str
@@ -26,22 +26,22 @@ class Record:
     """Unix time in s."""
 
 
-def record(*, job: str, run_dir: Path, log: Path, script: Path) -> Record:
+def write_submitted(*, job: str, run_dir: Path, log: Path, script: Path) -> SubmittedJob:
     """Leaves it in slurm/job.json of the run directory, which is made if need be."""
-    made = Record(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
+    made = SubmittedJob(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
     RunDir(run_dir).slurm.mkdir(parents=True, exist_ok=True)
     write_json(RunDir(run_dir).job, made)
     return made
 
 
-def recorded(run_dir: Path) -> Record | None:
+def read_submitted(run_dir: Path) -> SubmittedJob | None:
     """The job that the run was last submitted as by `dist-train slurm`."""
-    return read_record(Record, RunDir(run_dir).job)
+    return read_record(SubmittedJob, RunDir(run_dir).job)
 
 
 def of_run(run_dir: Path) -> list[str]:
     """Ids of the jobs that may be training in it now: its last submission, and that of its newest launchers."""
-    submitted = recorded(run_dir)
+    submitted = read_submitted(run_dir)
     ids = [submitted.job] if submitted else []
     ids += [node.job for node in newest_launchers(run_dir) if node.job]
     return list(dict.fromkeys(ids))

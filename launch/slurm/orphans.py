@@ -8,7 +8,7 @@ from pathlib import Path
 from launch.processes import send, stat
 from launch.slurm.place import Place
 
-_GONE_S = 5.0
+_END_TIMEOUT_S = 5.0
 _OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")
 """Numbers of jobs are those of a cluster, and a machine may be in two."""
 
@@ -23,7 +23,7 @@ def end_older_lives(job: Place) -> list[int]:
     found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_older(int(name), job)]
     for pid in found:
         send(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _GONE_S
+    deadline = time.monotonic() + _END_TIMEOUT_S
     while any(_runs(pid) for pid in found) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found

@@ -35,6 +35,11 @@ class Place:
     interactive: bool = False
     """A person typed the command in the allocation's shell: nothing comes back to it, and there may be a next one."""
 
+    @property
+    def run_name(self) -> str:
+        """The run directory that all nodes of the job know, and that a requeued job comes back to."""
+        return f"slurm-{self.job}"
+
 
 def find_place(environ: Mapping[str, str]) -> Place | None:
     """Our place in the job; None outside, also in the shell of an salloc on another machine (allocation.py).
@@ -57,29 +62,32 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
         _one_launcher_per_node(environ, nodes)
     if not in_step or interactive:
         nodes, node, names = 1, 0, names[node : node + 1]
-    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     return Place(
-        job=array or environ["SLURM_JOB_ID"],
+        job=_job_id(environ),
         job_number=_number(environ, "SLURM_JOB_ID"),
         nodes=nodes,
         node=node,
         head=names[0],
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        cpus=_slurm_cpus(environ, in_step and not interactive),
+        cpus=_cpus(environ, in_step and not interactive),
         hosts=tuple(names),
         step=environ.get("SLURM_STEP_ID", "batch"),
         interactive=interactive,
     )
 
 
+def without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment as if no job were around us."""
+    return {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+
+
 def step_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What names this launcher to SLURM, for whoever wants to stop it: job, step and how often the job was requeued."""
     if "SLURM_JOB_ID" not in environ:
         return {}
-    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     number = environ.get("SLURM_STEP_ID")
     return {
-        "job": array or environ["SLURM_JOB_ID"],
+        "job": _job_id(environ),
         "step": f"{environ['SLURM_JOB_ID']}.{number}" if number else None,
         "restarts": _number(environ, "SLURM_RESTART_COUNT", 0),
     }
@@ -101,7 +109,7 @@ def _nodelist(environ: Mapping[str, str], nodes: int) -> list[str]:
     if name not in environ:
         raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
     try:
-        names = hostlist.expand(environ[name])
+        names = hostlist.host_names(environ[name])
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     if len(names) != nodes:
@@ -118,11 +126,13 @@ def _one_launcher_per_node(environ: Mapping[str, str], nodes: int) -> None:
         )
 
 
-def _is_array(environ: Mapping[str, str]) -> bool:
-    return "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ
+def _job_id(environ: Mapping[str, str]) -> str:
+    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
 
 
-def _slurm_cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
+def _cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
     """A step's task owns its --cpus-per-task; a batch script or a shell the job's cores on its node."""
     names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
     given = (environ.get(name, "") for name in names)

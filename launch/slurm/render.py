@@ -45,7 +45,11 @@ class Script:
     @property
     def log(self) -> str:
         """As sbatch is given it: %j is the job's id, %A_%a an array's and its task's."""
-        return f"{self.logs}/{'%j' if None in self.tasks else '%A_%a'}.log"
+        return str(self.log_of("%j" if None in self.tasks else "%A_%a"))
+
+    def log_of(self, job: str) -> Path:
+        """The log of a job, or of a task of an array (`12_3`)."""
+        return self.logs / f"{job}.log"
 
 
 def render(script: Script) -> str:
@@ -69,11 +73,6 @@ def render(script: Script) -> str:
     if directives(text) != wanted:
         raise AssertionError(f"sbatch would read {directives(text)} where {wanted} was meant")
     return text + "\n" + BODY.read_text(encoding="utf-8")
-
-
-def log_of(script: Script, job: str) -> Path:
-    """The log of a job, or of a task of an array (`12_3`)."""
-    return script.logs / f"{job}.log"
 
 
 # ---------------------------------------------------------------- for sbatch
@@ -103,7 +102,7 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     }
     yield from ((name, str(value)) for name, value in chosen.items() if value is not None)
     if None not in script.tasks:
-        yield "--array", arrays.written((task for task in script.tasks if task is not None), script.at_once)
+        yield "--array", arrays.format_tasks((task for task in script.tasks if task is not None), script.at_once)
     yield "--signal", f"B:USR1@{slurm.signal}"
     yield "--requeue", None
     for option in slurm.options:

@@ -30,7 +30,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     Raises:
         UserError: when SLURM's variables are incomplete or contradict each other, or the flags.
     """
-    found = None if stays_here(flags) else allocation.find(os.environ)
+    found = None if stays_here(flags) else allocation.find_allocation(os.environ)
     if found is None:
         return None
     command, *rest = sys.argv[1:]

@@ -1,9 +1,11 @@
 """From a config to a job in the queue: the plan of it first, which a dry run prints, then the one act."""
 
+import os
+import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +16,16 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
 from launch.plan import check_fits
 from launch.slurm import jobs, queue
-from launch.slurm.render import Script, directives, log_of, render
+from launch.slurm.render import Script, directives, render
+
+_OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
+"""Options that sbatch has a variable of another name for."""
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training of a job."""
+class Training:
+    """One run directory that a job trains in."""
 
     config: RunConfig
     folder: Path
@@ -40,7 +46,7 @@ class Run:
 
 
 def script_of(
-    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Run], folder: Path, at_once: int | None = None
+    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Training], folder: Path, at_once: int | None = None
 ) -> Script:
     """The script of a job that trains `runs`: one under None, or one for each task of an array.
 
@@ -66,7 +72,7 @@ def _import_path() -> str | None:
     return None if ours in installed else str(ours)
 
 
-def check(run: Run, slurm: SlurmConfig) -> None:
+def check(run: Training, slurm: SlurmConfig) -> None:
     """What would fail the job at its start, as far as it can be known now.
 
     Raises:
@@ -87,7 +93,7 @@ def check(run: Run, slurm: SlurmConfig) -> None:
             )
 
 
-def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
+def submit(script: Script, runs: Mapping[int | None, Training]) -> list[jobs.SubmittedJob]:
     """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
 
     Raises:
@@ -100,7 +106,7 @@ def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
         for run in runs.values():
             run.config_file.write_text(to_yaml(run.config), encoding="utf-8")
         path.write_text(text, encoding="utf-8")
-        job = queue.submit(path, [name for name, _ in directives(text)])
+        job = sbatch(path, [name for name, _ in directives(text)])
     except BaseException:
         for folder in reversed(made):
             shutil.rmtree(folder, ignore_errors=True)
@@ -108,9 +114,9 @@ def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
     return [_record(script, path, job, task, run) for task, run in runs.items()]
 
 
-def _record(script: Script, path: Path, job: str, task: int | None, run: Run) -> jobs.Record:
+def _record(script: Script, path: Path, job: str, task: int | None, run: Training) -> jobs.SubmittedJob:
     own = job if task is None else f"{job}_{task}"
-    return jobs.record(job=own, run_dir=run.folder, log=log_of(script, own), script=path)
+    return jobs.write_submitted(job=own, run_dir=run.folder, log=script.log_of(own), script=path)
 
 
 def _make(folders: Sequence[Path]) -> list[Path]:
@@ -124,3 +130,38 @@ def _make(folders: Sequence[Path]) -> list[Path]:
             raise UserError(f"cannot make {folder}: {error.strerror}") from None
         made += reversed(missing)
     return made
+
+
+# ---------------------------------------------------------------- sbatch
+
+
+def sbatch(script: Path, options: Iterable[str] = ()) -> str:
+    """Puts a script into the queue; returns the job's id.
+
+    Args:
+        options: those that the script sets, such as `--time`: an SBATCH_TIMELIMIT in the environment must not beat it.
+
+    Raises:
+        UserError: when there is no sbatch, or it refuses, with what it says.
+    """
+    try:
+        done = queue.call("sbatch", "--parsable", str(script), environment=sbatch_environment(options))
+    except FileNotFoundError:
+        raise UserError("no sbatch in PATH: call this where jobs are submitted, or see it with --dry-run") from None
+    match = re.match(r"([0-9]+)(;\S*)?$", done.stdout.strip())
+    if done.returncode or match is None:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise UserError(f"sbatch refuses: {said[-1].removeprefix('sbatch: error: ')}")
+    return match[1]
+
+
+def sbatch_environment(options: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For sbatch: without the variables of a job that we are in, and those that would beat `options`."""
+    names = (option.removeprefix("--").replace("-", "_").upper() for option in options)
+    beaten = {"SBATCH_WAIT", "SBATCH_NO_REQUEUE", *(f"SBATCH_{_OTHER_NAMES.get(name, name)}" for name in names)}
+    inside = "SLURM_JOB_ID" in environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in beaten and not (inside and name.startswith("SLURM_") and name not in _KEPT)
+    }

@@ -17,7 +17,7 @@ LOOK = (1.0, 10.0)
 
 def prepare(
     sweep: Sweep, configs: Mapping[str, RunConfig], at_once: int | None, options: Sequence[str]
-) -> tuple[Script, dict[int | None, submission.Run]]:
+) -> tuple[Script, dict[int | None, submission.Training]]:
     """The script, which names no value of any point, and the runs of its tasks. Makes nothing.
 
     Args:
@@ -27,8 +27,8 @@ def prepare(
     Raises:
         UserError: when a point could not start, or is in the queue already.
     """
-    runs: dict[int | None, submission.Run] = {
-        number: submission.Run(config=configs[point.name], folder=sweep.run_dir(point), options=tuple(options))
+    runs: dict[int | None, submission.Training] = {
+        number: submission.Training(config=configs[point.name], folder=sweep.run_dir(point), options=tuple(options))
         for number, point in enumerate(sweep.points)
         if point.name in configs
     }

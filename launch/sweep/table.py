@@ -15,7 +15,7 @@ from dist_train.rundir.strict_json import to_json
 from launch.commands.runs import add_queue
 from launch.diagnosis.explain import signal_name
 from launch.runs.listing import describe
-from launch.slurm.queue import FINISHED
+from launch.slurm.queue import JobStatus
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
 
@@ -50,15 +50,15 @@ class Row:
 def look(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
     found = [describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
-    add_queue(found)
-    rows = [_row(sweep, point, facts) for point, facts in zip(sweep.points, found, strict=True)]
+    jobs = add_queue(found)
+    rows = [_row(sweep, *each) for each in zip(sweep.points, found, jobs, strict=True)]
     sign = -1 if sweep.better == "max" else 1
     return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))
 
 
-def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
+def _row(sweep: Sweep, point: Point, facts: dict[str, Any], job: JobStatus | None) -> Row:
     folder = sweep.run_dir(point)
-    state = _state(folder, facts)
+    state = _state(folder, facts["state"], job)
     best = facts["best"] or {}
     return Row(
         point=point,
@@ -68,18 +68,17 @@ def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
         best=best.get("value"),
         best_step=best.get("step"),
         metrics=facts["metrics"] or {},
-        job=facts["queue"]["job"] if facts["queue"] else None,
+        job=job.job if job else None,
         reason=_reason(folder) if state in ("failed", "died") else None,
     )
 
 
-def _state(folder: Path, facts: dict[str, Any]) -> str:
-    state, queue = facts["state"], facts["queue"]
+def _state(folder: Path, state: str, job: JobStatus | None) -> str:
     if state == DONE or (state == "stopped" and state_of(folder).get("signal") is None):
         return DONE  # by train.stop_after: as far as it was meant to go
     if state == RUNNING:
         return RUNNING
-    if queue and queue["state"] not in FINISHED:
+    if job and job.active:
         return QUEUED
     begun = any((folder / "generations").glob("[0-9]*"))
     return (RUNNING if state == "starting" else state) if begun else MISSING
