@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Interval, Outcome, Row, RunFacts, Sink
+from dist_train.tracking.base import Interval, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
@@ -46,7 +46,7 @@ class NullTracker:
     def note(self, line: str) -> None:
         """One line for the console and the log."""
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         """Says how it ended and closes every sink; takes seconds at the most."""
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Tracker(NullTracker):
     def note(self, line: str) -> None:
         self._each(lambda sink: sink.note(line))
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         self._each(lambda sink: sink.finish(outcome))
         self.close()
 
@@ -143,7 +143,7 @@ def _summary(rows: list[Row]) -> Row:
     return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
-def build(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
+def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
     """The tracker of this rank; sinks open nothing before begin. The console is last, so its last word is the last.
 
     Raises:
