@@ -118,6 +118,9 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint_name(step)
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"
@@ -171,6 +174,10 @@ class RunDir:
         """Whether anything says that a run was begun or submitted here."""
         signs = (self.config, self.checkpoints, self.state, self.generations, self.job)
         return any(map(os.path.exists, signs))
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def rank_log(logs: Path, rank: int) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.codec import decode
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import Odd, is_number, parse_json, read_bytes
 
@@ -97,7 +98,9 @@ def current(run_dir: Path) -> Claim | None:
     for _ in range(10):
         number = None
         try:
-            number = max((int(name) for name in os.listdir(run_dir / FOLDER) if _NUMBER.fullmatch(name)), default=None)
+            number = max(
+                (int(name) for name in os.listdir(RunDir(run_dir).lease) if _NUMBER.fullmatch(name)), default=None
+            )
             return None if number is None else Claim(number, _content(claim_path(run_dir, number)))
         except FileNotFoundError:  # removed between the two looks, because there is a newer one; or there is no folder
             continue
@@ -113,7 +116,7 @@ def _content(path: Path) -> bytes:
 
 
 def claim_path(run_dir: Path, number: int) -> Path:
-    return run_dir / FOLDER / f"{number:08d}"
+    return RunDir(run_dir).lease / f"{number:08d}"
 
 
 def refuse_owned(run_dir: Path) -> None:

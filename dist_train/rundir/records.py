@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_train.rundir.codec import decode, read_json, read_lines, write_json  # noqa: F401
+from dist_train.errors import ExitCode
+from dist_train.rundir.codec import decode, read_json, read_lines
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 
@@ -121,19 +122,28 @@ class AgentOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerdictReport:
+    """What a verdict says of the exception that was the first cause."""
+
+    type: str
+    message: str
+    is_user_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerdictCause:
     """What a verdict says of the first cause: an exception, exit, signal, early, peer, ended, mismatch or hang."""
 
-    kind: str
-    rank: int | None = None
-    report: dict[str, Any] | None = None
+    kind: str = "unknown"
+    exit_code: int | None = None
+    report: VerdictReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictSummary:
     """verdict.json, as far as the launcher reads it again. `outcome` is done, stopped or failed."""
 
-    exit_code: int
+    exit_code: int = int(ExitCode.USER_CODE)
     outcome: str = "failed"
     cause: VerdictCause | None = None
 
@@ -239,28 +249,3 @@ def read_launches(run_dir: Path) -> list[LaunchRecord]:
             ended[row.life] = row
     unknown = {number: LaunchRow(life=number, event="began") for number in ended}
     return [LaunchRecord(began=row, ended=ended.get(number)) for number, row in sorted({**unknown, **began}.items())]
-
-
-# TEMPORARY
-def read_object(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
-
-
-def state_of(run_dir: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {key: value for key, value in asdict(RunState.of(run_dir)).items() if value is not None}
-
-
-def is_process(facts: object) -> bool:
-    try:
-        decode(ProcessId, facts)
-    except ValueError:
-        return False
-    return True
-
-
-def read_all(folder: Path) -> list[Any]:
-    found = (read_json(path) for path in sorted(folder.glob("[!.]*.json")))
-    return [content for content in found if content is not None]

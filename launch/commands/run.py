@@ -11,6 +11,7 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.layout import RunDir
 from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
@@ -67,7 +68,7 @@ def command(
     **flags: Any,
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from dist_train.rundir.records import write_json
+    from dist_train.rundir.codec import write_json
     from dist_train.rundir.runs import make_run_dir
     from launch.diagnosis.verdict import latest
     from launch.supervisor import supervise
@@ -78,7 +79,7 @@ def command(
         sys.exit(code)
     plan = _plan(words, arguments, preload, run_dir, **flags)
     make_run_dir(plan.folder)
-    state = plan.folder / "state.json"
+    state = RunDir(plan.folder).state
     write_json(state, {"status": "running"})
     code = supervise(plan)
     if plan.node in (0, None):

@@ -28,6 +28,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.types import RUN_NAME
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.codec import read_json, read_record, write_json
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.runs import has_checkpoints, new_run_dir
 from launch.sweep.points import Point
@@ -60,7 +61,7 @@ class Sweep:
 
     def config_of(self, point: Point) -> Path:
         """What it began with, once there is something to go on from: with `auto` values settled."""
-        own = self.run_dir(point) / "config.yaml"
+        own = RunDir(self.run_dir(point)).config
         begun = own.is_file() and has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.rundir.records import read_json
+from dist_train.rundir.codec import read_json
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.training import TWO_NODES, Submitted, fingerprint, stopping_times, submit, trained_alone
 

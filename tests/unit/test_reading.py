@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write
+from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write_files
 from dist_train.errors import UserError
 from dist_train.rundir.files import open_to_append
 from dist_train.rundir.ownership import current
@@ -50,7 +50,7 @@ def test_numbers_are_the_ones_that_we_give(tmp_path):
 def checkpoint(tmp_path):
     folder = tmp_path / "step-00000003"
     folder.mkdir()
-    write(folder, {"state.json": b"{}"}, {"step": 3, "generation": 1})
+    write_files(folder, {"state.json": b"{}"}, {"step": 3, "generation": 1})
     return folder
 
 
@@ -76,8 +76,8 @@ def test_a_checkpoint_may_be_copied_out_under_another_name(checkpoint):
 def test_a_signed_manifest_with_odd_values_names_the_key(checkpoint, key, value):
     for path in checkpoint.iterdir():
         path.unlink()
-    write(checkpoint, {}, {"step": 3, key: value})
-    if key == "files":  # which `write` makes itself
+    write_files(checkpoint, {}, {"step": 3, key: value})
+    if key == "files":  # which `write_files` makes itself
         from tests.strangers.forge import sign
 
         sign(checkpoint, {"format": 1, "step": 3, "files": value})

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_train.errors import UserError
+from dist_train.rundir.codec import write_json
 from dist_train.rundir.process_id import ProcessId
-from dist_train.rundir.records import write_json
 from launch.plan.host import Host
 from launch.sweep import local, table
 from launch.sweep.points import draw
