@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train import models, optim, tasks
+from dist_train import models, tasks
 from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.resume import Resumed
@@ -18,6 +18,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.optim.ema import Ema
+from dist_train.optim.optimizer import build_optimizer
 from dist_train.tasks.base import Task
 
 
@@ -97,7 +98,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
     classes = len(splits.classes) if splits.classes else None
     model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed).to(device)
-    optimizer = optim.build(config.optimizer, model, skips_steps=config.train.precision == "fp16")
+    optimizer = build_optimizer(config.optimizer, model, skips_steps=config.train.precision == "fp16")
     return Learner(
         model=model,
         constants=constants_of(model),

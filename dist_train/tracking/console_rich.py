@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dist_train.tracking.base import Interval, Row, RunFacts
+from dist_train.tracking.console import PlainView
 from dist_train.tracking.formatting import clock, joined, measures, number
-from dist_train.tracking.stream import LossyStream
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
@@ -25,11 +25,11 @@ _PAINTS = ("", "dim", "green", "bright_black")
 _STYLES = {"✓": "bold green", "!": "bold yellow", "✗": "bold red", "↻": "bold cyan"}
 
 
-class TerminalView:
+class TerminalView(PlainView):
     """Draws on `output`, a terminal. From begin to close, what others print to stdout and stderr appears above."""
 
     def __init__(self, output: TextIO) -> None:
-        self._stream = LossyStream(output)
+        super().__init__(output)
         self._output = output
         self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=10_000)
         # Rendering a line with rich takes ten times as long as putting together what it rendered once.
@@ -128,26 +128,20 @@ class TerminalView:
         if self._interval is None:
             yield "  …", ""
             return
-        for label, value in self._figures(self._interval.summary):
-            yield f"  {label} ", "dim"
-            yield value, ""
-        yield from self._speed(self._interval)
-
-    def _figures(self, row: Row) -> Iterator[tuple[str, str]]:
-        if "loss" in row:
-            yield "loss", number(float(row["loss"]))
-        if self._last_share:
-            yield "acc", self._last_share
-        if "lr" in row:
-            yield "lr", f"{row['lr']:.3g}"
-
-    def _speed(self, interval: Interval) -> Iterator[tuple[str, str]]:
+        interval, row = self._interval, self._interval.summary
+        metrics = {
+            "loss": number(float(row["loss"])) if "loss" in row else "",
+            "acc": self._last_share,
+            "lr": f"{row['lr']:.3g}" if "lr" in row else "",
+        }
+        for label, value in metrics.items():
+            if value:
+                yield f"  {label} ", "dim"
+                yield value, ""
         if interval.samples_per_s is not None:
             yield f"  {interval.samples_per_s:,.0f} samples/s", ""
-        if interval.seconds_left is not None:
-            left = interval.seconds_left - (time.monotonic() - self._interval_at)
-            if left > 0:
-                yield f"  {clock(left)} left", ""
+        if (left := (interval.seconds_left or 0.0) - (time.monotonic() - self._interval_at)) > 0:
+            yield f"  {clock(left)} left", ""
 
     def _ansi(self, text: Text) -> str:
         with self._console.capture() as captured:
