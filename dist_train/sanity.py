@@ -8,7 +8,7 @@ gradients and buffers whatever was computed in between, in training and in evalu
 in a model that has been saved and loaded.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
-from dist_train.parallel import unused_parameters
+from dist_train.parallel import check_all_have_gradients
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
@@ -103,6 +103,8 @@ class Trial:
         self._generators = Generators(self._model, learner.task, learner.optimizer)
         self._buffers = BufferSet(self._model)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._loss = torch.zeros(())
+        """Of the last forward and backward."""
 
     # ------------------------------------------------------------ training
 
@@ -154,9 +156,7 @@ class Trial:
         self._check_gradients()
 
     def _check_gradients(self) -> None:
-        unused = [name for name, parameter in self._parameters.items() if parameter.grad is None]
-        if unused:
-            raise UserError(unused_parameters(unused))
+        check_all_have_gradients(self._parameters.items())
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise UserError(
@@ -219,7 +219,7 @@ class Trial:
     # ------------------------------------------------------------ evaluation
 
     def check_evaluation(self, samples: Samples) -> None:
-        """Raises UserError when `eval.best` is not among the figures, or a batch comes out otherwise after another."""
+        """Raises UserError when `eval.best` is not among the metrics, or a batch comes out otherwise after another."""
         batch = samples.evaluated
         with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
             before = self._guarded()
@@ -232,7 +232,9 @@ class Trial:
                 self._check_attributes(attributes, "in evaluation")
                 for name, value in sums.items():
                     self._check_number(name, value, again[name], "in evaluation")
-        self._check_figures({name: value.to("cpu", _summed(value.dtype)) for name, value in sums.items()})
+        self._check_metrics(
+            {n: v.to("cpu", torch.float64 if v.is_floating_point() else torch.int64) for n, v in sums.items()}
+        )
 
     def _statistics(self, evaluating: Evaluating, inputs: Any, targets: Any) -> Sums:
         evaluating.begin(0)
@@ -240,7 +242,7 @@ class Trial:
             output = self._model(_copied(inputs))
         return self.learner.task.statistics(output, _copied(targets))
 
-    def _check_figures(self, sums: Sums) -> None:
+    def _check_metrics(self, sums: Sums) -> None:
         task = self.learner.task
         try:
             metrics = task.metrics(sums)
@@ -308,12 +310,7 @@ def _turned(array: Any) -> Any:
 
 
 def _copied(tree: Any) -> Any:
-    clone: Callable[[Any], Any] = torch.clone
-    return each_array(clone, tree)
-
-
-def _summed(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else torch.int64
+    return each_array(lambda tensor: tensor.clone(), tree)
 
 
 _MODULES_OWN = set(vars(nn.Module()))

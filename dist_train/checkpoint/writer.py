@@ -170,24 +170,14 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     pipe, memory, rank = map(int, sys.argv[1:])
-    _end_with(rank)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != rank:  # it ended before the call
+        os._exit(1)
     connection = Connection(pipe)
     store = connection.recv()
-    while (save := _next(connection)) is not None:
-        connection.send(_outcome(save, store, memory))
-
-
-def _end_with(rank: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != rank:  # it ended before the kernel was told
-        os._exit(1)
-
-
-def _next(connection: Connection) -> Save | None:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        return None
+    with suppress(EOFError, ConnectionResetError):
+        while (save := connection.recv()) is not None:
+            connection.send(_outcome(save, store, memory))
 
 
 def _outcome(save: Save, store: CheckpointStore, memory: int) -> Path | Exception:

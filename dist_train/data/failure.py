@@ -111,7 +111,10 @@ class CapturedError:
             error.add_note(note)
         error.__cause__ = self.cause.as_exception() if self.cause else None
         if self.traceback:
-            _first(error).__cause__ = Original(self.traceback)
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            first.__cause__ = Original(self.traceback)
         return error
 
 
@@ -143,12 +146,6 @@ def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iter
 def _may_be_base(kind: type) -> bool:
     builtin = kind.__module__ == "builtins" and issubclass(kind, Exception)
     return builtin and not issubclass(kind, _OF_THEIR_OWN)
-
-
-def _first(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _lines(error: BaseException) -> Iterator[str]:

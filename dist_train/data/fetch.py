@@ -1,6 +1,6 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -89,17 +89,11 @@ def _settled(array: Tensor | np.ndarray) -> Tensor:
     they came here must not show.
     """
     tensor = torch.as_tensor(array)
-    if tensor.stride() == _strides(tensor.shape) and tensor.data_ptr() % _ALIGNED == 0:
+    # `is_contiguous` allows any stride where a size is 1, and kernels look at those too.
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    if tensor.stride() == strides and tensor.data_ptr() % _ALIGNED == 0:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-
-
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a contiguous tensor. `is_contiguous` allows any stride where a size is 1, and kernels look at those too."""
-    strides = [1] * len(shape)
-    for place in range(len(shape) - 1, 0, -1):
-        strides[place - 1] = strides[place] * max(shape[place], 1)
-    return tuple(strides)
 
 
 def _check_travels(value: Any) -> None:

@@ -1,17 +1,16 @@
 """Data parallelism: DistributedDataParallel, with gradients added along one fixed tree (dist_train/parallel/tree.py).
 
-A rank works off its share of a step's microbatches. All but the last run under no_sync, and their gradients are added
-up inside the rank as a binary counter does. The last one's backward triggers DDP's buckets; a communication hook folds
-the rank's other microbatches in, then adds the ranks' nodes: each rank receives one chunk of everybody's (all-to-all),
-adds it along the tree, and hands the sum to all (all-gather). That moves as many bytes as a ring all-reduce, and
+A rank computes its share of a step's microbatches. All but the last run under no_sync, and their gradients are added
+up inside the rank as a binary counter does. The last one's backward triggers DDP's buckets; a communication hook adds
+the rank's other microbatches, then the ranks' nodes of the tree (dist_train/parallel/exchange.py). The exchange
 overlaps the rest of the backward: on gloo in a thread with a process group of its own, on CUDA on a stream of its own.
 
-What becomes of the model's buffers is in model_buffers.py.
+What happens to the model's buffers is in dist_train/parallel/buffers.py.
 """
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -96,24 +95,19 @@ class Parallel:
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch, self._loss_scale
-            self._check_all_have_gradients()
+            check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
                 if self._sum is not None:
                     self._sum.keep(microbatch.number)
         if self._sum is not None:
-            self._buffers.finish_step(self._sum.mean_of_more)
-            return
-        nodes = self._buffers.take()
-        if nodes:
+            mean = self._sum.mean_of_more
+        elif nodes := self._buffers.take():
             self._exchange.mean_into(nodes[-1], nodes)
-        self._buffers.finish_step(nodes[-1] if nodes else None)
-
-    def _check_all_have_gradients(self) -> None:
-        """DDP reports a parameter that is not used one step later, and names nothing (pytorch/pytorch#43259)."""
-        unused = [name for name, parameter in self._named if parameter.grad is None]
-        if unused:
-            raise UserError(unused_parameters(unused), ExitCode.USER_CODE)
+            mean = nodes[-1]
+        else:
+            mean = None
+        self._buffers.finish_step(mean)
 
     def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
@@ -140,12 +134,16 @@ class Parallel:
             self._sum.close()
 
 
-def unused_parameters(names: list[str]) -> str:
-    """What to tell of parameters without a gradient."""
-    return (
-        f"the loss does not depend on {len(names)} parameters: {', '.join(names[:5])}"
-        f"{', …' if len(names) > 5 else ''}; use them, or freeze them with requires_grad_(False)"
-    )
+def check_all_have_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raises UserError (exit 10) naming the parameters without a gradient. DDP reports them one step later, and names
+    nothing (pytorch/pytorch#43259)."""
+    unused = [name for name, parameter in named if parameter.grad is None]
+    if unused:
+        raise UserError(
+            f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
+            f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
+            ExitCode.USER_CODE,
+        )
 
 
 def _no_forward_sync() -> dict[str, Any]:
@@ -178,7 +176,7 @@ class _ExactSum:
         self._microbatches = microbatches
         self._last = LastLeaf.of(own, microbatches)
         self._parameters = parameters
-        self._place = {id(parameter): i for i, parameter in enumerate(self._parameters)}
+        self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
         self._more = more
@@ -240,20 +238,11 @@ def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         flat = torch.view_as_complex(flat.view(-1, 2))
     parts = flat.split([parameter.numel() for parameter in parameters])
     return [
-        part.as_strided(parameter.shape, parameter.stride()) if _is_dense(parameter) else part.view(parameter.shape)
+        part.as_strided(parameter.shape, parameter.stride())
+        if torch.ops.aten.is_non_overlapping_and_dense(parameter)
+        else part.view(parameter.shape)
         for part, parameter in zip(parts, parameters, strict=True)
     ]
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether its numbers fill one piece of memory, each place once; `is_non_overlapping_and_dense` in C++."""
-    expected = 1
-    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 _SMALL = 1 << 19
