@@ -29,8 +29,8 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
-from dist_train.parallel import check_all_have_gradients
 from dist_train.parallel.buffers import BufferSet
+from dist_train.parallel.data_parallel import check_all_have_gradients
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples
