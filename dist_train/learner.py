@@ -24,12 +24,12 @@ from dist_train.tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """One rank's replica; the same bits on every rank between two steps.
+    """One rank's replica: the same bits on every rank between two steps.
 
     Attributes:
         constants: the buffers outside of the state_dict as they were when the model was new.
         optimizer_state: what survives a restart of the optimizer.
-        shape: of one input, where the data says it.
+        shape: of one input, where the data has one.
         classes: their names, where the data has classes.
     """
 
@@ -69,7 +69,7 @@ class Learner:
         )
 
     def restore(self, resumed: Resumed) -> TrainState:
-        """Puts back what `capture` took.
+        """Loads what `capture` copied.
 
         Raises:
             UserError: (exit 4) when the model is not the one that was saved.

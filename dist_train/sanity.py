@@ -1,11 +1,11 @@
-"""`train.sanity_check`: what the first evaluation, the first save or a resume would find out, before the first step.
+"""`train.sanity_check`: finds before the first step what the first evaluation, save or resume would find.
 
 Replicas of model and optimizer are built, tried on a few samples, and thrown away, so that the training itself begins
-as it would have begun without. Every rank does all of it with the same samples.
+as it would without them. Every rank does all of it with the same samples.
 
-A witness takes the place of a list of what models may do: the same samples with the same draws must give the same loss,
-gradients and buffers whatever was computed in between, in training and in evaluation; and a step must come out the same
-in a model that has been saved and loaded.
+There is no list of what models may do. Instead, the same samples with the same draws must give the same loss, gradients
+and buffers whatever was computed in between, in training and in evaluation; and a step must give the same result in a
+model that has been saved and loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -109,7 +109,7 @@ class Trial:
     # ------------------------------------------------------------ training
 
     def warm_up(self, samples: Samples) -> None:
-        """What a model makes in its first forwards and keeps, such as a cache of some length, is there afterwards."""
+        """Runs the first forwards, so that what a model makes there and keeps, such as a cache, is there afterwards."""
         kept = self._buffers.values()
         with torch.no_grad():
             for batch in (samples.first, samples.other):
@@ -118,7 +118,7 @@ class Trial:
                 self._buffers.restore(kept)
 
     def check_repeats(self, samples: Samples) -> None:
-        """Raises UserError when a microbatch comes out otherwise after another one, or changes what it must not."""
+        """Raises UserError when a microbatch gives another result after another one, or changes what it must not."""
         before, kept = self._guarded(), self._buffers.values()
         counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
         counted: list[list[Tensor]] = []
@@ -199,7 +199,7 @@ class Trial:
             )
 
     def _guarded(self) -> Mapping[str, Any]:
-        """What a forward leaves alone: the weights, by their counts of changes, what is trained, and the modes."""
+        """What a forward must not change: the weights, by their version counters, what is trained, and the modes."""
         parameters = dict(self._model.named_parameters())
         return {
             **{f"the parameter {name}": (p._version, p.data_ptr()) for name, p in parameters.items()},
@@ -219,7 +219,7 @@ class Trial:
     # ------------------------------------------------------------ evaluation
 
     def check_evaluation(self, samples: Samples) -> None:
-        """Raises UserError when `eval.best` is not among the metrics, or a batch comes out otherwise after another."""
+        """Raises UserError when `eval.best` is no metric of the task, or a batch gives two different results."""
         batch = samples.evaluated
         with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
             before = self._guarded()

@@ -1,4 +1,4 @@
-"""Rank 0's saves: copied between two steps, written in the background where that pays, and what follows a failure."""
+"""Rank 0's saves: copied between two steps, and written in the background where that pays."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -78,7 +78,7 @@ class CheckpointManager(NullCheckpointManager):
     Args:
         capture: everything that survives a restart; its tensors are copied here.
         facts: for the manifest: the run's sizes and versions.
-        note: tells the user one line.
+        note: shows the user one line.
         on_saved: called with each state that is safely on disk.
         also: from the step that is saved, further steps whose checkpoints retention keeps.
         background: write in a process of its own; `auto`: where the state is large enough to pay.

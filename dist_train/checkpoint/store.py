@@ -44,7 +44,7 @@ class CheckpointStore:
         folder: checkpoints/ of the run directory; made with the first save.
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
-        fence: says before every commit whether the run directory is still this session's.
+        fence: checks before every commit that the run directory is still this session's.
     """
 
     def __init__(self, folder: Path, keep: int = 2, generation: int = 0, fence: Fence | None = None) -> None:
@@ -179,7 +179,7 @@ class CheckpointStore:
             remove_tree(damaged)
 
     def _set_aside(self, path: Path) -> Path:
-        """Its new name; so that a crash while it is removed leaves no half checkpoint under a good name."""
+        """Renames it and returns the new name, so that a crash during the removal leaves no half checkpoint behind."""
         doomed = path.with_name(f".tmp-old-{path.name}")
         remove_tree(doomed)
         os.rename(path, doomed)
@@ -208,7 +208,7 @@ class CheckpointStore:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, a file or a link as far as the disk allows; a link is never followed."""
+    """Removes a folder, a file or a link, as far as the disk allows; never follows a link."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

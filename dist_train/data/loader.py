@@ -118,8 +118,8 @@ def training_samples(
 def evaluation_samples(
     config: RunConfig, splits: Splits, task: Task, device: torch.device, most: int, times: int
 ) -> list[Microbatch]:
-    """At most `most` samples from all over the evaluation split as one batch, asked for `times` times. The first ones
-    might all be of one class. Raises as `training_samples`."""
+    """At most `most` samples, spread over the evaluation split, as one batch that is read `times` times. The first
+    samples might all be of one class. Raises as `training_samples` does."""
     few = min(config.eval.batch_size, most, len(splits.evaluation))
     spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
     requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
@@ -157,22 +157,22 @@ class _Source:
 
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""
-        targets = self._checked(loaded)
-        size = len(loaded.indices) // loaded.parts
+        request, targets = loaded.request, loaded.targets
+        if self.task is not None:  # here, on the CPU: on a GPU it would be too late to look at the targets
+            targets = self.task.check_targets(targets, lambda row: sample_name(self.dataset, int(request.indices[row])))
+        size = len(request.indices) // request.parts
         here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))
-        for part in range(loaded.parts):
-            rows, number = slice(part * size, (part + 1) * size), loaded.number + part
-            inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
-            inputs, targets = self.transform(inputs, targets, loaded.step, number)
+        for part in range(request.parts):
+            rows, number = slice(part * size, (part + 1) * size), request.number + part
+            inputs, targets = here if request.parts == 1 else each_array(partial(_cut, rows), here)
+            inputs, targets = self.transform(inputs, targets, request.step, number)
             yield Microbatch(
-                step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets
+                step=request.step,
+                number=number,
+                indices=torch.from_numpy(request.indices[rows]),
+                inputs=inputs,
+                targets=targets,
             )
-
-    def _checked(self, loaded: Loaded) -> Any:
-        """The targets as the task takes them. They are looked at here, on the CPU: on a GPU it would be too late."""
-        if self.task is None:
-            return loaded.targets
-        return self.task.check_targets(loaded.targets, lambda row: sample_name(self.dataset, int(loaded.indices[row])))
 
 
 def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[Microbatch]]:
@@ -188,16 +188,16 @@ def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[M
 
 
 def _cut(rows: slice, tensor: Tensor) -> Tensor:
-    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds, so the last bit."""
+    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds."""
     return tensor[rows].clone()
 
 
 def _requests(sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> Iterator[LoadRequest]:
-    """What is asked of the DataLoader: single microbatches, so that several loading processes work for one step, and a
-    microbatch is the same whoever loads it; what a user's samples are stacked into need not be possible to cut.
+    """Requests for single microbatches, so that several loading processes work for one step, and a microbatch is the
+    same whichever loads it: a batch of a user's samples cannot always be cut.
 
     Args:
-        at_once: ask for whole steps, which costs less for images in memory.
+        at_once: request whole steps instead, which costs less for images in memory.
     """
     share = sampler.share
     if at_once:
@@ -267,7 +267,7 @@ def _start(number: int, stacks: tuple[str, int] | None) -> None:
 
 
 def _cannot_answer(error: BaseException, answer: Any) -> None:
-    """An answer that cannot be sent, for want of descriptors for instance: its rank would wait for it forever."""
+    """Ends the process when it cannot send an answer, for want of descriptors, say: the rank would wait forever."""
     traceback.print_exception(error)
     os._exit(1)
 

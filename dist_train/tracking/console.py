@@ -97,6 +97,6 @@ def interactive(output: TextIO | None) -> bool:
 
 
 def _terminal(output: TextIO) -> PlainView:
-    from dist_train.tracking.console_rich import TerminalView  # rich is for terminals alone
+    from dist_train.tracking.terminal import TerminalView
 
     return TerminalView(output)

@@ -27,7 +27,7 @@ from dist_train.tracking import base
 from dist_train.tracking.base import POSITION, Interval, Note, Row, RunFacts, SessionOutcome, Sink
 
 PROJECT = "dist-train"
-"""That runs are filed under where nobody says another."""
+"""Of runs for which no project is given."""
 MOST_WAITING = 32 * 2**20
 """Bytes kept for a process that does not read; more means that it never will."""
 MOST_CELLS = 10_000
@@ -35,11 +35,11 @@ MOST_CELLS = 10_000
 UPLOAD_TIMEOUT_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
 """How long finish waits for the upload. Somebody, or a scheduler with a limit, waits for a stop."""
 OPEN_TIMEOUT_S = 5.0
-"""How long it waits at most where the run is not even open yet: the server hardly is there."""
+"""How long it waits at most where the run is not open yet, as when the server does not answer."""
 SILENT_S = 2.0
-"""Of which this long without a word to the user."""
+"""How long it waits before it tells the user."""
 HURRY_TIMEOUT_S = 8.0
-"""Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
+"""How long finish waits after asking it to leave the rest to `wandb sync`."""
 CLOSE_TIMEOUT_S = 3.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
 
@@ -54,7 +54,7 @@ _PRIVACY = ("disabled", "offline", "online")
 
 
 def wandb_mode(configured: str) -> str:
-    """auto, online, offline or disabled: of the config and WANDB_MODE (or WANDB_DISABLED), whichever tells less."""
+    """auto, online, offline or disabled: of the config and WANDB_MODE (or WANDB_DISABLED), the more private one."""
     asked = os.environ.get("WANDB_MODE", "").strip().lower()
     asked = {"dryrun": "offline", "run": "online", "shared": "online"}.get(asked, asked)
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
@@ -132,7 +132,7 @@ class WandbSink(Sink):
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        try:  # its input is closed, which ends it, unless it has been told to hurry and did not
+        try:  # its input is closed, which ends it, unless it was asked to hurry and did not
             process.wait(0 if self._hurried else CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -197,8 +197,8 @@ def run_id(path: Path) -> str:
 
 
 def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
-    """What wandb.init is to be told: config and facts, and under `defaults` what W&B's own variables and settings beat.
-    What is None here they decide alone."""
+    """The arguments of wandb.init: config and facts, and under `defaults` what W&B's own variables and settings
+    override. They alone decide what is None here."""
     wandb = facts.config.tracking.wandb
     return {
         "mode": mode,
