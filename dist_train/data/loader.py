@@ -169,7 +169,7 @@ class _Source:
             yield Microbatch(
                 step=request.step,
                 number=number,
-                indices=torch.from_numpy(request.indices[rows]),
+                indices=torch.tensor(request.indices[rows]),
                 inputs=inputs,
                 targets=targets,
             )

@@ -196,9 +196,8 @@ class StepBuffers:
         self._exchange, self._own, self._microbatches = exchange, own, microbatches
         kinds = self._set.numbers
         self._floats = [dtype for dtype in kinds if dtype.is_floating_point or dtype.is_complex]
-        self._widest = reduce(torch.promote_types, (_real_dtype(dtype) for dtype in self._floats), torch.bfloat16)
-        if len(self._floats) == 1:
-            self._widest = _real_dtype(self._floats[0])
+        real = [dtype.to_real() for dtype in self._floats]
+        self._widest = real[0] if len(real) == 1 else reduce(torch.promote_types, real, torch.bfloat16)
         self._integers = _Integers(self._set, [dtype for dtype in kinds if dtype not in self._floats], microbatches)
         self._before: Values = {}
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(microbatches, torch.Tensor.add_)
@@ -265,10 +264,6 @@ class StepBuffers:
         return [(id(tensor), tensor._version) for tensor in (buffer.current() for buffer in self._set.buffers)]
 
 
-def _real_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
-
-
 class _Integers:
     """The integer buffers over a step. A counter has changed by the same d in all V microbatches exactly when
     V · Σd² = (Σd)², the case of equality in the Cauchy-Schwarz inequality: two sums decide it on all ranks."""
@@ -287,7 +282,6 @@ class _Integers:
             for buffer in self._buffers
             for module, name in buffer.places
         )
-
         self._last: Values = {}
         self._sums: Tensor | None = None
 
