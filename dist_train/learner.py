@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from dist_train import models, tasks
 from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.resume import Resumed
-from dist_train.checkpoint.state import Snapshot, TrainState, progress
+from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
@@ -59,7 +59,7 @@ class Learner:
             optimizer=self.optimizer_state.tensors(),
             ema=self.ema.state(self.constants) if self.ema else None,
             other={
-                "progress": progress(state),
+                "progress": asdict(state),
                 "model": others_of(self.model),
                 "optimizer": self.optimizer_state.values(),
                 "optimizer_counters": self.optimizer_state.counters(),

@@ -8,7 +8,7 @@ state.json             progress, the model's extra state, the optimizer's other 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -57,7 +57,7 @@ class TrainState:
         return {"metric": metric, "value": self.best_value, "step": self.best_step}
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """All of a state by name."""
 
@@ -114,7 +114,3 @@ def _digest(tensor: Tensor) -> str:
 
 def _copied(tensors: Tensors) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-
-
-def progress(state: TrainState) -> dict[str, Any]:
-    return asdict(state)

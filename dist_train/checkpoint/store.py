@@ -27,14 +27,17 @@ ROOM = 2.2
 _NAME = re.compile("step-([0-9]{8,12})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifiedCheckpoint:
-    """A checkpoint that was verified, and what was skipped to reach it."""
+    """A checkpoint that was verified.
+
+    Attributes:
+        skipped: one line for each newer checkpoint that is damaged: its name, and what is wrong with it.
+    """
 
     path: Path
     manifest: dict[str, Any]
-    skipped: tuple[str, ...]
-    """One line each: the checkpoint's name and what is wrong with it."""
+    skipped: tuple[str, ...] = ()
 
 
 class CheckpointStore:
@@ -80,7 +83,9 @@ class CheckpointStore:
         try:
             if target.exists() and self._is_sound(target):
                 return target
-            self._make_folder()
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.folder.parent)
             for left in self.folder.glob(f".tmp-{session}-*"):  # by a process of this session that was killed in a save
                 remove_tree(left)
             temporary.mkdir()
@@ -131,7 +136,7 @@ class CheckpointStore:
             raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
         for path in paths:
             try:
-                return VerifiedCheckpoint(path, verify(path), tuple(skipped))
+                return VerifiedCheckpoint(path=path, manifest=verify(path), skipped=tuple(skipped))
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage})")
         if skipped:
@@ -159,11 +164,6 @@ class CheckpointStore:
     def _check_fence(self) -> None:
         if self._fence is not None:
             self._fence.check()
-
-    def _make_folder(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
 
     def _commit(self, temporary: Path, target: Path) -> None:
         self._check_fence()
@@ -249,7 +249,7 @@ def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoi
     """
     if has_manifest(target) or _NAME.fullmatch(target.name):
         try:
-            return VerifiedCheckpoint(target, verify(target, by_name=False), ())
+            return VerifiedCheckpoint(path=target, manifest=verify(target, by_name=False))
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
     store = CheckpointStore(target / "checkpoints")
@@ -266,11 +266,9 @@ def _best_of(store: CheckpointStore) -> VerifiedCheckpoint | None:
     """The best checkpoint by the newest one's account; None when it is gone or damaged."""
     newest = store.newest()
     best_step = newest.manifest.get("best_step") if newest else None
+    if best_step is None:
+        return None
     try:
-        return (
-            VerifiedCheckpoint(store.path(best_step), verify(store.path(best_step)), ())
-            if best_step is not None
-            else None
-        )
+        return VerifiedCheckpoint(path=store.path(best_step), manifest=verify(store.path(best_step)))
     except DamagedCheckpoint:
         return None

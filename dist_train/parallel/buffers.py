@@ -21,7 +21,7 @@ Values = dict[torch.dtype, Tensor]
 """The numbers of all buffers of each dtype, flat."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Buffer:
     """One buffer. `forward` may put another tensor in its place; `tensor` is the one that optimizer, average and
     checkpoints know, and it is restored after every microbatch.
@@ -71,7 +71,12 @@ def buffers_of(model: nn.Module) -> list[Buffer]:
             if tensor is not None:
                 places.setdefault(id(tensor), []).append((module, name))
     return [
-        Buffer(name, tensor, tuple(places[id(tensor)]), any(n not in m._non_persistent_buffers_set for m, n in held))
+        Buffer(
+            name=name,
+            tensor=tensor,
+            places=tuple(held),
+            is_saved=any(own_name not in module._non_persistent_buffers_set for module, own_name in held),
+        )
         for name, tensor in model.named_buffers()
         for held in [places[id(tensor)]]
     ]
