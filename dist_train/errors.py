@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process says when it ends; one meaning each, for scripts and schedulers."""
+    """The exit code of the process; each has one meaning, for scripts and schedulers."""
 
     DONE = 0
     CONFIG = 2
@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what was given, what is allowed and what to do."""
+    """An error that the user can fix: one line with what was given, what is allowed and what to do."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.CONFIG) -> None:
         super().__init__(message)

@@ -1,5 +1,5 @@
-"""Exact evaluation: the evaluation set is cut into fixed batches by position, each is worked off once by one rank, and
-what comes out are counts and float64 sums. Nothing is padded, dropped or repeated; the metrics have the same bits for
+"""Exact evaluation: the evaluation set is cut into fixed batches by position, each is evaluated once by one rank, and
+gives counts and float64 sums. Nothing is padded, dropped or repeated; the metrics have the same bits for
 any number of ranks, and for one rank alone.
 """
 
@@ -16,7 +16,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
-from dist_train.data.loader import evaluation_batches
+from dist_train.data.loader import evaluation_batches, number_of_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.learner import autocast
 from dist_train.parallel.buffers import BufferSet
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 def own_batches(ranks: Ranks, count: int, mode: str) -> range:
-    """The numbers of the batches that this rank works off: a contiguous share, or all of them on rank 0."""
+    """The numbers of the batches that this rank evaluates: a contiguous share, or all of them on rank 0."""
     if mode == "rank0":
         return range(count if ranks.is_first else 0)
     busy = min(ranks.world_size, count)
@@ -56,7 +56,7 @@ def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGrou
     def batches(numbers: Sequence[int]) -> Iterator[tuple[int, Microbatch]]:
         return evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task)
 
-    count, context = -(-len(dataset) // config.eval.batch_size), autocast(config, group.device)
+    count, context = number_of_batches(len(dataset), config.eval.batch_size), autocast(config, group.device)
     return evaluate_batches(
         model, task, batches, count, group, seed=config.seed, mode=config.eval.mode, autocast=context
     )
@@ -98,8 +98,8 @@ def evaluate_batches(
 
 
 class _Sums:
-    """This rank's statistics: counts are added as they come, and float sums are kept batch by batch, so that they can
-    be added in the order of the batches, whoever worked them off."""
+    """This rank's statistics. Counts are added as they come. Float sums are kept batch by batch, so that they can be
+    added in the order of the batches, whichever rank evaluated them."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -117,14 +117,15 @@ class _Sums:
         """The sums over the whole split, int64 and float64 on the CPU."""
         sums = {}
         for name, shape, is_float in group.broadcast_object(self._layout()):
-            table = torch.zeros((self._count, *shape) if is_float else shape, dtype=_dtype(is_float))
             if is_float:
                 # Each batch is filled in by one rank and zero on the others: adding the ranks changes no bit.
+                table = torch.zeros(self._count, *shape, dtype=torch.float64)
                 for number, value in self._floats.get(name, {}).items():
                     table[number] = value.to("cpu", torch.float64)
-            elif name in self._counts:
-                table += self._counts[name].cpu()
-            sums[name] = group.all_reduce_host_(table).sum(0) if is_float else group.all_reduce_host_(table)
+                sums[name] = group.all_reduce_host_(table).sum(0)
+            else:
+                total = torch.zeros(shape, dtype=torch.int64)
+                sums[name] = group.all_reduce_host_(total + self._counts[name].cpu() if name in self._counts else total)
         return sums
 
     def _layout(self) -> list[tuple[str, torch.Size, bool]]:
@@ -133,13 +134,9 @@ class _Sums:
         return counts + [(name, next(iter(values.values())).shape, True) for name, values in self._floats.items()]
 
 
-def _dtype(is_float: bool) -> torch.dtype:
-    return torch.float64 if is_float else torch.int64
-
-
 class Evaluating:
-    """A model in evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of its
-    own; afterwards buffers are what they were, and every module is in the mode it was in."""
+    """Puts a model into evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of
+    its own. Afterwards all buffers and modes are what they were."""
 
     def __init__(self, model: nn.Module, seed: int, generators: Generators) -> None:
         self._model, self._seed, self._generators = model, seed, generators

@@ -2,33 +2,34 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_train import models, optim, tasks
+from dist_train import models, tasks
 from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.resume import Resumed
-from dist_train.checkpoint.state import Snapshot, TrainState, progress
+from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.optim.ema import Ema
+from dist_train.optim.optimizer import build_optimizer
 from dist_train.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """One rank's replica; the same bits on every rank between two steps.
+    """One rank's replica: the same bits on every rank between two steps.
 
     Attributes:
         constants: the buffers outside of the state_dict as they were when the model was new.
         optimizer_state: what survives a restart of the optimizer.
-        shape: of one input, where the data says it.
+        shape: of one input, where the data has one.
         classes: their names, where the data has classes.
     """
 
@@ -58,7 +59,7 @@ class Learner:
             optimizer=self.optimizer_state.tensors(),
             ema=self.ema.state(self.constants) if self.ema else None,
             other={
-                "progress": progress(state),
+                "progress": asdict(state),
                 "model": others_of(self.model),
                 "optimizer": self.optimizer_state.values(),
                 "optimizer_counters": self.optimizer_state.counters(),
@@ -68,7 +69,7 @@ class Learner:
         )
 
     def restore(self, resumed: Resumed) -> TrainState:
-        """Puts back what `capture` took.
+        """Loads what `capture` copied.
 
         Raises:
             UserError: (exit 4) when the model is not the one that was saved.
@@ -97,7 +98,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
     classes = len(splits.classes) if splits.classes else None
     model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed).to(device)
-    optimizer = optim.build(config.optimizer, model, skips_steps=config.train.precision == "fp16")
+    optimizer = build_optimizer(config.optimizer, model, skips_steps=config.train.precision == "fp16")
     return Learner(
         model=model,
         constants=constants_of(model),

@@ -44,7 +44,7 @@ def uniform(seed: int, purpose: str, *positions: int | np.ndarray, draws: int = 
 
 @contextmanager
 def seeded(value: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators start from `value` inside the block and are put back after it.
+    """Python's, NumPy's and torch's global generators start from `value` inside the block and are restored after it.
 
     For code that draws from the global generators and cannot be given one, such as a user's dataset.
     """
@@ -61,7 +61,7 @@ def seeded(value: int) -> Iterator[None]:
 
 
 def seed_all(value: int) -> None:
-    """Starts Python's, NumPy's and torch's CPU generator from `value`; inside `seeded`, which puts them back."""
+    """Starts Python's, NumPy's and torch's CPU generator from `value`; inside `seeded`, which restores them."""
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     sys.modules["torch"].default_generator.manual_seed(value)

@@ -17,13 +17,13 @@ from dist_train.rundir.runs import new_run_dir, to_go_on_with
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """What rank 0 found out about the run, for all ranks.
+    """What rank 0 has found out about the run, for all ranks.
 
     Attributes:
         config: with everything that was `auto` and depends on the world size filled in.
-        fence: says whether the run directory is still this session's.
+        fence: checks that the run directory is still this session's.
         generation: the number of this start of the process group, as the launcher counts them; 0 without it.
-        checkpoint: the one to go on from.
+        checkpoint: the one to resume from.
         allowed: what may differ from that checkpoint's.
         notes: lines for the user.
     """
@@ -97,8 +97,8 @@ def _find(run_dir: Path, resume: str | None) -> tuple[VerifiedCheckpoint | None,
 
 
 def changed_schedule(checkpoint: VerifiedCheckpoint | None, config: RunConfig, steps_per_epoch: int) -> list[str]:
-    """A line where the learning rate goes on from the checkpoint otherwise than it would have: the training was made
-    longer or shorter, and its schedule with it, or the schedule was changed."""
+    """A line where the learning rate after the checkpoint is not what it would have been: the training was made longer
+    or shorter, and its schedule with it, or the schedule was changed."""
     before = recorded_config(checkpoint) if checkpoint else None
     if checkpoint is None or before is None:
         return []

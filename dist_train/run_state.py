@@ -24,7 +24,7 @@ NO_GPU = {"device": "cpu"}
 
 
 class NullRunRecord:
-    """How a run tells the world outside how far it is; the ranks but the first tell nothing."""
+    """Records how far a run is, for the launcher and other programs; only rank 0 does so."""
 
     def begin(self) -> None:
         """Writes what this session runs with.

@@ -1,4 +1,4 @@
-"""A few samples to try a training with, and whether its data set gives them again when it is asked again."""
+"""A few samples to try a training with, and a check that the data set returns the same samples a second time."""
 
 from dataclasses import dataclass
 

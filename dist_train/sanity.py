@@ -1,14 +1,14 @@
-"""`train.sanity_check`: what the first evaluation, the first save or a resume would find out, before the first step.
+"""`train.sanity_check`: finds before the first step what the first evaluation, save or resume would find.
 
 Replicas of model and optimizer are built, tried on a few samples, and thrown away, so that the training itself begins
-as it would have begun without. Every rank does all of it with the same samples.
+as it would without them. Every rank does all of it with the same samples.
 
-A witness takes the place of a list of what models may do: the same samples with the same draws must give the same loss,
-gradients and buffers whatever was computed in between, in training and in evaluation; and a step must come out the same
-in a model that has been saved and loaded.
+There is no list of what models may do. Instead, the same samples with the same draws must give the same loss, gradients
+and buffers whatever was computed in between, in training and in evaluation; and a step must give the same result in a
+model that has been saved and loaded.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
-from dist_train.parallel import unused_parameters
 from dist_train.parallel.buffers import BufferSet
+from dist_train.parallel.data_parallel import check_all_have_gradients
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples
@@ -103,11 +103,13 @@ class Trial:
         self._generators = Generators(self._model, learner.task, learner.optimizer)
         self._buffers = BufferSet(self._model)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self._loss = torch.zeros(())
+        """Of the last forward and backward."""
 
     # ------------------------------------------------------------ training
 
     def warm_up(self, samples: Samples) -> None:
-        """What a model makes in its first forwards and keeps, such as a cache of some length, is there afterwards."""
+        """Runs the first forwards, so that what a model makes there and keeps, such as a cache, is there afterwards."""
         kept = self._buffers.values()
         with torch.no_grad():
             for batch in (samples.first, samples.other):
@@ -116,7 +118,7 @@ class Trial:
                 self._buffers.restore(kept)
 
     def check_repeats(self, samples: Samples) -> None:
-        """Raises UserError when a microbatch comes out otherwise after another one, or changes what it must not."""
+        """Raises UserError when a microbatch gives another result after another one, or changes what it must not."""
         before, kept = self._guarded(), self._buffers.values()
         counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
         counted: list[list[Tensor]] = []
@@ -154,9 +156,7 @@ class Trial:
         self._check_gradients()
 
     def _check_gradients(self) -> None:
-        unused = [name for name, parameter in self._parameters.items() if parameter.grad is None]
-        if unused:
-            raise UserError(unused_parameters(unused))
+        check_all_have_gradients(self._parameters.items())
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise UserError(
@@ -199,7 +199,7 @@ class Trial:
             )
 
     def _guarded(self) -> Mapping[str, Any]:
-        """What a forward leaves alone: the weights, by their counts of changes, what is trained, and the modes."""
+        """What a forward must not change: the weights, by their version counters, what is trained, and the modes."""
         parameters = dict(self._model.named_parameters())
         return {
             **{f"the parameter {name}": (p._version, p.data_ptr()) for name, p in parameters.items()},
@@ -219,7 +219,7 @@ class Trial:
     # ------------------------------------------------------------ evaluation
 
     def check_evaluation(self, samples: Samples) -> None:
-        """Raises UserError when `eval.best` is not among the figures, or a batch comes out otherwise after another."""
+        """Raises UserError when `eval.best` is no metric of the task, or a batch gives two different results."""
         batch = samples.evaluated
         with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
             before = self._guarded()
@@ -232,7 +232,9 @@ class Trial:
                 self._check_attributes(attributes, "in evaluation")
                 for name, value in sums.items():
                     self._check_number(name, value, again[name], "in evaluation")
-        self._check_figures({name: value.to("cpu", _summed(value.dtype)) for name, value in sums.items()})
+        self._check_metrics(
+            {n: v.to("cpu", torch.float64 if v.is_floating_point() else torch.int64) for n, v in sums.items()}
+        )
 
     def _statistics(self, evaluating: Evaluating, inputs: Any, targets: Any) -> Sums:
         evaluating.begin(0)
@@ -240,7 +242,7 @@ class Trial:
             output = self._model(_copied(inputs))
         return self.learner.task.statistics(output, _copied(targets))
 
-    def _check_figures(self, sums: Sums) -> None:
+    def _check_metrics(self, sums: Sums) -> None:
         task = self.learner.task
         try:
             metrics = task.metrics(sums)
@@ -308,12 +310,7 @@ def _turned(array: Any) -> Any:
 
 
 def _copied(tree: Any) -> Any:
-    clone: Callable[[Any], Any] = torch.clone
-    return each_array(clone, tree)
-
-
-def _summed(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else torch.int64
+    return each_array(lambda tensor: tensor.clone(), tree)
 
 
 _MODULES_OWN = set(vars(nn.Module()))

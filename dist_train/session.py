@@ -22,7 +22,8 @@ SIGNALS = {Request.INTERRUPT: "SIGINT", Request.TERMINATE: "SIGTERM", Request.RE
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A trainer, where it begins, and who is told of it. A context manager: it closes what the trainer holds open.
+    """A trainer, the state that it begins from, and the records of the run. A context manager, which closes what the
+    trainer holds open.
 
     Attributes:
         notes: lines for the user, shown once the tracker is open.

@@ -23,7 +23,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluate
 from dist_train.learner import Learner
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel import Parallel
+from dist_train.parallel.data_parallel import Parallel
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.step_metrics import ADVICE, StepMetrics

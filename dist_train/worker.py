@@ -33,7 +33,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel import Parallel
+from dist_train.parallel.data_parallel import Parallel
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators

@@ -48,9 +48,9 @@ _PAGE = mmap.PAGESIZE
 class Buffers:
     """Room for one copy, made by the first `take` and used again by all later ones.
 
-    It is a memfd, so /dev/shm may be as small as containers make it, and all of it is allocated before it is written
-    to, so that a machine without the memory for it says ENOMEM here and sends no SIGBUS later. A process that is given
-    the descriptor can map it.
+    It is a memfd, so /dev/shm may be as small as containers make it. All of it is allocated before it is written to:
+    a machine without the memory for it raises ENOMEM here, instead of sending SIGBUS later. A process that is given the
+    descriptor can map it.
 
     Attributes:
         descriptor: of the memory; its size changes with the state's.
@@ -86,8 +86,8 @@ class Buffers:
     def close(self) -> None:
         """Gives the memory back; `take` must not be called again.
 
-        What is page-locked goes back with the process: to unlock it waits for all that the GPU has to do, which after
-        a failure may never end.
+        Page-locked memory goes back when the process ends: unlocking waits for all work of the GPU, which after a
+        failure may never end.
         """
         if not self._pinned:
             self._release()
@@ -120,15 +120,15 @@ class Buffers:
             self._pin()
 
     def _pin(self) -> None:
-        """Page-locked, the GPU fills it by itself at the bus's full speed (CUDA C++ Best Practices Guide, 10.1.1).
-        A system that allows no more locked pages leaves it as it is, which is slower and no less right."""
+        """The GPU fills page-locked memory at the bus's full speed (CUDA C++ Best Practices Guide, 10.1.1). Where the
+        system allows no more locked pages, the memory stays as it is, which is slower and as correct."""
         address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
         self._pinned = int(torch.cuda.cudart().cudaHostRegister(address, len(self.memory), 0)) == 0
         if not self._pinned:
             forget_cuda_error()
 
     def _release(self) -> None:
-        """Between two saves, where the GPU has nothing to do with the memory any more."""
+        """To be called between two saves, when the GPU no longer uses the memory."""
         if self._pinned:
             address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
             if int(torch.cuda.cudart().cudaHostUnregister(address)):
@@ -138,8 +138,8 @@ class Buffers:
 
 
 def forget_cuda_error() -> None:
-    """The runtime keeps the error of a failed call until somebody asks for it, which the next launch of a kernel would
-    do, and raise it as its own. torch does not offer the call, but has the runtime loaded."""
+    """The runtime keeps the error of a failed call until it is asked for it. The next launch of a kernel would ask, and
+    raise the error as its own. torch does not offer the call, but has the runtime loaded."""
     ask = getattr(ctypes.CDLL(None), "cudaGetLastError", None)
     if ask is not None:
         ask()
@@ -149,7 +149,7 @@ def forget_cuda_error() -> None:
 
 
 def safetensors_header(tensors: Tensors) -> bytes:
-    """Of a file that holds these; its length is a multiple of 8."""
+    """The header of a file that holds `tensors`; its length is a multiple of 8."""
     entries, end = {}, 0
     for name in _ordered(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""Rank 0's saves: copied between two steps, written in the background where that pays, and what follows a failure."""
+"""Rank 0's saves: copied between two steps, and written in the background where that pays."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -78,7 +78,7 @@ class CheckpointManager(NullCheckpointManager):
     Args:
         capture: everything that survives a restart; its tensors are copied here.
         facts: for the manifest: the run's sizes and versions.
-        note: tells the user one line.
+        note: shows the user one line.
         on_saved: called with each state that is safely on disk.
         also: from the step that is saved, further steps whose checkpoints retention keeps.
         background: write in a process of its own; `auto`: where the state is large enough to pay.
@@ -96,14 +96,9 @@ class CheckpointManager(NullCheckpointManager):
         background: bool | Literal["auto"] = "auto",
         write_timeout_s: float = 900.0,
     ) -> None:
-        self._store = store
-        self._capture = capture
-        self._facts = facts
-        self._note = note
-        self._on_saved = on_saved
-        self._also = also
-        self._background = background
-        self._write_timeout_s = write_timeout_s
+        self._store, self._capture, self._facts, self._note = store, capture, facts, note
+        self._on_saved, self._also = on_saved, also
+        self._background, self._write_timeout_s = background, write_timeout_s
         self._buffers: Buffers | None = None
         self._writer: Writer | None = None
         self._under_way: tuple[TrainState, Save] | None = None
@@ -114,14 +109,13 @@ class CheckpointManager(NullCheckpointManager):
         state = replace(state)  # the training goes on with the other one
         try:
             save = self._copy(state)
-            if self._in_background(save.parts) and self._begins(save):
+            background = _size(save.parts) >= PAYS_FROM if self._background == "auto" else self._background
+            if background and self._begins(save):
                 self._under_way = (state, save)
-                return
-            path = self._write(save)
+            else:
+                self._succeeded(state, self._write(save))
         except (OSError, WriterLost) as error:
             self._failed(state, error)
-        else:
-            self._succeeded(state, path)
 
     def tick(self) -> None:
         if self._under_way is not None and self._writer is not None and self._writer.is_done():
@@ -188,11 +182,6 @@ class CheckpointManager(NullCheckpointManager):
     def _write(self, save: Save) -> Path:
         assert self._buffers is not None
         return save_and_retain(save, self._store, self._buffers.memory)
-
-    def _in_background(self, parts: Mapping[str, Part]) -> bool:
-        if self._background == "auto":
-            return _size(parts) >= PAYS_FROM
-        return self._background
 
     def _begins(self, save: Save) -> bool:
         """Hands the save to the process that writes; False where that was killed this very moment."""

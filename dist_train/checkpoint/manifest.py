@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: manifest.json, with size and SHA-256 of every file and of itself. No torch here."""
+"""manifest.json, which describes a checkpoint: size and SHA-256 of every file, and of itself. No torch here."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def verify(path: Path, *, by_name: bool = True) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{MANIFEST}: of step {manifest['step']}")
     try:
         present = set(os.listdir(path)) - {MANIFEST}
-    except OSError as error:  # gone meanwhile
+    except OSError as error:  # it was removed in the meantime
         raise DamagedCheckpoint(f"unreadable ({error.strerror})") from None
     for name in sorted(set(manifest["files"]) | present):
         if name not in present:
@@ -65,7 +65,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+    """The manifest of a checkpoint.
 
     Raises:
         DamagedCheckpoint: when the manifest is not what was written, or of another version.
@@ -98,7 +98,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def _wrong(manifest: Mapping[str, Any]) -> str | None:
-    """The first key whose value nobody of us has written; its sha256 says no more than that nothing fell over."""
+    """The first key with a value that no training writes. The manifest's SHA-256 shows only that no bit has flipped."""
     files, step, saved = manifest.get("files"), manifest.get("step"), manifest.get("saved", 0)
     if not is_number(step, 0, 10**12):
         return "step"

@@ -16,7 +16,7 @@ Tensors = dict[str, Tensor]
 
 
 def constants_of(model: nn.Module) -> Tensors:
-    """Copies of the buffers that are not part of the state_dict: masks and caches, which mostly stay as they are."""
+    """Copies of the buffers that are not part of the state_dict: masks and caches, which mostly never change."""
     return {name: buffer.clone() for name, buffer in _unsaved(model).items()}
 
 
@@ -24,7 +24,7 @@ def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
     """All tensors by name, themselves and not copies.
 
     Args:
-        constants: of constants_of, when the model was new; what still equals them is left out.
+        constants: of constants_of, when the model was new; buffers that still equal them are skipped.
     """
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     changed = {n: b for n, b in _unsaved(model).items() if n in constants and not torch.equal(b, constants[n])}
@@ -32,7 +32,7 @@ def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
 
 
 def others_of(model: nn.Module) -> dict[str, Any]:
-    """What is no tensor, for JSON: extra state by its name in the state_dict, and the state_dict's versions.
+    """Everything but tensors, for JSON: extra state by its name in the state_dict, and the state_dict's versions.
 
     Raises:
         UserError: (exit 14) when a module's extra state is neither a tensor nor what JSON gives back as it was.
@@ -46,7 +46,7 @@ def others_of(model: nn.Module) -> dict[str, Any]:
 
 
 def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any] | None) -> None:
-    """Puts back what `tensors_of` and `others_of` gave; None where a checkpoint has no others, as older ones.
+    """Loads what `tensors_of` and `others_of` returned; `others` is None in older checkpoints.
 
     Raises:
         RuntimeError: when names or shapes are not the model's.
@@ -67,7 +67,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[
 def check_json(value: Any, what: str) -> None:
     """Raises UserError (exit 14) unless JSON gives `value` back as it was."""
     try:
-        # By repr: it tells 1 from 1.0, and nan equals itself.
+        # Compared by repr: 1 and 1.0 differ, and nan equals itself.
         is_same = repr(json.loads(json.dumps(value))) == repr(_plain(value))
         reason = "it changes on its way through JSON, as tuples and keys that are no text do"
     except (TypeError, ValueError, RecursionError) as error:

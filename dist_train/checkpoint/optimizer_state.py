@@ -13,8 +13,8 @@ Tensors = dict[str, Tensor]
 
 
 class OptimizerState:
-    """An optimizer's state as named tensors and JSON. Make it when the optimizer is new: what a group or an attribute
-    holds otherwise later is a counter, which is saved; what has not changed is a hyperparameter, which is the config's.
+    """An optimizer's state as named tensors and JSON. Make it when the optimizer is new: a value of a group or an
+    attribute that has changed since is a counter, which is saved; one that has not is a hyperparameter of the config.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -63,7 +63,7 @@ class OptimizerState:
         return {"groups": groups, "attributes": attributes}
 
     def _changed(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """What groups and attributes hold that they did not when the optimizer was new."""
+        """The values of groups and attributes that have changed since the optimizer was new."""
         groups = [
             {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
             for now, before in zip(self._group_values(), self._groups, strict=True)
@@ -76,7 +76,7 @@ class OptimizerState:
         return groups, attributes
 
     def load(self, tensors: Tensors, values: dict[str, Any], counters: dict[str, Any] | None) -> None:
-        """Puts back what `tensors`, `values` and `counters` gave; the hyperparameters stay the config's."""
+        """Loads what `tensors`, `values` and `counters` returned; the hyperparameters stay the config's."""
         groups = self._optimizer.state_dict()["param_groups"]
         in_order = [p for group in self._optimizer.param_groups for p in group["params"]]
         place = {self._name(parameter): index for index, parameter in enumerate(in_order)}

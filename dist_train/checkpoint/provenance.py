@@ -36,7 +36,7 @@ def surroundings(config: RunConfig, splits: Splits, device: torch.device) -> dic
 
 
 def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """What chooses among torch's kernels, and what decodes images where there are files of them."""
+    """What torch chooses its kernels by, and what decodes image files where there are any."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads()}
     found |= gpu_libraries() if device.type == "cuda" else {}
@@ -44,7 +44,7 @@ def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 
 def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:
-    """What chooses among a GPU's kernels, by versions and by switches."""
+    """What a GPU's kernels are chosen by: versions and switches."""
     match = re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text()) if driver.exists() else None
     tf32 = {
         "matmul": torch.backends.cuda.matmul.fp32_precision == "tf32",
@@ -61,7 +61,7 @@ def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[st
 
 
 def data(splits: Splits) -> dict[str, Any]:
-    """The classes, and of each split the number of samples and what its `fingerprint()` says, where it has one."""
+    """The classes, and of each split the number of samples and its `fingerprint()`, where it has one."""
     found: dict[str, Any] = {} if splits.classes is None else {"classes": _in_short(splits.classes)}
     for name in ("train", "evaluation", "test"):
         if (dataset := getattr(splits, name)) is not None:

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, whether it fits this config, and its state on every rank."""
+"""Resuming from a checkpoint: whether it fits this config, and its state on every rank."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from dist_train.rundir.reading import is_number
 
 
 def recorded_config(found: VerifiedCheckpoint) -> RunConfig | None:
-    """The config that a checkpoint was written under: its own account, which no edit of config.yaml changes.
+    """The config that a checkpoint was written under, from its manifest: an edit of config.yaml does not change it.
 
     Raises:
         UserError: (exit 4) when this version cannot read it.
@@ -62,13 +62,13 @@ def check_config_unchanged(old: RunConfig, new: RunConfig, allowed: Sequence[str
 
 
 def _decides_how_far_back(path: str, config: RunConfig) -> bool:
-    """A rollback goes to the last checkpoint that was due, so when one is due is part of the result."""
+    """A rollback goes to the last checkpoint that was due, so the interval of checkpoints is part of the result."""
     return path == "checkpoint.every" and config.train.non_finite == "rollback"
 
 
 REFUSED = {"torch": "torch has", "data": "the data has"}
-"""What a person changed and can put back. Which machine a scheduler gives is not in anybody's hands, and code is
-changed for good reasons, most of all before going on after an error: these two are shown."""
+"""What a person has changed and can undo. Nobody can choose which machine a scheduler gives, and code is changed for
+good reasons, most of all before a resume after an error: these two are shown."""
 SHOWN = {"machine": "the machine has", "code": "the code has"}
 
 
@@ -80,7 +80,7 @@ def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any],
         allowed: `torch` and `data`, where these may differ.
 
     Raises:
-        UserError: (exit 4) when torch or the data is another one and is not allowed to be.
+        UserError: (exit 4) when torch or the data has changed and is not allowed to.
     """
     lines = []
     for kind, subject in {**REFUSED, **SHOWN}.items():
@@ -115,8 +115,8 @@ class Resumed:
 
 
 def content_of(found: VerifiedCheckpoint) -> Snapshot:
-    """What a verified checkpoint holds, looked at once more: its manifest says that its files are those that were
-    written, and not by whom.
+    """The content of a verified checkpoint, checked once more: the manifest proves that the files are those that were
+    written, and not who wrote them.
 
     Raises:
         UserError: (exit 4) when no training has written such files.
@@ -156,7 +156,7 @@ def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
 
 
 def broadcast_checkpoint(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
-    """Reads rank 0's checkpoint once, and hands it to all ranks. `found` counts on rank 0 only.
+    """Reads a checkpoint on rank 0 and broadcasts it to all ranks. Only rank 0's `found` is used.
 
     Raises:
         UserError: (exit 4) on all ranks, when no training has saved that.

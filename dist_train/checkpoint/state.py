@@ -8,7 +8,7 @@ state.json             progress, the model's extra state, the optimizer's other 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -25,7 +25,7 @@ AVERAGED = "n_averaged"
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Where the training is. Nothing else is remembered between steps, except in the model and the optimizer.
+    """How far the training is. Between steps nothing else is kept, except in the model and the optimizer.
 
     Attributes:
         step: optimizer steps done.
@@ -35,7 +35,7 @@ class TrainState:
         stale: evaluations since then.
         metrics: of the last evaluation.
         finished: the training has reached its end, or early stopping has ended it.
-        left_out_in_a_row: how many of the last steps were left out because they were not finite.
+        left_out_in_a_row: how many of the last steps were skipped because they were not finite.
     """
 
     step: int = 0
@@ -57,7 +57,7 @@ class TrainState:
         return {"metric": metric, "value": self.best_value, "step": self.best_step}
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """All of a state by name."""
 
@@ -81,7 +81,7 @@ class Snapshot:
         load_model(model, tensors, self.other.get("model"))
 
     def digests(self) -> dict[str, str]:
-        """By name, what tells each tensor and value from any other."""
+        """A digest of each tensor and value, by name."""
         files = self.tensor_files().items()
         tensors = {f"{file}/{name}": _digest(tensor) for file, ts in files for name, tensor in ts.items()}
         others = {name: repr(value) for name, value in self.other.items() if name != "model"}
@@ -114,7 +114,3 @@ def _digest(tensor: Tensor) -> str:
 
 def _copied(tensors: Tensors) -> Tensors:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-
-
-def progress(state: TrainState) -> dict[str, Any]:
-    return asdict(state)

@@ -28,14 +28,17 @@ ROOM = 2.2
 _NAME = re.compile("step-([0-9]{8,12})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifiedCheckpoint:
-    """A checkpoint that was verified, and what was skipped to reach it."""
+    """A checkpoint that was verified.
+
+    Attributes:
+        skipped: one line for each newer checkpoint that is damaged: its name, and what is wrong with it.
+    """
 
     path: Path
     manifest: dict[str, Any]
-    skipped: tuple[str, ...]
-    """One line each: the checkpoint's name and what is wrong with it."""
+    skipped: tuple[str, ...] = ()
 
 
 class CheckpointStore:
@@ -45,7 +48,7 @@ class CheckpointStore:
         folder: checkpoints/ of the run directory; made with the first save.
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
-        fence: says before every commit whether the run directory is still this session's.
+        fence: checks before every commit that the run directory is still this session's.
     """
 
     def __init__(self, folder: Path, keep: int = 2, generation: int = 0, fence: Fence | None = None) -> None:
@@ -81,7 +84,9 @@ class CheckpointStore:
         try:
             if target.exists() and self._is_sound(target):
                 return target
-            self._make_folder()
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.folder.parent)
             for left in self.folder.glob(f".tmp-{session}-*"):  # by a process of this session that was killed in a save
                 remove_tree(left)
             temporary.mkdir()
@@ -132,7 +137,7 @@ class CheckpointStore:
             raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
         for path in paths:
             try:
-                return VerifiedCheckpoint(path, verify(path), tuple(skipped))
+                return VerifiedCheckpoint(path=path, manifest=verify(path), skipped=tuple(skipped))
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage})")
         if skipped:
@@ -161,11 +166,6 @@ class CheckpointStore:
         if self._fence is not None:
             self._fence.check()
 
-    def _make_folder(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
-
     def _commit(self, temporary: Path, target: Path) -> None:
         self._check_fence()
         damaged = self._set_aside(target) if os.path.lexists(target) else None
@@ -180,7 +180,7 @@ class CheckpointStore:
             remove_tree(damaged)
 
     def _set_aside(self, path: Path) -> Path:
-        """Its new name; so that a crash while it is removed leaves no half checkpoint under a good name."""
+        """Renames it and returns the new name, so that a crash during the removal leaves no half checkpoint behind."""
         doomed = path.with_name(f".tmp-old-{path.name}")
         remove_tree(doomed)
         os.rename(path, doomed)
@@ -209,7 +209,7 @@ class CheckpointStore:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, a file or a link as far as the disk allows; a link is never followed."""
+    """Removes a folder, a file or a link, as far as the disk allows; never follows a link."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -250,7 +250,7 @@ def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoi
     """
     if has_manifest(target) or _NAME.fullmatch(target.name):
         try:
-            return VerifiedCheckpoint(target, verify(target, by_name=False), ())
+            return VerifiedCheckpoint(path=target, manifest=verify(target, by_name=False))
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
     store = CheckpointStore(RunDir(target).checkpoints)
@@ -267,11 +267,9 @@ def _best_of(store: CheckpointStore) -> VerifiedCheckpoint | None:
     """The best checkpoint by the newest one's account; None when it is gone or damaged."""
     newest = store.newest()
     best_step = newest.manifest.get("best_step") if newest else None
+    if best_step is None:
+        return None
     try:
-        return (
-            VerifiedCheckpoint(store.path(best_step), verify(store.path(best_step)), ())
-            if best_step is not None
-            else None
-        )
+        return VerifiedCheckpoint(path=store.path(best_step), manifest=verify(store.path(best_step)))
     except DamagedCheckpoint:
         return None

@@ -1,8 +1,8 @@
-"""Who writes a save: this process, or one of its own that does nothing else. No torch here, so that it starts at once.
+"""Writes saves, in this process or in one that does nothing else. No torch here, so that it starts at once.
 
-A process, since a thread would hold Python's lock against the training while it hashes. It belongs to no process group,
-is there from the first save that wants it, and cannot outlive the rank: the kernel kills it when the rank dies, and it
-ends when its pipe closes.
+It is a process because a thread would hold Python's lock against the training while it hashes. It belongs to no process
+group, is started by the first save that needs it, and cannot outlive the rank: the kernel kills it when the rank dies,
+and it ends when its pipe closes.
 """
 
 import ctypes
@@ -25,10 +25,10 @@ from dist_train.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What asks a run to stop reaches its children too, from a terminal or a scheduler; the rank answers it."""
+"""Signals that ask a run to stop. A terminal or a scheduler sends them to its children too; only the rank acts."""
 _PR_SET_PDEATHSIG = 1
 _EXIT_TIMEOUT_S = 5.0
-"""Seconds for an idle writer to end by itself."""
+"""For an idle writer to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class Save:
 
 
 class WriterLost(Exception):
-    """The writing process is gone, or does not come to an end; says how."""
+    """The writing process is gone, or does not finish; the message says how."""
 
 
 class WriterKilled(WriterLost):
-    """It was killed, which says nothing about the disk; what it was given still lies in the shared memory."""
+    """It was killed, which is no fault of the disk; what it was to write is still in the shared memory."""
 
 
 def save_and_retain(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
@@ -170,24 +170,14 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     pipe, memory, rank = map(int, sys.argv[1:])
-    _end_with(rank)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != rank:  # it ended before the call
+        os._exit(1)
     connection = Connection(pipe)
     store = connection.recv()
-    while (save := _next(connection)) is not None:
-        connection.send(_outcome(save, store, memory))
-
-
-def _end_with(rank: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != rank:  # it ended before the kernel was told
-        os._exit(1)
-
-
-def _next(connection: Connection) -> Save | None:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        return None
+    with suppress(EOFError, ConnectionResetError):
+        while (save := connection.recv()) is not None:
+            connection.send(_outcome(save, store, memory))
 
 
 def _outcome(save: Save, store: CheckpointStore, memory: int) -> Path | Exception:

@@ -21,7 +21,7 @@ from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.models.deterministic import explain, without_deterministic_form
-from dist_train.optim import build as build_optimizer
+from dist_train.optim.optimizer import build_optimizer
 from dist_train.optim.schedule import Schedule
 
 CURVE_POINTS = 40

@@ -138,7 +138,7 @@ def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[Ver
     for path in CheckpointStore(RunDir(run_dir).checkpoints).all():
         if usable(step_of(path)):
             try:
-                return VerifiedCheckpoint(path, verify(path), ()), skipped
+                return VerifiedCheckpoint(path=path, manifest=verify(path)), skipped
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage}): beginning from an older one")
     return None, skipped
@@ -171,7 +171,7 @@ def changes(
 def _any_of(run_dir: Path) -> VerifiedCheckpoint | None:
     for path in reversed(CheckpointStore(RunDir(run_dir).checkpoints).all()):
         with suppress(DamagedCheckpoint):
-            return VerifiedCheckpoint(path, read_manifest(path), ())
+            return VerifiedCheckpoint(path=path, manifest=read_manifest(path))
     return None
 
 

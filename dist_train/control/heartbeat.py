@@ -1,4 +1,4 @@
-"""Says how far this rank is, for the launcher's watchdog; without a launcher nobody listens."""
+"""Reports how far this rank is to the launcher's watchdog; does nothing without a launcher."""
 
 import sys
 from typing import Any, Literal
@@ -9,13 +9,13 @@ _work = 0.0
 
 
 def work(seconds: float) -> None:
-    """This rank has done something of the step under way that it waits for no other in."""
+    """This rank has worked that long on the current step without waiting for another rank."""
     global _work
     _work += seconds
 
 
 def finish_step(step: int, microbatches: int) -> None:
-    """A beat, with what the work took for each of this rank's microbatches, of which ranks may have more or fewer."""
+    """A beat, with the time that the work took per microbatch, since ranks may have more or fewer of them."""
     global _work
     witness = _witness()
     if witness is not None and microbatches:
@@ -25,7 +25,7 @@ def finish_step(step: int, microbatches: int) -> None:
 
 
 def beat(phase: Phase, step: int | None = None) -> None:
-    """This rank is in `phase` and goes forward; costs microseconds. Without `step`: the last one that was named."""
+    """This rank is in `phase` and makes progress; costs microseconds. Without `step`, the last one given counts."""
     global _step
     _step = _step if step is None else step
     witness = _witness()

@@ -12,7 +12,7 @@ from dist_train.errors import ExitCode
 
 
 class Request(IntEnum):
-    """What was asked for; where ranks differ, the largest counts."""
+    """What this rank was asked to do; where ranks differ, the largest counts."""
 
     NONE = 0
     SAVE = 1
@@ -53,10 +53,11 @@ class StopFlag:
         self._since = float("inf")
         self._deadline = float("inf")
         self.supervised = False
-        """A launcher stands over this process and ends it when it is asked twice; one event may reach us twice then."""
+        """Whether a launcher supervises this process. It ends the process when it is asked twice, and one event may
+        arrive here twice."""
 
     def limit(self, seconds: float | None) -> None:
-        """From `seconds` from now on it asks to stop by itself."""
+        """Asks to stop once `seconds` have passed."""
         self._deadline = float("inf") if seconds is None else time.monotonic() + seconds
 
     @contextmanager

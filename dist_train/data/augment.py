@@ -1,8 +1,8 @@
 """Augmentation of single images, on uint8 in the loading process; every draw is keyed by (seed, epoch, sample).
 
-The steps are done in the order of the config's list, except that random_resized_crop comes first wherever it stands: it
-takes the place of the way from the file's size to the model's, so it is done while reading. What needs a whole
-microbatch, and what is better done on the device, is in dist_train/data/device_transform.py.
+The steps follow the order of the config's list, except that random_resized_crop always comes first: it replaces the
+resize from the file's size to the model's, so it is done while reading. What needs a whole microbatch, or is better
+done on the device, is in dist_train/data/device_transform.py.
 """
 
 import math
@@ -38,7 +38,7 @@ class Augment:
         return None if self._crop is None else resized_crop(self._crop, self._seed, epoch, indices)
 
     def prepare(self) -> None:
-        """Does each step once, so that whatever it imports and sets up at its first time is there."""
+        """Runs each step once, so that everything that the first run imports and sets up is there."""
         self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, np.zeros(1, dtype=np.int64))
 
     def check_targets(self, targets: Any) -> None:
@@ -66,7 +66,7 @@ def _place_in_image(targets: Any) -> list[int] | None:
 
 
 def check_images(images: Any, name: str) -> None:
-    """Raises UserError when `images` is no [m, C, H, W]; a user's data set may give anything."""
+    """Raises UserError unless `images` is [m, C, H, W]; a user's data set may return anything."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         given = tuple(images.shape[1:]) if isinstance(images, Tensor) else type(images).__name__
         raise UserError(f"augment: {name} works on images [channels, height, width], and the data set gives {given}")

@@ -25,7 +25,10 @@ class DeviceTransform:
         """`items` is the config's `augment` list; without `mix`, as in evaluation, nothing is mixed."""
         self._mix = mix
         normalize = next((item for item in items if isinstance(item, Normalize)), None)
-        self._scale = None if normalize is None else _per_channel(normalize, device)
+        self._scale: list[Tensor] = []
+        if normalize is not None:
+            pair = (normalize.mean, normalize.std)
+            self._scale = [torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in pair]
 
     def __call__(self, inputs: Any, targets: Any, step: int, number: int) -> tuple[Any, Any]:
         """Inputs and targets, on the device already, of microbatch `number` of `step`.
@@ -35,7 +38,7 @@ class DeviceTransform:
         """
         if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4:
             inputs = inputs.to(torch.float32).div_(255)
-        if self._scale is not None:
+        if self._scale:
             inputs = _normalized(inputs, *self._scale)
         return (inputs, targets) if self._mix is None else self._mix(inputs, targets, step, number)
 
@@ -89,11 +92,6 @@ def cutmix(inputs: Tensor, partners: Tensor, weight: float, draw: np.random.Gene
     mixed = inputs.clone()
     mixed[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
-
-
-def _per_channel(item: Normalize, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (item.mean, item.std))
-    return mean[:, None, None], std[:, None, None]
 
 
 def _normalized(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:

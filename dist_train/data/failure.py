@@ -1,9 +1,9 @@
-"""An error on its way out of a loading process, as text: the exception itself may not survive the way.
+"""An error of a loading process as text, since the exception itself may not survive the way to the rank.
 
-torch raises it anew in the rank, from its class and a text. That loses the message where it has several lines, the
-notes, the members of a group, the exit code, and all of it where the class takes other arguments; and a StopIteration
-would look like the end of the data. So what there is to say is written down where it happens, and the rank raises an
-exception of the same name with the same words. Without loading processes it goes the same way.
+torch raises it anew in the rank, from its class and a text. That loses messages of several lines, notes, the members of
+a group, the exit code, and everything where the class takes other arguments; and a StopIteration would look like the
+end of the data. So the error is captured as text where it happens, and the rank raises an exception of the same name
+with the same message. Errors without loading processes take the same way.
 """
 
 import builtins
@@ -19,7 +19,7 @@ import numpy as np
 from dist_train.errors import ExitCode, UserError
 
 _LONGEST = 100_000
-"""Characters of a message; an exception may carry a whole array in words."""
+"""Characters of a message; an exception may carry a whole array as text."""
 _OF_THEIR_OWN = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, BaseExceptionGroup)
 """Builtin exceptions that mean something to Python, or cannot be made of a text."""
 
@@ -49,10 +49,10 @@ class Original(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedError:
-    """All that there is to say of an exception.
+    """An exception as text.
 
     Attributes:
-        code: of a UserError, which is all words already.
+        code: of a UserError, which needs no more than its message.
         base: the builtin exception that its class derives from, by name.
         cause: what it was raised from.
         traceback: of the whole, as Python prints it.
@@ -72,7 +72,7 @@ class CapturedError:
 
     @classmethod
     def of(cls, error: BaseException) -> "CapturedError":
-        """The failure that `error` is; a KeyboardInterrupt that a terminal may have caused is none, and goes on."""
+        """Captures `error`. A KeyboardInterrupt that a terminal may have caused is raised again."""
         if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             raise error
         text = "".join(traceback.format_exception(error))[-_LONGEST:]
@@ -111,13 +111,16 @@ class CapturedError:
             error.add_note(note)
         error.__cause__ = self.cause.as_exception() if self.cause else None
         if self.traceback:
-            _first(error).__cause__ = Original(self.traceback)
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            first.__cause__ = Original(self.traceback)
         return error
 
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Whatever a user's code ends with inside of the block, be it SystemExit or StopIteration, ends it as a failure."""
+    """Raises whatever a user's code raises in the block, even SystemExit or StopIteration, as an ordinary exception."""
     failure = None
     try:
         yield
@@ -129,7 +132,7 @@ def failures() -> Iterator[None]:
 
 @contextmanager
 def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iterator[None]:
-    """Adds to an exception which samples it is about."""
+    """Adds a note to an exception that names its samples."""
     try:
         yield
     except UserError:
@@ -143,12 +146,6 @@ def noted(doing: str, indices: Sequence[int] | np.ndarray, dataset: Any) -> Iter
 def _may_be_base(kind: type) -> bool:
     builtin = kind.__module__ == "builtins" and issubclass(kind, Exception)
     return builtin and not issubclass(kind, _OF_THEIR_OWN)
-
-
-def _first(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _lines(error: BaseException) -> Iterator[str]:

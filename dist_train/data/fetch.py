@@ -1,6 +1,6 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -41,21 +41,18 @@ class LoadRequest(NamedTuple):
 class Loaded:
     """The answer to a request, still on the CPU and still uint8."""
 
-    step: int
-    number: int
-    parts: int
-    indices: Any
+    request: LoadRequest
     inputs: Any
     targets: Any
 
     def plain(self) -> "Loaded":
-        """Numbers alone: no graph of gradients, which no other process could have, and no view that is computed."""
+        """Plain numbers: without an autograd graph, which cannot leave the process, and without lazy views."""
         return self._each(lambda array: torch.as_tensor(array).detach().resolve_conj().resolve_neg())
 
     def packed(self) -> "Loaded":
-        """For the way out of a loading process: small tensors as arrays, large ones in shared memory already.
+        """Prepared to leave a loading process: small tensors as arrays, large ones in shared memory already.
 
-        The queue's own thread would do the latter, but what fails there is lost, and the rank waits for it forever.
+        The queue's own thread would move the large ones, but an error there is lost, and the rank waits forever.
         """
         packed = self._each(_packed)
         _check_travels((packed.inputs, packed.targets))
@@ -69,8 +66,7 @@ class Loaded:
         return self._each(lambda array: torch.as_tensor(array).pin_memory())
 
     def _each(self, function: Callable[[Any], Any]) -> "Loaded":
-        arrays = {name: each_array(function, getattr(self, name)) for name in ("indices", "inputs", "targets")}
-        return replace(self, **arrays)
+        return replace(self, inputs=each_array(function, self.inputs), targets=each_array(function, self.targets))
 
 
 def _packed(tensor: Tensor) -> Tensor | np.ndarray:
@@ -83,27 +79,21 @@ def _packed(tensor: Tensor) -> Tensor | np.ndarray:
 
 
 def _settled(array: Tensor | np.ndarray) -> Tensor:
-    """Row by row, in memory that begins where torch would let it begin.
+    """Contiguous, in memory that is aligned as torch aligns it.
 
-    Where numbers lie may decide which kernel works on them and in which order it adds, so the last bit; the way that
-    they came here must not show.
+    Where numbers lie in memory may decide which kernel is used and in which order it adds, and so the last bit: it must
+    not depend on how the numbers came here.
     """
     tensor = torch.as_tensor(array)
-    if tensor.stride() == _strides(tensor.shape) and tensor.data_ptr() % _ALIGNED == 0:
+    # `is_contiguous` allows any stride where a size is 1, and kernels look at those too.
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    if tensor.stride() == strides and tensor.data_ptr() % _ALIGNED == 0:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a contiguous tensor. `is_contiguous` allows any stride where a size is 1, and kernels look at those too."""
-    strides = [1] * len(shape)
-    for place in range(len(shape) - 1, 0, -1):
-        strides[place - 1] = strides[place] * max(shape[place], 1)
-    return tuple(strides)
-
-
 def _check_travels(value: Any) -> None:
-    """The same for what is no array: a class that another process cannot find would be lost in silence."""
+    """Checks the rest of a sample too: an object whose class another process cannot find would be lost in silence."""
     try:
         ForkingPickler.dumps(each_array(lambda _: None, value))
     except Exception as error:
@@ -126,7 +116,7 @@ def taken(answer: Loaded | CapturedError) -> Loaded:
 
 
 class Fetch(Dataset):
-    """A data set as the DataLoader sees it: asked for a request, it gives the samples stacked.
+    """A data set as the DataLoader sees it: it answers a request with the samples, stacked.
 
     Every draw depends on (seed, epoch, index): it makes no difference which process loads a sample, or beside which.
     """
@@ -150,17 +140,10 @@ class Fetch(Dataset):
             self._augment.prepare()
 
     def __getitems__(self, request: LoadRequest) -> Loaded | CapturedError:
-        """Whatever ends a user's code, be it StopIteration or SystemExit, ends it as a CapturedError."""
+        """Whatever a user's code raises, even StopIteration or SystemExit, is returned as a CapturedError."""
         try:
             inputs, targets = self._read(request)
-            loaded = Loaded(
-                step=request.step,
-                number=request.number,
-                parts=request.parts,
-                indices=torch.from_numpy(request.indices),
-                inputs=inputs,
-                targets=targets,
-            ).plain()
+            loaded = Loaded(request=request, inputs=inputs, targets=targets).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
             return CapturedError.of(error)
@@ -209,7 +192,7 @@ class Fetch(Dataset):
 
 
 def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
-    """Unlike torch's own not in other memory in a loading process, nor with other words where it fails."""
+    """torch's own uses other memory in a loading process, and fails with another message there."""
     return torch.stack(tensors)
 
 
@@ -237,5 +220,5 @@ def each_array(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def sample_name(dataset: Any, index: int) -> str:
-    """A sample by its file, where it has one, else by its number, for the user."""
+    """The name of a sample for the user: its file, where it has one, else its number."""
     return dataset.path(index) if isinstance(dataset, FolderImages) else f"sample {index:,}"

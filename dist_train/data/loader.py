@@ -51,11 +51,10 @@ def train_batches(
     sampler = train_sampler(config, splits.train, ranks)
     batches = (last_step - first_step) * len(sampler.share)
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
-    source = _training(config, splits, device, task)
+    source = _Source.of_training(config, splits, device, task)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
-    requests = _Requests(sampler, first_step, last_step, at_once)
-    loading = Loading(source.fetch, requests, config.loader, workers, device)
-    return _by_step(loading, source, len(sampler.share))
+    requests = _requests(sampler, first_step, last_step, at_once)
+    return _by_step(Loading(source.fetch, requests, config.loader, workers, device), source, len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -87,10 +86,15 @@ def evaluation_batches(
 
     Batch k has the samples [k·b, min((k+1)·b, N)) with b = eval.batch_size: together all of them, each once.
     """
-    requests = (_evaluation_request(k, config.eval.batch_size, len(dataset)) for k in numbers)
+    size = config.eval.batch_size
+    indices = ((number, np.arange(number * size, min((number + 1) * size, len(dataset)))) for number in numbers)
+    requests = (LoadRequest(step=0, number=number, parts=1, epoch=0, indices=rows) for number, rows in indices)
     workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
-    source = _evaluation(config, dataset, device, task)
-    return _numbered(Loading(source.fetch, requests, config.loader, workers, device), source)
+    source = _Source.of_evaluation(config, dataset, device, task)
+    with Loading(source.fetch, requests, config.loader, workers, device) as loading:
+        for loaded in loading:
+            for microbatch in source.microbatches(loaded):
+                yield microbatch.number, microbatch
 
 
 def training_samples(
@@ -108,29 +112,24 @@ def training_samples(
     sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
     asked = [next(iter(sampler.microbatches(step, step + 1))) for step in steps]
     requests = [LoadRequest(m.step, m.number, 1, m.epoch, m.indices) for m in asked]
-    return _answers(_training(config, splits, device, task), requests, config)
+    return _answers(_Source.of_training(config, splits, device, task), requests, config)
 
 
 def evaluation_samples(
     config: RunConfig, splits: Splits, task: Task, device: torch.device, most: int, times: int
 ) -> list[Microbatch]:
-    """At most `most` samples from all over the evaluation split as one batch, asked for `times` times. The first ones
-    might all be of one class. Raises as `training_samples`."""
+    """At most `most` samples, spread over the evaluation split, as one batch that is read `times` times. The first
+    samples might all be of one class. Raises as `training_samples` does."""
     few = min(config.eval.batch_size, most, len(splits.evaluation))
     spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
     requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
-    return _answers(_evaluation(config, splits.evaluation, device, task), requests, config)
+    return _answers(_Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
 
 
 def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
     workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
     with Loading(source.fetch, requests, config.loader, workers, source.device) as loading:
         return [microbatch for loaded in loading for microbatch in source.microbatches(loaded)]
-
-
-def _evaluation_request(number: int, batch_size: int, samples: int) -> LoadRequest:
-    indices = np.arange(number * batch_size, min((number + 1) * batch_size, samples))
-    return LoadRequest(step=0, number=number, parts=1, epoch=0, indices=indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,52 +142,37 @@ class _Source:
     device: torch.device
     task: Task | None
 
+    @classmethod
+    def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "_Source":
+        classes = len(splits.classes) if splits.classes else None
+        fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed))
+        mix = Mix.from_config(config.augment, config.seed, classes)
+        transform = DeviceTransform(config.augment, device, mix)
+        return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
+
+    @classmethod
+    def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "_Source":
+        fetch, transform = Fetch(dataset, config.seed, augment=None), DeviceTransform(config.augment, device)
+        return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
+
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""
-        targets = self._checked(loaded)
-        size = len(loaded.indices) // loaded.parts
+        request, targets = loaded.request, loaded.targets
+        if self.task is not None:  # here, on the CPU: on a GPU it would be too late to look at the targets
+            targets = self.task.check_targets(targets, lambda row: sample_name(self.dataset, int(request.indices[row])))
+        size = len(request.indices) // request.parts
         here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))
-        for part in range(loaded.parts):
-            rows, number = slice(part * size, (part + 1) * size), loaded.number + part
-            inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
-            inputs, targets = self.transform(inputs, targets, loaded.step, number)
+        for part in range(request.parts):
+            rows, number = slice(part * size, (part + 1) * size), request.number + part
+            inputs, targets = here if request.parts == 1 else each_array(partial(_cut, rows), here)
+            inputs, targets = self.transform(inputs, targets, request.step, number)
             yield Microbatch(
-                step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets
+                step=request.step,
+                number=number,
+                indices=torch.tensor(request.indices[rows]),
+                inputs=inputs,
+                targets=targets,
             )
-
-    def _checked(self, loaded: Loaded) -> Any:
-        """The targets as the task takes them. They are looked at here, on the CPU: on a GPU it would be too late."""
-        if self.task is None:
-            return loaded.targets
-        return self.task.check_targets(loaded.targets, lambda row: sample_name(self.dataset, int(loaded.indices[row])))
-
-
-def _training(config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> _Source:
-    classes = len(splits.classes) if splits.classes else None
-    return _Source(
-        dataset=splits.train,
-        fetch=Fetch(splits.train, config.seed, Augment(config.augment, config.seed)),
-        transform=DeviceTransform(config.augment, device, Mix.from_config(config.augment, config.seed, classes)),
-        device=device,
-        task=task,
-    )
-
-
-def _evaluation(config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> _Source:
-    return _Source(
-        dataset=dataset,
-        fetch=Fetch(dataset, config.seed, augment=None),
-        transform=DeviceTransform(config.augment, device),
-        device=device,
-        task=task,
-    )
-
-
-def _numbered(loading: "Loading", source: _Source) -> Iterator[tuple[int, Microbatch]]:
-    with loading:
-        for loaded in loading:
-            for microbatch in source.microbatches(loaded):
-                yield microbatch.number, microbatch
 
 
 def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[Microbatch]]:
@@ -204,29 +188,24 @@ def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[M
 
 
 def _cut(rows: slice, tensor: Tensor) -> Tensor:
-    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds, so the last bit."""
+    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds."""
     return tensor[rows].clone()
 
 
-class _Requests:
-    """The batch sampler of the DataLoader.
+def _requests(sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> Iterator[LoadRequest]:
+    """Requests for single microbatches, so that several loading processes work for one step, and a microbatch is the
+    same whichever loads it: a batch of a user's samples cannot always be cut.
 
-    It asks for single microbatches, so that several loading processes work for one step, and so that a microbatch is
-    the same whoever loads it: what a user's samples are stacked into need not be possible to cut. Images in memory are
-    asked for by the step, which costs less.
+    Args:
+        at_once: request whole steps instead, which costs less for images in memory.
     """
-
-    def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> None:
-        self._sampler, self._first, self._last, self._at_once = sampler, first_step, last_step, at_once
-
-    def __iter__(self) -> Iterator[LoadRequest]:
-        if self._at_once:
-            share = self._sampler.share
-            for step, epoch, indices in self._sampler.steps(self._first, self._last):
-                yield LoadRequest(step, share.start, len(share), epoch, indices.ravel())
-        else:
-            for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
-                yield LoadRequest(step, number, 1, epoch, indices)
+    share = sampler.share
+    if at_once:
+        for step, epoch, indices in sampler.steps(first_step, last_step):
+            yield LoadRequest(step, share.start, len(share), epoch, indices.ravel())
+    else:
+        for step, number, epoch, indices in sampler.microbatches(first_step, last_step):
+            yield LoadRequest(step, number, 1, epoch, indices)
 
 
 class Loading:
@@ -288,7 +267,7 @@ def _start(number: int, stacks: tuple[str, int] | None) -> None:
 
 
 def _cannot_answer(error: BaseException, answer: Any) -> None:
-    """An answer that cannot be sent, for want of descriptors for instance: its rank would wait for it forever."""
+    """Ends the process when it cannot send an answer, for want of descriptors, say: the rank would wait forever."""
     traceback.print_exception(error)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Which samples a rank works off, and in which order: a function of (seed, step) and its share, with no state."""
+"""Which samples a rank computes, and in which order: a function of (seed, step) and its share, without state."""
 
 from collections.abc import Iterator, Sized
 from typing import NamedTuple

@@ -72,28 +72,21 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _ours(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
     """Raises UserError, also where it is larger than any memory."""
-    try:
-        return _build(config, shape, classes)
-    except (RuntimeError, OverflowError, MemoryError) as error:
-        reason = printable(" ".join(str(error).split()), 300)
-        raise UserError(f"model: {config.name} cannot be built: {reason}") from None
-
-
-def _build(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
     if shape is None or classes is None:
         unknown = [name for name, value in (("shape", shape), ("classes", classes)) if value is None]
         raise UserError(
             f"model: {config.name} needs the data's {' and '.join(unknown)}; give the data set such an attribute"
         )
-    if not isinstance(config, TorchvisionModel):
-        return BUILDERS[config.name](config, _fitting(config.name, shape), classes)
-    return torchvision.build(config, _fitting(config.name, shape), classes)
-
-
-def _fitting(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if name != "mlp" and len(shape) != 3:
-        raise UserError(f"model: {name} takes images (channels, height, width), the data's shape is {list(shape)}")
-    return shape
+    if config.name != "mlp" and len(shape) != 3:
+        raise UserError(
+            f"model: {config.name} takes images (channels, height, width), the data's shape is {list(shape)}"
+        )
+    builder = torchvision.build if isinstance(config, TorchvisionModel) else BUILDERS[config.name]
+    try:
+        return builder(config, shape, classes)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = printable(" ".join(str(error).split()), 300)
+        raise UserError(f"model: {config.name} cannot be built: {reason}") from None
 
 
 def _custom(config: CustomModel, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:

@@ -1,7 +1,7 @@
-"""Modules that a GPU can only work off in an order of its own, known from their kind: said when the model is built,
-where torch would say it in the middle of the first backward, and name an operation instead of the module.
+"""Modules that have no deterministic backward on a GPU, by their kind. The error comes when the model is built; torch's
+comes in the middle of the first backward, and names an operation instead of the module.
 
-What `torch.use_deterministic_algorithms` documents, without what torch 2.14 replaces by something deterministic.
+The list is what `torch.use_deterministic_algorithms` documents, without what torch 2.14 replaces deterministically.
 """
 
 from collections.abc import Callable, Iterator

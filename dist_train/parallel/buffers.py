@@ -1,9 +1,9 @@
-"""A model's buffers, and what becomes of them in a step of several microbatches.
+"""A model's buffers over a step of several microbatches.
 
 Every microbatch of a step starts from the same values. Afterwards a floating-point or complex buffer holds the mean of
-what the microbatches have left in it, along the tree of the gradients; where none of them has changed a number, it
-stays to the bit. An integer buffer of one number is a counter: it advances once a step, as BatchNorm's does, and must
-do so alike in every microbatch. One of several numbers is a histogram: all microbatches' changes are added up.
+the microbatches' values, along the tree of the gradients; a number that none of them has changed keeps its bits. An
+integer buffer of one number is a counter: it advances once a step, as BatchNorm's does, and must do so alike in every
+microbatch. An integer buffer of several numbers is a histogram: the changes of all microbatches are added up.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ Values = dict[torch.dtype, Tensor]
 """The numbers of all buffers of each dtype, flat."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Buffer:
     """One buffer. `forward` may put another tensor in its place; `tensor` is the one that optimizer, average and
-    checkpoints know, and it is put back after every microbatch.
+    checkpoints know, and it is restored after every microbatch.
 
     Attributes:
         name: of its first place.
@@ -50,7 +50,7 @@ class Buffer:
         return is_integer and (self.tensor.numel() == 1 or dtype == torch.bool)
 
     def unlike(self) -> UserError:
-        """What to say of a counter that does not advance alike in all microbatches."""
+        """The error for a counter that does not advance alike in all microbatches."""
         return UserError(
             f"the integer buffer {self.name} depends on the microbatch, so what it is after a step is not known: make "
             "it a vector of counts, which are added up, or a floating-point buffer",
@@ -71,7 +71,12 @@ def buffers_of(model: nn.Module) -> list[Buffer]:
             if tensor is not None:
                 places.setdefault(id(tensor), []).append((module, name))
     return [
-        Buffer(name, tensor, tuple(places[id(tensor)]), any(n not in m._non_persistent_buffers_set for m, n in held))
+        Buffer(
+            name=name,
+            tensor=tensor,
+            places=tuple(held),
+            is_saved=any(own_name not in module._non_persistent_buffers_set for module, own_name in held),
+        )
         for name, tensor in model.named_buffers()
         for held in [places[id(tensor)]]
     ]
@@ -161,7 +166,7 @@ class BufferSet:
 
 
 def _same_kind(buffer: Buffer) -> Tensor:
-    """What was found; of a buffer that no checkpoint holds, such as a cache that has grown, what was there before."""
+    """What `forward` has left; the old value of a buffer outside of checkpoints, such as a cache that has grown."""
     found, known = buffer.current().resolve_conj(), buffer.tensor
     if (found.shape, found.dtype, found.device) == (known.shape, known.dtype, known.device):
         return found
@@ -196,9 +201,8 @@ class StepBuffers:
         self._exchange, self._own, self._microbatches = exchange, own, microbatches
         kinds = self._set.numbers
         self._floats = [dtype for dtype in kinds if dtype.is_floating_point or dtype.is_complex]
-        self._widest = reduce(torch.promote_types, (_real_dtype(dtype) for dtype in self._floats), torch.bfloat16)
-        if len(self._floats) == 1:
-            self._widest = _real_dtype(self._floats[0])
+        real = [dtype.to_real() for dtype in self._floats]
+        self._widest = real[0] if len(real) == 1 else reduce(torch.promote_types, real, torch.bfloat16)
         self._integers = _Integers(self._set, [dtype for dtype in kinds if dtype not in self._floats], microbatches)
         self._before: Values = {}
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(microbatches, torch.Tensor.add_)
@@ -222,7 +226,7 @@ class StepBuffers:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Takes what the microbatch that has just run leaves behind."""
+        """Takes the values that the last microbatch has left."""
         found = self._set.forward_values()
         self._integers.keep(found, self._before)
         if self._floats:
@@ -231,18 +235,18 @@ class StepBuffers:
             self._nodes.push(self._number, torch.cat([after, (after != before).to(after.dtype)]))
 
     def take(self) -> list[Tensor]:
-        """What this rank's nodes have left, from left to right, as Exchange.mean_into takes it; called when the last
-        forward is over."""
+        """The values of this rank's nodes, from left to right, as Exchange.mean_into takes them; to be called when the
+        last forward is over."""
         self._versions = self._seen()
         self.keep()
         return [self._nodes.nodes[node] for node in sorted(self._nodes.nodes)]
 
     @torch.no_grad()
     def finish_step(self, mean: Tensor | None) -> None:
-        """Gives all buffers their values after the step.
+        """Sets all buffers to their values after the step.
 
         Args:
-            mean: what the exchange has made of `take`; None where that gave nothing.
+            mean: what the exchange has made of `take`; None where there was nothing to exchange.
         """
         if self._versions != self._seen():
             raise UserError("a buffer changes in the backward after the last gradient is there", ExitCode.USER_CODE)
@@ -265,13 +269,9 @@ class StepBuffers:
         return [(id(tensor), tensor._version) for tensor in (buffer.current() for buffer in self._set.buffers)]
 
 
-def _real_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
-
-
 class _Integers:
-    """The integer buffers over a step. A counter c has changed by the same d in all V microbatches exactly when
-    V · Σd² = (Σd)², the case of equality in Cauchy and Schwarz's inequality: two sums tell it, whoever has which."""
+    """The integer buffers over a step. A counter has changed by the same d in all V microbatches exactly when
+    V · Σd² = (Σd)², the case of equality in the Cauchy-Schwarz inequality: two sums decide it on all ranks."""
 
     def __init__(self, buffers: BufferSet, dtypes: Sequence[torch.dtype], microbatches: int) -> None:
         self._dtypes, self._microbatches = dtypes, microbatches
@@ -287,7 +287,6 @@ class _Integers:
             for buffer in self._buffers
             for module, name in buffer.places
         )
-
         self._last: Values = {}
         self._sums: Tensor | None = None
 

@@ -1,7 +1,7 @@
 """What the ranks of one step send each other: a flat tensor of each, added along one fixed tree
 (dist_train/parallel/tree.py).
 
-Each rank receives one chunk of everybody's nodes (all-to-all), adds it along the tree, and hands the sum to all
+Each rank receives one chunk of everybody's nodes (all-to-all), adds it along the tree, and gives the sum to all
 (all-gather), which moves as many bytes as a ring all-reduce. On several nodes of as many ranks each, it goes in two
 levels: the ranks of a node add up what their node knows of the tree, those with the same place on their nodes add up
 the nodes', each for its own chunk. Between nodes every number then travels once each way, not once for each rank.
@@ -42,7 +42,7 @@ class Exchange:
 
     Args:
         piece: bytes that are added at a time.
-        all_gather: whether sums are handed on by all-gather; None: on a GPU.
+        all_gather: whether sums are given to all by all-gather; None: on a GPU.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Exchange:
         if lanes.across is None:
             self._levels = [_Level(lanes.inside, here, [root])]
         else:
-            nodes = [cover(_joined(shares[at : at + per_node]), root) for at in range(0, self._ranks, per_node)]
+            # A node's ranks are neighbours, so their shares are one range.
+            ends = [(shares[at].start, shares[at + per_node - 1].stop) for at in range(0, self._ranks, per_node)]
+            nodes = [cover(range(*end), root) for end in ends]
             self._levels = [
                 _Level(lanes.inside, here, nodes[rank // per_node]),
                 _Level(lanes.across, nodes, [root]),
@@ -161,11 +163,6 @@ class _Level:
         if space is None or space.numel() < size:
             space = self.spaces[like.dtype] = like.new_empty(size)
         return space[:size]
-
-
-def _joined(shares: Sequence[range]) -> range:
-    """Those of one node, which are neighbours."""
-    return range(shares[0].start, shares[-1].stop)
 
 
 def _by_destination(values: Sequence[Tensor], members: int, chunk: int) -> Tensor:

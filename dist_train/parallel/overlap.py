@@ -37,7 +37,7 @@ class SideThread:
 
 
 class SideStream:
-    """Runs the sums on a CUDA stream beside the backward; the future makes whoever waits for it wait for the stream."""
+    """Runs the sums on a CUDA stream beside the backward; waiting for the future waits for the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -55,8 +55,8 @@ class SideStream:
 
 
 class Leash:
-    """Bounds how far the host runs ahead of the GPU: a step counts as done once those before it are, so that a GPU that
-    hangs is noticed within a few steps' time, and no later wait is for more than these."""
+    """Bounds how far the host runs ahead of the GPU, so that a GPU that hangs is noticed within a few steps, and no
+    later wait is longer than those steps."""
 
     AHEAD = 2
     """Steps that may be under way: enough that the GPU never waits for the host."""
@@ -66,7 +66,7 @@ class Leash:
         self._ends: deque[torch.cuda.Event] = deque()
 
     def step(self) -> None:
-        """The work of a step has been given to the GPU. Waits for the one before the last two; on a CPU for nothing."""
+        """To be called when a step's work is queued. Waits until the GPU has done the step before the last two."""
         if self._device.type != "cuda":
             return
         end = torch.cuda.Event()

@@ -1,7 +1,7 @@
-"""The process group: opened once, closed once, and there even for a single rank, so that no caller asks for it.
+"""The process group: opened once and closed once. A single rank has one too, so that no caller has to ask.
 
 Gradients travel on the device's group (nccl or gloo). Everything small, and every wait for work that only one rank
-does, travels on a gloo group of its own on the host, whose time limit is long: a rank that waits there is not stuck.
+does, uses a gloo group on the host with a long time limit: a rank that waits there is not stuck.
 """
 
 import os
@@ -26,8 +26,8 @@ from dist_train.parallel.ranks import Ranks
 
 T = TypeVar("T")
 HOST_TIMEOUT = timedelta(days=30)
-"""Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is noticed
-at once all the same, by its closed connection."""
+"""Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is still noticed
+at once, by its closed connection."""
 
 
 class ProcessGroup:
@@ -67,8 +67,8 @@ class ProcessGroup:
             dist.destroy_process_group()
 
     def for_reduction(self) -> Lanes:
-        """Groups of their own for the exact sum, whose thread must not share one with DDP; by node, where the nodes
-        have as many ranks each."""
+        """Groups for the exact sum, whose thread must not share one with DDP; by node, where all nodes have the same
+        number of ranks."""
         beat("connect")
         ranks, per_node = self.ranks, regular(self._places())
         if per_node is None:
@@ -94,8 +94,8 @@ class ProcessGroup:
         return [(int(place), int(here)) for place, here in self.all_reduce_host_(table).tolist()]
 
     def _connect(self, group: dist.ProcessGroup | None) -> None:
-        """The first collective of a group makes its connections; NCCL's may hang in that, and nothing else watches it
-        (pytorch/pytorch#88103). So it is made here, where the watchdog knows what is going on."""
+        """The first collective of a group makes its connections. NCCL may hang there, and nothing else watches it
+        (pytorch/pytorch#88103), so it is called here, where the watchdog knows the phase."""
         if group is not None:
             dist.all_reduce(torch.zeros(1, device=self.device), group=group)
             if self.device.type == "cuda":
@@ -107,7 +107,7 @@ class ProcessGroup:
 
     @contextmanager
     def local_rank0_first(self) -> Iterator[None]:
-        """One rank of each node goes first, the others follow when it is done; for downloads."""
+        """One rank of each node runs the block first, the others when it is done; for downloads."""
         if not self.ranks.is_first_on_node:
             self.barrier()
         yield
@@ -115,7 +115,7 @@ class ProcessGroup:
             self.barrier()
 
     def run_on_rank0(self, function: Callable[[], T]) -> T:
-        """What `function` gives on rank 0, on every rank; and where it fails there, the same error on every rank.
+        """Calls `function` on rank 0 and returns its result on every rank; where it fails, every rank raises its error.
 
         Raises:
             UserError: rank 0's, on all ranks, so that none is left waiting.
@@ -139,7 +139,7 @@ class ProcessGroup:
         return holder[0]
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Rank 0's CPU tensors, on every rank's CPU: a checkpoint is read once and handed on."""
+        """Rank 0's CPU tensors, on every rank's CPU, so that a checkpoint is read once."""
         mine = dict(tensors or {})
         layout = self.broadcast_object([(name, t.shape, t.dtype) for name, t in mine.items()])
         everyone = {name: mine[name] if mine else torch.empty(shape, dtype=dtype) for name, shape, dtype in layout}
@@ -148,12 +148,13 @@ class ProcessGroup:
         return everyone
 
     def all_reduce_host_(self, tensor: Tensor) -> Tensor:
-        """Adds a CPU tensor over all ranks, in place. Exact for integers, and for floats that one rank at most has."""
+        """Adds a CPU tensor over all ranks, in place, without a time limit. Exact for integers, and for floats that at
+        most one rank has."""
         dist.all_reduce(tensor, group=self._host)
         return tensor
 
     def all_reduce_device_(self, tensor: Tensor) -> Tensor:
-        """Adds a tensor on the device over all ranks, in place, the way that gradients go, within their time limit."""
+        """Adds a tensor on the device over all ranks, in place, the way gradients travel, within their time limit."""
         dist.all_reduce(tensor)
         return tensor
 
@@ -169,7 +170,7 @@ class ProcessGroup:
 
 
 def _new_group(backend: str, timeout: timedelta, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
-    """Of all ranks; or of some, of whom this is one, and the others make theirs meanwhile."""
+    """A group of all ranks; or of `ranks`, while the others make theirs at the same time."""
     group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -189,7 +190,7 @@ def _choose_backend(wanted: str) -> str:
 
 
 def _gpus_here() -> int:
-    """As many as the launcher counted for its plan; without a launcher, as there are devices that nobody has hidden."""
+    """How many GPUs the launcher counted for its plan; without a launcher, how many devices are not hidden."""
     if (counted := os.environ.get("DIST_TRAIN_GPUS")) is not None:
         return int(counted)
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
@@ -198,7 +199,7 @@ def _gpus_here() -> int:
 
 
 def _why_none() -> str:
-    """In torch's words, the first sentence of them."""
+    """The first sentence of torch's own message."""
     if not torch.backends.cuda.is_built():
         return "it is a build without CUDA"
     try:
@@ -220,6 +221,6 @@ def _choose_device(backend: str, ranks: Ranks) -> torch.device:
 
 
 def _stay_on_loopback() -> None:
-    """On one node gloo needs no other interface, and a host name that resolves to nothing does no harm then."""
+    """On one node gloo needs no other interface, and a host name that does not resolve does no harm."""
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,4 +1,4 @@
-"""Who am I? From torchrun's variables only; without them, the one rank of a world of one."""
+"""This process's rank, from torchrun's variables alone; without them, the one rank of a world of one."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dist_train.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process's place, in torchrun's words."""
+    """This process's place, in torchrun's terms."""
 
     rank: int
     local_rank: int

@@ -5,7 +5,7 @@ addition is commutative but not associative, so a sum along this tree is the sam
 nodes are shared out, as long as every process adds along the tree.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -68,14 +68,17 @@ class BinaryCounter(Generic[T]):
         self.nodes[node] = value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LastLeaf:
-    """What becomes of a share's last leaf: which finished nodes are added to it, and which stand beside the result."""
+    """How a share's last leaf is added.
+
+    Attributes:
+        folded: finished nodes that are added to it: left siblings, in the order in which they are added.
+        beside: the share's other nodes, from left to right; all of them are to the left of the result.
+    """
 
     folded: tuple[Node, ...]
-    """Left siblings, in the order in which they are added."""
     beside: tuple[Node, ...]
-    """The share's other nodes, from left to right; all of them lie to the left of the result."""
 
     @classmethod
     def of(cls, share: range, microbatches: int) -> "LastLeaf":
@@ -86,9 +89,4 @@ class LastLeaf:
         while node in siblings and siblings[node][0] in nodes.nodes:
             left, node = siblings[node]
             folded.append(left)
-        return cls(tuple(folded), tuple(sorted(set(nodes.nodes) - set(folded))))
-
-
-def nodes_of_all(shares: Sequence[range], microbatches: int) -> list[list[Node]]:
-    """What each rank brings to the exchange."""
-    return [cover(share, (0, microbatches)) for share in shares]
+        return cls(folded=tuple(folded), beside=tuple(sorted(set(nodes.nodes) - set(folded))))

@@ -1,4 +1,4 @@
-"""What is learned: from a model's output and the targets to a loss, and to the figures of an evaluation."""
+"""What is learned: from a model's output and the targets to a loss, and to the metrics of an evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dist_train.errors import ExitCode, UserError
 
 Sums = dict[str, Tensor]
 """Named sums over samples, of fixed shapes: int64 for what is counted, float64 for what is measured. Those of two
-batches are added name by name, so that a figure is exact however the batches were shared out."""
+batches are added name by name, so that a metric is exact however the batches are distributed."""
 
 
 class Task(ABC):
@@ -58,7 +58,7 @@ class Task(ABC):
         return {"loss": loss.detach().double(), "count": torch.as_tensor(count, device=loss.device).long()}
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """The figures by name, from the sums over the whole split, on the CPU.
+        """The metrics by name, from the sums over the whole split, on the CPU.
 
         Raises:
             UserError: when there was nothing to evaluate.
@@ -67,7 +67,7 @@ class Task(ABC):
         return {"loss": sums["loss"].item() / count}
 
     def per_class(self, sums: Sums) -> dict[str, list[Any]]:
-        """Figures of every class by name, each a list in the order of the classes; empty where there are no classes."""
+        """Metrics of every class by name, each a list in the order of the classes; empty where there are no classes."""
         return {}
 
     def confusion(self, sums: Sums) -> np.ndarray | None:
@@ -79,7 +79,7 @@ def counted(sums: Sums) -> int:
     """How many targets were evaluated, `count`.
 
     Raises:
-        UserError: when there were none: a mean of nothing is no figure.
+        UserError: when there were none, so that there is no mean.
     """
     count = int(sums.get("count", 0))  # no batches, no sums
     if count == 0:

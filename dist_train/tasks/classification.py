@@ -18,13 +18,13 @@ _LARGEST_CONFUSION = 2_000
 
 
 class Classification(Task):
-    """Cross-entropy of the class scores, with figures as scikit-learn defines them.
+    """Cross-entropy of the class scores, with metrics as scikit-learn defines them.
 
     Args:
         classes: C, how many there are.
         label_smoothing: share of the target spread evenly over all classes, in the training loss alone (Szegedy et
             al., Rethinking the Inception Architecture, 2015, section 7).
-        ignore_index: samples with this target count nowhere, neither in the loss nor in the figures. Without it every
+        ignore_index: samples with this target count nowhere, neither in the loss nor in the metrics. Without it every
             sample counts, and a target outside 0 to C - 1 is an error.
     """
 

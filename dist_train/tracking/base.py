@@ -1,4 +1,4 @@
-"""What a tracker is told, and what a sink is. No torch, no wandb here."""
+"""What a tracker receives, and what a sink is. No torch and no wandb here."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SessionOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Consecutive training rows, and what one line says of them.
+    """Consecutive training rows, and their summary for one line.
 
     Attributes:
         rows: the rows as metrics.jsonl gets them, "time" included.
@@ -95,14 +95,14 @@ class Interval:
 class Sink:
     """One place that metrics go to. Does nothing by itself: a sink overrides what concerns it.
 
-    Any method may raise: the tracker then says so once and goes on without this sink. None may block for more than a
+    Any method may raise: the tracker then reports it once and goes on without this sink. None may block for more than a
     moment, finish and close apart, which may take some seconds.
     """
 
     name = "sink"
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        """Opens the sink. `note` says one line to the user, and may be called during any later call."""
+        """Opens the sink. `note` shows the user one line, and may be called during any later call."""
 
     def tick(self, step: int) -> None:
         """A step was done; called for every step, so it takes microseconds."""

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Protocol, TextIO
+from typing import TextIO
 
 import numpy as np
 
@@ -11,75 +11,14 @@ from dist_train.tracking.formatting import header_lines, plain_evaluation, plain
 from dist_train.tracking.stream import LossyStream
 
 
-class View(Protocol):
-    """How the lines are shown."""
-
-    def begin(self, facts: RunFacts) -> None: ...
-    def tick(self, step: int) -> None: ...
-    def interval(self, interval: Interval) -> None: ...
-    def evaluation(self, row: Row) -> None: ...
-    def line(self, text: str) -> None: ...
-    def close(self) -> None: ...
-
-
-class ConsoleSink(Sink):
-    """Shows a run on `output`, sys.stderr as it is when the run begins unless given."""
-
-    name = "the console"
-
-    def __init__(self, output: TextIO | None = None) -> None:
-        self._output = output
-        self._view: View | None = None
-        self._early: list[str] = []
-        self._facts: RunFacts | None = None
-
-    def begin(self, facts: RunFacts, note: Note) -> None:
-        output = self._output if self._output is not None else sys.stderr
-        self._facts = facts
-        self._view = _terminal(output) if interactive(output) else PlainView(LossyStream(output))
-        for line in header_lines(facts) + self._early:  # notes from before the console was open
-            self._view.line(line)
-        self._view.begin(facts)
-
-    def tick(self, step: int) -> None:
-        if self._view is not None:
-            self._view.tick(step)
-
-    def log_steps(self, interval: Interval) -> None:
-        if self._view is not None:
-            self._view.interval(interval)
-
-    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        if self._view is not None:
-            self._view.evaluation(row)
-
-    def note(self, line: str) -> None:
-        if self._view is None:
-            self._early.append(line)
-        else:
-            self._view.line(line)
-
-    def finish(self, outcome: SessionOutcome) -> None:
-        if self._view is None or self._facts is None:
-            return
-        self._view.close()
-        for line in summary(self._facts, outcome):
-            self._view.line(line)
-
-    def close(self) -> None:
-        if self._view is not None:
-            self._view.close()
-
-
 class PlainView:
-    """Lines, for a pipe, a file or a terminal that cannot move its cursor."""
+    """Shows lines, for a pipe, a file or a terminal that cannot move its cursor."""
 
-    def __init__(self, stream: LossyStream) -> None:
-        self._stream = stream
-        self._facts: RunFacts | None = None
+    def __init__(self, output: TextIO | None) -> None:
+        self._stream = LossyStream(output)
 
     def begin(self, facts: RunFacts) -> None:
-        self._facts = facts
+        pass
 
     def tick(self, step: int) -> None:
         pass
@@ -97,6 +36,58 @@ class PlainView:
         pass
 
 
+class _EarlyView(PlainView):
+    """Keeps the lines that come before the console is open; they are shown after the header."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class ConsoleSink(Sink):
+    """Shows a run on `output`, sys.stderr as it is when the run begins unless given."""
+
+    name = "the console"
+
+    def __init__(self, output: TextIO | None = None) -> None:
+        self._output = output
+        self._early = _EarlyView()
+        self._view: PlainView = self._early
+        self._facts: RunFacts | None = None
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        output = self._output if self._output is not None else sys.stderr
+        self._facts = facts
+        self._view = _terminal(output) if interactive(output) else PlainView(output)
+        for line in header_lines(facts) + self._early.lines:
+            self._view.line(line)
+        self._view.begin(facts)
+
+    def tick(self, step: int) -> None:
+        self._view.tick(step)
+
+    def log_steps(self, interval: Interval) -> None:
+        self._view.interval(interval)
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        self._view.evaluation(row)
+
+    def note(self, line: str) -> None:
+        self._view.line(line)
+
+    def finish(self, outcome: SessionOutcome) -> None:
+        self._view.close()
+        if self._facts is not None:
+            for line in summary(self._facts, outcome):
+                self._view.line(line)
+
+    def close(self) -> None:
+        self._view.close()
+
+
 def interactive(output: TextIO | None) -> bool:
     """Whether a bar can be drawn there: a terminal, and one that can move its cursor."""
     try:
@@ -105,7 +96,7 @@ def interactive(output: TextIO | None) -> bool:
         return False
 
 
-def _terminal(output: TextIO) -> View:
-    from dist_train.tracking.console_rich import TerminalView  # rich is for terminals alone
+def _terminal(output: TextIO) -> PlainView:
+    from dist_train.tracking.terminal import TerminalView
 
     return TerminalView(output)

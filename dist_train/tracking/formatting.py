@@ -1,7 +1,6 @@
 """Numbers and lines as people read them; what terminal and plain console share."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def number(value: float) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """`path` as one would type it: relative where it lies under the current folder."""
+    """`path` as a person types it: relative where it lies under the current folder."""
     try:
         relative = os.path.relpath(path)
     except (OSError, ValueError):
@@ -53,14 +52,14 @@ def shown_path(path: Path) -> str:
 
 
 def header_lines(facts: RunFacts) -> list[str]:
-    """The first lines of a run: what is trained, by whom, on what, and where it lies."""
-    parts = [
-        facts.name,
-        f"{facts.model} {_parameters(facts.parameters)}",
-        _ranks(facts),
-        _batch(facts),
-        f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval",
-    ]
+    """The first lines of a run: what is trained, on which ranks and data, and where the run lies."""
+    count = facts.parameters
+    parameters = f"{count / 1e6:,.1f} M parameters" if count >= 50_000 else f"{count:,} parameters"
+    batch = f"global batch {facts.global_batch:,}"
+    if facts.microbatches > 1:
+        batch += f" = {facts.microbatches:,} microbatches of {facts.global_batch // facts.microbatches:,}"
+    samples = f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval"
+    parts = [facts.name, f"{facts.model} {parameters}", _ranks(facts), batch, samples]
     lines = [" · ".join(parts), f"run  {shown_path(facts.run_dir)}"]
     if facts.resumed_from is not None:
         origin = shown_path(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
@@ -68,22 +67,11 @@ def header_lines(facts: RunFacts) -> list[str]:
     return lines
 
 
-def _parameters(count: int) -> str:
-    return f"{count / 1e6:,.1f} M parameters" if count >= 50_000 else f"{count:,} parameters"
-
-
 def _ranks(facts: RunFacts) -> str:
     where = "CPU" if facts.device.startswith("cpu") else "GPU" if facts.device.startswith("cuda") else facts.device
     count = "1 rank" if facts.world_size == 1 else f"{facts.world_size:,} ranks"
     nodes = f" of {facts.nodes:,} nodes" if facts.nodes > 1 else ""
     return f"{count}{nodes} on {where} ({facts.backend})"
-
-
-def _batch(facts: RunFacts) -> str:
-    if facts.microbatches == 1:
-        return f"global batch {facts.global_batch:,}"
-    each = facts.global_batch // facts.microbatches
-    return f"global batch {facts.global_batch:,} = {facts.microbatches:,} microbatches of {each:,}"
 
 
 def measures(row: Row) -> list[tuple[str, str]]:
@@ -102,7 +90,7 @@ def joined(pairs: list[tuple[str, str]]) -> str:
 
 
 def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
-    """The last lines of a session; none after a failure, which is told by whoever knows the reason."""
+    """The last lines of a session; none after a failure, which is reported where its reason is known."""
     if outcome.status == "failed":
         return []
     if outcome.status == "stopped":
@@ -113,8 +101,8 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
 
 def _done(facts: RunFacts, outcome: SessionOutcome) -> str:
     line = f"✓ done in {seconds(outcome.seconds)}"
-    left_out = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
-    pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in left_out] or measures(outcome.metrics)
+    hidden = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
+    pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in hidden] or measures(outcome.metrics)
     if not pairs:
         return line
     split = outcome.metrics.get("split", "evaluation")
@@ -140,10 +128,8 @@ def _checkpoint(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
     path = shown_path(outcome.checkpoint)
-    lines = [f"  checkpoint  {path}"]
-    if facts.classes is not None and facts.config.task.name == "classification":
-        lines.append(f"  try it      dist-train predict {path} IMAGE...")
-    return lines
+    is_classifier = facts.classes is not None and facts.config.task.name == "classification"
+    return [f"  checkpoint  {path}"] + [f"  try it      dist-train predict {path} IMAGE..."] * is_classifier
 
 
 def plain_interval(interval: Interval) -> str:
@@ -158,12 +144,10 @@ def plain_evaluation(row: Row) -> str:
 
 
 def _key_values(values: dict[str, Any]) -> str:
-    return " ".join(f"{key}={text}" for key, text in _texts(values))
-
-
-def _texts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    texts = []
     for key, value in values.items():
         if isinstance(value, float):
-            yield key, f"{value:.0f}" if key in ("samples_per_s", "seconds_left") else f"{value:.6g}"
+            texts.append(f"{key}={value:{'.0f' if key in ('samples_per_s', 'seconds_left') else '.6g'}}")
         elif isinstance(value, int | str) and not isinstance(value, bool):
-            yield key, str(value)
+            texts.append(f"{key}={value}")
+    return " ".join(texts)

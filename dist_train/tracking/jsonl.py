@@ -7,6 +7,7 @@ ranks, and for a run that was interrupted and resumed.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,11 @@ class JsonlFile:
         self._left += "".join(f"{row_to_json(row)}\n" for row in rows).encode()
         try:
             self._write()
+            self._refused = False
         except OSError as error:
             if not self._refused:
                 self._note(f"! {self._path.name}: {error.strerror}; its rows are kept until the disk takes them")
             self._refused = True
-        else:
-            self._refused = False
 
     def close(self) -> None:
         """Raises OSError when there are rows that the disk still refuses."""
@@ -52,81 +52,57 @@ class JsonlFile:
             self._left = self._left[os.write(self._file, self._left) :]
 
 
-class RewoundJsonl:
-    """A file of a run, rewound to where this session goes on, once there is something to write: a session that ends
-    before its first step leaves it as it was."""
+class _FileSink(Sink):
+    """A sink of rows, whose file is rewound to where this session goes on before the first row is written: a session
+    that ends before its first step leaves it as it was."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._facts: tuple[int, Note] | None = None
-        self._lines: JsonlFile | None = None
-        self._evaluations: set[tuple[Any, Any]] = set()
+        self._begin: tuple[int, Note] | None = None
+        self._file: JsonlFile | None = None
+        self._known: set[tuple[Any, Any]] = set()
+        """Split and step of the evaluations that earlier sessions have left."""
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        self._facts = facts.first_step, note
-
-    def append(self, rows: list[Row]) -> None:
-        self._opened().append(rows)
-
-    def evaluations(self) -> set[tuple[Any, Any]]:
-        """Split and step of those that earlier sessions have left."""
-        self._opened()
-        return self._evaluations
+        self._begin = facts.first_step, note
 
     def close(self) -> None:
-        lines, self._lines, self._facts = self._lines, None, None
-        if lines is not None:
-            lines.close()
+        file, self._file, self._begin = self._file, None, None
+        if file is not None:
+            file.close()
 
     def _opened(self) -> JsonlFile:
-        if self._lines is None:
-            assert self._facts is not None
-            step, note = self._facts
-            self._evaluations = {(row.get("split"), row["step"]) for row in rewind(self._path, step)}
-            self._lines = JsonlFile(self._path, note)
-        return self._lines
+        if self._file is None:
+            assert self._begin is not None
+            step, note = self._begin
+            self._known = {(row.get("split"), row["step"]) for row in rewind(self._path, step)}
+            self._file = JsonlFile(self._path, note)
+        return self._file
 
 
-class JsonlSink(Sink):
+class JsonlSink(_FileSink):
     """The rows of steps and evaluations."""
 
     name = "metrics.jsonl"
 
-    def __init__(self, path: Path) -> None:
-        self._record = RewoundJsonl(path)
-
-    def begin(self, facts: RunFacts, note: Note) -> None:
-        self._record.begin(facts, note)
-
     def log_steps(self, interval: Interval) -> None:
-        self._record.append([{"kind": "train", **row} for row in interval.rows])
+        self._opened().append([{"kind": "train", **row} for row in interval.rows])
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        # A checkpoint may be older than the evaluation of its step, and the test split is judged at the best step: what
-        # was written down before comes again, and is the same.
-        if (row.get("split"), row["step"]) not in self._record.evaluations():
-            self._record.append([{"kind": "evaluation", **row}])
-
-    def close(self) -> None:
-        self._record.close()
+        # A checkpoint may be older than the evaluation of its step, and the test split is evaluated at the best step:
+        # what was written down before comes again, and is the same.
+        file = self._opened()
+        if (row.get("split"), row["step"]) not in self._known:
+            file.append([{"kind": "evaluation", **row}])
 
 
-class SamplesSink(Sink):
+class SamplesSink(_FileSink):
     """samples.jsonl: which samples each step's microbatches were made of."""
 
     name = "samples.jsonl"
 
-    def __init__(self, path: Path) -> None:
-        self._record = RewoundJsonl(path)
-
-    def begin(self, facts: RunFacts, note: Note) -> None:
-        self._record.begin(facts, note)
-
     def log_samples(self, rows: list[Row]) -> None:
-        self._record.append(rows)
-
-    def close(self) -> None:
-        self._record.close()
+        self._opened().append(rows)
 
 
 def row_to_json(row: Row) -> str:
@@ -171,16 +147,7 @@ def _kept(path: Path, step: int) -> Iterator[tuple[bytes, Row]]:
         return
     with open(path, "rb") as source:
         for line in source:
-            row = _row(line)
-            if row is not None and row["step"] <= step:
-                yield line, row
-
-
-def _row(line: bytes) -> Row | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+            with suppress(ValueError):
+                row = json.loads(line) if line.endswith(b"\n") else None
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+                    yield line, row

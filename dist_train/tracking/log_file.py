@@ -1,4 +1,4 @@
-"""logs/rank0.log: every line said to the user, and what libraries warn about, which the console is spared."""
+"""logs/rank0.log: every line that the user is shown, and the warnings of libraries, which the console does not show."""
 
 import contextlib
 import logging
@@ -16,35 +16,30 @@ class LogFileSink(Sink):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handler: logging.Handler | None = None
-        self._said = logging.Logger("dist_train")  # outside the hierarchy, so that no other handler gets the lines
+        self._lines = logging.Logger("dist_train")  # outside the hierarchy, so that no other handler gets the lines
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = _QuietHandler(self._path, encoding="utf-8", errors="backslashreplace")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self._said.addHandler(self._handler)
+        self._lines.addHandler(self._handler)
         logging.getLogger().addHandler(self._handler)
         logging.captureWarnings(True)
-        self._said.info(
-            "%s, generation %d, %d ranks, from step %d",
-            facts.name,
-            facts.generation,
-            facts.world_size,
-            facts.first_step,
-        )
+        where = f"generation {facts.generation}, {facts.world_size} ranks, from step {facts.first_step}"
+        self._lines.info("%s, %s", facts.name, where)
 
     def note(self, line: str) -> None:
-        self._said.info("%s", line)
+        self._lines.info("%s", line)
 
     def finish(self, outcome: SessionOutcome) -> None:
-        self._said.info("%s after %.1f s", outcome.status, outcome.seconds)
+        self._lines.info("%s after %.1f s", outcome.status, outcome.seconds)
 
     def close(self) -> None:
         if self._handler is None:
             return
         logging.captureWarnings(False)
         logging.getLogger().removeHandler(self._handler)
-        self._said.removeHandler(self._handler)
+        self._lines.removeHandler(self._handler)
         self._handler.close()
         self._handler = None
 

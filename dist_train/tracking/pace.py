@@ -7,7 +7,7 @@ from dist_train.tracking.base import RunFacts
 
 
 class Pace:
-    """Told of every step and every evaluation, says the speed between two questions.
+    """Measures the speed from the times of steps and evaluations.
 
     The speed leaves out evaluations (the time from the last step to the end of the evaluation) and the first step of
     a session, which carries starting and compiling. The time left counts evaluations: the clock on the wall does too.

@@ -18,18 +18,14 @@ class LossyStream:
         self._output = output
         self._dropped = 0
         self._poll = _poll(output)
+        # Whether the output's encoding has the few signs that we use beyond ASCII.
         self._unicode = _can("✓·×↻…━╸", getattr(output, "encoding", None))
-
-    @property
-    def unicode(self) -> bool:
-        """Whether the output's encoding has the few signs we use beyond ASCII."""
-        return self._unicode
 
     def write(self, text: str, timeout_s: float = READER_TIMEOUT_S) -> None:
         """Writes and flushes `text`, which is left out when nobody takes it for `timeout_s` seconds."""
         if self._output is None:
             return
-        if not self._ready(timeout_s if self._dropped == 0 else 0.0):
+        if not self._is_ready(timeout_s if self._dropped == 0 else 0.0):
             self._dropped += text.count("\n")
             return
         if self._dropped:
@@ -40,14 +36,11 @@ class LossyStream:
         except (OSError, ValueError):  # the reader is gone, or the file is closed
             self._give_up()
 
-    def _ready(self, timeout_s: float) -> bool:
-        if self._poll is None:
-            return True
+    def _is_ready(self, timeout_s: float) -> bool:
         try:
-            events = self._poll.poll(timeout_s * 1000)
+            return self._poll is None or bool(self._poll.poll(timeout_s * 1000))
         except OSError:
-            return True  # the write will tell
-        return bool(events)
+            return True  # the write finds out
 
     def _give_up(self) -> None:
         output, self._output = self._output, None

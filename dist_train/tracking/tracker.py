@@ -1,4 +1,4 @@
-"""The tracker: one object that the loop tells what happened, and that passes it on to every sink."""
+"""The tracker: one object that the loop reports to, and that passes it on to every sink."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NullTracker:
-    """The tracker of every rank but the first: takes everything, says nothing."""
+    """The tracker of every rank but the first, which shows nothing."""
 
     def begin(self, facts: RunFacts) -> None:
         """Opens every sink; on a resumed run, what lies after its first step is dropped."""

@@ -5,7 +5,7 @@ Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion"
 Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
 
 SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. SIGINT is
-W&B's "stop this run" from the web page, and is handed on to the training, which saves and stops.
+W&B's "stop this run" from the web page, and is passed on to the training, which saves and stops.
 """
 
 import json
@@ -29,7 +29,7 @@ FLUSH_S = 1.0
 """Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
 ORPHAN_CHECK_S = 5.0
 ENVIRONMENT = dict(os.environ)
-"""As the user has it: what W&B's documentation says of its variables holds, unless the config says another value."""
+"""As the user has set it: W&B's variables mean what its documentation says, unless the config overrides them."""
 
 
 class _Hurry(Exception):
@@ -103,7 +103,7 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
 
 
 def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
-    """An online run if that is wanted and can be had, else an offline one; says which."""
+    """An online run if that is wanted and possible, else an offline one; reports which."""
     reason = ""
     if begin["mode"] != "offline" and not signals.hurried:
         try:
@@ -186,7 +186,7 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
 
 
 def _defaults(ours: dict[str, Any]) -> dict[str, Any]:
-    """Those of our defaults that neither a variable (WANDB_PROJECT, …) nor a settings file of W&B's says otherwise."""
+    """Our defaults, without those that a variable (WANDB_PROJECT, …) or a settings file of W&B overrides."""
     import wandb
 
     known = wandb.setup().settings
@@ -231,7 +231,7 @@ def _chart(confusion: dict[str, Any] | None) -> dict[str, Any]:
 def _messages(parent: int) -> Iterator[dict[str, Any]]:
     """The lines of stdin as they come; ends with it, or with the parent.
 
-    A data worker forked from the training holds the pipe's other end too, so the pipe alone would not tell its death.
+    A data worker forked from the training holds the pipe's other end too, so the pipe alone would not show its death.
     """
     rest = b""
     while True:

@@ -24,21 +24,11 @@ import numpy as np
 from dist_train.rundir.files import open_to_append, write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
-from dist_train.tracking.base import (
-    POSITION,
-    Interval,
-    Note,
-    Row,
-    RunFacts,
-    SessionOutcome,
-    Sink,
-    confusion_cells,
-    metrics_of,
-    prefix_of,
-)
+from dist_train.tracking import base
+from dist_train.tracking.base import POSITION, Interval, Note, Row, RunFacts, SessionOutcome, Sink
 
 PROJECT = "dist-train"
-"""That runs are filed under where nobody says another."""
+"""Of runs for which no project is given."""
 MOST_WAITING = 32 * 2**20
 """Bytes kept for a process that does not read; more means that it never will."""
 MOST_CELLS = 10_000
@@ -46,14 +36,18 @@ MOST_CELLS = 10_000
 UPLOAD_TIMEOUT_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
 """How long finish waits for the upload. Somebody, or a scheduler with a limit, waits for a stop."""
 OPEN_TIMEOUT_S = 5.0
-"""How long it waits at most where the run is not even open yet: the server hardly is there."""
+"""How long it waits at most where the run is not open yet, as when the server does not answer."""
 SILENT_S = 2.0
-"""Of which this long without a word to the user."""
+"""How long it waits before it tells the user."""
 HURRY_TIMEOUT_S = 8.0
-"""Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
+"""How long finish waits after asking it to leave the rest to `wandb sync`."""
 CLOSE_TIMEOUT_S = 3.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
 
+SENT_FACTS = (
+    *("model", "parameters", "world_size", "nodes", "backend", "device", "threads", "global_batch", "microbatches"),
+    *("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "generation", "resumed_from"),
+)
 MOST_OF_ID = 1024
 """Bytes of a file with an id in it: it is sent to the server, and so must not be any other file."""
 
@@ -61,7 +55,7 @@ _PRIVACY = ("disabled", "offline", "online")
 
 
 def wandb_mode(configured: str) -> str:
-    """auto, online, offline or disabled: of the config and WANDB_MODE (or WANDB_DISABLED), whichever tells less."""
+    """auto, online, offline or disabled: of the config and WANDB_MODE (or WANDB_DISABLED), the more private one."""
     asked = os.environ.get("WANDB_MODE", "").strip().lower()
     asked = {"dryrun": "offline", "run": "online", "shared": "online"}.get(asked, asked)
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
@@ -97,41 +91,39 @@ class WandbSink(Sink):
 
     def log_steps(self, interval: Interval) -> None:
         row = interval.summary
-        values = {
-            **_group("train", row),
-            "train/epoch": row.get("epoch"),
-            "train/samples_seen": row.get("samples_seen"),
-        }
+        values = {**_group("train", row), **{f"train/{key}": row.get(key) for key in POSITION}}
         if interval.samples_per_s is not None:
             values["train/samples_per_s"] = interval.samples_per_s
-        self._send(log={"train/step": row["step"], **values})
+        self._send(log=values)
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
-        prefix = prefix_of(row.get("split", "evaluation"))
+        prefix = base.prefix_of(row.get("split", "evaluation"))
         message: dict[str, Any] = {"log": {"train/step": row["step"], **_group(prefix, row)}}
         if confusion is not None:
             message["confusion"] = {
                 "key": f"{prefix}/confusion_matrix",
-                "cells": confusion_cells(confusion, self._facts.classes, MOST_CELLS),
+                "cells": base.confusion_cells(confusion, self._facts.classes, MOST_CELLS),
             }
         self._send(**message)
 
     def finish(self, outcome: SessionOutcome) -> None:
-        summary = {f"final/{key}": value for key, value in metrics_of(outcome.metrics)}
+        summary = {f"final/{key}": value for key, value in base.metrics_of(outcome.metrics)}
         if outcome.best is not None:
             summary[f"best/{outcome.best['metric']}"] = outcome.best["value"]
             summary["best/step"] = outcome.best["step"]
         self._send(summary={**summary, "status": outcome.status}, finish=int(outcome.status == "failed"))
         timeout_s = min(UPLOAD_TIMEOUT_S[outcome.status], math.inf if self._opened else OPEN_TIMEOUT_S)
-        if self._over_within(SILENT_S):
+        if self._ends_within(SILENT_S):
             return
         doing = "uploading" if self._opened else "connecting"
         self._note(f"wandb  still {doing}, {timeout_s - SILENT_S:.0f} s more at most")
-        if self._over_within(timeout_s - SILENT_S):
+        if self._ends_within(timeout_s - SILENT_S):
             return
-        self._hurry()
-        if not self._over_within(HURRY_TIMEOUT_S):
+        self._hurried = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+        if not self._ends_within(HURRY_TIMEOUT_S):
             raise RuntimeError("it did not end in time")
 
     def close(self) -> None:
@@ -141,7 +133,7 @@ class WandbSink(Sink):
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        try:  # its input is closed, which ends it, unless it has been told to hurry and did not
+        try:  # its input is closed, which ends it, unless it was asked to hurry and did not
             process.wait(0 if self._hurried else CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -163,38 +155,25 @@ class WandbSink(Sink):
                 del self._outgoing[: os.write(self._process.stdin.fileno(), self._outgoing)]
 
     def _listen(self) -> None:
-        """Passes on what the process has to say. Raises RuntimeError when it ended without being told to."""
-        assert self._process is not None and self._process.stdout is not None
-        while True:
-            try:
+        """Passes on what the process reports. Raises RuntimeError when it ended without being asked to."""
+        with contextlib.suppress(BlockingIOError):
+            while self._process is not None:
+                assert self._process.stdout is not None
                 chunk = os.read(self._process.stdout.fileno(), 65536)
-            except BlockingIOError:
-                return
-            if not chunk:
-                break
-            *lines, self._incoming = (self._incoming + chunk).split(b"\n")
-            for line in lines:
-                self._heard(json.loads(line))
-            if self._process is None:
-                return
-        raise RuntimeError("its process ended; the reason is in wandb/process.log")
+                if not chunk:
+                    raise RuntimeError("its process ended; the reason is in wandb/process.log")
+                *lines, self._incoming = (self._incoming + chunk).split(b"\n")
+                for message in map(json.loads, lines):
+                    if "note" in message:
+                        self._opened = True
+                        self._note(message["note"])
+                    if "error" in message:
+                        raise RuntimeError(message["error"])
+                    if message.get("over"):
+                        self.close()
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        if "note" in message:
-            self._opened = True
-            self._note(message["note"])
-        if "error" in message:
-            raise RuntimeError(message["error"])
-        if message.get("over"):
-            self.close()
-
-    def _hurry(self) -> None:
-        self._hurried = True
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-
-    def _over_within(self, limit_s: float) -> bool:
-        """Writes what is left and waits for the process to say that it is over."""
+    def _ends_within(self, limit_s: float) -> bool:
+        """Writes what is left and waits for the process to report that it has ended."""
         deadline = time.monotonic() + limit_s
         while self._process is not None and (left := deadline - time.monotonic()) > 0:
             assert self._process.stdin is not None and self._process.stdout is not None
@@ -206,7 +185,7 @@ class WandbSink(Sink):
 
 
 def run_id(path: Path) -> str:
-    """The W&B id of this run directory, WANDB_RUN_ID or a new one. It is kept, so that W&B sees one run."""
+    """The W&B id of this run directory: WANDB_RUN_ID, or a new one. It is kept, so that W&B sees one run."""
     with contextlib.suppress(FileNotFoundError):
         found = read_bytes(path, MOST_OF_ID, links=False).decode().strip()
         if found:
@@ -219,21 +198,9 @@ def run_id(path: Path) -> str:
 
 
 def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
-    """What wandb.init is to be told: config and facts, and under `defaults` what W&B's own variables and settings beat.
-    What is None here they decide alone."""
+    """The arguments of wandb.init: config and facts, and under `defaults` what W&B's own variables and settings
+    override. They alone decide what is None here."""
     wandb = facts.config.tracking.wandb
-    found = (
-        "model",
-        "parameters",
-        "world_size",
-        "nodes",
-        "backend",
-        "device",
-        "threads",
-        "global_batch",
-        "microbatches",
-    )
-    sizes = ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "generation", "resumed_from")
     return {
         "mode": mode,
         "id": identity,
@@ -248,7 +215,7 @@ def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
         },
         "config": {
             **facts.config.model_dump(mode="json"),
-            "facts": {name: getattr(facts, name) for name in found + sizes},
+            "facts": {name: getattr(facts, name) for name in SENT_FACTS},
         },
         "argv": sys.argv,
         "training_pid": os.getpid(),
@@ -256,7 +223,7 @@ def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
 
 
 def _group(prefix: str, row: Row) -> Row:
-    return {f"{prefix}/{key}": value for key, value in metrics_of(row) if key not in POSITION}
+    return {f"{prefix}/{key}": value for key, value in base.metrics_of(row) if key not in POSITION}
 
 
 def _plain(value: Any) -> Any:

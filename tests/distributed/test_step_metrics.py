@@ -59,12 +59,12 @@ def _bad(ranks, norm, applied):
             loss = lambda step, number, nan=nan: math.nan if number == 3 and nan else 1.0  # noqa: E731
             metrics.add(_result(ranks, step, loss, norm if step == 7 else 1.5, applied or step != 7))
         report = metrics.flush()
-        return [row["step"] for row in report.rows], report.left_out, report.diverged
+        return [row["step"] for row in report.rows], report.skipped, report.diverged
 
 
 def test_a_loss_that_is_not_finite_is_told_on_every_rank_and_ends_the_report(run_ranks):
-    for steps, left_out, diverged in run_ranks(_bad, 2, 1.5, True):
-        assert steps == [6, 7] and left_out == []
+    for steps, skipped, diverged in run_ranks(_bad, 2, 1.5, True):
+        assert steps == [6, 7] and skipped == []
         assert diverged.startswith("step 7: the loss of microbatch 3 is not finite (training samples 73, 90). Nothing")
 
 
@@ -73,9 +73,9 @@ def test_a_gradient_that_is_not_finite_is_told_on_every_rank(run_ranks):
         assert steps == [6, 7] and diverged.startswith("step 7: the gradient is not finite. Nothing")
 
 
-def test_a_step_that_was_left_out_is_told_and_the_next_ones_follow(run_ranks):
-    for steps, left_out, diverged in run_ranks(_bad, 2, 1.5, False):
+def test_a_step_that_was_skipped_is_reported_and_the_next_ones_follow(run_ranks):
+    for steps, skipped, diverged in run_ranks(_bad, 2, 1.5, False):
         assert steps == [6, 7, 8] and diverged is None
-        assert left_out == [
+        assert skipped == [
             "! step 7: the loss of microbatch 3 is not finite (training samples 73, 90); its update was skipped"
         ]

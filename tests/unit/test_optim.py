@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dist_train import models, optim
+from dist_train import models
 from dist_train.config.schema import AdamW, Cnn, CustomOptimizer, ResnetCifar, Sgd
 from dist_train.errors import UserError
 from dist_train.optim.ema import Ema
+from dist_train.optim.optimizer import build_optimizer, parameter_groups
 
 
 def small_model() -> nn.Module:
@@ -27,7 +28,7 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) 
 
 def test_weights_decay_norms_and_biases_do_not():
     model = models.build(ResnetCifar(depth=8), shape=(3, 32, 32), classes=10, seed=0)
-    decay, still = optim.parameter_groups(model, 0.1)
+    decay, still = parameter_groups(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert (decay["weight_decay"], still["weight_decay"]) == (0.1, 0.0)
     assert all(names[id(p)].endswith("weight") and p.ndim in (2, 4) for p in decay["params"])
@@ -37,7 +38,7 @@ def test_weights_decay_norms_and_biases_do_not():
 
 def test_norms_over_several_dimensions_do_not_decay():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm([2, 6, 6]))
-    (decay, still) = optim.parameter_groups(model, 0.1)
+    (decay, still) = parameter_groups(model, 0.1)
     assert [p.ndim for p in decay["params"]] == [4]
     assert sorted(p.ndim for p in still["params"]) == [1, 3, 3]
 
@@ -46,11 +47,11 @@ def test_frozen_parameters_are_left_out_and_tied_ones_are_there_once():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
     model[2].weight = model[1].weight
-    groups = optim.parameter_groups(model, 0.1)
+    groups = parameter_groups(model, 0.1)
     assert [len(group["params"]) for group in groups] == [1, 2]
     model.requires_grad_(False)
     with pytest.raises(UserError, match="no parameters to train"):
-        optim.build(Sgd(), model)
+        build_optimizer(Sgd(), model)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,9 @@ def test_frozen_parameters_are_left_out_and_tied_ones_are_there_once():
 )
 def test_steps_are_those_of_torch(config, reference):
     ours, theirs = small_model(), small_model()
-    optimizer = optim.build(config, ours)
+    optimizer = build_optimizer(config, ours)
     assert all(group["fused"] for group in optimizer.param_groups)
-    plain = reference(optim.parameter_groups(theirs, config.weight_decay))
+    plain = reference(parameter_groups(theirs, config.weight_decay))
     for step in range(5):
         one_step(ours, optimizer, step)
         one_step(theirs, plain, step)
@@ -93,7 +94,7 @@ def not_an_optimizer(params, lr):
 
 def test_the_users_own():
     config = CustomOptimizer(name=f"{__name__}:Lookahead", args={"slow": 3}, lr=0.2, weight_decay=0.1)
-    optimizer = optim.build(config, small_model())
+    optimizer = build_optimizer(config, small_model())
     assert isinstance(optimizer, Lookahead) and optimizer.slow == 3
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.2, 0.1), (0.2, 0.0)]
 
@@ -107,7 +108,7 @@ def test_the_users_own():
 )
 def test_the_users_own_with_a_mistake(name, args, message):
     with pytest.raises(UserError, match=message):
-        optim.build(CustomOptimizer(name=f"{__name__}:{name}", args=args, lr=0.1), small_model())
+        build_optimizer(CustomOptimizer(name=f"{__name__}:{name}", args=args, lr=0.1), small_model())
 
 
 def trained(steps: int, ema: Ema, model: nn.Module, first: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""The data sets, by name."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ from dist_train.data.datasets import custom, digits, image_folder, synthetic, to
 from dist_train.data.datasets.base import ImageSet, Splits
 
 LocalRank0First = Callable[[], AbstractContextManager[None]]
+"""Makes a context whose block one rank of each node runs before the others do."""
 
 __all__ = ["ImageSet", "Splits", "build"]
 
@@ -25,10 +26,6 @@ _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
 
 def build(config: DataConfig, local_rank0_first: LocalRank0First = nullcontext) -> Splits:
     """Training, evaluation and test set of a run. Nothing is decoded; what must be downloaded is, by one rank a node.
-
-    Args:
-        config: the run's `data` section.
-        local_rank0_first: gives a context whose block one rank per node runs before the others do.
 
     Raises:
         UserError: with ExitCode.DATA, when the data is not there or not as it should be.

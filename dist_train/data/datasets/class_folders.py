@@ -1,4 +1,4 @@
-"""The files of an image folder, class by class, and what there is to say of those that are not among them."""
+"""The files of an image folder, class by class, and notes on the files that are not used."""
 
 import os
 from collections import Counter
@@ -8,17 +8,17 @@ from pathlib import Path
 from dist_train.errors import ExitCode, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-_TRAIN, _EVALUATION, _TEST = (
-    {"train", "training"},
-    {"val", "valid", "validation", "eval", "evaluation", "dev"},
-    {"test"},
-)
+_SPLITS = {
+    "train": {"train", "training"},
+    "eval": {"val", "valid", "validation", "eval", "evaluation", "dev"},
+    "test": {"test"},
+}
 _Identity = tuple[int, int]
 """Device and number of a folder: whatever it is called, it is the same one."""
 
 
 class ClassFolders:
-    """The classes under `folder`, and their images; `notes` are lines for the user on what was left out or doubled.
+    """The classes under `folder`, and their images; `notes` are lines for the user on what is skipped or doubled.
 
     Args:
         classes: those that are known; without them, those that there are.
@@ -62,7 +62,8 @@ class ClassFolders:
         def refuse(error: OSError) -> None:
             raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA)
 
-        above = {str(self.folder): frozenset(_identity(place) for place in _with_parents(self.folder))}
+        real = self.folder.resolve()
+        above = {str(self.folder): frozenset(map(_identity, (real, *real.parents)))}
         for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
             own = _identity(parent)
             if own in above[os.path.dirname(parent)]:
@@ -94,19 +95,16 @@ class ClassFolders:
         lines = []
         if self._other_kinds:
             total, kinds = self._other_kinds.total(), _kinds(self._other_kinds)
-            lines.append(f"{_files(total)} under {self.folder} {_are(total)} of no kind that is read ({kinds})")
-        if loose := _loose(self.folder):
-            lines.append(
-                f"{_images(loose)} directly in {self.folder}, in no class's folder, {_are(len(loose))} not read"
-            )
-        if self._hidden:
-            lines.append(
-                f"{_files(len(self._hidden))} under {self.folder} {_are(len(self._hidden))} hidden, and so not read "
-                f"({_first(self._hidden)})"
-            )
+            lines.append(f"{_count(total, 'file')} under {self.folder} {_are(total)} of no kind that is read ({kinds})")
+        if loose := _images_in(self.folder):
+            count = _count(loose, "image")
+            lines.append(f"{count} directly in {self.folder}, in no class's folder, {_are(loose)} not read")
+        if hidden := len(self._hidden):
+            first, count = _first(self._hidden), _count(hidden, "file")
+            lines.append(f"{count} under {self.folder} {_are(hidden)} hidden, and so not read ({first})")
         if self._twins:
-            pairs = _first([f"{first} and {second}" for first, second in self._twins])
-            lines.append(f"{_images(self._twins)} under {self.folder} may be there twice, by another ending: {pairs}")
+            pairs, count = _first([" and ".join(pair) for pair in self._twins]), _count(len(self._twins), "image")
+            lines.append(f"{count} under {self.folder} may be there twice, by another ending: {pairs}")
         lines += [f"{place} leads back to a folder that it is in: left out" for place in self._loops]
         lines += [f"{place} is {first} once more: its images are there twice" for first, place in self._again]
         return (*lines, *_alike(self.classes))
@@ -115,12 +113,16 @@ class ClassFolders:
 def subfolders(folder: Path) -> list[str]:
     """Sorted names, never none."""
     try:
-        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+        names = _folders_in(folder)
     except OSError as error:
         raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
     if not names:
         raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
     return names
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
 def splits_as_classes(root: Path) -> tuple[str, ...]:
@@ -130,26 +132,18 @@ def splits_as_classes(root: Path) -> tuple[str, ...]:
         UserError: when nothing else can be meant: all are called so, and have folders in them.
     """
     classes = subfolders(root)
-    kinds = {
-        "train": [name for name in classes if name.lower() in _TRAIN],
-        "eval": [name for name in classes if name.lower() in _EVALUATION],
-        "test": [name for name in classes if name.lower() in _TEST],
-    }
+    kinds = {kind: [name for name in classes if name.lower() in known] for kind, known in _SPLITS.items()}
     named = [name for names in kinds.values() for name in names]
     if not kinds["train"] or len(named) < 2:
         return ()
     keys = [f"data.{kind}={names[0]}" for kind, names in kinds.items() if names]
     keys += ["data.eval_fraction=null"] if kinds["eval"] else []
     advice = f"for these as splits set {' '.join(keys)}"
-    if len(named) == len(classes) and all(_has_folders(root / name) for name in classes):
+    if len(named) == len(classes) and all(_folders_in(root / name) for name in classes):
         raise UserError(
             f"{root}: the classes would be {_and(named)}, which have folders in them: {advice}", ExitCode.DATA
         )
     return (f"{'the' if len(named) == len(classes) else 'among the'} classes are {_and(named)}: {advice}",)
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
 
 
 def _alike(classes: Sequence[str]) -> Iterator[str]:
@@ -160,20 +154,14 @@ def _alike(classes: Sequence[str]) -> Iterator[str]:
             yield f"the classes {other!r} and {name!r} differ in their spelling alone"
 
 
-def _loose(folder: Path) -> list[str]:
-    return [
-        e.name for e in os.scandir(folder) if e.name.lower().endswith(EXTENSIONS) and e.name[0] != "." and e.is_file()
-    ]
+def _images_in(folder: Path) -> int:
+    names = [e.name for e in os.scandir(folder) if e.name[0] != "." and e.is_file()]
+    return sum(name.lower().endswith(EXTENSIONS) for name in names)
 
 
 def _identity(place: str | Path) -> _Identity:
     found = os.stat(place)
     return found.st_dev, found.st_ino
-
-
-def _with_parents(folder: Path) -> tuple[Path, ...]:
-    real = folder.resolve()
-    return real, *real.parents
 
 
 def _kinds(counts: Counter[str]) -> str:
@@ -182,12 +170,8 @@ def _kinds(counts: Counter[str]) -> str:
     return kinds + ", …" * (len(counts) > 5)
 
 
-def _files(count: int) -> str:
-    return f"{count:,} file{'s' * (count > 1)}"
-
-
-def _images(found: Sequence[object]) -> str:
-    return f"{len(found):,} image{'s' * (len(found) > 1)}"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number > 1)}"
 
 
 def _are(count: int) -> str:

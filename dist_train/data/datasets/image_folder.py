@@ -73,7 +73,10 @@ class FolderImages(ImageSet):
         rows = self._rows[indices]
         for place, row in enumerate(rows.tolist()):
             image = decode_file(self._files[row])
-            images[place] = crop(place, image, size, size) if crop else self._centre(image)
+            if crop is None:
+                images[place] = centre_crop(resize_shorter_side(image, self._resize), size)
+            else:
+                images[place] = crop(place, image, size, size)
         return images, self._files.targets[torch.from_numpy(rows)]
 
     def path(self, index: int) -> str:
@@ -84,32 +87,30 @@ class FolderImages(ImageSet):
         """Of the files that the samples were chosen from."""
         return self._files.fingerprint()
 
-    def _centre(self, image: Tensor) -> Tensor:
-        return centre_crop(resize_shorter_side(image, self._resize), self._image_size)
-
 
 def build(config: ImageFolder, local_rank0_first: Any) -> Splits:
     root = Path(config.root)
     first = () if config.train else splits_as_classes(root)
     whole = ClassFolders(root / config.train if config.train else root)
-    found = [whole]
+    found: list[ClassFolders] = []
 
     def images(files: FileList, rows: np.ndarray) -> FolderImages:
         return FolderImages(files, rows, config.image_size, config.resize)
 
-    def all_of(folder: Path) -> FolderImages:
-        found.append(ClassFolders(folder, whole.classes))
-        files = _listed(found[-1])
+    def all_of(folders: ClassFolders) -> FolderImages:
+        found.append(folders)
+        files = _listed(folders)
         return images(files, np.arange(len(files)))
 
-    files = _listed(whole)
     if config.eval is not None:
-        train, evaluation = images(files, np.arange(len(files))), all_of(root / config.eval)
+        train, evaluation = all_of(whole), all_of(ClassFolders(root / config.eval, whole.classes))
     else:
+        found.append(whole)
+        files = _listed(whole)
         assert config.eval_fraction is not None  # the schema asks for one of the two
         kept, held = held_out(len(files), config.eval_fraction, config.split_seed)
         train, evaluation = images(files, kept), images(files, held)
-    test = all_of(root / config.test) if config.test else None
+    test = all_of(ClassFolders(root / config.test, whole.classes)) if config.test else None
     notes = (*first, *(line for folders in found for line in folders.notes))
     return Splits(
         train=train,

@@ -1,39 +1,41 @@
 """The terminal's view: lines that stay, and below them one progress line that is redrawn in place.
 
-The styling is rich's, the redrawing is ours. rich's Live hides the cursor and would leave it hidden where a process is
-killed, needs a thread or a few milliseconds a frame, and this line is one write: nothing to restore, nothing to join.
+rich's Live hides the cursor and would leave it hidden where a process is killed, and needs a thread or a few
+milliseconds a frame. This line is one write: nothing to restore, nothing to join.
 """
 
-import io
 import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from dist_train.tracking.base import Interval, Row, RunFacts
+from dist_train.tracking.console import PlainView
 from dist_train.tracking.formatting import clock, joined, measures, number
-from dist_train.tracking.stream import LossyStream
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
 _BAR = 24
-_PAINTS = ("", "dim", "green", "bright_black")
+_ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}
 _STYLES = {"✓": "bold green", "!": "bold yellow", "✗": "bold red", "↻": "bold cyan"}
+_CONTROL = dict.fromkeys(map(ord, "\a\b\v\f\r"))
+"""Characters that would move the cursor."""
 
 
-class TerminalView:
+def _styled(text: str, style: str) -> str:
+    """`text` with ANSI codes around it; without the colour where NO_COLOR is set (https://no-color.org)."""
+    codes = _ATTRIBUTES if os.environ.get("NO_COLOR") else _ATTRIBUTES | _COLOURS
+    chosen = ";".join(str(codes[word]) for word in style.split() if word in codes)
+    return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
+
+
+class TerminalView(PlainView):
     """Draws on `output`, a terminal. From begin to close, what others print to stdout and stderr appears above."""
 
     def __init__(self, output: TextIO) -> None:
-        self._stream = LossyStream(output)
+        super().__init__(output)
         self._output = output
-        self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=10_000)
-        # Rendering a line with rich takes ten times as long as putting together what it rendered once.
-        self._paints = {style: self._ansi(Text("|", style)).split("|") for style in _PAINTS}
         self._facts: RunFacts | None = None
         self._step = 0
         self._due = 0.0
@@ -72,12 +74,12 @@ class TerminalView:
         self.line(f"  {name:<9} {joined(shown)}")
 
     def line(self, text: str) -> None:
-        styled = Text(text)
+        text = text.translate(_CONTROL)
         if text[:1] in _STYLES:
-            styled.stylize(_STYLES[text[0]], 0, 1)
+            text = _styled(text[0], _STYLES[text[0]]) + text[1:]
         if text.startswith("  ") and (gap := text.find("  ", 2)) > 0:
-            styled.stylize("dim", 0, gap)
-        self._stream.write(self._erased() + self._ansi(styled) + "\n")
+            text = _styled(text[:gap], "dim") + text[gap:]
+        self._stream.write(f"{self._erased()}{text}\n")
         if self._facts is not None:
             self._draw()
 
@@ -110,8 +112,7 @@ class TerminalView:
         room = self._width() - 1  # one cell short: a full line would wrap, and could not be erased
         line = self._erased()
         for text, style in self._pieces(self._facts):
-            before, after = self._paints[style]
-            line += f"{before}{text[:room]}{after}"
+            line += _styled(text[:room], style)
             room -= len(text[:room])
         self._stream.write(line, timeout_s=0.0)
         self._drawn = True
@@ -128,31 +129,20 @@ class TerminalView:
         if self._interval is None:
             yield "  …", ""
             return
-        for label, value in self._figures(self._interval.summary):
-            yield f"  {label} ", "dim"
-            yield value, ""
-        yield from self._speed(self._interval)
-
-    def _figures(self, row: Row) -> Iterator[tuple[str, str]]:
-        if "loss" in row:
-            yield "loss", number(float(row["loss"]))
-        if self._last_share:
-            yield "acc", self._last_share
-        if "lr" in row:
-            yield "lr", f"{row['lr']:.3g}"
-
-    def _speed(self, interval: Interval) -> Iterator[tuple[str, str]]:
+        interval, row = self._interval, self._interval.summary
+        metrics = {
+            "loss": number(float(row["loss"])) if "loss" in row else "",
+            "acc": self._last_share,
+            "lr": f"{row['lr']:.3g}" if "lr" in row else "",
+        }
+        for label, value in metrics.items():
+            if value:
+                yield f"  {label} ", "dim"
+                yield value, ""
         if interval.samples_per_s is not None:
             yield f"  {interval.samples_per_s:,.0f} samples/s", ""
-        if interval.seconds_left is not None:
-            left = interval.seconds_left - (time.monotonic() - self._interval_at)
-            if left > 0:
-                yield f"  {clock(left)} left", ""
-
-    def _ansi(self, text: Text) -> str:
-        with self._console.capture() as captured:
-            self._console.print(text, end="", soft_wrap=True)
-        return captured.get()
+        if (left := (interval.seconds_left or 0.0) - (time.monotonic() - self._interval_at)) > 0:
+            yield f"  {clock(left)} left", ""
 
     def _width(self) -> int:
         try:

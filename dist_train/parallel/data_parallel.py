@@ -1,0 +1,254 @@
+"""Data parallelism: DistributedDataParallel, with gradients added along one fixed tree (dist_train/parallel/tree.py).
+
+A rank computes its share of a step's microbatches. All but the last run under no_sync, and their gradients are added
+up inside the rank as a binary counter does. The last one's backward triggers DDP's buckets; a communication hook adds
+the rank's other microbatches, then the ranks' nodes of the tree (dist_train/parallel/exchange.py). The exchange
+overlaps the rest of the backward: on gloo in a thread with a process group of its own, on CUDA on a stream of its own.
+
+What happens to the model's buffers is in dist_train/parallel/buffers.py.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.config.schema import RunConfig
+from dist_train.config.shares import share
+from dist_train.control.heartbeat import work
+from dist_train.data.batch import Microbatch
+from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.buffers import StepBuffers
+from dist_train.parallel.exchange import Exchange
+from dist_train.parallel.overlap import SideStream, SideThread
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.tree import BinaryCounter, LastLeaf
+from dist_train.randomness import Generators, key
+
+
+class Parallel:
+    """A model on all ranks.
+
+    Attributes:
+        module: the model itself, for evaluation and checkpoints.
+        parameters: those that are trained.
+
+    Args:
+        generators: what a microbatch may draw from; without it, the model's.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        group: ProcessGroup,
+        config: RunConfig,
+        microbatches: int,
+        generators: Generators | None = None,
+    ) -> None:
+        self.module = module
+        self._config = config
+        ranks = group.ranks
+        self._shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        self._ddp = DistributedDataParallel(
+            module,
+            device_ids=[group.device] if group.device.type == "cuda" else None,
+            bucket_cap_mb=config.distributed.bucket_mb,
+            gradient_as_bucket_view=True,
+            **_no_forward_sync(),  # StepBuffers takes care of them
+        )
+        self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [parameter for _, parameter in self._named]
+        self._group = group
+        self._loss_scale = ranks.world_size / microbatches
+        self._generators = generators or Generators(module)
+        self._sum: _ExactSum | None = None
+        self._exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
+        self._buffers = StepBuffers(module, self._exchange, self._shares[ranks.rank], microbatches)
+        if config.exact:
+            own = self._shares[ranks.rank]
+            self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
+            self._loss_scale = 1.0
+            self._ddp.register_comm_hook(None, self._sum.hook)
+
+    def __call__(self, inputs: Tensor) -> Any:
+        begun = time.perf_counter()
+        output = self._ddp(inputs)
+        work(time.perf_counter() - begun)
+        return output
+
+    def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
+        """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
+        and one backward in the body. After the last one, `.grad` of every parameter holds the mean over the V
+        microbatches' gradients, the same bits on every rank.
+        """
+        self._buffers.begin_step()
+        for microbatch in microbatches:
+            last = microbatch is microbatches[-1]
+            self._generators.seed(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
+            self._buffers.begin(microbatch.number)
+            with nullcontext() if last else self._ddp.no_sync():
+                yield microbatch, self._loss_scale
+            check_all_have_gradients(self._named)
+            if not last:
+                self._buffers.keep()
+                if self._sum is not None:
+                    self._sum.keep(microbatch.number)
+        if self._sum is not None:
+            mean = self._sum.mean_of_more
+        elif nodes := self._buffers.take():
+            self._exchange.mean_into(nodes[-1], nodes)
+            mean = nodes[-1]
+        else:
+            mean = None
+        self._buffers.finish_step(mean)
+
+    def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
+        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
+
+        Args:
+            counts: by number of this rank's microbatches, how many valid targets they have.
+        """
+        total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
+        factor = global_batch / max(1, int(self._group.all_reduce_host_(total)))
+        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+
+    def restore_buffers(self) -> None:
+        """The buffers as they were before the step that has just run."""
+        self._buffers.restore()
+
+    def check(self) -> None:
+        """Raises UserError (exit 10) on every rank when a step since the last check was no function of its samples."""
+        if self._config.exact:
+            self._buffers.check()
+
+    def close(self) -> None:
+        """Ends the reduction thread."""
+        if self._sum is not None:
+            self._sum.close()
+
+
+def check_all_have_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raises UserError (exit 10) naming the parameters without a gradient. DDP reports them one step later, and names
+    nothing (pytorch/pytorch#43259)."""
+    unused = [name for name, parameter in named if parameter.grad is None]
+    if unused:
+        raise UserError(
+            f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
+            f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
+            ExitCode.USER_CODE,
+        )
+
+
+def _no_forward_sync() -> dict[str, Any]:
+    """The argument has another name since torch 2.13."""
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+class _ExactSum:
+    """DDP's communication hook.
+
+    Args:
+        more: gives what is to be averaged beside the gradients, as Exchange.mean_into takes it, or nothing; called once
+            a step, when the last gradient is there, by when every forward is over, also one that checkpointing repeats.
+
+    Attributes:
+        mean_of_more: the last step's.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        own: range,
+        microbatches: int,
+        parameters: list[nn.Parameter],
+        device: torch.device,
+        more: Callable[[], list[Tensor]],
+    ) -> None:
+        self._exchange = exchange
+        self._microbatches = microbatches
+        self._last = LastLeaf.of(own, microbatches)
+        self._parameters = parameters
+        self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
+        self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
+        self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
+        self._more = more
+        self.mean_of_more: Tensor | None = None
+
+    def keep(self, number: int) -> None:
+        """Takes a microbatch's gradients away from the parameters, into the counter."""
+        self._nodes.push(number, [cast(Tensor, parameter.grad) for parameter in self._parameters])
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        flat, parameters = bucket.buffer(), bucket.parameters()
+        places = [self._place[id(parameter)] for parameter in parameters]
+        partial = {node: [values[place] for place in places] for node, values in self._nodes.nodes.items()}
+        more: list[Tensor] = []
+        if bucket.is_last():
+            more, self.mean_of_more = self._more(), None
+            self._nodes = BinaryCounter(self._microbatches, _add_lists)
+        return self._runner.submit(lambda: self._reduce(flat, parameters, partial, more))
+
+    def _reduce(
+        self, flat: Tensor, parameters: list[Tensor], partial: dict[Any, list[Tensor]], more: list[Tensor]
+    ) -> Tensor:
+        if flat.is_cuda:  # else memory that is given back now could be handed out while this stream still reads it
+            for tensor in (*(t for values in partial.values() for t in values), *more):
+                tensor.record_stream(torch.cuda.current_stream(flat.device))
+        for node in self._last.folded:
+            torch._foreach_add_(in_bucket(flat, parameters), partial[node])
+        values = []
+        for node in self._last.beside:
+            values.append(torch.empty_like(flat))
+            torch._foreach_copy_(in_bucket(values[-1], parameters), partial[node])
+        values.append(flat)
+        if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
+            joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]
+            self._exchange.mean_into(joined[-1], joined)
+            mean, self.mean_of_more = joined[-1].split([flat.numel(), more[0].numel()])
+            return flat.copy_(mean)
+        self._exchange.mean_into(flat, values)
+        if more:
+            self._exchange.mean_into(more[-1], more)
+            self.mean_of_more = more[-1]
+        return flat
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Each parameter's gradient in the memory of a bucket of DDP, where it lies in its parameter's memory format,
+    unless that has gaps or overlaps. (GradBucket.gradients() takes them all for contiguous.)
+
+    Args:
+        flat: [n], the bucket, or memory like it.
+        parameters: the bucket's, in its order.
+    """
+    if parameters[0].is_complex() and not flat.is_complex():  # a bucket has one dtype, and a hook gets pairs of reals
+        flat = torch.view_as_complex(flat.view(-1, 2))
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return [
+        part.as_strided(parameter.shape, parameter.stride())
+        if torch.ops.aten.is_non_overlapping_and_dense(parameter)
+        else part.view(parameter.shape)
+        for part, parameter in zip(parts, parameters, strict=True)
+    ]
+
+
+_SMALL = 1 << 19
+"""Numbers in a bucket up to which a copy costs less than a way of their own for the buffers."""
+
+
+def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    torch._foreach_add_(left, right)
+    return left
