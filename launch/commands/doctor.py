@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -32,15 +33,15 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
     each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
     """
-    from launch.doctor.examine import Patient, examine, is_well, standard_config
+    from launch.doctor.examine import Target, examine, is_well, standard_config
     from launch.doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
     config: Any = load(existing_config(config_path), overrides, trust=trust) if words else standard_config()
-    patient = Patient(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
+    target = Target(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
     found = []
     try:
-        for finding in examine(patient):
+        for finding in examine(target):
             found.append(finding)
             if not as_json:
                 finding.show()
@@ -48,7 +49,7 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
         sys.exit(stopped.args[0])
     well = is_well(found)
     if as_json:
-        facts = {"ok": well, "host": socket.gethostname(), "findings": [finding.as_json() for finding in found]}
+        facts = {"ok": well, "host": socket.gethostname(), "findings": [asdict(finding) for finding in found]}
         tell(json.dumps(facts))
     elif not well:
         bad = sum(finding.level == "problem" for finding in found)

@@ -9,15 +9,15 @@ from typing import Any
 
 from dist_train.errors import UserError
 from launch.doctor import disk, gpu, machine, network, ranks, software
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, problem
 from launch.plan import LaunchPlan, host, make_plan, run_choice
 from launch.plan.flags import Flags
 from launch.slurm.place import without_job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient:
-    """What is examined: a config, its file where there is one, and how many ranks."""
+class Target:
+    """What is examined: a config, its file where there is one, and the number of ranks."""
 
     config: Any
     config_path: str | None = None
@@ -25,7 +25,7 @@ class Patient:
     nproc_per_node: str | None = None
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def examine(target: Target) -> Iterator[Finding]:
     """Every finding as it comes. Ranks are started last, and not where torch or the plan already fails.
 
     Raises:
@@ -40,13 +40,13 @@ def examine(patient: Patient) -> Iterator[Finding]:
         torch = {}
     else:
         yield from _torch(torch, here)
-    plan, refused = _plan(patient, here, seen=len(torch.get("gpus", [])))
+    plan, refused = _plan(target, here, seen=len(torch.get("gpus", [])))
     yield from [refused] if refused else []
-    yield from _machine(patient.config, plan, here)
+    yield from _machine(target.config, plan, here)
     yield network.port()
     yield network.own_name()
-    yield from _run_directory(patient)
-    yield software.tracking(patient.config)
+    yield from _run_directory(target)
+    yield software.tracking(target.config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)
 
@@ -55,23 +55,23 @@ def _look(environ: Mapping[str, str]) -> tuple[host.Host, Finding | None]:
     try:
         return host.look(environ), None
     except UserError as error:
-        return host.look(without_job(environ)), Finding(topic="SLURM", level="problem", text=str(error))
+        return host.look(without_job(environ)), problem("SLURM", str(error))
 
 
 def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
     yield software.devices(torch, visible=here.gpus)
-    yield software.driver(torch, visible=here.gpus)
+    yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
     yield software.backends(torch)
 
 
-def _plan(patient: Patient, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
+def _plan(target: Target, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
     """What is started on this node. Where torch sees no GPU, ranks go to the CPU, so that the rest is examined too."""
-    flags = Flags(nproc_per_node=patient.nproc_per_node, standalone=True)
+    flags = Flags(nproc_per_node=target.nproc_per_node, standalone=True)
     usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), slurm=None)
     try:
-        plan = make_plan(patient.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
+        plan = make_plan(target.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
     except UserError as error:
-        return None, Finding(topic="plan", level="problem", text=str(error))
+        return None, problem("plan", str(error))
     return plan, None
 
 
@@ -92,20 +92,20 @@ def _uses_nccl(plan: LaunchPlan | None) -> bool:
     return plan is not None and plan.backend == "nccl" and plan.ranks_per_node > 1
 
 
-def _run_directory(patient: Patient) -> Iterator[Finding]:
-    root = Path(patient.config.run_root)
+def _run_directory(target: Target) -> Iterator[Finding]:
+    root = Path(target.config.run_root)
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        yield disk.room(root, each=_checkpoint_size(patient), kept=patient.config.checkpoint.keep + 1)
+        yield disk.room(root, each=_checkpoint_size(target), kept=target.config.checkpoint.keep + 1)
 
 
-def _checkpoint_size(patient: Patient) -> int | None:
-    if patient.config_path is None:
+def _checkpoint_size(target: Target) -> int | None:
+    if target.config_path is None:
         return None
     from launch.plan.dry_run import describe
 
-    return describe(patient.config, patient.config_path, list(patient.overrides)).get("state_bytes")
+    return describe(target.config, target.config_path, list(target.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training
@@ -140,7 +140,7 @@ def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
     if cuda is None or gpu.is_too_old(driver, cuda):
         torch = software.ask_torch()
         if "problem" not in torch:
-            yield gpu.judge(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
+            yield gpu.check_driver(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
 
 
 def _newest_size(folder: Path) -> int | None:

@@ -10,7 +10,7 @@ from dist_train.errors import ExitCode
 from dist_train.rundir.records import read_json
 from launch.commands.common import alone
 from launch.doctor import speed
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, problem
 from launch.plan import LaunchPlan
 from launch.supervisor import supervise
 
@@ -55,10 +55,6 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
 
 def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
     cause = read_json(folder / "generations" / "1" / "verdict.json") or {}
-    return Finding(
-        topic="ranks",
-        level="problem",
-        text=f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}",
-        advice=f"the lines above say why; their logs: {folder / 'logs'}",
-        facts={"exit_code": code, "stage": stage, "verdict": cause},
-    )
+    text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
+    advice = f"the lines above say why; their logs: {folder / 'logs'}"
+    return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)

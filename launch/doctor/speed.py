@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, ok, warning
 
 K = TypeVar("K")
 SPEED = {"cpu": 0.5, "cuda": 0.85}
@@ -64,20 +64,20 @@ def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
             if device == "cuda"
             else "something else runs on its core, or its core is slower: top, taskset -p PID"
         )
-        return Finding(topic="computing", level="warning", text="; ".join(said), advice=advice, facts=facts)
+        return warning("computing", "; ".join(said), advice, **facts)
     text = f"{_range(gflops.values())} GFLOP/s a rank"
     if taking_turns:
         text += ", not compared: more ranks than cores"
     elif len(gflops) > 1:
         text += ", no rank stands out"
-    return Finding(topic="computing", text=text, facts=facts)
+    return ok("computing", text, **facts)
 
 
 def _all_reduce(measured: Mapping[str, Any]) -> Finding:
     rate, ranks = measured["all_reduce_gbs"], measured["world_size"]
     text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {measured['all_reduce_mb']} MB"
     facts = {"gb_per_second": rate, "ranks": ranks, "backend": measured["backend"], "mb": measured["all_reduce_mb"]}
-    return Finding(topic="all-reduce", text=f"{text}, {ranks} ranks", facts=facts)
+    return ok("all-reduce", f"{text}, {ranks} ranks", **facts)
 
 
 def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
@@ -87,8 +87,7 @@ def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
     found = outliers(rates, LINK[measured["device"]])
     facts = {"gb_per_second": measured["pairs_gbs"], "slow_pairs": ["-".join(map(str, pair)) for pair in found]}
     if not found:
-        text = f"{_range(every.values())} GB/s each way, no pair stands out"
-        return Finding(topic="pairs", text=text, facts=facts)
+        return ok("pairs", f"{_range(every.values())} GB/s each way, no pair stands out", **facts)
     named = _common_rank(set(found), set(rates))
     if named is not None:
         said = f"every exchange with rank {named} is slow, at {_percent(max(found.values()))} of the others' or less"
@@ -99,7 +98,7 @@ def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
         if measured["device"] == "cuda"
         else "which cores and interface do these ranks use?"
     )
-    return Finding(topic="pairs", level="warning", text=said, advice=advice, facts=facts)
+    return warning("pairs", said, advice, **facts)
 
 
 def _common_rank(slow: set[tuple[int, ...]], all_pairs: set[tuple[int, ...]]) -> int | None:

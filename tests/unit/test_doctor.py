@@ -253,7 +253,7 @@ def test_cards_on_the_bus(tmp_path):
     ],
 )
 def test_the_driver_against_torch(torch, driver, cards, gpus, level, words):
-    found = gpu.judge(torch, driver=driver, cards=cards, gpus=gpus)
+    found = gpu.check_driver(torch, driver=driver, cards=cards, gpus=gpus)
     assert found.level == level and words in str(found)
 
 
@@ -371,12 +371,12 @@ def left(folder):
 
 def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     script = (
-        "import json\nfrom pathlib import Path\nfrom launch.plan import host\n"
+        "import json\nfrom dataclasses import asdict\nfrom pathlib import Path\nfrom launch.plan import host\n"
         "from launch.doctor import examine, ranks\n"
         "from launch.plan import make_plan\nfrom launch.plan.flags import Flags\n"
         "flags = Flags(nproc_per_node='2', standalone=True, start='exec')\n"
         "plan = make_plan(examine.standard_config(), flags, host.look({}), folder=Path(), program=(), arguments=(), "
-        "resume=None)\nprint(json.dumps([found.as_json() for found in ranks.findings(plan, cores=2)]))"
+        "resume=None)\nprint(json.dumps([asdict(found) for found in ranks.findings(plan, cores=2)]))"
     )
     limited = ["sh", "-c", f"ulimit -n 16; exec {shlex.join(python('-c', script))}"]
     (found,) = json.loads(run(folder, limited)[0])
