@@ -3,14 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
 from dist_train.config.requests import CheckpointsRequest, read_request
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode
 
 COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
@@ -69,17 +68,6 @@ def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, the numbers to the right."""
-    rows = [COLUMNS, *map(_row, found)]
-    columns = []
-    for name, *cells in zip(*rows, strict=True):
-        width = max(map(len, (name, *cells)))
-        side = ">" if name in NUMBERS else "<"
-        columns.append([f"{cell:{side}{width}}" for cell in (name, *cells)])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-
-
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["saved"])) if item["saved"] else ""
     state = {None: "not verified", True: "sound", False: f"DAMAGED: {item['damage']}"}[item["sound"]]
@@ -97,7 +85,7 @@ def main(request: CheckpointsRequest) -> int:
     if request.as_json:
         tell(json.dumps(found, indent=2))
     elif found:
-        tell(table(found))
+        tell(aligned([COLUMNS, *map(_row, found)], to_the_right=NUMBERS))
     if not found:
         print(f"no checkpoints in {request.target}", file=sys.stderr)
     damaged = [Path(item["path"]).name for item in found if item["sound"] is False]

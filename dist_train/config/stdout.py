@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Collection, Sequence
 
 
 def tell(text: str, code: int = 2) -> None:
@@ -25,6 +26,18 @@ def tell(text: str, code: int = 2) -> None:
         drop()
         print(f"cannot write to stdout: {error.strerror}", file=sys.stderr)
         sys.exit(code)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, to_the_right: Collection[str] = ()) -> str:
+    """A table whose columns have two blanks between them; the first row is its head.
+
+    Args:
+        to_the_right: names of columns that hold numbers.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [">" if name in to_the_right else "<" for name in rows[0]]
+    lines = ("  ".join(f"{c:{side}{w}}" for c, side, w in zip(row, sides, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def drop() -> None:

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
 _TRUST = "Let the run's own config run code of others, from now on: it says which if it has to be asked for."
-DASHES_AND_UNDERSCORES = {"token_normalize_func": lambda word: word.replace("_", "-")}
-"""For click: `--nproc_per_node` and `--nproc-per-node` are the same, as torchrun has it."""
 
 
-class OverridesLast(click.Command):
-    """Tells a mistyped flag among the arguments from a config."""
+class _Command(click.Command):
+    """Names the nearest option where one is mistyped."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -28,6 +26,19 @@ class OverridesLast(click.Command):
         except click.NoSuchOption as error:
             near = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
             raise click.UsageError(f"no option {error.option_name}.{near}", ctx) from None
+
+
+def launch_command(*, epilog: str | None = None, options_last: bool = False) -> Callable[[Any], click.Command]:
+    """A command whose options are also read with underscores, `--nproc_per_node`, as torchrun has it.
+
+    Args:
+        options_last: whatever follows the first argument is an argument too.
+    """
+    settings = {
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+        "allow_interspersed_args": not options_last,
+    }
+    return click.command(cls=_Command, context_settings=settings, epilog=epilog)
 
 
 def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:

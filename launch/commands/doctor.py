@@ -10,10 +10,9 @@ import click
 
 from dist_train.config.stdout import tell
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     existing_config,
     json_option,
+    launch_command,
     load,
     split_config,
     trust_option,
@@ -21,7 +20,7 @@ from launch.commands.common import (
 from launch.console import mark, say
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks to start. auto: as a training would.")
 @trust_option

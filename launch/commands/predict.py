@@ -7,17 +7,16 @@ import click
 from dist_train.config.requests import PredictRequest, to_arguments
 from dist_train.errors import UserError
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     become,
     is_override,
     json_option,
+    launch_command,
     load_recorded,
     trust_option,
 )
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False))
 @click.argument("words", nargs=-1, required=True, metavar="IMAGE...|FOLDER [a.b=c]...")
 @trust_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.problems import printable
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.rundir.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
@@ -32,7 +32,7 @@ def command(root: str, as_json: bool) -> None:
     elif not found:
         say(f"no runs under {root}")
     else:
-        tell(table(rows(found)))
+        tell(aligned(rows(found)))
 
 
 def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
@@ -69,10 +69,3 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     metric = f"{printable(best['metric'])} {best['value']:.4g} at {best['step']:,}" if best else ""
     queued = run["queue"]["text"] if run["queue"] else ""
     return printable(run["name"], 300), run["state"], queued, steps, metric, printable(run["path"], 4096)
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, two blanks between them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)

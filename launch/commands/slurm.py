@@ -11,7 +11,7 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load, remember, trust_option
+from launch.commands.common import json_option, launch_command, load, remember, trust_option
 from launch.console import mark, say
 
 if TYPE_CHECKING:
@@ -27,22 +27,30 @@ An array trains once for each task, in a run directory of its own; `{task}` in a
   dist-train slurm configs/digits.yaml 'seed={task}' --array 0-7"""
 
 
-def _key(name: str, metavar: str, help_text: str) -> Any:
-    return click.option(f"--{name}", metavar=metavar, help=help_text)
+KEYS = {
+    "nodes": ("N", "Nodes."),
+    "gpus-per-node": ("N|TYPE:N", "GPUs, and so ranks, on each."),
+    "cpus-per-task": ("N", "Cores on each."),
+    "mem": ("SIZE", "Memory on each, such as 64G."),
+    "time": ("TIME", "Limit of one start, such as 12:00:00; the job is requeued until the training is done."),
+    "partition": ("NAME", "Where to queue."),
+    "account": ("NAME", "Who pays."),
+    "qos": ("NAME", "Quality of service."),
+    "constraint": ("FEATURES", "What the nodes must have."),
+}
+"""Keys of the config's section `slurm` that are options too: what is given for each, and what it is."""
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+def _keys(command: Any) -> Any:
+    for name, (metavar, text) in reversed(KEYS.items()):
+        command = click.option(f"--{name}", metavar=metavar, help=text)(command)
+    return command
+
+
+@launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
-@_key("nodes", "N", "Nodes.")
-@_key("gpus-per-node", "N|TYPE:N", "GPUs, and so ranks, on each.")
-@_key("cpus-per-task", "N", "Cores on each.")
-@_key("mem", "SIZE", "Memory on each, such as 64G.")
-@_key("time", "TIME", "Limit of one start, such as 12:00:00; the job is requeued until the training is done.")
-@_key("partition", "NAME", "Where to queue.")
-@_key("account", "NAME", "Who pays.")
-@_key("qos", "NAME", "Quality of service.")
-@_key("constraint", "FEATURES", "What the nodes must have.")
-@_key("array", "TASKS", "A run for each task, such as 0-7 or 0-7%2 (two at a time).")
+@_keys
+@click.option("--array", metavar="TASKS", help="A run for each task, such as 0-7 or 0-7%2 (two at a time).")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")

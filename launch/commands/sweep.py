@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     existing_config,
     json_option,
+    launch_command,
     load,
     split_config,
     trust_option,
 )
+from launch.commands.slurm import KEYS, override
 from launch.console import mark, say
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ Values:
 Each point is a run of its own in RUN_ROOT/NAME/sweep-<UTC time>-<4 characters>/, beside table.csv and table.json.
 Ctrl-C, SIGTERM: all running points save and stop; a second one ends everything at once. A sweep in SLURM's queue is
 left alone; dist-train stop SWEEP ends that."""
-SLURM_KEYS = ("nodes", "gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account", "qos", "constraint")
+SLURM_KEYS = tuple(name.replace("-", "_") for name in KEYS)
 
 
 def _slurm_keys(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in reversed(SLURM_KEYS):
+    for name in reversed(KEYS):
         command = click.option(f"--{name}", metavar="VALUE", help="With --slurm, as of dist-train slurm.")(command)
     return command
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+@launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @click.option("--over", multiple=True, metavar="KEY=V,V,...", help="What is varied; see below.")
 @click.option("--list", "listed", type=click.Path(path_type=Path), help="A file of points; see below.")
@@ -92,7 +92,7 @@ def _check(words: Sequence[str], options: Mapping[str, Any]) -> None:
     named = "--resume" if options["resume"] else "--table" if options["table"] else None
     if named and (words or options["over"] or options["listed"]):
         raise UserError(f"{named} takes the sweep's own points: leave CONFIG, overrides, --over and --list out")
-    for flag in ("follow", *(key.replace("-", "_") for key in SLURM_KEYS)):
+    for flag in ("follow", *SLURM_KEYS):
         if options[flag] and not options["slurm"]:
             raise UserError(f"--{flag.replace('_', '-')} is for a sweep in SLURM's queue: add --slurm")
 
@@ -255,10 +255,7 @@ def train_flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def _slurm_overrides(options: Mapping[str, Any]) -> list[str]:
-    from launch.commands.slurm import override
-
-    given = {key.replace("-", "_"): options[key.replace("-", "_")] for key in SLURM_KEYS}
-    return [override(key, value) for key, value in given.items() if value is not None]
+    return [override(key, options[key]) for key in SLURM_KEYS if options[key] is not None]
 
 
 def _print_plan(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> int:
@@ -284,7 +281,6 @@ def near(folder: Path) -> str:
 def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
     """The table as it is now, on stdout and in its files."""
     from dist_train.rundir.strict_json import to_json
-    from launch.commands.runs import table as aligned
     from launch.sweep import table
 
     rows = table.look(sweep)

@@ -10,10 +10,9 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     existing_config,
     json_option,
+    launch_command,
     load,
     program_for,
     remember,
@@ -45,7 +44,7 @@ Ctrl-C, SIGTERM: save and stop; a second one ends everything at once.
 SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+@launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @launch_flags
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")

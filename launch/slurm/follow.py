@@ -1,9 +1,9 @@
 """`--follow`: a job's log as it grows, and its state when that changes, until the job is over."""
 
-import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from dist_train.errors import ExitCode
@@ -22,8 +22,7 @@ _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 def follow(submitted: SubmittedJob) -> int:
     """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
     try:
-        with Tail(Path(submitted.log)) as log:
-            return _until_its_end(submitted, log)
+        return _until_its_end(submitted, Tail(Path(submitted.log)))
     except KeyboardInterrupt:
         say(f"\njob {submitted.job} goes on. To stop it: dist-train stop {submitted.run_dir}")
         return ExitCode.INTERRUPTED
@@ -68,22 +67,13 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
-
-    def __enter__(self) -> "Tail":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        self._shown = 0
 
     def show(self) -> None:
         """Prints what has come since the last call."""
-        if self._file is None:
-            try:
-                self._file = os.open(self._path, os.O_RDONLY)
-            except OSError:  # the job has not begun
-                return
-        while chunk := os.read(self._file, 65_536):
-            sys.stdout.buffer.write(chunk)
+        with suppress(FileNotFoundError), self._path.open("rb") as file:  # there is none before the job has begun
+            file.seek(self._shown)
+            while chunk := file.read(65_536):
+                sys.stdout.buffer.write(chunk)
+            self._shown = file.tell()
         sys.stdout.flush()

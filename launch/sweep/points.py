@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from dist_train.config.problems import ConfigError, Problem, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
+from dist_train.config.types import RunName
 from dist_train.errors import UserError
 from launch.diagnosis.formatting import ranges
 from launch.sweep.listed import Entry, read_list
@@ -34,7 +37,9 @@ _OPEN, _CLOSE, _QUOTES = "[{", "]}", "\"'"
 class Point:
     """One run of a sweep."""
 
-    name: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: RunName
     """`003-lr0.3-seed1`: its number and what it varies. Its folder's name, by the rule for run names."""
     overrides: Mapping[str, str]
     """Key path and value as given, for what this point varies."""

@@ -16,19 +16,19 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from dist_train.config.types import RUN_NAME
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.layout import new_run_dir
-from dist_train.rundir.records import is_process, read_json, write_json
+from dist_train.rundir.records import is_process, read_json, read_object, write_json
 from launch.plan import run_choice
 from launch.processes import is_alive, myself
 from launch.sweep.points import Point
@@ -36,16 +36,28 @@ from launch.sweep.points import Point
 _FILE, _LOCK = "sweep.json", ".lock"
 
 
+def _in_one_line(value: Path | str) -> Path | str:
+    """The file may come from anybody, and this is shown in a terminal."""
+    if not str(value).isprintable():
+        raise ValueError("control characters")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_in_one_line)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What sweep.json says, and where it lies."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     folder: Path
-    config: str
+    config: Line
     """The file it was drawn from, for people; each point has its own."""
-    cwd: Path
+    cwd: Annotated[Path, AfterValidator(_in_one_line)]
     """Where the command was given: relative paths in the configs begin there."""
-    metric: str
+    metric: Line
     better: Literal["max", "min"]
     points: tuple[Point, ...]
 
@@ -68,6 +80,9 @@ class Sweep:
     def train_words(self, point: Point) -> tuple[str, ...]:
         """For `dist-train train`: this point, from the beginning or from where it is."""
         return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)), "--trust")  # it was looked at before
+
+
+_SWEEP = TypeAdapter(Sweep)
 
 
 def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
@@ -127,27 +142,10 @@ def read(folder: Path) -> Sweep:
     Raises:
         UserError: when there is none.
     """
-    record = read_json(folder / _FILE)
-    if not _is_record(record):
-        raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it")
-    points = tuple(Point(**point) for point in record["points"])
-    return Sweep(**{**record, "folder": folder.resolve(), "cwd": Path(record["cwd"]), "points": points})
-
-
-def _is_record(record: Any) -> bool:
-    """Whether it could be what `create` wrote; a point's name is a folder's."""
-    if not isinstance(record, dict) or record.keys() != {"config", "cwd", "metric", "better", "points"}:
-        return False
-    texts = all(isinstance(value, str) and value.isprintable() for key, value in record.items() if key != "points")
-    return texts and isinstance(record["points"], list) and all(map(_is_point, record["points"]))
-
-
-def _is_point(point: Any) -> bool:
-    if not isinstance(point, dict) or point.keys() != {field.name for field in fields(Point)}:
-        return False
-    named = isinstance(point["name"], str) and re.fullmatch(RUN_NAME, point["name"]) is not None
-    overrides = point["overrides"]
-    return named and isinstance(overrides, dict) and all(isinstance(value, str) for value in overrides.values())
+    try:
+        return _SWEEP.validate_python({**read_object(folder / _FILE), "folder": folder.resolve()})
+    except ValidationError:
+        raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it") from None
 
 
 @contextlib.contextmanager
