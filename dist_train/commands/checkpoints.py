@@ -16,7 +16,7 @@ COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")
 
 
-def describe(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
+def describe_checkpoint(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
     """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how.
 
     Args:
@@ -60,7 +60,7 @@ def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
     """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
     alone = is_checkpoint(target) or step_of(target) >= 0
     paths = [target] if alone else CheckpointStore(target / "checkpoints").all()[::-1]
-    found = [describe(path, thoroughly, by_name=not alone) for path in paths]
+    found = [describe_checkpoint(path, thoroughly, by_name=not alone) for path in paths]
     best = next((item["best_step"] for item in reversed(found) if item["bytes"]), None)
     for item in found:
         item["best"] = item["step"] == best

@@ -35,7 +35,7 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
     Raises:
         UserError: when there is none, or it would import what the user does not know.
     """
-    found = recorded.read(target, overrides)
+    found = recorded.read_recorded(target, overrides)
     if found is None:
         raise UserError(
             f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"

@@ -65,7 +65,7 @@ def main(request: ReplayRequest) -> int:
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class ReplayOutcome:
     """What came out of a replay; complete on rank 0 alone.
 
     Attributes:
@@ -134,7 +134,7 @@ def _ranks(number: int) -> str:
 # ---------------------------------------------------------------- the replay
 
 
-def _replay(request: ReplayRequest) -> Outcome:
+def _replay(request: ReplayRequest) -> ReplayOutcome:
     config = config_of_run(Path(request.run), trusts=request.trust)
     ranks, microbatches = Ranks.from_environment(), config.batch.microbatches
     if not isinstance(microbatches, int):
@@ -167,7 +167,7 @@ def _compute(
     recording: Recording,
     due: "Window",
     group: ProcessGroup,
-) -> Outcome:
+) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
     resumed = _hand_on(recording.found, group)
     state = learner.restore(resumed) if resumed else TrainState()
@@ -191,7 +191,7 @@ def _compute(
         ended = str(error)
     finally:
         run.parallel.close()
-    return Outcome(
+    return ReplayOutcome(
         run_dir=Path(request.run),
         recording=recording,
         comparison=comparison,

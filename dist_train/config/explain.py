@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dist_train.config import shape
 from dist_train.config.problems import Problem, did_you_mean, nearest, shown
-from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+from dist_train.config.tree import KeyPath, Location, Tree, problem_at
 
 _OTHER_NAMES = {
     "epochs": "train.duration", "max_epochs": "train.duration", "num_epochs": "train.duration",
@@ -28,7 +28,7 @@ _OWN_MESSAGES = {
 _WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
 
 
-def explain(error: ValidationError, tree: Tree) -> list[Problem]:
+def explain_errors(error: ValidationError, tree: Tree) -> list[Problem]:
     """The problems of a config, one for each key path.
 
     Args:
@@ -89,13 +89,13 @@ def _at(tree: Tree, path: KeyPath) -> Tree | None:
     return at
 
 
-def _key_place(tree: Tree, path: KeyPath) -> Place:
+def _key_place(tree: Tree, path: KeyPath) -> Location:
     """Where the key stands, or the nearest one above it."""
     at = _at(tree, path)
     return at.key_place if at else _key_place(tree, path[:-1])
 
 
-def _value_place(tree: Tree, path: KeyPath) -> Place:
+def _value_place(tree: Tree, path: KeyPath) -> Location:
     """Where the value stands; for a section that is its key."""
     at = _at(tree, path)
     return at.place if at and not isinstance(at.value, dict) else _key_place(tree, path)
@@ -152,7 +152,7 @@ def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
 
 
 def _wanted(node: shape.Node) -> str:
-    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.words(node)
+    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.in_words(node)
 
 
 def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
@@ -165,7 +165,7 @@ def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
     if not node:
         return f"{item['msg'][:1].lower()}{item['msg'][1:]}, not {shown(value)}"
     near = did_you_mean(value, _fixed_values(node)) if isinstance(value, str) else ""
-    return f"must be {shape.words(node)}, not {shown(value)}{near or _hint(value, node)}"
+    return f"must be {shape.in_words(node)}, not {shown(value)}{near or _hint(value, node)}"
 
 
 def _fixed_values(node: shape.Node) -> list[str]:

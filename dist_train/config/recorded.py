@@ -41,11 +41,11 @@ class Recorded:
             UserError: (exit 2) when something would.
         """
         asked = trust.of_recorded(self.alone, self.config, job=job)
-        trust.check(asked, f"the config of {self.source}", given=given, note=note)
+        trust.require(asked, f"the config of {self.source}", given=given, note=note)
         return self.config
 
 
-def read(target: Path, overrides: Sequence[str] = ()) -> Recorded | None:
+def read_recorded(target: Path, overrides: Sequence[str] = ()) -> Recorded | None:
     """What a run directory or a checkpoint carries; None where it carries none. Imports nothing.
 
     Raises:
@@ -58,7 +58,7 @@ def read(target: Path, overrides: Sequence[str] = ()) -> Recorded | None:
     content = _manifest(target).get("config")
     if content is None:
         above = target.resolve().parents
-        return read(above[1], overrides) if len(above) > 1 and (above[1] / CONFIG).is_file() else None
+        return read_recorded(above[1], overrides) if len(above) > 1 and (above[1] / CONFIG).is_file() else None
     where = str(target / MANIFEST)
     alone = _told(where, (), lambda: load_plain(content, where))
     return Recorded(
@@ -72,7 +72,7 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
     """What a run's config.yaml says.
 
     Raises:
-        UserError: as `read` does.
+        UserError: as `read_recorded` does.
     """
     alone = _told(str(path), (), lambda: load(path, recorded=True))
     whole = _told(str(path), overrides, lambda: load(path, overrides, recorded=True)) if overrides else alone

@@ -98,7 +98,7 @@ def choices(node: Node) -> str:
     return alternatives(words)
 
 
-def words(node: Node) -> str:
+def in_words(node: Node) -> str:
     """What a value may be: `a whole number of 1 or more, or auto`."""
     if is_component(node):
         return "a section with a name"
@@ -125,7 +125,7 @@ def _option_words(node: Node) -> str:
 def _list_words(node: Node) -> str:
     least, most = node.get("minItems"), node.get("maxItems")
     length = f" of {least}" if least and least == most else " of 1 or more" if least else ""
-    items = f"a {choices(node['items'])} section" if is_component(node["items"]) else words(node["items"])
+    items = f"a {choices(node['items'])} section" if is_component(node["items"]) else in_words(node["items"])
     return f"a list{length} of texts" if items == "text" else f"a list{length}, each {items}"
 
 

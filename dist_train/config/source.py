@@ -20,12 +20,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dist_train.config.explain import explain
+from dist_train.config.explain import explain_errors
 from dist_train.config.overrides import Override, apply, parse_override
 from dist_train.config.problems import ConfigError, Problem, did_you_mean, shown
 from dist_train.config.schema import RunConfig
-from dist_train.config.tree import Place, Tree, merge, name_components, problem_at
-from dist_train.config.yaml12 import Unreadable, from_plain, parse
+from dist_train.config.tree import Location, Tree, merge, name_components, problem_at
+from dist_train.config.yaml12 import Unreadable, from_plain, parse_yaml
 
 MAX_BYTES = 256 * 1024
 MAX_FILES = 64
@@ -45,7 +45,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = Fa
     path = Path(path)
     problems: list[Problem] = []
     files = _Files(problems, recorded)
-    tree = files.read(path, Place((0, 0, 0), str(path)), ())
+    tree = files.read(path, Location((0, 0, 0), str(path)), ())
     return _with_overrides(str(path), tree, overrides, problems)
 
 
@@ -61,7 +61,7 @@ def load_plain(content: Any, where: str, overrides: Sequence[str] = ()) -> RunCo
     """
     problems: list[Problem] = []
     try:
-        tree = from_plain(content, Place((0, 0, 0), where), problems)
+        tree = from_plain(content, Location((0, 0, 0), where), problems)
     except Unreadable as error:
         raise ConfigError(where, [error.problem]) from None
     if not isinstance(tree.value, dict):
@@ -84,7 +84,7 @@ def _validated(path: str, tree: Tree, overrides: Sequence[Override], problems: l
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
         known = [problem.key for problem in problems]  # a value that could not be read is null by now: that is no news
-        problems += [problem for problem in explain(error, tree) if not _is_below(problem.key, known)]
+        problems += [problem for problem in explain_errors(error, tree) if not _is_below(problem.key, known)]
     if problems or config is None:
         raise ConfigError(path, problems)
     return config
@@ -100,7 +100,7 @@ class _Files:
     recorded: bool = False
     opened: int = field(default=0, init=False)
 
-    def read(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> Tree | None:
+    def read(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> Tree | None:
         """The tree of a file on top of those it extends; None where it cannot be had, with the problem added.
 
         Args:
@@ -114,7 +114,7 @@ class _Files:
             return None
         return self._extended(tree, path, (*chain, real))
 
-    def _alone(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
+    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
         """The tree of one file, and the file's real path."""
         key = ("extends",) if chain else ()
         order = self.opened
@@ -127,7 +127,7 @@ class _Files:
         if real in chain:
             loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
             raise Unreadable(problem_at(asked, key, f"files that extend each other in a circle: {loop}"))
-        tree = parse(text, source, self.problems)
+        tree = parse_yaml(text, source, self.problems)
         if not isinstance(tree.value, dict):
             raise Unreadable(problem_at(tree.place, (), _not_a_mapping(tree.value)))
         return tree, real
@@ -154,8 +154,8 @@ class _Files:
         return None
 
 
-def _place(name: str, order: int, line: int, column: int) -> Place:
-    return Place((order, line, column), f"{name}:{line}:{column}")
+def _place(name: str, order: int, line: int, column: int) -> Location:
+    return Location((order, line, column), f"{name}:{line}:{column}")
 
 
 def _not_a_mapping(value: object) -> str:
@@ -165,7 +165,7 @@ def _not_a_mapping(value: object) -> str:
     return f"a config is a mapping of `key: value` lines, and this is {kind}"
 
 
-def _text(path: Path, asked: Place, source: partial[Place], key: tuple[str, ...]) -> str:
+def _text(path: Path, asked: Location, source: partial[Location], key: tuple[str, ...]) -> str:
     """The text of a file; a byte order mark is taken off.
 
     Raises:

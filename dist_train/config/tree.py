@@ -9,7 +9,7 @@ from dist_train.config.schema import RunConfig
 KeyPath = tuple[str | int, ...]
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where something stands; places sort by file, line and column, then the command line."""
 
     order: tuple[int, ...]
@@ -22,8 +22,8 @@ class Tree:
 
     value: Any
     """dict[str, Tree], list[Tree], str, int, float, bool or None."""
-    place: Place
-    key_place: Place
+    place: Location
+    key_place: Location
 
     def plain(self) -> Any:
         """The value without its places."""
@@ -41,7 +41,7 @@ class Tree:
         return self.value[key] if is_index else None
 
 
-def problem_at(place: Place, key: KeyPath, message: str) -> Problem:
+def problem_at(place: Location, key: KeyPath, message: str) -> Problem:
     return Problem(where=place.text, key=".".join(map(str, key)), message=message, order=place.order)
 
 
@@ -52,7 +52,7 @@ _DEFAULT_NAMES: dict[str, str | None] = {
 """The sections that are components, with the name that stands for one that is not named; data and model have none."""
 
 
-def is_component(path: KeyPath) -> bool:
+def is_component_path(path: KeyPath) -> bool:
     """Whether a section with a name of its own is expected at `path`."""
     return (len(path) == 1 and path[0] in _DEFAULT_NAMES) or (len(path) == 2 and path[0] == "augment")
 
@@ -75,7 +75,11 @@ def merge(parent: Tree, child: Tree, path: KeyPath = ()) -> Tree:
     """`child` on top of `parent`, neither of them changed: mappings key by key, all else replaces."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
-    if is_component(path) and component_name(parent, path) != component_name(child, path) and "name" in child.value:
+    if (
+        is_component_path(path)
+        and component_name(parent, path) != component_name(child, path)
+        and "name" in child.value
+    ):
         return child
     entries = dict(parent.value)
     for key, tree in child.value.items():

@@ -79,7 +79,7 @@ def of_recorded(recorded: RunConfig, whole: RunConfig, *, job: bool = False) -> 
     return [power for power in powers(recorded, job=job) if (power.where, power.what) in theirs]
 
 
-def check(asked: list[Power], source: str, *, given: bool, note: Note) -> None:
+def require(asked: list[Power], source: str, *, given: bool, note: Note) -> None:
     """Lets what came from elsewhere through, or not.
 
     Args:

@@ -19,7 +19,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from dist_train.config.problems import Problem, printable
-from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+from dist_train.config.tree import KeyPath, Location, Tree, problem_at
 
 MAX_DEPTH = 32
 MAX_NODES = 5_000
@@ -126,7 +126,7 @@ def _advice(error: yaml.MarkedYAMLError) -> str:
     return next((advice for part, advice in _ADVICE.items() if part in said), f"not YAML: {printable(said, 200)}")
 
 
-def parse(text: str, source: Callable[[int, int], Place], problems: list[Problem], key: KeyPath = ()) -> Tree:
+def parse_yaml(text: str, source: Callable[[int, int], Location], problems: list[Problem], key: KeyPath = ()) -> Tree:
     """The tree of a text with one YAML document.
 
     Args:
@@ -172,11 +172,11 @@ def _document(composer: _Composer) -> yaml.Node | None:
 
 @dataclass
 class _Builder:
-    source: Callable[[int, int], Place]
+    source: Callable[[int, int], Location]
     problems: list[Problem]
     built: int = field(default=0, init=False)
 
-    def tree(self, node: yaml.Node, key: KeyPath, key_place: Place, depth: int) -> Tree:
+    def tree(self, node: yaml.Node, key: KeyPath, key_place: Location, depth: int) -> Tree:
         place = self._place(node)
         self.built += 1
         if self.built > MAX_NODES or depth > MAX_DEPTH:  # an alias may hold aliases, or itself
@@ -189,7 +189,7 @@ class _Builder:
             value = self._scalar(node, key)
         return Tree(value, place, key_place)
 
-    def _place(self, node: yaml.Node) -> Place:
+    def _place(self, node: yaml.Node) -> Location:
         return self.source(node.start_mark.line + 1, node.start_mark.column + 1)
 
     def _add(self, node: yaml.Node, key: KeyPath, message: str) -> None:
@@ -260,7 +260,7 @@ class _Builder:
         return node.value
 
 
-def from_plain(value: Any, place: Place, problems: list[Problem], key: KeyPath = ()) -> Tree:
+def from_plain(value: Any, place: Location, problems: list[Problem], key: KeyPath = ()) -> Tree:
     """The tree of a value from JSON, with the limits that a document has.
 
     Raises:

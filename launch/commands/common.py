@@ -97,15 +97,15 @@ def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
         UserError: with all its problems.
     """
     from dist_train.config.problems import ConfigError
-    from dist_train.config.source import load as load_config
+    from dist_train.config.source import load
 
     try:
-        return load_config(config, overrides)
+        return load(config, overrides)
     except ConfigError as error:
         raise UserError(str(error)) from None
 
 
-def load(
+def load_trusted(
     config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
 ) -> "RunConfig":
     """The validated config. One that came with a run, and would run code that the user does not know, needs `trust`.
@@ -157,7 +157,7 @@ def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "Run
                 f"{word!r} is no override that a saved model can be evaluated with; these begin with "
                 f"{', '.join(f'{name}.' for name in OF_EVALUATION)}: data.root=/elsewhere"
             )
-    found = recorded.read(Path(target), overrides)
+    found = recorded.read_recorded(Path(target), overrides)
     if found is None:
         raise UserError(
             f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
@@ -165,7 +165,7 @@ def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "Run
     return found.trusted(trust, say)
 
 
-def remember(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
+def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
     """That the user runs these: so that the runs may be copied and moved."""
     from dist_train.config import trust
 

@@ -13,7 +13,7 @@ from launch.commands.common import (
     existing_config,
     json_option,
     launch_command,
-    load,
+    load_trusted,
     split_config,
     trust_option,
 )
@@ -32,15 +32,15 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
     each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
     """
-    from launch.doctor.examine import Target, examine, is_well, standard_config
+    from launch.doctor.examine import Subject, examine, is_well, standard_config
     from launch.doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
-    config: Any = load(existing_config(config_path), overrides, trust=trust) if words else standard_config()
-    target = Target(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
+    config: Any = load_trusted(existing_config(config_path), overrides, trust=trust) if words else standard_config()
+    subject = Subject(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
     found = []
     try:
-        for finding in examine(target):
+        for finding in examine(subject):
             found.append(finding)
             if not as_json:
                 finding.show()

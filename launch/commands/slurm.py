@@ -11,7 +11,7 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
-from launch.commands.common import json_option, launch_command, load, remember, trust_option
+from launch.commands.common import json_option, launch_command, load_trusted, remember_configs, trust_option
 from launch.console import mark, say
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _keys(command: Any) -> Any:
 @json_option("A JSON list of the jobs on stdout, in place of the job's id.")
 def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, **options: Any) -> None:
     """Submit CONFIG as a SLURM job that comes back after time limits, preemptions and lost nodes."""
-    script, runs = prepare(words, **options)
+    script, runs = plan_job(words, **options)
     if follow and None not in runs:
         raise UserError("--follow follows one job; how the tasks of an array are doing: dist-train runs")
     from launch.slurm import submission
@@ -74,7 +74,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         tell(render(script))
         return
     records = submission.submit(script, runs)
-    remember((run.config for run in runs.values()), job=True)
+    remember_configs((run.config for run in runs.values()), job=True)
     tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
     _tell(script, records)
     if follow:
@@ -83,7 +83,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         sys.exit(follow_job(records[0]))
 
 
-def prepare(
+def plan_job(
     words: tuple[str, ...],
     run_dir: str | None,
     resume: str | None,
@@ -107,7 +107,7 @@ def prepare(
         options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
     path, overrides, of_run = find_config(words, resume, run_dir)
     overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
-    config = load(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
+    config = load_trusted(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
     numbers, at_once = _tasks(config.slurm.array)
     choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
@@ -118,11 +118,11 @@ def prepare(
     runs: dict[int | None, Training] = {}
     for task in numbers:
         words_of_task = [word.replace("{task}", str(task)) for word in overrides]
-        own = config if task is None else load(path, words_of_task, of_run, trust=trust, job=True)
+        own = config if task is None else load_trusted(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Training(config=own, folder=place, options=tuple(options))
         foreign_files.refuse(place, trusted=trust)
-        submission.check(runs[task], config.slurm)
+        submission.check_startable(runs[task], config.slurm)
     return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
 
 

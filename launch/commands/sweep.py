@@ -13,7 +13,7 @@ from launch.commands.common import (
     existing_config,
     json_option,
     launch_command,
-    load,
+    load_trusted,
     split_config,
     trust_option,
 )
@@ -77,12 +77,12 @@ def command(words: tuple[str, ...], **options: Any) -> None:
     from launch.sweep import store
 
     if options["table"]:
-        _show(store.read(options["table"]), options)
+        _show(store.read_sweep(options["table"]), options)
         sys.exit(ExitCode.DONE)
     if not options["resume"]:
         sys.exit(_begin(words, options))
-    sweep = store.read(options["resume"])
-    with store.owning(sweep, leads=not options["slurm"]):
+    sweep = store.read_sweep(options["resume"])
+    with store.locked(sweep, leads=not options["slurm"]):
         sys.exit(_go_on(sweep, options))
 
 
@@ -107,7 +107,7 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
     if not options["over"] and not options["listed"]:
         raise UserError("what is to be varied? --over optimizer.lr=0.1,0.3, or --list FILE")
     if recorded.is_recorded(Path(path)):
-        load(path, base, trust=options["trust"], job=options["slurm"])
+        load_trusted(path, base, trust=options["trust"], job=options["slurm"])
     points, drawn = draw(path, [*base, *_slurm_overrides(options)], options["over"], options["listed"])
     sweep = store.lay_out(path, points, drawn)
     configs = {point.name: store.grouped(each, sweep) for point, each in zip(points, drawn, strict=True)}
@@ -117,11 +117,11 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
     store.create(sweep, configs)
     _remember(sweep, configs, options)
     say(f"sweep  {sweep.folder}  {len(points)} points")
-    with store.owning(sweep, leads=not options["slurm"]):
+    with store.locked(sweep, leads=not options["slurm"]):
         try:
             return start()
         except UserError:  # sbatch refuses: nothing of it has run
-            store.remove(sweep)
+            store.remove_unstarted(sweep)
             raise
 
 
@@ -136,7 +136,7 @@ def _remember(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) ->
 def _go_on(sweep: "Sweep", options: Mapping[str, Any]) -> int:
     from launch.sweep import table
 
-    rows = table.look(sweep)
+    rows = table.read_table(sweep)
     busy = {row.point.name for row in rows if _is_busy(sweep, row)}
     todo = {row.point.name for row in rows if row.state != table.DONE} - busy
     if busy:
@@ -157,7 +157,7 @@ def _trusted(sweep: "Sweep", points: "Sequence[Point]", overrides: list[str], op
     from launch.plan import foreign_files
 
     def let_through(asked: list[trust.Power]) -> None:
-        trust.check(asked, f"the sweep {near(sweep.folder)}", given=options["trust"], note=say)
+        trust.require(asked, f"the sweep {as_typed(sweep.folder)}", given=options["trust"], note=say)
 
     if sweep.cwd != Path.cwd():
         let_through([_place(sweep)])
@@ -202,7 +202,7 @@ def _array(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> An
     from launch.sweep import array
 
     ranks = ["--nproc-per-node", options["nproc_per_node"]] if options["nproc_per_node"] else []
-    return array.prepare(sweep, configs, options["jobs"], [*train_flags(options), *ranks])
+    return array.plan_array(sweep, configs, options["jobs"], [*train_flags(options), *ranks])
 
 
 def _share(configs: "Configs", options: Mapping[str, Any]) -> "Share":
@@ -217,10 +217,10 @@ def _run(sweep: "Sweep", configs: "Configs", share: "Share", options: Mapping[st
     from launch.sweep import local
 
     points = [point for point in sweep.points if point.name in configs]
-    code = local.run(sweep, points, share, train_flags(options))
+    code = local.run_points(sweep, points, share, train_flags(options))
     _show(sweep, options)
     if code != ExitCode.DONE:
-        say(f"to go on with what is not done: dist-train sweep --resume {near(sweep.folder)}")
+        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)}")
     return code
 
 
@@ -235,16 +235,16 @@ def _submit(sweep: "Sweep", script: Any, runs: Any, options: Mapping[str, Any]) 
     say(f"  logs  {script.logs}/{job}_TASK.log")
     try:
         if options["follow"]:
-            array.follow(sweep, [record.job for record in records])
+            array.follow_tasks(sweep, [record.job for record in records])
     except KeyboardInterrupt:
-        say(f"\njob {job} goes on. Its table: dist-train sweep --table {near(sweep.folder)}")
+        say(f"\njob {job} goes on. Its table: dist-train sweep --table {as_typed(sweep.folder)}")
         return ExitCode.INTERRUPTED
     rows = _show(sweep, options)
     if all(row.state == table.DONE for row in rows):
         return ExitCode.DONE
     flag = "--resume" if options["follow"] else "--table"
     doing = "to go on with what is not done" if options["follow"] else "how it is doing"
-    say(f"{doing}: dist-train sweep {flag} {near(sweep.folder)}{' --slurm' * options['follow']}")
+    say(f"{doing}: dist-train sweep {flag} {as_typed(sweep.folder)}{' --slurm' * options['follow']}")
     return ExitCode.USER_CODE if options["follow"] else ExitCode.DONE
 
 
@@ -264,16 +264,16 @@ def _print_plan(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) 
 
         tell(render(_array(sweep, configs, options)[0]))
         return ExitCode.DONE
-    from launch.sweep.points import words
+    from launch.sweep.points import as_arguments
 
     for point in sweep.points:
         if point.name in configs:
-            tell(f"{point.name}  {' '.join(words(point.overrides))}")
+            tell(f"{point.name}  {' '.join(as_arguments(point.overrides))}")
     say(f"{len(configs)} points; nothing was started, nothing was written")
     return ExitCode.DONE
 
 
-def near(folder: Path) -> str:
+def as_typed(folder: Path) -> str:
     """The folder as one would type it."""
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
@@ -283,8 +283,8 @@ def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
     from dist_train.rundir.strict_json import to_json
     from launch.sweep import table
 
-    rows = table.look(sweep)
-    table.write(sweep, rows)
+    rows = table.read_table(sweep)
+    table.write_table(sweep, rows)
     records = table.as_records(sweep, rows)
     as_json = to_json(records, indent=2) + "\n"
     tell(as_json if options["as_json"] else aligned(table.cells(sweep, rows)))

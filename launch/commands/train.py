@@ -13,9 +13,9 @@ from launch.commands.common import (
     existing_config,
     json_option,
     launch_command,
-    load,
+    load_trusted,
     program_for,
-    remember,
+    remember_configs,
     split_config,
     trust_option,
 )
@@ -66,14 +66,14 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     code = _in_allocation(words, dry_run, **options)
     if code is not None:
         sys.exit(code)
-    config_path, config, plan, note = prepare(words, **options)
+    config_path, config, plan, note = plan_training(words, **options)
     if dry_run:
         from launch.plan.dry_run import show
 
         sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
     from launch.plan import foreign_files
 
-    remember([config])
+    remember_configs([config])
     foreign_files.remember(plan.folder)
     if preflight:
         from launch.doctor import examine
@@ -106,14 +106,14 @@ def _in_allocation(
     from launch.slurm import start
 
     def folder() -> Path:
-        config = load(*find_config(words, resume, run_dir), trust=trust)
+        config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
         wish = run_choice.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
         return run_choice.choose(config, wish).folder
 
     return start.everywhere(flags, folder, dry_run=dry_run)
 
 
-def prepare(
+def plan_training(
     words: tuple[str, ...],
     run_dir: str | None,
     resume: str | None,
@@ -127,7 +127,7 @@ def prepare(
         UserError: when it cannot be done.
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
-    config = load(config_path, overrides, of_run, trust=trust)
+    config = load_trusted(config_path, overrides, of_run, trust=trust)
     from launch.plan import count_nodes, foreign_files, host, make_plan, run_choice
     from launch.plan.flags import Flags
 

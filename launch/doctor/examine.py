@@ -16,7 +16,7 @@ from launch.slurm.place import without_job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Subject:
     """What is examined: a config, its file where there is one, and the number of ranks."""
 
     config: Any
@@ -25,7 +25,7 @@ class Target:
     nproc_per_node: str | None = None
 
 
-def examine(target: Target) -> Iterator[Finding]:
+def examine(subject: Subject) -> Iterator[Finding]:
     """Every finding as it comes. Ranks are started last, and not where torch or the plan already fails.
 
     Raises:
@@ -34,19 +34,19 @@ def examine(target: Target) -> Iterator[Finding]:
     here, scheduler = _look(os.environ)
     yield from [scheduler] if scheduler else []
     torch = software.ask_torch()
-    works = software.versions(torch)
+    works = software.check_versions(torch)
     yield works
     if works.level == "problem":
         torch = {}
     else:
         yield from _torch(torch, here)
-    plan, refused = _plan(target, here, seen=len(torch.get("gpus", [])))
+    plan, refused = _plan(subject, here, seen=len(torch.get("gpus", [])))
     yield from [refused] if refused else []
-    yield from _machine(target.config, plan, here)
+    yield from _machine(subject.config, plan, here)
     yield network.port()
     yield network.own_name()
-    yield from _run_directory(target)
-    yield software.tracking(target.config)
+    yield from _run_directory(subject)
+    yield software.tracking(subject.config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)
 
@@ -64,12 +64,12 @@ def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
     yield software.backends(torch)
 
 
-def _plan(target: Target, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
+def _plan(subject: Subject, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
     """What is started on this node. Where torch sees no GPU, ranks go to the CPU, so that the rest is examined too."""
-    flags = Flags(nproc_per_node=target.nproc_per_node, standalone=True)
+    flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
     usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), slurm=None)
     try:
-        plan = make_plan(target.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
+        plan = make_plan(subject.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
     except UserError as error:
         return None, problem("plan", str(error))
     return plan, None
@@ -79,7 +79,9 @@ def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[
     count = plan.ranks_per_node if plan else 1
     yield machine.cores(here, ranks=count, threads=plan.threads_per_rank if plan else 1)
     yield machine.numa()
-    yield machine.open_files(world_size=count, backend=plan.backend if plan else "gloo", workers=_known_workers(config))
+    yield machine.open_files_limit(
+        world_size=count, backend=plan.backend if plan else "gloo", workers=_known_workers(config)
+    )
     yield disk.shared_memory(workers=config.loader.workers != 0, nccl=_uses_nccl(plan))
 
 
@@ -92,20 +94,20 @@ def _uses_nccl(plan: LaunchPlan | None) -> bool:
     return plan is not None and plan.backend == "nccl" and plan.ranks_per_node > 1
 
 
-def _run_directory(target: Target) -> Iterator[Finding]:
-    root = Path(target.config.run_root)
+def _run_directory(subject: Subject) -> Iterator[Finding]:
+    root = Path(subject.config.run_root)
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        yield disk.room(root, each=_checkpoint_size(target), kept=target.config.checkpoint.keep + 1)
+        yield disk.room(root, each=_checkpoint_size(subject), kept=subject.config.checkpoint.keep + 1)
 
 
-def _checkpoint_size(target: Target) -> int | None:
-    if target.config_path is None:
+def _checkpoint_size(subject: Subject) -> int | None:
+    if subject.config_path is None:
         return None
     from launch.plan.dry_run import describe
 
-    return describe(target.config, target.config_path, list(target.overrides)).get("state_bytes")
+    return describe(subject.config, subject.config_path, list(subject.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training
@@ -124,7 +126,7 @@ def preflight(config: Any, plan: LaunchPlan) -> None:
 
 def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
     workers = _known_workers(config)
-    yield machine.open_files(world_size=plan.world_size, backend=plan.backend, workers=workers)
+    yield machine.open_files_limit(world_size=plan.world_size, backend=plan.backend, workers=workers)
     yield disk.shared_memory(workers=workers > 0, nccl=_uses_nccl(plan))
     yield network.port(plan)
     yield from [head] if (head := network.head_name(plan)) else []

@@ -44,7 +44,7 @@ def numa(root: Path = Path("/")) -> Finding:
     return ok("NUMA", f"{len(nodes)} node{'s' * (len(nodes) > 1)} ({listed})", nodes=nodes)
 
 
-def open_files(*, world_size: int, backend: str, workers: int) -> Finding:
+def open_files_limit(*, world_size: int, backend: str, workers: int) -> Finding:
     """The limit of open files against what a rank with `workers` loading processes cannot do without."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES + _FILES_PER_RANK[backend] * world_size + _FILES_PER_WORKER * workers

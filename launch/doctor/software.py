@@ -16,7 +16,7 @@ _ANSWER_TIMEOUT_S = 120
 _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 
-def ask(*words: str) -> dict[str, Any]:
+def ask_module(*words: str) -> dict[str, Any]:
     """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
     command, environment = [sys.executable, "-P", "-m", *words], {**os.environ, "PYTHONPATH": search_path()}
     try:
@@ -34,10 +34,10 @@ def ask(*words: str) -> dict[str, Any]:
 
 def ask_torch() -> dict[str, Any]:
     """Versions, devices and backends as torch sees them, or `problem`."""
-    return ask("dist_train.commands.torch_facts")
+    return ask_module("dist_train.commands.torch_facts")
 
 
-def versions(torch: dict[str, Any]) -> Finding:
+def check_versions(torch: dict[str, Any]) -> Finding:
     """What is installed, and whether torch and torchvision can be imported together."""
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     found["torch"] = torch.get("torch", found["torch"])
@@ -84,7 +84,7 @@ def backends(torch: dict[str, Any]) -> Finding:
 
 def tracking(config: Any) -> Finding:
     """What W&B would do. Says whether there are credentials, and never anything of them."""
-    answer = ask("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
+    answer = ask_module("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
     if "problem" in answer:
         text = f"wandb does not answer: {answer['problem']}"
         advice = "the training goes on without it; tracking.wandb.mode=disabled says nothing of it"

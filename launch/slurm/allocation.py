@@ -104,7 +104,7 @@ def srun(allocation: Allocation, nodes: int, command: Sequence[str]) -> list[str
     return ["srun", *tasks, "--overlap", "--kill-on-bad-exit=0", "--wait=300", "--unbuffered", "--input=none", *command]
 
 
-def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
+def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Runs `srun …` to its end and hands signals on; Ctrl-C and SIGTERM too mean: save and stop, twice: at once.
 
     Returns:

@@ -3,7 +3,6 @@
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from dist_train.errors import ExitCode
@@ -43,14 +42,14 @@ def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
             finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
             if finished == 2:
                 log.show()
-                return exit_code(entry, Path(submitted.run_dir))
+                return exit_code_of_job(entry, Path(submitted.run_dir))
             next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_POLL_S[1])
             if finished:
                 next_look = time.monotonic() + QUEUE_POLL_S[0]
         time.sleep(LOG_POLL_S)
 
 
-def exit_code(entry: queue.JobStatus | None, run_dir: Path) -> int:
+def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
     """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
     if entry is None:
         status = state_of(run_dir).get("status")
@@ -71,7 +70,11 @@ class Tail:
 
     def show(self) -> None:
         """Prints what has come since the last call."""
-        with suppress(FileNotFoundError), self._path.open("rb") as file:  # there is none before the job has begun
+        try:
+            file = self._path.open("rb")
+        except OSError:  # the job has not begun
+            return
+        with file:
             file.seek(self._shown)
             while chunk := file.read(65_536):
                 sys.stdout.buffer.write(chunk)

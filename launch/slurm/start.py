@@ -41,7 +41,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         return 0
     path = [home(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return allocation.run(line, {**os.environ, "PYTHONPATH": os.pathsep.join(path)})
+    return allocation.run_srun(line, {**os.environ, "PYTHONPATH": os.pathsep.join(path)})
 
 
 def stays_here(flags: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ def _import_path() -> str | None:
     return None if ours in installed else str(ours)
 
 
-def check(run: Training, slurm: SlurmConfig) -> None:
+def check_startable(run: Training, slurm: SlurmConfig) -> None:
     """What would fail the job at its start, as far as it can be known now.
 
     Raises:

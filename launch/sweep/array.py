@@ -15,7 +15,7 @@ LOOK = (1.0, 10.0)
 """Seconds between two looks at the queue, rising from the first to the last while nothing changes."""
 
 
-def prepare(
+def plan_array(
     sweep: Sweep, configs: Mapping[str, RunConfig], at_once: int | None, options: Sequence[str]
 ) -> tuple[Script, dict[int | None, submission.Training]]:
     """The script, which names no value of any point, and the runs of its tasks. Makes nothing.
@@ -34,19 +34,19 @@ def prepare(
     }
     first = next(iter(configs.values()))
     for run in runs.values():
-        submission.check(run, first.slurm)
+        submission.check_startable(run, first.slurm)
     script = submission.script_of(first.name, first.slurm, runs, sweep.folder, at_once)
     return replace(script, folder=sweep.cwd), runs
 
 
-def follow(sweep: Sweep, jobs: Sequence[str]) -> None:
+def follow_tasks(sweep: Sweep, jobs: Sequence[str]) -> None:
     """Returns when no task is in the queue any more; tells each change on the way."""
     told: dict[str, str] = {}
     over, pause = 0, LOOK[0]
     while over < 2:  # one that is about to be requeued may look finished once
         found = queue.look(jobs)
         over = over + 1 if found is not None and not any(entry.active for entry in found.values()) else 0
-        now = {row.point.name: row.state for row in table.look(sweep)}
+        now = {row.point.name: row.state for row in table.read_table(sweep)}
         changed = {name: state for name, state in now.items() if told.get(name, table.QUEUED) != state}
         for name in sorted(changed):
             say(f"  {name} {changed[name]}")

@@ -92,7 +92,7 @@ def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]
     return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
-def run(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
+def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
     """Runs the points to their end. Returns 0, the code that all failed ones share, or 10; after a signal, that of it.
 
     Args:

@@ -21,7 +21,7 @@ from dist_train.config.source import load
 from dist_train.config.types import RunName
 from dist_train.errors import UserError
 from launch.diagnosis.formatting import ranges
-from launch.sweep.listed import Entry, read_list
+from launch.sweep.listed import ListedPoint, read_list
 
 MOST = 10_000
 """Points of one sweep; more is taken for a mistake."""
@@ -61,7 +61,7 @@ def draw(
     """
     problems: list[Problem] = []
     grid = _grid(over, problems)
-    entries = read_list(listed, problems) if listed else [Entry({}, "command line")]
+    entries = read_list(listed, problems) if listed else [ListedPoint({}, "command line")]
     _keys_once(grid, entries, problems)
     count = len(entries) * math.prod(map(len, grid.values()))
     if count > MOST:
@@ -138,7 +138,7 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _keys_once(grid: Mapping[str, Any], entries: Sequence[Entry], problems: list[Problem]) -> None:
+def _keys_once(grid: Mapping[str, Any], entries: Sequence[ListedPoint], problems: list[Problem]) -> None:
     for entry in entries:
         for key in entry.overrides.keys() & grid.keys():
             problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
@@ -147,12 +147,12 @@ def _keys_once(grid: Mapping[str, Any], entries: Sequence[Entry], problems: list
 # ---------------------------------------------------------------- validation
 
 
-def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list[RunConfig]:
+def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     found: dict[Problem, list[int]] = {}
     for number, entry in enumerate(drawn):
         try:
-            configs.append(load(config, [*base, *words(entry.overrides)]))
+            configs.append(load(config, [*base, *as_arguments(entry.overrides)]))
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(_placed(problem, entry), []).append(number)
@@ -165,12 +165,12 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list
     return configs
 
 
-def words(overrides: Mapping[str, str]) -> list[str]:
+def as_arguments(overrides: Mapping[str, str]) -> list[str]:
     """As the command line has them."""
     return [f"{key}={value}" for key, value in overrides.items()]
 
 
-def _placed(problem: Problem, entry: Entry) -> Problem:
+def _placed(problem: Problem, entry: ListedPoint) -> Problem:
     """A problem of what the list file says is at its place there."""
     own = any(f"{problem.key}.".startswith(f"{key}.") for key in entry.overrides)
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
@@ -203,7 +203,7 @@ def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]
 
 
 def _said(point: Point) -> str:
-    return f"point {int(point.name.partition('-')[0])} ({printable(shlex.join(words(point.overrides)))})"
+    return f"point {int(point.name.partition('-')[0])} ({printable(shlex.join(as_arguments(point.overrides)))})"
 
 
 # ---------------------------------------------------------------- names

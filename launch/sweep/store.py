@@ -126,7 +126,7 @@ def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
         raise UserError(f"cannot make the sweep's folder {sweep.folder}: {error.strerror}") from None
 
 
-def remove(sweep: Sweep) -> None:
+def remove_unstarted(sweep: Sweep) -> None:
     """For a sweep that came to nothing."""
     shutil.rmtree(sweep.folder, ignore_errors=True)
 
@@ -136,7 +136,7 @@ def _record(sweep: Sweep) -> dict[str, Any]:
     return {**kept, "points": [asdict(point) for point in sweep.points]}
 
 
-def read(folder: Path) -> Sweep:
+def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder.
 
     Raises:
@@ -149,7 +149,7 @@ def read(folder: Path) -> Sweep:
 
 
 @contextlib.contextmanager
-def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
+def locked(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
     """Holds the sweep for one command; the kernel lets go of it however this process ends.
 
     Args:

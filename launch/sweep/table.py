@@ -47,7 +47,7 @@ class Row:
         return self.state == DONE and self.best is not None and not math.isnan(self.best)
 
 
-def look(sweep: Sweep) -> list[Row]:
+def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
     found = [run_choice.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
     jobs = add_queue(found)
@@ -167,7 +167,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write(sweep: Sweep, rows: list[Row]) -> None:
+def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
     texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
     for name, text in texts.items():

@@ -133,9 +133,9 @@ def test_a_port_that_is_taken_is_refused(folder):
 
 def test_a_preflight_that_finds_nothing_says_and_leaves_nothing(folder):
     script = (
-        "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import prepare\n"
+        "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import plan_training\n"
         "from launch.doctor.examine import preflight\nfrom launch.plan.flags import Flags\n"
-        "_, config, plan, _ = prepare(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
+        "_, config, plan, _ = plan_training(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
         "**asdict(Flags()))\n"
         "preflight(config, plan)\nassert not {'torch', 'wandb', 'numpy'} & sys.modules.keys()\n"
     )
@@ -162,7 +162,7 @@ def test_room_is_judged_by_the_size_of_a_checkpoint(tmp_path):
 
 def test_open_files_of_this_process():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = machine.open_files(world_size=100_000_000, backend="gloo", workers=0)
+    found = machine.open_files_limit(world_size=100_000_000, backend="gloo", workers=0)
     assert found.level == "problem" or soft == resource.RLIM_INFINITY
     assert (found.facts["soft"], found.facts["hard"]) == (soft, hard)
 
