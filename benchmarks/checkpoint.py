@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.checkpoint.keeper import Checkpoints
+from dist_train.checkpoint.manager import CheckpointManager
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.learner import Learner
@@ -51,9 +51,11 @@ class Bench:
 
     def __init__(self, learner: Learner, folder: Path) -> None:
         self._learner, self._folder = learner, folder
-        self._tensors = [t for part in learner.uncopied(TrainState()).tensor_files().values() for t in part.values()]
+        self._tensors = [
+            t for part in learner.state_tensors(TrainState()).tensor_files().values() for t in part.values()
+        ]
         self._copies = [torch.zeros_like(tensor) for tensor in self._tensors]
-        self._keepers = {way: self._keeper(way) for way in ("background", "foreground")}
+        self._managers = {way: self._manager(way) for way in ("background", "foreground")}
         self._state = TrainState()
         self.durable: list[float] = []
 
@@ -70,19 +72,19 @@ class Bench:
         act()
         seconds = time.perf_counter() - begin
         if way == "background":
-            self._keepers[way].drain()
+            self._managers[way].drain()
             self.durable.append(time.perf_counter() - begin)
         after()
         return seconds
 
     def close(self) -> None:
-        for keeper in self._keepers.values():
-            keeper.close()
+        for manager in self._managers.values():
+            manager.close()
 
-    def _keeper(self, way: str) -> Checkpoints:
+    def _manager(self, way: str) -> CheckpointManager:
         store, facts = CheckpointStore(self._folder / way, keep=2), {"global_batch": 1, "world_size": 1}
-        capture, background = self._learner.uncopied, way == "background"
-        return Checkpoints(store, capture, facts, _fail, lambda state: None, background=background)
+        capture, background = self._learner.state_tensors, way == "background"
+        return CheckpointManager(store, capture, facts, _fail, lambda state: None, background=background)
 
     def _copy(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         def act() -> None:
@@ -92,10 +94,10 @@ class Bench:
         return torch.no_grad()(act), lambda: None
 
     def _background(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        return lambda: self._keepers["background"].save(self._state), lambda: None
+        return lambda: self._managers["background"].save(self._state), lambda: None
 
     def _foreground(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        return lambda: self._keepers["foreground"].save(self._state), lambda: None
+        return lambda: self._managers["foreground"].save(self._state), lambda: None
 
     def _torch_save(self, sync: bool = False) -> tuple[Callable[[], Any], Callable[[], Any]]:
         path = self._folder / "state.pt"

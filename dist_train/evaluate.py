@@ -1,5 +1,5 @@
 """Exact evaluation: the evaluation set is cut into fixed batches by position, each is worked off once by one rank, and
-what comes out are counts and float64 sums. Nothing is padded, dropped or repeated; the figures have the same bits for
+what comes out are counts and float64 sums. Nothing is padded, dropped or repeated; the metrics have the same bits for
 any number of ranks, and for one rank alone.
 """
 
@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
+from dist_train.data.loader import evaluation_batches
 from dist_train.errors import ExitCode, UserError
+from dist_train.learner import autocast
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
@@ -23,13 +26,10 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key
 from dist_train.tasks.base import Task
 
-Batches = Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]]
-"""From batch numbers to those batches."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The figures of one evaluation.
+    """The metrics of one evaluation.
 
     Attributes:
         metrics: flat, by name.
@@ -50,10 +50,22 @@ def own_batches(ranks: Ranks, count: int, mode: str) -> range:
     return share(ranks.rank, busy, count) if ranks.rank < busy else range(0)
 
 
-def evaluate(
+def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
+    """Evaluates `model` on one split, on all ranks together; every rank gets the metrics."""
+
+    def batches(numbers: Sequence[int]) -> Iterator[tuple[int, Microbatch]]:
+        return evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task)
+
+    count, context = -(-len(dataset) // config.eval.batch_size), autocast(config, group.device)
+    return evaluate_batches(
+        model, task, batches, count, group, seed=config.seed, mode=config.eval.mode, autocast=context
+    )
+
+
+def evaluate_batches(
     model: nn.Module,
     task: Task,
-    batches: Batches,
+    batches: Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]],
     count: int,
     group: ProcessGroup,
     *,
@@ -61,7 +73,11 @@ def evaluate(
     mode: str = "sharded",
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Evaluation:
-    """Evaluates `model` on `count` batches, on all ranks together; every rank gets the figures."""
+    """Evaluates `model` on `count` batches, on all ranks together.
+
+    Args:
+        batches: from batch numbers to those batches.
+    """
     sums, own = _Sums(count), own_batches(group.ranks, count, mode)
     done = 0
     beat("evaluate")
@@ -108,7 +124,7 @@ class _Sums:
                     table[number] = value.to("cpu", torch.float64)
             elif name in self._counts:
                 table += self._counts[name].cpu()
-            sums[name] = group.sum_(table).sum(0) if is_float else group.sum_(table)
+            sums[name] = group.all_reduce_host_(table).sum(0) if is_float else group.all_reduce_host_(table)
         return sums
 
     def _layout(self) -> list[tuple[str, torch.Size, bool]]:
@@ -127,23 +143,23 @@ class Evaluating:
 
     def __init__(self, model: nn.Module, seed: int, generators: Generators) -> None:
         self._model, self._seed, self._generators = model, seed, generators
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._buffers = BufferSet(model)
+        self._values = self._buffers.values()
         self._no_grad = torch.no_grad()
 
     def __enter__(self) -> "Evaluating":
-        self._modes = [(module, module.training) for module in self._model.modules()]
-        self._buffers = BufferSet(self._model)
-        self._values = self._buffers.noted()
         self._no_grad.__enter__()
         self._model.eval()
         return self
 
     def begin(self, number: int) -> None:
-        self._buffers.put_back(self._values)
+        self._buffers.restore(self._values)
         self._generators.seed(key(self._seed, "evaluation", number))
 
     def __exit__(self, *exception: Any) -> None:
         self._no_grad.__exit__(*exception)
-        self._buffers.put_back(self._values)
+        self._buffers.restore(self._values)
         self._model.train(self._modes[0][1])  # which a model may have more to do in
         for module, mode in self._modes:  # one by one: parts may be in evaluation mode for good
             module.training = mode

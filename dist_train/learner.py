@@ -1,4 +1,4 @@
-"""What learns: the model and everything that changes with it, as one thing to build, save and put back."""
+"""What learns: the model and everything that changes with it, as one thing to build, save and restore."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -49,9 +49,9 @@ class Learner:
 
     def capture(self, state: TrainState) -> Snapshot:
         """A copy of everything on the CPU."""
-        return self.uncopied(state).copied()
+        return self.state_tensors(state).copied()
 
-    def uncopied(self, state: TrainState) -> Snapshot:
+    def state_tensors(self, state: TrainState) -> Snapshot:
         """Everything that survives a restart: the tensors themselves, which change with the next step."""
         return Snapshot(
             model=tensors_of(self.model, self.constants),
@@ -87,7 +87,7 @@ class Learner:
         return resumed.state
 
 
-def build(config: RunConfig, splits: Splits, device: torch.device) -> Learner:
+def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Learner:
     """A new one, the same on every rank: its weights are drawn from the seed.
 
     Raises:

@@ -1,51 +1,50 @@
 """Which run this is: its directory, its config with everything settled, and the checkpoint to go on from."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dist_train.checkpoint.resume import check_same, config_of
-from dist_train.checkpoint.store import CheckpointStore, Found, locate, remove
+from dist_train.checkpoint.resume import check_config_unchanged, recorded_config
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate, remove_tree
 from dist_train.config.schema import RunConfig
-from dist_train.control.due import Due
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
-from dist_train.rundir.layout import new_run_dir, to_go_on_with
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Fence, Lease
+from dist_train.rundir.runs import new_run_dir, to_go_on_with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class ResolvedRun:
     """What rank 0 found out about the run, for all ranks.
 
     Attributes:
         config: with everything that was `auto` and depends on the world size filled in.
-        fence: says whether the run directory is still this life's.
-        found: the checkpoint to go on from.
+        fence: says whether the run directory is still this session's.
+        generation: the number of this start of the process group, as the launcher counts them; 0 without it.
+        checkpoint: the one to go on from.
         allowed: what may differ from that checkpoint's.
         notes: lines for the user.
-        facts: what the result depends on, for the next checkpoints; known once the data is.
     """
 
     config: RunConfig
     run_dir: Path
     fence: Fence
-    found: Found | None
+    generation: int
+    checkpoint: VerifiedCheckpoint | None
     allowed: tuple[str, ...]
     notes: tuple[str, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_run(
+def resolve_run(
     config: RunConfig, world_size: int, run_dir: Path | None, resume: str | None, allowed: Sequence[str], lease: Lease
-) -> Opened:
+) -> ResolvedRun:
     """Finds the run directory, takes it, finds the checkpoint, and checks that they fit the config.
 
     Args:
         config: as given.
-        world_size: number of ranks of this life.
+        world_size: number of ranks of this session.
         run_dir: where the run lives; a new directory without it.
         resume: `none` to begin anew, a checkpoint to begin from; `auto` for the run directory's newest, or without one
             that of the newest run that has one.
@@ -58,28 +57,31 @@ def open_run(
     newest = to_go_on_with(config) if run_dir is None and resume == "auto" else None
     run_dir = (run_dir or (newest.run_dir if newest else new_run_dir(config))).expanduser().resolve()
     fence = lease.take(run_dir)
-    _sweep(run_dir)
-    found, skipped = _find(run_dir, resume)
-    before = config_of(found) if found else None
-    config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
-    notes = [f"{line}, going on from {found.path.name}" for line in skipped] if found else []
+    CheckpointStore(RunDir(run_dir).checkpoints).remove_unfinished()
+    for path in run_dir.glob(".tmp-*"):  # that earlier sessions began to write and did not finish
+        remove_tree(path)
+    checkpoint, skipped = _find(run_dir, resume)
+    before = recorded_config(checkpoint) if checkpoint else None
+    notes = [f"{line}, going on from {checkpoint.path.name}" for line in skipped] if checkpoint else []
     if newest is not None:
         notes.insert(0, f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}")
+    config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
     if before is not None:
-        notes += check_same(before, config, allowed)
-    return Opened(config=config, run_dir=run_dir, fence=fence, found=found, allowed=tuple(allowed), notes=tuple(notes))
+        notes += check_config_unchanged(before, config, allowed)
+    return ResolvedRun(
+        config=config,
+        run_dir=run_dir,
+        fence=fence,
+        generation=last.number if (last := RunDir(run_dir).newest_generation()) else 0,
+        checkpoint=checkpoint,
+        allowed=tuple(allowed),
+        notes=tuple(notes),
+    )
 
 
-def _sweep(run_dir: Path) -> None:
-    """Removes what earlier lives began to write and did not finish."""
-    CheckpointStore(run_dir / "checkpoints").sweep()
-    for path in run_dir.glob(".tmp-*"):
-        remove(path)
-
-
-def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
+def _find(run_dir: Path, resume: str | None) -> tuple[VerifiedCheckpoint | None, list[str]]:
     """The checkpoint to go on from, and lines about those that were skipped."""
-    store = CheckpointStore(run_dir / "checkpoints")
+    store = CheckpointStore(RunDir(run_dir).checkpoints)
     skipped: list[str] = []
     if resume == "none":
         if store.all():
@@ -94,14 +96,14 @@ def _find(run_dir: Path, resume: str | None) -> tuple[Found | None, list[str]]:
     return found, [*skipped, *(found.skipped if found else ())]
 
 
-def laid_out_anew(found: Found | None, config: RunConfig, steps_per_epoch: int) -> list[str]:
-    """A line where the learning rate goes on from the checkpoint as it would not have: the training was made longer or
-    shorter, and its schedule with it, or the schedule was changed."""
-    before = config_of(found) if found is not None else None
-    if found is None or before is None:
+def changed_schedule(checkpoint: VerifiedCheckpoint | None, config: RunConfig, steps_per_epoch: int) -> list[str]:
+    """A line where the learning rate goes on from the checkpoint otherwise than it would have: the training was made
+    longer or shorter, and its schedule with it, or the schedule was changed."""
+    before = recorded_config(checkpoint) if checkpoint else None
+    if checkpoint is None or before is None:
         return []
-    step = int(found.manifest["step"])
-    old, new = (_schedule(one, steps_per_epoch) for one in (before, config))
+    step = int(checkpoint.manifest["step"])
+    old, new = (Schedule.of(one, steps_per_epoch) for one in (before, config))
     if old == new or math.isclose(old.lr(step), new.lr(step), rel_tol=1e-9):
         return []
     length = f"{new.total_steps:,} steps" + (f", not {old.total_steps:,}" if new.total_steps != old.total_steps else "")
@@ -111,18 +113,8 @@ def laid_out_anew(found: Found | None, config: RunConfig, steps_per_epoch: int) 
     ]
 
 
-def _schedule(config: RunConfig, steps_per_epoch: int) -> Schedule:
-    return Schedule(
-        config=config.schedule,
-        peak=config.optimizer.lr,
-        total_steps=Due.of(config, steps_per_epoch).total_steps,
-        steps_per_epoch=steps_per_epoch,
-        global_batch=config.batch.global_size,
-    )
-
-
 def _settle_microbatches(config: RunConfig, before: int | str | None, world_size: int) -> RunConfig:
-    """`auto` is the world size of the run's first life, and stays that."""
+    """`auto` is the world size of the run's first session, and stays that."""
     if config.batch.microbatches != "auto":
         return config
     content = config.model_dump(mode="json")

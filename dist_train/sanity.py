@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from dist_train.checkpoint.buffers import header
+from dist_train.checkpoint.buffers import safetensors_header
 from dist_train.checkpoint.model_state import same
 from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
@@ -27,8 +27,8 @@ from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
-from dist_train.learner import Learner, autocast, build
-from dist_train.models import deterministic
+from dist_train.learner import Learner, autocast, build_learner
+from dist_train.models.deterministic import check_deterministic
 from dist_train.parallel import unused_parameters
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.process_group import ProcessGroup
@@ -67,9 +67,9 @@ def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None
 def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
     beat("init")
     device = group.device
-    trial = Trial(config, build(config, splits, device), device)
+    trial = Trial(config, build_learner(config, splits, device), device)
     assert isinstance(config.batch.microbatches, int)
-    deterministic.check(config, trial.learner.model, device, group.ranks.world_size, config.batch.microbatches)
+    check_deterministic(config, trial.learner.model, device, group.ranks.world_size, config.batch.microbatches)
     samples = Samples.of(config, splits, trial.learner.task, device)
     trial.warm_up(samples)
     if config.exact:
@@ -84,7 +84,7 @@ def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
         trial.step(samples.other)
         expected = trial.saved().digests()
     del trial  # two at once could need more memory than the training
-    fresh = Trial(config, build(config, splits, device), device)
+    fresh = Trial(config, build_learner(config, splits, device), device)
     fresh.load(saved)
     if config.exact:
         del saved
@@ -108,32 +108,32 @@ class Trial:
 
     def warm_up(self, samples: Samples) -> None:
         """What a model makes in its first forwards and keeps, such as a cache of some length, is there afterwards."""
-        kept = self._buffers.noted()
+        kept = self._buffers.values()
         with torch.no_grad():
             for batch in (samples.first, samples.other):
                 self._forward(batch)
-                self._buffers.found()
-                self._buffers.put_back(kept)
+                self._buffers.forward_values()
+                self._buffers.restore(kept)
 
     def check_repeats(self, samples: Samples) -> None:
         """Raises UserError when a microbatch comes out otherwise after another one, or changes what it must not."""
-        before, kept = self._guarded(), self._buffers.noted()
+        before, kept = self._guarded(), self._buffers.values()
         counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
         counted: list[list[Tensor]] = []
         seen: dict[str, Tensor] = {}
         attributes: dict[str, Any] = {}
         for batch in (samples.first, samples.other, samples.first):
-            self._buffers.put_back(kept)
+            self._buffers.restore(kept)
             self._forward_and_backward(batch)
             self._check_guarded(before, "forward")
-            counted.append([buffer.found().clone() for buffer in counters])
+            counted.append([buffer.current().clone() for buffer in counters])
             if not seen:
                 seen = {name: tensor.detach().clone() for name, tensor in self._numbers()}
                 attributes = self._attributes()
         self._check_attributes(attributes, "in training")
         for name, tensor in self._numbers():
             self._check_number(name, seen[name], tensor, "in training")
-        self._buffers.put_back(kept)
+        self._buffers.restore(kept)
         for counter, one, other in zip(counters, counted[0], counted[1], strict=True):
             if not torch.equal(one, other):
                 raise counter.unlike()
@@ -169,7 +169,7 @@ class Trial:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 yield f"the gradient of {name}", parameter.grad
-        for dtype, values in self._buffers.found().items():
+        for dtype, values in self._buffers.forward_values().items():
             yield f"the buffers of {dtype}", values
 
     def _attributes(self) -> dict[str, Any]:
@@ -264,19 +264,21 @@ class Trial:
         self._generators.seed(key(self._config.seed, "optimizer", batch.step))
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        self._buffers.put_back(self._buffers.found())
+        self._buffers.restore(self._buffers.forward_values())
         if learner.ema is not None:
             learner.ema.update(self._model)
 
     def size(self) -> int:
         """Bytes of what a checkpoint would hold. Raises UserError when a checkpoint cannot hold it."""
-        snapshot = self.learner.uncopied(TrainState(step=1))
+        snapshot = self.learner.state_tensors(TrainState(step=1))
         snapshot.other_files()
-        return sum(len(header(t)) + sum(v.nbytes for v in t.values()) for t in snapshot.tensor_files().values())
+        return sum(
+            len(safetensors_header(t)) + sum(v.nbytes for v in t.values()) for t in snapshot.tensor_files().values()
+        )
 
     def saved(self) -> Snapshot:
         """A copy of what a checkpoint would hold."""
-        return self.learner.uncopied(TrainState(step=1)).copied()
+        return self.learner.state_tensors(TrainState(step=1)).copied()
 
     def load(self, saved: Snapshot) -> None:
         """Raises UserError when what was saved cannot be loaded, or is not what was saved any more then."""
@@ -285,7 +287,7 @@ class Trial:
         except UserError as error:
             raise UserError(f"model {self._name}: no checkpoint of it could be loaded again: {error}") from None
         if self._config.exact:
-            check_same(saved.digests(), self.learner.uncopied(TrainState(step=1)).digests())
+            check_same(saved.digests(), self.learner.state_tensors(TrainState(step=1)).digests())
 
 
 def check_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:

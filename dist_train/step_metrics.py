@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dist_train.control.heartbeat import finish_step
-from dist_train.control.non_finite import ADVICE
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
 
+ADVICE = "Try a smaller optimizer.lr, a longer schedule.warmup, or train.clip_norm"
 MOST_NAMED = 64
 """Samples that a line names, of those whose loss is not finite."""
 
@@ -28,7 +28,7 @@ class StepResult:
         indices: by microbatch number, int64 [m], its samples' places in the training set.
         gradient_norm: L2 norm of the whole gradient before clipping, 0-dim, the same on all ranks.
         lr: the learning rate used.
-        applied: False where the update was left out, because something was not finite.
+        applied: False where the update was skipped, because something was not finite.
     """
 
     step: int
@@ -47,17 +47,17 @@ class Report:
     Attributes:
         rows: one a step, for metrics.jsonl.
         samples: one a step, for samples.jsonl; empty unless asked for.
-        left_out: one line for each step whose update was left out.
+        skipped: one line for each step whose update was skipped.
         diverged: why the training cannot go on, if so: a step was not finite, and its update was applied.
     """
 
     rows: list[dict[str, Any]]
     samples: list[dict[str, Any]]
-    left_out: list[str]
+    skipped: list[str]
     diverged: str | None
 
 
-class Meter:
+class StepMetrics:
     """Collects an interval of steps.
 
     Args:
@@ -97,11 +97,11 @@ class Meter:
         """What happened since the last flush; all ranks call it together."""
         results, self._results = self._results, []
         if not results:
-            return Report(rows=[], samples=[], left_out=[], diverged=None)
+            return Report(rows=[], samples=[], skipped=[], diverged=None)
         # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
-        sums = self._group.sum_(self._own(results))
+        sums = self._group.all_reduce_host_(self._own(results))
         norms = torch.stack([result.gradient_norm for result in results]).tolist()
-        rows, left_out, diverged = [], [], None
+        rows, skipped, diverged = [], [], None
         for result, by_microbatch, norm in zip(results, sums.tolist(), norms, strict=True):
             losses, counts = zip(*by_microbatch, strict=True)
             loss = math.fsum(losses) / max(sum(counts), 1.0) if all(map(math.isfinite, losses)) else math.nan
@@ -111,9 +111,9 @@ class Meter:
                 diverged = f"{what}. Nothing of it was saved; the last checkpoint is from before. {ADVICE}"
                 break  # what follows was computed with what this step has left behind
             if not result.applied:
-                left_out.append(f"! {what}; its update was left out")
+                skipped.append(f"! {what}; its update was skipped")
         samples = self._samples(results[: len(rows)]) if self._wants_samples else []
-        return Report(rows=rows, samples=samples, left_out=left_out, diverged=diverged)
+        return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged)
 
     def _own(self, results: list[StepResult]) -> Tensor:
         """Float64 [steps, V, 2]: loss sum and count."""
@@ -151,7 +151,7 @@ class Meter:
         for row, result in zip(table, results, strict=True):
             for number, indices in result.indices.items():
                 row[number] = indices
-        return self._group.sum_(table)
+        return self._group.all_reduce_host_(table)
 
     def _row(self, result: StepResult, loss: float, norm: float) -> dict[str, Any]:
         row = {

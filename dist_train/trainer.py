@@ -1,4 +1,4 @@
-"""Everything that a life of the training needs, built by worker.py and handed to loop.py."""
+"""What the training loop calls: one step's update, a report, a save, an evaluation."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -10,102 +10,140 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dist_train.checkpoint.keeper import Keeper
+from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.heartbeat import beat
-from dist_train.control.non_finite import ADVICE, NonFinite
 from dist_train.data.batch import Microbatch
+from dist_train.data.datasets import Splits
+from dist_train.data.loader import train_batches
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import Evaluation
-from dist_train.optim.ema import Ema
+from dist_train.evaluate import evaluate
+from dist_train.learner import Learner
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel import Parallel
+from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
-from dist_train.step_metrics import Meter
-from dist_train.tasks.base import Task
-from dist_train.tracking.tracker import NullTracker, Tracker
+from dist_train.step_metrics import ADVICE, StepMetrics
+from dist_train.tracking.tracker import NullTracker
+
+MOST_SKIPPED_IN_A_ROW = 10
+"""Steps that may be skipped one after another: a training that has diverged does not come back by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One rank's parts.
+class Trainer:
+    """One rank's parts of a training.
 
     Attributes:
-        batches: from the step to begin with and the step to end before: this rank's microbatches of each step.
-        evaluation: the figures of the evaluation split, with the averaged weights where there are some.
-        autocast: the context of a forward.
+        autocast: makes the context of a forward.
     """
 
     config: RunConfig
-    microbatch_size: int
+    group: ProcessGroup
+    splits: Splits
+    learner: Learner
     parallel: Parallel
-    task: Task
-    optimizer: torch.optim.Optimizer
     schedule: Schedule
-    scaler: torch.amp.GradScaler
-    ema: Ema | None
-    batches: Callable[[int, int], Iterator[list[Microbatch]]]
-    evaluation: Callable[[], Evaluation]
     autocast: Callable[[], AbstractContextManager[Any]]
-    meter: Meter
-    tracker: Tracker | NullTracker
-    checkpoints: Keeper
+    generators: Generators
+    step_metrics: StepMetrics
+    tracker: NullTracker
+    checkpoints: NullCheckpointManager
     agreement: Agreement
     due: Due
-    non_finite: NonFinite
-    generators: Generators
+
+    @property
+    def microbatch_size(self) -> int:
+        assert isinstance(self.config.batch.microbatches, int)
+        return self.config.batch.global_size // self.config.batch.microbatches
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
+        """This rank's microbatches of each step in [first_step, last_step)."""
+        group, task = self.group, self.learner.task
+        return train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, task)
 
     def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
         """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
-        if not self.task.counts_every_sample:
+        if not self.learner.task.counts_every_sample:
             self.parallel.rescale(counts, self.config.batch.global_size)
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
-        """Clips, steps the optimizer and the average, or leaves the step out where `train.non_finite` says so.
+        """Clips, steps the optimizer and the average, or skips the step where `train.non_finite` says so.
 
         Every rank has the same gradient, so each finds the same norm and the same scaler decision without asking.
 
         Returns:
             the L2 norm of the gradient before clipping, 0-dim, and whether the update was applied.
         """
-        self.scaler.unscale_(self.optimizer)
+        optimizer, scaler, ema = self.learner.optimizer, self.learner.scaler, self.learner.ema
+        scaler.unscale_(optimizer)
         parameters = self.parallel.parameters
         norm = get_total_norm([_aligned(p.grad) for p in parameters if p.grad is not None])
-        applied = self.non_finite.applies(norm, losses)
+        applied = self.config.train.non_finite == "stop" or self._is_finite(norm, losses)
         if applied:
             if self.config.train.clip_norm is not None:
                 clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
-            for group in self.optimizer.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = lr
-            if not type(self.optimizer).__module__.startswith("torch."):  # whose own take each number by itself
+            if not type(optimizer).__module__.startswith("torch."):  # torch's own take each number by itself
                 for parameter in parameters:
                     parameter.grad = None if parameter.grad is None else _aligned(parameter.grad)
-            # Else an optimizer that draws would go on from where the last microbatch of the rank has left off.
+            # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+            scaler.step(optimizer)
+        scaler.update()
         if not applied:
-            self.non_finite.leave_out(state)
-        elif self.ema is not None:
-            self.ema.update(self.parallel.module)
+            self._skip(state)
+        elif ema is not None:
+            ema.update(self.learner.model)
         state.left_out_in_a_row = 0 if applied else state.left_out_in_a_row + 1
         return norm, applied
+
+    def _is_finite(self, norm: Tensor, losses: Mapping[int, Tensor]) -> bool:
+        """Whether losses and gradient are finite on all ranks, which decide alike: costs a reduction of one number."""
+        bad = ~torch.isfinite(torch.stack([loss.float() for loss in losses.values()])).all()
+        if not self.learner.scaler.is_enabled():  # which skips steps whose gradient overflows by itself
+            bad |= ~torch.isfinite(norm)
+        return int(self.group.all_reduce_host_(bad.to("cpu", torch.int64))) == 0
+
+    def _skip(self, state: TrainState) -> None:
+        """Puts model and optimizer where they belong after a step that is skipped.
+
+        The decision is part of the result: it depends on config and samples alone. So a rollback goes to the last
+        checkpoint that was due, not to one that a signal asked for. The samples since then are not seen again.
+
+        Raises:
+            UserError: (exit 11) after too many in a row, (exit 4) when the checkpoint is not there.
+        """
+        if state.left_out_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"step {state.step + 1}: the loss or gradient is not finite, after {MOST_SKIPPED_IN_A_ROW} such steps "
+                f"in a row were skipped. {ADVICE}",
+                ExitCode.NON_FINITE,
+            )
+        self.parallel.restore_buffers()
+        step = self.due.rollback_step(state.step)
+        if self.config.train.non_finite == "rollback" and step < state.step:
+            beat("save")  # reading takes as long
+            self.learner.restore(self.checkpoints.load(step, self.group))
+            beat("step")
+            self.tracker.note(f"rolled back to the weights of step {step}")
 
     def report(self) -> None:
         """Writes down the steps since the last report.
 
         Raises:
-            UserError: on every rank, (exit 11) when one of them was not finite and was not left out, (exit 10) when the
+            UserError: on every rank, (exit 11) when one of them was not finite and was not skipped, (exit 10) when the
                 model's buffers are no function of the samples.
         """
-        report = self.meter.flush()
+        report = self.step_metrics.flush()
         self.parallel.check()
         self.tracker.log_samples(report.samples)
         self.tracker.log_steps(report.rows)
-        for line in report.left_out:
+        for line in report.skipped:
             self.tracker.note(line)
         if report.diverged is not None:
             raise UserError(report.diverged, ExitCode.NON_FINITE)
@@ -117,7 +155,7 @@ class Run:
             UserError: (exit 11) on every rank, when an update has left numbers that are not finite.
         """
         tensors = list(self.parallel.parameters)
-        tensors += [value for entries in self.optimizer.state.values() for value in entries.values()]
+        tensors += [value for entries in self.learner.optimizer.state.values() for value in entries.values()]
         floats = [t.detach() for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
         if not torch.isfinite(get_total_norm(floats, norm_type=math.inf)):
             raise UserError(
@@ -131,21 +169,26 @@ class Run:
         beat("step")
 
     def evaluate(self, state: TrainState) -> None:
-        """Evaluates, writes it down, and keeps `state`'s account of the best."""
-        figures = self.evaluation()
-        state.metrics = figures.metrics
+        """Evaluates, and keeps `state`'s account of the best."""
+        state.metrics = self.evaluate_split("evaluation", state.step)
         _note_best(self.config, state)
-        state.finished = state.step == self.due.total_steps or gives_up(self.config, state)
-        row = {
-            "step": state.step,
-            "epoch": self.meter.epoch(state.step),
-            "samples_seen": state.samples_seen(self.config.batch.global_size),
-            "split": "evaluation",
-            **figures.metrics,
-            "per_class": figures.per_class,
-        }
-        self.tracker.log_evaluation(row, figures.confusion)
+        state.finished = state.step == self.due.total_steps or stops_early(self.config, state)
         beat("step")
+
+    def evaluate_split(self, split: str, step: int) -> dict[str, float]:
+        """Evaluates one split on all ranks together, and logs it as the metrics of `step`."""
+        learner, dataset = self.learner, getattr(self.splits, split)
+        result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset)
+        row = {
+            "step": step,
+            "epoch": self.step_metrics.epoch(step),
+            "samples_seen": step * self.config.batch.global_size,
+            "split": split,
+            **result.metrics,
+            "per_class": result.per_class,
+        }
+        self.tracker.log_evaluation(row, result.confusion)
+        return result.metrics
 
 
 def _aligned(gradient: Tensor) -> Tensor:
@@ -164,7 +207,7 @@ def _note_best(config: RunConfig, state: TrainState) -> None:
     sign = 1 if config.eval.best_is == "max" else -1
 
     def improves(on: float | None, margin: float) -> bool:
-        """What is no finite number never does, and anything else on it."""
+        """A number that is not finite never improves, and a finite one always improves on it."""
         return math.isfinite(value) and (on is None or not math.isfinite(on) or sign * (value - on) > margin)
 
     before = state.best_value if state.improved_value is None else state.improved_value
@@ -175,7 +218,7 @@ def _note_best(config: RunConfig, state: TrainState) -> None:
         state.improved_value, state.stale = value, 0
 
 
-def gives_up(config: RunConfig, state: TrainState) -> bool:
-    """Whether early stopping has had enough."""
+def stops_early(config: RunConfig, state: TrainState) -> bool:
+    """Whether early stopping ends the training here."""
     stopping = config.train.early_stopping
     return stopping is not None and state.stale >= stopping.patience

@@ -96,7 +96,7 @@ class Buffers:
             self.descriptor = -1
 
     def _lay_out(self, files: Mapping[str, Tensors]) -> None:
-        headers = {file: header(tensors) for file, tensors in files.items()}
+        headers = {file: safetensors_header(tensors) for file, tensors in files.items()}
         self._parts, end = {}, 0
         for file, tensors in files.items():
             length = len(headers[file]) + sum(map(_size, tensors.values()))
@@ -148,7 +148,7 @@ def forget_cuda_error() -> None:
             torch.zeros(1, device="cuda")
 
 
-def header(tensors: Tensors) -> bytes:
+def safetensors_header(tensors: Tensors) -> bytes:
     """Of a file that holds these; its length is a multiple of 8."""
     entries, end = {}, 0
     for name in _ordered(tensors):

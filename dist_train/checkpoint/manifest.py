@@ -46,7 +46,7 @@ def verify(path: Path, *, by_name: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def write(folder: Path, files: Mapping[str, Bytes], facts: Mapping[str, Any]) -> None:
+def write_files(folder: Path, files: Mapping[str, Bytes], facts: Mapping[str, Any]) -> None:
     """Writes and syncs the files of a checkpoint, the manifest last, and the folder. Raises OSError."""
     entries = {}
     for name, content in files.items():

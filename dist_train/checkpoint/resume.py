@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.checkpoint.store import Found, read
+from dist_train.checkpoint.store import VerifiedCheckpoint, read_file
 from dist_train.config.changes import differences, differing, is_below
 from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
@@ -19,7 +19,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.rundir.reading import is_number
 
 
-def config_of(found: Found) -> RunConfig | None:
+def recorded_config(found: VerifiedCheckpoint) -> RunConfig | None:
     """The config that a checkpoint was written under: its own account, which no edit of config.yaml changes.
 
     Raises:
@@ -38,7 +38,7 @@ def config_of(found: Found) -> RunConfig | None:
         ) from None
 
 
-def check_same(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[str]:
+def check_config_unchanged(old: RunConfig, new: RunConfig, allowed: Sequence[str]) -> list[str]:
     """The changes that are let through, one line each.
 
     Raises:
@@ -72,7 +72,7 @@ changed for good reasons, most of all before going on after an error: these two 
 SHOWN = {"machine": "the machine has", "code": "the code has"}
 
 
-def check_surroundings(found: Found | None, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
     """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
 
     Args:
@@ -107,14 +107,14 @@ class Resumed:
     path: Path
     snapshot: Snapshot
     world_size: int
-    """Of the life that wrote it."""
+    """Of the session that wrote it."""
 
     @property
     def state(self) -> TrainState:
         return TrainState(**self.snapshot.other["progress"])
 
 
-def content_of(found: Found) -> Snapshot:
+def content_of(found: VerifiedCheckpoint) -> Snapshot:
     """What a verified checkpoint holds, looked at once more: its manifest says that its files are those that were
     written, and not by whom.
 
@@ -123,7 +123,7 @@ def content_of(found: Found) -> Snapshot:
         DamagedCheckpoint: when they have changed since.
         OSError: when they have gone since.
     """
-    files = {name: read(found.path, name, found.manifest) for name in found.manifest["files"]}
+    files = {name: read_file(found.path, name, found.manifest) for name in found.manifest["files"]}
     try:
         snapshot = Snapshot.from_files(files)
         _check_other(snapshot.other, found.manifest)
@@ -155,7 +155,7 @@ def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
         raise ValueError("the classes in state.json are no names")
 
 
-def hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
+def broadcast_checkpoint(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
     """Reads rank 0's checkpoint once, and hands it to all ranks. `found` counts on rank 0 only.
 
     Raises:
@@ -169,7 +169,7 @@ def hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
         held.append(content_of(found))
         return found.path, found.manifest.get("world_size", 0), held[0].other, held[0].ema is not None
 
-    facts = group.from_first(look)
+    facts = group.run_on_rank0(look)
     if facts is None:
         return None
     snapshot = held[0] if held else None

@@ -50,6 +50,12 @@ class TrainState:
     def samples_seen(self, global_batch: int) -> int:
         return self.step * global_batch
 
+    def best(self, metric: str) -> dict[str, Any] | None:
+        """The best evaluation by `metric`, as state.json and the trackers have it; None before there is one."""
+        if self.best_step is None:
+            return None
+        return {"metric": metric, "value": self.best_value, "step": self.best_step}
+
 
 @dataclass(kw_only=True)
 class Snapshot:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write
+from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.files import Bytes, sync_folder
+from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import read_bytes
 
@@ -28,7 +29,7 @@ _NAME = re.compile("step-([0-9]{8,12})")
 
 
 @dataclass(frozen=True)
-class Found:
+class VerifiedCheckpoint:
     """A checkpoint that was verified, and what was skipped to reach it."""
 
     path: Path
@@ -44,7 +45,7 @@ class CheckpointStore:
         folder: checkpoints/ of the run directory; made with the first save.
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
-        fence: says before every commit whether the run directory is still this life's.
+        fence: says before every commit whether the run directory is still this session's.
     """
 
     def __init__(self, folder: Path, keep: int = 2, generation: int = 0, fence: Fence | None = None) -> None:
@@ -56,7 +57,7 @@ class CheckpointStore:
         """Of every checkpoint that was read back and found sound, what would show that it was touched since."""
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / checkpoint_name(step)
 
     def all(self) -> list[Path]:
         """Every complete checkpoint, newest first."""
@@ -71,21 +72,21 @@ class CheckpointStore:
         Raises:
             OSError: when the disk refuses; what was begun is removed then as far as the disk allows, and the older
                 checkpoints are untouched.
-            UserError: (exit 3) when the run directory belongs to another life now; nothing is committed then.
+            UserError: (exit 3) when the run directory belongs to another session now; nothing is committed then.
         """
         self._check_fence()
         target = self.path(step)
-        life = f"{self._generation}.{self._fence.number if self._fence else 0}"
-        temporary = self.folder / f".tmp-{life}-{target.name}"
+        session = f"{self._generation}.{self._fence.number if self._fence else 0}"
+        temporary = self.folder / f".tmp-{session}-{target.name}"
         try:
             if target.exists() and self._is_sound(target):
                 return target
             self._make_folder()
-            for left in self.folder.glob(f".tmp-{life}-*"):  # by a process of this life that was killed in a save
-                remove(left)
+            for left in self.folder.glob(f".tmp-{session}-*"):  # by a process of this session that was killed in a save
+                remove_tree(left)
             temporary.mkdir()
             own = {"step": step, "generation": self._generation, "saved": round(time.time(), 3)}
-            write(temporary, files, {**own, **facts})
+            write_files(temporary, files, {**own, **facts})
             self._commit(temporary, target)
         except OSError as error:
             with suppress(OSError):
@@ -93,32 +94,32 @@ class CheckpointStore:
             error.filename = error.filename or str(self.folder)
             raise
         finally:
-            remove(temporary)  # after the rename there is nothing
+            remove_tree(temporary)  # after the rename there is nothing
         return target
 
     def retain(self, best_step: int | None, also: Collection[int] = ()) -> None:
         """Removes all but the newest `keep`, the best, and those of the steps `also`; called after a save is durable.
 
-        None is removed before two newer ones were read back and verified, in this life. A disk that refuses is
+        None is removed before two newer ones were read back and verified, in this session. A disk that refuses is
         no error: what is left over goes with a later save.
 
         Raises:
-            UserError: (exit 3) when the run directory belongs to another life now; nothing is removed then.
+            UserError: (exit 3) when the run directory belongs to another session now; nothing is removed then.
         """
         with suppress(OSError):
             for path in self._superfluous({best_step, *also}):
                 self._check_fence()
-                remove(self._set_aside(path))
+                remove_tree(self._set_aside(path))
 
-    def sweep(self) -> None:
-        """Removes what earlier lives left unfinished, as far as the disk allows. A life that was taken for dead just
-        before its rename has nothing left to rename then."""
+    def remove_unfinished(self) -> None:
+        """Removes what earlier sessions left unfinished, as far as the disk allows. A session that was taken for dead
+        just before its rename has nothing left to rename then."""
         with suppress(OSError):
             for path in self.folder.iterdir():
                 if path.name.startswith(".tmp-"):
-                    remove(path)
+                    remove_tree(path)
 
-    def newest(self) -> Found | None:
+    def newest(self) -> VerifiedCheckpoint | None:
         """The newest sound checkpoint, or None when there are none at all.
 
         Raises:
@@ -131,7 +132,7 @@ class CheckpointStore:
             raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
         for path in paths:
             try:
-                return Found(path, verify(path), tuple(skipped))
+                return VerifiedCheckpoint(path, verify(path), tuple(skipped))
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage})")
         if skipped:
@@ -176,12 +177,12 @@ class CheckpointStore:
             os.rename(target, temporary)
             raise
         if damaged is not None:
-            remove(damaged)
+            remove_tree(damaged)
 
     def _set_aside(self, path: Path) -> Path:
         """Its new name; so that a crash while it is removed leaves no half checkpoint under a good name."""
         doomed = path.with_name(f".tmp-old-{path.name}")
-        remove(doomed)
+        remove_tree(doomed)
         os.rename(path, doomed)
         return doomed
 
@@ -207,7 +208,7 @@ class CheckpointStore:
         return True
 
 
-def remove(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """Removes a folder, a file or a link as far as the disk allows; a link is never followed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
@@ -221,11 +222,11 @@ def step_of(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def is_checkpoint(path: Path) -> bool:
+def has_manifest(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def read(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """One file of a verified checkpoint, checked once more as it is read.
 
     Raises:
@@ -241,18 +242,18 @@ def read(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
 Report = Callable[[str], None]
 
 
-def locate(target: Path, report: Report, best: bool = False) -> Found:
+def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoint:
     """The checkpoint that `target`, a checkpoint or a run directory, means: itself, the run's best, or its newest.
 
     Raises:
         UserError: when there is none, or it is damaged.
     """
-    if is_checkpoint(target) or _NAME.fullmatch(target.name):
+    if has_manifest(target) or _NAME.fullmatch(target.name):
         try:
-            return Found(target, verify(target, by_name=False), ())
+            return VerifiedCheckpoint(target, verify(target, by_name=False), ())
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
-    store = CheckpointStore(target / "checkpoints")
+    store = CheckpointStore(RunDir(target).checkpoints)
     found = _best_of(store) if best else None
     found = found or store.newest()
     if found is None:
@@ -262,11 +263,15 @@ def locate(target: Path, report: Report, best: bool = False) -> Found:
     return found
 
 
-def _best_of(store: CheckpointStore) -> Found | None:
+def _best_of(store: CheckpointStore) -> VerifiedCheckpoint | None:
     """The best checkpoint by the newest one's account; None when it is gone or damaged."""
     newest = store.newest()
     best_step = newest.manifest.get("best_step") if newest else None
     try:
-        return Found(store.path(best_step), verify(store.path(best_step)), ()) if best_step is not None else None
+        return (
+            VerifiedCheckpoint(store.path(best_step), verify(store.path(best_step)), ())
+            if best_step is not None
+            else None
+        )
     except DamagedCheckpoint:
         return None

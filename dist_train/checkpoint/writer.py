@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What asks a run to stop reaches its children too, from a terminal or a scheduler; the rank answers it."""
 _PR_SET_PDEATHSIG = 1
-_TO_END = 5.0
+_EXIT_TIMEOUT_S = 5.0
 """Seconds for an idle writer to end by itself."""
 
 
@@ -59,12 +59,12 @@ class WriterKilled(WriterLost):
     """It was killed, which says nothing about the disk; what it was given still lies in the shared memory."""
 
 
-def write(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
+def save_and_retain(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
     """Writes a checkpoint and then removes what retention does not keep; returns where it lies, durable.
 
     Raises:
         OSError: when the disk refuses.
-        UserError: (exit 3) when the run belongs to another life now.
+        UserError: (exit 3) when the run belongs to another session now.
     """
     parts = {name: memory[begin : begin + length] for name, (begin, length) in save.parts.items()}
     path = store.save(save.step, {**parts, **save.others}, save.facts)
@@ -126,7 +126,7 @@ class Writer:
 
         Raises:
             WriterLost: when it is gone, or has not finished after `seconds`; it is ended then.
-            OSError, UserError: as `write` raised it.
+            OSError, UserError: as `save_and_retain` raised it.
         """
         if not self._connection.poll(seconds):
             self.kill()
@@ -143,7 +143,7 @@ class Writer:
         """Ends it when it has nothing to do."""
         with suppress(OSError, subprocess.TimeoutExpired):
             self._connection.send(None)
-            self._process.wait(_TO_END)
+            self._process.wait(_EXIT_TIMEOUT_S)
         self.kill()
 
     def kill(self) -> None:
@@ -151,7 +151,7 @@ class Writer:
         self._process.kill()
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):  # it dies when a disk that hangs lets go of it; we go on
-            self._process.wait(_TO_END)
+            self._process.wait(_EXIT_TIMEOUT_S)
 
     def _lost(self) -> WriterLost:
         self.kill()
@@ -193,7 +193,7 @@ def _next(connection: Connection) -> Save | None:
 def _outcome(save: Save, store: CheckpointStore, memory: int) -> Path | Exception:
     try:
         mapped = mmap.mmap(memory, 0, mmap.MAP_SHARED, mmap.PROT_READ)  # anew each time: the state may have grown
-        return write(save, store, memoryview(mapped))
+        return save_and_retain(save, store, memoryview(mapped))
     except (OSError, UserError) as error:
         return error
     except Exception as error:

@@ -83,14 +83,14 @@ def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]
 
 def _meet(group: ProcessGroup) -> None:
     """Returns when every rank is here."""
-    group.add_(torch.zeros(1, device=group.device))
+    group.all_reduce_device_(torch.zeros(1, device=group.device))
 
 
 def _gather(group: ProcessGroup, row: Tensor) -> Tensor:
     """Every rank's row, on every rank. Within the group's own time limit, unlike what waits on the host's."""
     table = torch.zeros(group.ranks.world_size, len(row), dtype=torch.float64, device=group.device)
     table[group.ranks.rank] = row.to(group.device)
-    return group.add_(table).cpu()
+    return group.all_reduce_device_(table).cpu()
 
 
 # ---------------------------------------------------------------- computing
@@ -136,7 +136,7 @@ def _all_reduce(group: ProcessGroup) -> float | None:
         return None
     size = REDUCED_MB[group.device.type] * 1_000_000
     tensor = torch.zeros(size // 4, device=group.device)
-    seconds = _fastest(group, lambda: group.add_(tensor))
+    seconds = _fastest(group, lambda: group.all_reduce_device_(tensor))
     slowest = _gather(group, torch.tensor([seconds], dtype=torch.float64)).max().item()
     return size * 2 * (world_size - 1) / world_size / slowest / 1e9
 

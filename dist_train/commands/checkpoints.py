@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
-from dist_train.checkpoint.store import CheckpointStore, is_checkpoint, step_of
+from dist_train.checkpoint.store import CheckpointStore, has_manifest, step_of
 from dist_train.config.requests import CheckpointsRequest, read_request
 from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode
+from dist_train.rundir.layout import RunDir
 
 COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")
@@ -58,8 +59,8 @@ def _modified(path: Path) -> float | None:
 
 def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
     """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
-    alone = is_checkpoint(target) or step_of(target) >= 0
-    paths = [target] if alone else CheckpointStore(target / "checkpoints").all()[::-1]
+    alone = has_manifest(target) or step_of(target) >= 0
+    paths = [target] if alone else CheckpointStore(RunDir(target).checkpoints).all()[::-1]
     found = [describe_checkpoint(path, thoroughly, by_name=not alone) for path in paths]
     best = next((item["best_step"] for item in reversed(found) if item["bytes"]), None)
     for item in found:

@@ -77,13 +77,7 @@ def _length(config: RunConfig, samples: int) -> dict[str, Any]:
     if steps_per_epoch == 0:
         raise UserError(f"{samples} training samples do not fill a global batch of {config.batch.global_size}")
     total = Due.of(config, steps_per_epoch).total_steps
-    schedule = Schedule(
-        config=config.schedule,
-        peak=config.optimizer.lr,
-        total_steps=total,
-        steps_per_epoch=steps_per_epoch,
-        global_batch=config.batch.global_size,
-    )
+    schedule = Schedule.of(config, steps_per_epoch)
     points = [schedule.lr(i * (total - 1) // (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
     return {"steps_per_epoch": steps_per_epoch, "total_steps": total, "lr": points}
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dist_train import tasks
-from dist_train.checkpoint.resume import hand_on
+from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.problems import printable
@@ -13,10 +13,11 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
 from dist_train.errors import ExitCode, UserError
+from dist_train.evaluate import evaluate
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.strict_json import to_json
-from dist_train.worker import figures_of, settle_numerics
+from dist_train.worker import set_deterministic
 
 
 def main(request: EvaluateRequest) -> int:
@@ -30,12 +31,12 @@ def main(request: EvaluateRequest) -> int:
 
 
 def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
-    settle_numerics(config)
+    set_deterministic(config)
     with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
-        found = group.from_first(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
-        saved = hand_on(found, group)
+        found = group.run_on_rank0(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
+        saved = broadcast_checkpoint(found, group)
         assert saved is not None
-        splits = datasets.build(config.data, group.first_per_node)
+        splits = datasets.build(config.data, group.local_rank0_first)
         dataset = getattr(splits, split)
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
@@ -43,7 +44,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         task = tasks.build(config.task, splits.classes)
         classes = len(splits.classes) if splits.classes else None
         model = saved_model(config, saved.snapshot, splits.shape, classes)
-        result = figures_of(config, model.to(group.device), task, group, dataset)
+        result = evaluate(config, model.to(group.device), task, group, dataset)
     row = {"checkpoint": str(saved.path), "step": saved.state.step, "split": split, **result.metrics}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
     return {**row, "per_class": result.per_class, **confusion}

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint
-from dist_train.checkpoint.store import Found, locate, read
+from dist_train.checkpoint.store import VerifiedCheckpoint, locate, read_file
 from dist_train.config.problems import printable
 from dist_train.config.requests import FingerprintRequest, read_request
 from dist_train.config.stdout import tell
@@ -17,7 +17,7 @@ from dist_train.errors import ExitCode, UserError
 TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
 
-def fingerprint(found: Found) -> str:
+def fingerprint(found: VerifiedCheckpoint) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names.
 
     Raises:
@@ -32,10 +32,10 @@ def fingerprint(found: Found) -> str:
     return digest.hexdigest()
 
 
-def _tensors(found: Found, file: str) -> list[tuple[str, str, list[int], bytes]]:
+def _tensors(found: VerifiedCheckpoint, file: str) -> list[tuple[str, str, list[int], bytes]]:
     """(name, dtype, shape, bytes) of the tensors of a safetensors file."""
     try:
-        entries = safetensors.deserialize(read(found.path, file, found.manifest))
+        entries = safetensors.deserialize(read_file(found.path, file, found.manifest))
     except (safetensors.SafetensorError, OSError, DamagedCheckpoint) as error:
         reason = printable(" ".join(str(error).split()), 300)
         raise UserError(f"{found.path / file} cannot be read: {reason}", ExitCode.CANNOT_RESUME) from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.resume import content_of
 from dist_train.checkpoint.state import Snapshot
-from dist_train.checkpoint.store import Found, locate
+from dist_train.checkpoint.store import VerifiedCheckpoint, locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.problems import printable
 from dist_train.config.requests import PredictRequest, read_request
@@ -19,7 +19,7 @@ from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
-from dist_train.data.finish import Finish
+from dist_train.data.device_transform import DeviceTransform
 from dist_train.data.resize import centre_crop, resize_shorter_side
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
@@ -66,7 +66,7 @@ def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict
     return rows
 
 
-def _content(found: Found) -> Snapshot:
+def _content(found: VerifiedCheckpoint) -> Snapshot:
     try:
         return content_of(found)
     except (OSError, DamagedCheckpoint) as error:
@@ -81,8 +81,8 @@ def _row(file: Path, probabilities: Tensor, classes: Sequence[str]) -> dict[str,
 
 def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], file: Path) -> Tensor:
     """Float32 [classes], of one image prepared as the evaluation prepares them."""
-    finish = Finish(config.augment, torch.device("cpu"))
-    inputs, _ = finish(_fitted(decode_file(str(file)), config, shape)[None], torch.zeros(1, dtype=torch.int64), 0, 0)
+    transform = DeviceTransform(config.augment, torch.device("cpu"))
+    inputs, _ = transform(_fitted(decode_file(str(file)), config, shape)[None], torch.zeros(1, dtype=torch.int64), 0, 0)
     return model(inputs)[0].softmax(0)
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
-from dist_train.checkpoint.resume import check_surroundings, config_of
-from dist_train.checkpoint.store import CheckpointStore, Found, step_of
+from dist_train.checkpoint.resume import check_surroundings, recorded_config
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, step_of
 from dist_train.config.changes import differences
 from dist_train.config.problems import printable
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import is_number, open_regular, parse_json
 from dist_train.tracking.base import POSITION, Row
-from dist_train.tracking.jsonl import to_json
+from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
 
 _LONGEST_LINE = 64 * 2**20
@@ -39,7 +40,7 @@ class Recording:
 
     first: int
     last: int
-    found: Found | None
+    found: VerifiedCheckpoint | None
     steps: dict[int, Row]
     evaluations: dict[int, Row]
     notes: tuple[str, ...]
@@ -68,12 +69,14 @@ def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last:
             f"--from-step {first} --to-step {last}: steps are counted from 1, and this run has {due.total_steps}; "
             "give the first and the last to be computed again"
         )
-    steps, evaluations = _rows(run_dir / "metrics.jsonl")
+    steps, evaluations = _rows(RunDir(run_dir).metrics)
     if not beyond:
         _check_recorded(first, last, steps)
     # What a rollback went back to must be among the states that the replay passes through.
     any_will_do = config.train.non_finite != "rollback"
-    found, notes = checkpoint_before(run_dir, lambda step: step < first and (any_will_do or due.anchor(step) == step))
+    found, notes = checkpoint_before(
+        run_dir, lambda step: step < first and (any_will_do or due.rollback_step(step) == step)
+    )
     begin = step_of(found.path) if found else 0
     if steps and begin < min(steps) - 1:
         notes.append(f"recorded from step {min(steps)} on: the run began from a checkpoint that is not here")
@@ -129,20 +132,20 @@ def _check_recorded(first: int, last: int, steps: dict[int, Row]) -> None:
         )
 
 
-def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[Found | None, list[str]]:
+def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[VerifiedCheckpoint | None, list[str]]:
     """The newest sound checkpoint whose step is `usable`, and a line for each damaged one that was passed over."""
     skipped: list[str] = []
-    for path in CheckpointStore(run_dir / "checkpoints").all():
+    for path in CheckpointStore(RunDir(run_dir).checkpoints).all():
         if usable(step_of(path)):
             try:
-                return Found(path, verify(path), ()), skipped
+                return VerifiedCheckpoint(path, verify(path), ()), skipped
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage}): beginning from an older one")
     return None, skipped
 
 
 def changes(
-    run_dir: Path, found: Found | None, config: RunConfig, now: Mapping[str, Any], world_size: int
+    run_dir: Path, found: VerifiedCheckpoint | None, config: RunConfig, now: Mapping[str, Any], world_size: int
 ) -> Iterator[str]:
     """What is not as it was when the checkpoint was written: a difference may come from it.
 
@@ -156,7 +159,7 @@ def changes(
     if witness is None:
         return
     yield from check_surroundings(witness, now, allowed=tuple(now))
-    before = config_of(witness) or config
+    before = recorded_config(witness) or config
     for path, old, new in differences(before, config):
         if not any(path == key or path.startswith(f"{key}.") for key in SAFE_TO_CHANGE):
             yield f"{path} was {old} when {witness.path.name} was written, and is {new} in config.yaml"
@@ -165,10 +168,10 @@ def changes(
         yield f"exact is false, so the bits depend on the number of ranks, which was {before_size}"
 
 
-def _any_of(run_dir: Path) -> Found | None:
-    for path in reversed(CheckpointStore(run_dir / "checkpoints").all()):
+def _any_of(run_dir: Path) -> VerifiedCheckpoint | None:
+    for path in reversed(CheckpointStore(RunDir(run_dir).checkpoints).all()):
         with suppress(DamagedCheckpoint):
-            return Found(path, read_manifest(path), ())
+            return VerifiedCheckpoint(path, read_manifest(path), ())
     return None
 
 
@@ -238,7 +241,7 @@ class Comparison(NullTracker):
 
     def _compare(self, recorded: Row, row: Row) -> list[str]:
         """The names of what was compared: all that was recorded, and what the replay left out."""
-        before, now = dict(_leaves("", recorded)), dict(_leaves("", json.loads(to_json(row))))
+        before, now = dict(_leaves("", recorded)), dict(_leaves("", json.loads(row_to_json(row))))
         names = [*before, *(name for name in ("left_out",) if name in now and name not in before)]
         for name in names:
             self.values += 1

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint.keeper import NoCheckpoints
+from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.provenance import surroundings
-from dist_train.checkpoint.resume import Resumed, hand_on
+from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.checkpoint.store import Found
+from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import config_of_run, reporting
 from dist_train.commands.recording import Comparison, Recording, changes, read_recording
 from dist_train.commands.watch import StepDetail, watched
@@ -24,7 +24,6 @@ from dist_train.config.requests import ReplayRequest, read_request
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.config.stdout import tell
-from dist_train.control import non_finite
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import StopFlag
@@ -32,16 +31,14 @@ from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
-from dist_train.learner import Learner
-from dist_train.learner import build as build_learner
+from dist_train.learner import Learner, build_learner
 from dist_train.loop import train
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
-from dist_train.tracking.jsonl import to_json
+from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
-from dist_train.trainer import Run
-from dist_train.worker import build_run, settle_numerics
+from dist_train.worker import build_trainer, set_deterministic
 
 DIFFERS = 1
 """Exit code when a step comes out otherwise than it was recorded."""
@@ -56,7 +53,7 @@ def main(request: ReplayRequest) -> int:
             return ExitCode.INTERRUPTED
     if not Ranks.from_environment().is_first:
         return ExitCode.DONE
-    tell(to_json(outcome.as_json()) if request.as_json else outcome.as_text())
+    tell(row_to_json(outcome.as_json()) if request.as_json else outcome.as_text())
     code = ExitCode.DONE if outcome.is_identical else DIFFERS
     if request.outcome is None:
         return code
@@ -140,11 +137,11 @@ def _replay(request: ReplayRequest) -> ReplayOutcome:
     if not isinstance(microbatches, int):
         raise UserError(f"{request.run} has not settled batch.microbatches, as a run does when it begins")
     share(ranks.rank, ranks.world_size, microbatches)  # which says so when there are too few
-    settle_numerics(config)
+    set_deterministic(config)
     with ProcessGroup(ranks, config.distributed) as group:
-        splits = datasets.build(config.data, group.first_per_node)
+        splits = datasets.build(config.data, group.local_rank0_first)
         due = Due.of(config, train_sampler(config, splits.train, ranks).steps_per_epoch)
-        recording = group.from_first(lambda: _read(request, config, splits, due, group))
+        recording = group.run_on_rank0(lambda: _read(request, config, splits, due, group))
         if ranks.is_first:
             for line in (*recording.notes, f"replaying from {recording.begin} on {_ranks(ranks.world_size)}"):
                 print(line, file=sys.stderr, flush=True)
@@ -169,28 +166,27 @@ def _compute(
     group: ProcessGroup,
 ) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
-    resumed = _hand_on(recording.found, group)
+    resumed = _broadcast(recording.found, group)
     state = learner.restore(resumed) if resumed else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
     comparison = Comparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
     tracker = comparison if group.ranks.is_first else NullTracker()
     details: list[StepDetail] = []
-    anchors = Anchors(learner, due) if config.train.non_finite == "rollback" else NoCheckpoints()
-    run = build_run(config, group, splits, learner, due, Agreement(group, flag), tracker, anchors, Path(request.run))
+    points = RollbackPoints(learner, due) if config.train.non_finite == "rollback" else NullCheckpointManager()
+    trainer = build_trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, points)
     ended = None
     try:
-        if isinstance(anchors, Anchors):
-            run = anchors.serve(run, group, state)
+        points.save(state)
         if request.show:
-            run = watched(run, group, recording.first, details.append if request.as_json else print)
-        train(run, state)
+            trainer = watched(trainer, group, recording.first, details.append if request.as_json else print)
+        train(trainer, state)
     except UserError as error:
         if error.code != ExitCode.NON_FINITE:
             raise
         ended = str(error)
     finally:
-        run.parallel.close()
+        trainer.parallel.close()
     return ReplayOutcome(
         run_dir=Path(request.run),
         recording=recording,
@@ -201,9 +197,9 @@ def _compute(
     )
 
 
-def _hand_on(found: Found | None, group: ProcessGroup) -> Resumed | None:
+def _broadcast(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
     try:
-        return hand_on(found, group)
+        return broadcast_checkpoint(found, group)
     except (OSError, DamagedCheckpoint) as error:
         name = found.path.name if found else None
         raise UserError(
@@ -228,7 +224,7 @@ class Window(Due):
         return step in self.evaluations
 
 
-class Anchors(NoCheckpoints):
+class RollbackPoints(NullCheckpointManager):
     """The states that a rollback goes back to, in memory: the run's own may be gone by now."""
 
     def __init__(self, learner: Learner, due: Due) -> None:
@@ -236,20 +232,14 @@ class Anchors(NoCheckpoints):
         self._due = due
         self._snapshot: Snapshot | None = None
 
-    def serve(self, run: Run, group: ProcessGroup, state: TrainState) -> Run:
-        """The same run, going back to what is kept here, which `state` is the first of."""
-        self.save(state)
-        put_back = run.parallel.put_back_buffers
-        return replace(run, non_finite=non_finite.build(run.config, group, put_back, self.go_back, self._due.anchor))
-
     def save(self, state: TrainState) -> None:
-        if self._due.anchor(state.step) == state.step:
+        if self._due.rollback_step(state.step) == state.step:
             self._snapshot = self._learner.capture(state)
 
-    def go_back(self, step: int) -> None:
-        """Puts back what the newest of those steps left, which is `step`."""
+    def load(self, step: int, group: ProcessGroup) -> Resumed:
+        """What the newest of those steps left, which is `step`."""
         assert self._snapshot is not None
-        self._learner.restore(Resumed(path=Path(f"step-{step:08d}"), snapshot=self._snapshot, world_size=0))
+        return Resumed(path=Path(f"step-{step:08d}"), snapshot=self._snapshot, world_size=0)
 
 
 if __name__ == "__main__":

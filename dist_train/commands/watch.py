@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dist_train.checkpoint.state import TrainState
 from dist_train.parallel.process_group import ProcessGroup
-from dist_train.step_metrics import Meter, Report, StepResult
-from dist_train.trainer import Run
+from dist_train.step_metrics import Report, StepMetrics, StepResult
+from dist_train.trainer import Trainer
 
 LARGEST = 5
 
@@ -43,22 +43,22 @@ def _words(numbers: list[int]) -> str:
     return " ".join(map(str, numbers))
 
 
-def watched(run: Run, group: ProcessGroup, first: int, tell: Callable[[StepDetail], None]) -> Run:
-    """The same run; rank 0's `tell` gets every step from `first` on, when an interval's metrics are read."""
-    watch = Watch(group, run, first, tell)
-    run = replace(run, meter=_WatchedMeter(run.meter, watch))
-    return _WatchedRun(**{field.name: getattr(run, field.name) for field in fields(run)}, watch=watch)
+def watched(trainer: Trainer, group: ProcessGroup, first: int, tell: Callable[[StepDetail], None]) -> Trainer:
+    """The same trainer; rank 0's `tell` gets every step from `first` on, when an interval's metrics are read."""
+    watch = Watch(group, trainer, first, tell)
+    trainer = replace(trainer, step_metrics=_WatchedMetrics(trainer.step_metrics, watch))
+    return _WatchedTrainer(**{field.name: getattr(trainer, field.name) for field in fields(trainer)}, watch=watch)
 
 
 class Watch:
     """Collects, on every rank, what there is to tell of its steps."""
 
-    def __init__(self, group: ProcessGroup, run: Run, first: int, tell: Callable[[StepDetail], None]) -> None:
-        assert isinstance(run.config.batch.microbatches, int)
+    def __init__(self, group: ProcessGroup, trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> None:
+        assert isinstance(trainer.config.batch.microbatches, int)
         self._group = group
-        self._microbatches = run.config.batch.microbatches
-        self._size = run.microbatch_size
-        self._named = [(name, p) for name, p in run.parallel.module.named_parameters() if p.requires_grad]
+        self._microbatches = trainer.config.batch.microbatches
+        self._size = trainer.microbatch_size
+        self._named = [(name, p) for name, p in trainer.learner.model.named_parameters() if p.requires_grad]
         self._first = first
         self._tell = tell
         self._largest: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ class Watch:
                 losses[row, number] = float(loss) / max(1, int(result.counts[number]))
                 indices[row, number] = result.indices[number]
         # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
-        losses, indices = self._group.sum_(losses), self._group.sum_(indices)
+        losses, indices = self._group.all_reduce_host_(losses), self._group.all_reduce_host_(indices)
         if not self._group.ranks.is_first:
             return
         for (result, largest), of_losses, of_indices in zip(seen, losses.tolist(), indices.tolist(), strict=True):
@@ -109,9 +109,9 @@ def _detail(
     )
 
 
-class _WatchedMeter(Meter):
-    def __init__(self, meter: Meter, watch: Watch) -> None:
-        vars(self).update(vars(meter))  # it goes on as that one
+class _WatchedMetrics(StepMetrics):
+    def __init__(self, step_metrics: StepMetrics, watch: Watch) -> None:
+        vars(self).update(vars(step_metrics))  # it goes on as that one
         self._watch = watch
 
     def add(self, result: StepResult) -> None:
@@ -124,9 +124,9 @@ class _WatchedMeter(Meter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WatchedRun(Run):
+class _WatchedTrainer(Trainer):
     watch: Watch
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
-        self.watch.gradients(self.scaler.get_scale())
+        self.watch.gradients(self.learner.scaler.get_scale())
         return super().update(state, lr, losses)

@@ -7,11 +7,12 @@ from dist_train.config.schema import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """Intervals in steps, and where the training and this life of it end."""
+    """Intervals in steps, and the steps at which the training and this session of it end."""
 
     log_every: int
     evaluate_every: int
     save_every: int
+    steps_per_epoch: int
     total_steps: int
     last_step: int
 
@@ -24,6 +25,7 @@ class Due:
             log_every=config.tracking.every.steps(*size),
             evaluate_every=config.eval.every.steps(*size),
             save_every=config.checkpoint.every.steps(*size),
+            steps_per_epoch=steps_per_epoch,
             total_steps=total,
             last_step=total if bound is None or bound.is_time else min(total, bound.steps(*size)),
         )
@@ -34,7 +36,7 @@ class Due:
     def save(self, step: int) -> bool:
         return step % self.save_every == 0 or step == self.last_step
 
-    def anchor(self, step: int) -> int:
+    def rollback_step(self, step: int) -> int:
         """The last step up to `step` that is saved in every run of this config, however often it is stopped."""
         return step - step % self.save_every
 

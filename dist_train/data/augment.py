@@ -2,7 +2,7 @@
 
 The steps are done in the order of the config's list, except that random_resized_crop comes first wherever it stands: it
 takes the place of the way from the file's size to the model's, so it is done while reading. What needs a whole
-microbatch, and what is better done on the device, is in dist_train/data/finish.py.
+microbatch, and what is better done on the device, is in dist_train/data/device_transform.py.
 """
 
 import math

@@ -55,7 +55,7 @@ def decoder_name() -> str:
     return _jpeg_decoder()[0]
 
 
-def prepare() -> None:
+def load_decoders() -> None:
     """Loads the decoders, which a process that decodes would do at its first file."""
     _jpeg_decoder()
     _formats()

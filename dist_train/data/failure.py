@@ -48,7 +48,7 @@ class Original(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class CapturedError:
     """All that there is to say of an exception.
 
     Attributes:
@@ -67,11 +67,11 @@ class Failure:
     errno: int | None = None
     filename: str | None = None
     frames: tuple[tuple[str, int, str, str], ...] = ()
-    cause: "Failure | None" = None
+    cause: "CapturedError | None" = None
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> "Failure":
+    def of(cls, error: BaseException) -> "CapturedError":
         """The failure that `error` is; a KeyboardInterrupt that a terminal may have caused is none, and goes on."""
         if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             raise error
@@ -79,7 +79,7 @@ class Failure:
         return cls._of(error, text, {id(error)})
 
     @classmethod
-    def _of(cls, error: BaseException, text: str, seen: set[int]) -> "Failure":
+    def _of(cls, error: BaseException, text: str, seen: set[int]) -> "CapturedError":
         cause = error.__cause__ if id(error.__cause__) not in seen else None
         system = error if isinstance(error, OSError) else OSError()
         return cls(
@@ -122,7 +122,7 @@ def failures() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        failure = Failure.of(error)
+        failure = CapturedError.of(error)
     if failure is not None:
         raise failure.as_exception()
 

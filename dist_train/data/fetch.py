@@ -15,7 +15,7 @@ from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
-from dist_train.data.failure import Failure, noted
+from dist_train.data.failure import CapturedError, noted
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
 
@@ -26,7 +26,7 @@ _ALIGNED = 64
 """Bytes; what torch's allocator gives on a CPU begins at a multiple of it."""
 
 
-class Request(NamedTuple):
+class LoadRequest(NamedTuple):
     """Samples to load together: `parts` consecutive microbatches of one step, beginning with `number`."""
 
     step: int
@@ -114,13 +114,13 @@ def _check_travels(value: Any) -> None:
         ) from error
 
 
-def taken(answer: Loaded | Failure) -> Loaded:
+def taken(answer: Loaded | CapturedError) -> Loaded:
     """The answer to a request, where it was wanted.
 
     Raises:
         UserError: what came instead; or any other exception that the data set raised, by its name and words.
     """
-    if isinstance(answer, Failure):
+    if isinstance(answer, CapturedError):
         raise answer.as_exception()
     return answer.unpacked()
 
@@ -145,12 +145,12 @@ class Fetch(Dataset):
         that would release them: what it will need is imported and set up here, where nothing is missing.
         """
         if isinstance(self._dataset, FolderImages):
-            decode.prepare()
+            decode.load_decoders()
         if self._augment is not None:
             self._augment.prepare()
 
-    def __getitems__(self, request: Request) -> Loaded | Failure:
-        """Whatever ends a user's code, be it StopIteration or SystemExit, ends it as a Failure."""
+    def __getitems__(self, request: LoadRequest) -> Loaded | CapturedError:
+        """Whatever ends a user's code, be it StopIteration or SystemExit, ends it as a CapturedError."""
         try:
             inputs, targets = self._read(request)
             loaded = Loaded(
@@ -163,9 +163,9 @@ class Fetch(Dataset):
             ).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
-            return Failure.of(error)
+            return CapturedError.of(error)
 
-    def _read(self, request: Request) -> tuple[Any, Any]:
+    def _read(self, request: LoadRequest) -> tuple[Any, Any]:
         epoch, indices, augment = request.epoch, request.indices, self._augment
         crop = augment.crop(epoch, indices) if augment else None
         if isinstance(self._dataset, ImageSet):
@@ -180,7 +180,7 @@ class Fetch(Dataset):
         augment.check_targets(targets)
         return augment(inputs, epoch, indices), targets
 
-    def _batch(self, request: Request, crop: Crop | None) -> tuple[Any, Any]:
+    def _batch(self, request: LoadRequest, crop: Crop | None) -> tuple[Any, Any]:
         """What an ImageSet reads at once; one of the user's has the global generators set for the microbatch."""
         dataset, indices = self._dataset, request.indices
         if dataset.by_row:

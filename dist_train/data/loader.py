@@ -1,4 +1,4 @@
-"""From samples to microbatches on the rank's device: one DataLoader for a whole life of the training."""
+"""From samples to microbatches on the rank's device: one DataLoader for a whole session of the training."""
 
 import atexit
 import multiprocessing
@@ -21,8 +21,8 @@ from dist_train.control.heartbeat import stacks, work
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
-from dist_train.data.fetch import Fetch, Loaded, Request, each_array, sample_name, taken
-from dist_train.data.finish import Finish, Mix
+from dist_train.data.device_transform import DeviceTransform, Mix
+from dist_train.data.fetch import Fetch, Loaded, LoadRequest, each_array, sample_name, taken
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
 from dist_train.parallel.ranks import Ranks
@@ -107,7 +107,7 @@ def training_samples(
     """
     sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
     asked = [next(iter(sampler.microbatches(step, step + 1))) for step in steps]
-    requests = [Request(m.step, m.number, 1, m.epoch, m.indices) for m in asked]
+    requests = [LoadRequest(m.step, m.number, 1, m.epoch, m.indices) for m in asked]
     return _answers(_training(config, splits, device, task), requests, config)
 
 
@@ -118,19 +118,19 @@ def evaluation_samples(
     might all be of one class. Raises as `training_samples`."""
     few = min(config.eval.batch_size, most, len(splits.evaluation))
     spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
-    requests = [Request(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
+    requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
     return _answers(_evaluation(config, splits.evaluation, device, task), requests, config)
 
 
-def _answers(source: "_Source", requests: list[Request], config: RunConfig) -> list[Microbatch]:
+def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
     workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
     with Loading(source.fetch, requests, config.loader, workers, source.device) as loading:
         return [microbatch for loaded in loading for microbatch in source.microbatches(loaded)]
 
 
-def _evaluation_request(number: int, batch_size: int, samples: int) -> Request:
+def _evaluation_request(number: int, batch_size: int, samples: int) -> LoadRequest:
     indices = np.arange(number * batch_size, min((number + 1) * batch_size, samples))
-    return Request(step=0, number=number, parts=1, epoch=0, indices=indices)
+    return LoadRequest(step=0, number=number, parts=1, epoch=0, indices=indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class _Source:
 
     dataset: Any
     fetch: Fetch
-    finish: Finish
+    transform: DeviceTransform
     device: torch.device
     task: Task | None
 
@@ -151,7 +151,7 @@ class _Source:
         for part in range(loaded.parts):
             rows, number = slice(part * size, (part + 1) * size), loaded.number + part
             inputs, targets = here if loaded.parts == 1 else each_array(partial(_cut, rows), here)
-            inputs, targets = self.finish(inputs, targets, loaded.step, number)
+            inputs, targets = self.transform(inputs, targets, loaded.step, number)
             yield Microbatch(
                 step=loaded.step, number=number, indices=loaded.indices[rows], inputs=inputs, targets=targets
             )
@@ -168,7 +168,7 @@ def _training(config: RunConfig, splits: Splits, device: torch.device, task: Tas
     return _Source(
         dataset=splits.train,
         fetch=Fetch(splits.train, config.seed, Augment(config.augment, config.seed)),
-        finish=Finish(config.augment, device, Mix.from_config(config.augment, config.seed, classes)),
+        transform=DeviceTransform(config.augment, device, Mix.from_config(config.augment, config.seed, classes)),
         device=device,
         task=task,
     )
@@ -178,7 +178,7 @@ def _evaluation(config: RunConfig, dataset: Any, device: torch.device, task: Tas
     return _Source(
         dataset=dataset,
         fetch=Fetch(dataset, config.seed, augment=None),
-        finish=Finish(config.augment, device),
+        transform=DeviceTransform(config.augment, device),
         device=device,
         task=task,
     )
@@ -219,21 +219,21 @@ class _Requests:
     def __init__(self, sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> None:
         self._sampler, self._first, self._last, self._at_once = sampler, first_step, last_step, at_once
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[LoadRequest]:
         if self._at_once:
             share = self._sampler.share
             for step, epoch, indices in self._sampler.steps(self._first, self._last):
-                yield Request(step, share.start, len(share), epoch, indices.ravel())
+                yield LoadRequest(step, share.start, len(share), epoch, indices.ravel())
         else:
             for step, number, epoch, indices in self._sampler.microbatches(self._first, self._last):
-                yield Request(step, number, 1, epoch, indices)
+                yield LoadRequest(step, number, 1, epoch, indices)
 
 
 class Loading:
     """A DataLoader at work: iterate over it to get what was requested, in order; close it to end its processes."""
 
     def __init__(
-        self, fetch: Fetch, requests: Iterable[Request], config: LoaderConfig, workers: int, device: torch.device
+        self, fetch: Fetch, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int, device: torch.device
     ) -> None:
         options: dict[str, Any] = {}
         if workers:

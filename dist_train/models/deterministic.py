@@ -55,8 +55,10 @@ def explain(found: list[str]) -> str:
     )
 
 
-def check(config: RunConfig, model: nn.Module, device: torch.device, world_size: int, microbatches: int) -> None:
-    """Whether the model can be trained so on that device.
+def check_deterministic(
+    config: RunConfig, model: nn.Module, device: torch.device, world_size: int, microbatches: int
+) -> None:
+    """Checks that the model can be trained so on that device.
 
     Raises:
         UserError: when it is to be exact and has no deterministic form, or when its SyncBatchNorm would wait for ranks
@@ -65,4 +67,5 @@ def check(config: RunConfig, model: nn.Module, device: torch.device, world_size:
     if device.type == "cuda" and config.exact and (found := [*without_deterministic_form(model)]):
         raise UserError(explain(found))
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        check_even(world_size, microbatches)
+        assert isinstance(config.batch.microbatches, int)
+        check_even(world_size, config.batch.microbatches)

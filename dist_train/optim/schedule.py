@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, ScheduleConfig, Step
+from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, RunConfig, ScheduleConfig, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,16 @@ class Schedule:
     total_steps: int
     steps_per_epoch: int
     global_batch: int
+
+    @classmethod
+    def of(cls, config: RunConfig, steps_per_epoch: int) -> "Schedule":
+        return cls(
+            config=config.schedule,
+            peak=config.optimizer.lr,
+            total_steps=config.train.duration.steps(steps_per_epoch, config.batch.global_size),
+            steps_per_epoch=steps_per_epoch,
+            global_batch=config.batch.global_size,
+        )
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0; from total_steps on it stays at its end."""

@@ -122,12 +122,12 @@ class Parallel:
             counts: by number of this rank's microbatches, how many valid targets they have.
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
-        factor = global_batch / max(1, int(self._group.sum_(total)))
+        factor = global_batch / max(1, int(self._group.all_reduce_host_(total)))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
-    def put_back_buffers(self) -> None:
+    def restore_buffers(self) -> None:
         """The buffers as they were before the step that has just run."""
-        self._buffers.put_back()
+        self._buffers.restore()
 
     def check(self) -> None:
         """Raises UserError (exit 10) on every rank when a step since the last check was no function of its samples."""

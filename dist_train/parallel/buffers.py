@@ -37,7 +37,7 @@ class Buffer:
     places: tuple[tuple[nn.Module, str], ...]
     is_saved: bool
 
-    def found(self) -> Tensor:
+    def current(self) -> Tensor:
         """What `forward` has left."""
         there = [module._buffers[name] for module, name in self.places]
         return next((t for t in there if t is not None and t is not self.tensor), self.tensor)
@@ -57,7 +57,7 @@ class Buffer:
             ExitCode.USER_CODE,
         )
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for module, name in self.places:
             if module._buffers[name] is not self.tensor:
                 module._buffers[name] = self.tensor
@@ -97,7 +97,7 @@ def settle_buffers(model: nn.Module) -> None:
 
 
 class BufferSet:
-    """All buffers of a model, to be noted and put back together."""
+    """All buffers of a model, to be copied and restored together."""
 
     def __init__(self, model: nn.Module) -> None:
         self.buffers = buffers_of(model)
@@ -114,12 +114,12 @@ class BufferSet:
         return self._groups[dtype]
 
     @torch.no_grad()
-    def noted(self) -> Values:
+    def values(self) -> Values:
         """A copy of the values."""
         return {dtype: _flat([b.tensor for b in group]) for dtype, group in self._groups.items()}
 
     @torch.no_grad()
-    def found(self) -> Values:
+    def forward_values(self) -> Values:
         """A copy of what `forward` has left.
 
         Raises:
@@ -135,8 +135,8 @@ class BufferSet:
         return {dtype: _flat([_same_kind(b) for b in group]) for dtype, group in self._groups.items()}
 
     @torch.no_grad()
-    def put_back(self, values: Values) -> None:
-        """Makes the buffers what they were when `values` were noted."""
+    def restore(self, values: Values) -> None:
+        """Makes the buffers what they were when `values` were copied."""
         for module, names in self._names:
             if len(module._buffers) > len(names):  # caches, which are made again
                 for name in module._buffers.keys() - names:
@@ -145,7 +145,7 @@ class BufferSet:
             module._buffers[name] = None
         for dtype, group in self._groups.items():
             for buffer in group:
-                buffer.put_back()
+                buffer.restore()
             targets = [_real(buffer.tensor) for buffer in group]
             parts = values[dtype].split(self.numbers[dtype])
             torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
@@ -162,7 +162,7 @@ class BufferSet:
 
 def _same_kind(buffer: Buffer) -> Tensor:
     """What was found; of a buffer that no checkpoint holds, such as a cache that has grown, what was there before."""
-    found, known = buffer.found().resolve_conj(), buffer.tensor
+    found, known = buffer.current().resolve_conj(), buffer.tensor
     if (found.shape, found.dtype, found.device) == (known.shape, known.dtype, known.device):
         return found
     if not buffer.is_saved:
@@ -200,26 +200,30 @@ class StepBuffers:
         if len(self._floats) == 1:
             self._widest = _real_dtype(self._floats[0])
         self._integers = _Integers(self._set, [dtype for dtype in kinds if dtype not in self._floats], microbatches)
+        self._before: Values = {}
+        self._nodes: BinaryCounter[Tensor] = BinaryCounter(microbatches, torch.Tensor.add_)
+        self._number = own.start
+        self._versions: list[tuple[int, int]] = []
 
     def begin_step(self) -> None:
-        self._before = self._set.noted()
-        self._nodes: BinaryCounter[Tensor] = BinaryCounter(self._microbatches, torch.Tensor.add_)
+        self._before = self._set.values()
+        self._nodes = BinaryCounter(self._microbatches, torch.Tensor.add_)
         self._integers.begin_step()
 
     def begin(self, number: int) -> None:
         """Before a microbatch: all of them start from the same values."""
         self._number = number
         if number != self._own.start:
-            self.put_back()
+            self.restore()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """The values from before the step."""
-        self._set.put_back(self._before)
+        self._set.restore(self._before)
 
     @torch.no_grad()
     def keep(self) -> None:
         """Takes what the microbatch that has just run leaves behind."""
-        found = self._set.found()
+        found = self._set.forward_values()
         self._integers.keep(found, self._before)
         if self._floats:
             after, before = (self._joined(values) for values in (found, self._before))
@@ -248,7 +252,7 @@ class StepBuffers:
             new, changed = mean.chunk(2) if mean.numel() else (mean, mean)
             parts = torch.where(changed > 0, new, before).split([sum(self._set.numbers[d]) for d in self._floats])
             after |= dict(zip(self._floats, parts, strict=True))
-        self._set.put_back(after)
+        self._set.restore(after)
 
     def check(self) -> None:
         """Raises UserError (exit 10) when a counter has not advanced alike in all microbatches since the last check."""
@@ -258,8 +262,7 @@ class StepBuffers:
         return torch.cat([values[dtype].to(self._widest) for dtype in self._floats])
 
     def _seen(self) -> list[tuple[int, int]]:
-        found = [buffer.found() for buffer in self._set.buffers]
-        return [(id(tensor), tensor._version) for tensor in found]
+        return [(id(tensor), tensor._version) for tensor in (buffer.current() for buffer in self._set.buffers)]
 
 
 def _real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -285,8 +288,11 @@ class _Integers:
             for module, name in buffer.places
         )
 
-    def begin_step(self) -> None:
+        self._last: Values = {}
         self._sums: Tensor | None = None
+
+    def begin_step(self) -> None:
+        self._sums = None
 
     def keep(self, found: Values, before: Values) -> None:
         self._last = found
@@ -299,7 +305,7 @@ class _Integers:
         """By dtype, what the buffers hold after the step."""
         if self._sums is None:
             return {dtype: self._last[dtype] for dtype in self._dtypes}
-        changes, squares = exchange.sum_(self._sums).chunk(2)
+        changes, squares = exchange.all_reduce_(self._sums).chunk(2)
         self._unlike |= ~self._is_histogram & (self._microbatches * squares != changes * changes)
         values = torch.where(self._is_histogram, self._joined(before) + changes, self._joined(self._last))
         parts = values.split([before[dtype].numel() for dtype in self._dtypes])

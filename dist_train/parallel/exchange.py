@@ -95,20 +95,20 @@ class Exchange:
             spaces.append(space)
         mean = values[0].div_(self._microbatches)
         for level, space, outer in zip(self._levels[:0:-1], spaces[:0:-1], spaces[-2::-1], strict=True):
-            mean = self._hand_on(level, mean, outer[: level.members * mean.numel()], space)
+            mean = self._gather_chunks(level, mean, outer[: level.members * mean.numel()], space)
         level, space = self._levels[0], spaces[0]
         whole = target if n == level.members * mean.numel() else target.new_empty(level.members * mean.numel())
-        self._hand_on(level, mean, whole, space)
+        self._gather_chunks(level, mean, whole, space)
         if whole is not target:
             target.copy_(whole[:n])
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Adds integers over all ranks, in place: exact in any order."""
         for level in self._levels if self._ranks > 1 else []:
             dist.all_reduce(tensor, group=level.group)
         return tensor
 
-    def _hand_on(self, level: "_Level", mean: Tensor, whole: Tensor, space: Tensor) -> Tensor:
+    def _gather_chunks(self, level: "_Level", mean: Tensor, whole: Tensor, space: Tensor) -> Tensor:
         """Fills `whole` with the members' chunks; `space` is free, or has `mean` as its first part."""
         if self._all_gather if self._all_gather is not None else mean.is_cuda:
             dist.all_gather_into_tensor(whole, mean, group=level.group)

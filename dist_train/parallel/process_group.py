@@ -25,8 +25,8 @@ from dist_train.parallel.exchange import Lanes, regular
 from dist_train.parallel.ranks import Ranks
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)
-"""Time limit of the host group: longer than any download or evaluation by one rank alone. A peer that dies is noticed
+HOST_TIMEOUT = timedelta(days=30)
+"""Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is noticed
 at once all the same, by its closed connection."""
 
 
@@ -44,6 +44,7 @@ class ProcessGroup:
         self.backend = _choose_backend(config.backend)
         self.device = _choose_device(self.backend, ranks)
         self._timeout = timedelta(seconds=config.timeout.seconds)
+        self._host: dist.ProcessGroup | None = None
 
     def __enter__(self) -> "ProcessGroup":
         if self.ranks.nodes == 1:
@@ -55,7 +56,7 @@ class ProcessGroup:
             {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
         )
         dist.init_process_group(self.backend, timeout=self._timeout, **alone)
-        self._host = _new_group("gloo", PATIENCE)
+        self._host = _new_group("gloo", HOST_TIMEOUT)
         self._connect(dist.group.WORLD)
         beat("init")
         return self
@@ -90,7 +91,7 @@ class ProcessGroup:
         """By rank, its place on its node and the number of ranks there."""
         table = torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
         table[self.ranks.rank] = torch.tensor([self.ranks.local_rank, self.ranks.local_world_size])
-        return [(int(place), int(here)) for place, here in self.sum_(table).tolist()]
+        return [(int(place), int(here)) for place, here in self.all_reduce_host_(table).tolist()]
 
     def _connect(self, group: dist.ProcessGroup | None) -> None:
         """The first collective of a group makes its connections; NCCL's may hang in that, and nothing else watches it
@@ -100,20 +101,20 @@ class ProcessGroup:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Returns when every rank has called it, however long one of them takes."""
         dist.barrier(group=self._host)
 
     @contextmanager
-    def first_per_node(self) -> Iterator[None]:
+    def local_rank0_first(self) -> Iterator[None]:
         """One rank of each node goes first, the others follow when it is done; for downloads."""
         if not self.ranks.is_first_on_node:
-            self.wait_for_all()
+            self.barrier()
         yield
         if self.ranks.is_first_on_node:
-            self.wait_for_all()
+            self.barrier()
 
-    def from_first(self, function: Callable[[], T]) -> T:
+    def run_on_rank0(self, function: Callable[[], T]) -> T:
         """What `function` gives on rank 0, on every rank; and where it fails there, the same error on every rank.
 
         Raises:
@@ -146,12 +147,12 @@ class ProcessGroup:
             dist.broadcast(tensor.view(-1).view(torch.uint8) if tensor.dim() else tensor, src=0, group=self._host)
         return everyone
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_host_(self, tensor: Tensor) -> Tensor:
         """Adds a CPU tensor over all ranks, in place. Exact for integers, and for floats that one rank at most has."""
         dist.all_reduce(tensor, group=self._host)
         return tensor
 
-    def add_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_device_(self, tensor: Tensor) -> Tensor:
         """Adds a tensor on the device over all ranks, in place, the way that gradients go, within their time limit."""
         dist.all_reduce(tensor)
         return tensor
@@ -162,7 +163,7 @@ class ProcessGroup:
         for work in dist.batch_isend_irecv(both):
             work.wait()
 
-    def start_max_(self, tensor: Tensor) -> Any:
+    def start_all_reduce_max_(self, tensor: Tensor) -> Any:
         """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
 

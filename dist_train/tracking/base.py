@@ -40,12 +40,12 @@ class RunFacts:
     steps_per_epoch: int
     total_steps: int
     first_step: int
-    """Steps done before this life: 0, or the checkpoint's."""
+    """Steps done before this session: 0, or the checkpoint's."""
     resumed_from: str | None
     generation: int
     classes: tuple[str, ...] | None
     stop_step: int | None = None
-    """Where this life ends when it is to end before total_steps."""
+    """Where this session ends when it is to end before total_steps."""
 
     @property
     def epochs(self) -> int:
@@ -57,8 +57,8 @@ class RunFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a life ended.
+class SessionOutcome:
+    """How a session ended.
 
     Attributes:
         status: done, stopped (saved, to be resumed) or failed.
@@ -83,7 +83,7 @@ class Interval:
         rows: the rows as metrics.jsonl gets them, "time" included.
         summary: the last row, with the loss averaged over all of them; without "time".
         samples_per_s: of all ranks together, evaluations not counted; None before there are two steps to compare.
-        seconds_left: to the end of this life, evaluations counted; None while that would be a guess.
+        seconds_left: to the end of this session, evaluations counted; None while that would be a guess.
     """
 
     rows: list[Row]
@@ -119,8 +119,8 @@ class Sink:
     def note(self, line: str) -> None:
         """One line for people."""
 
-    def finish(self, outcome: Outcome) -> None:
-        """The life is over; called at most once, close follows."""
+    def finish(self, outcome: SessionOutcome) -> None:
+        """The session is over; called at most once, close follows."""
 
     def close(self) -> None:
         """Gives back files, processes and the terminal; may be called again, and without finish after an error."""

@@ -6,9 +6,9 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from dist_train.tracking.base import Interval, Note, Outcome, Row, RunFacts, Sink
-from dist_train.tracking.stream import Stream
-from dist_train.tracking.words import header, plain_evaluation, plain_interval, summary
+from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary
+from dist_train.tracking.stream import LossyStream
 
 
 class View(Protocol):
@@ -36,8 +36,8 @@ class ConsoleSink(Sink):
     def begin(self, facts: RunFacts, note: Note) -> None:
         output = self._output if self._output is not None else sys.stderr
         self._facts = facts
-        self._view = _terminal(output) if interactive(output) else PlainView(Stream(output))
-        for line in header(facts) + self._early:  # what sinks said before the console was open comes after the header
+        self._view = _terminal(output) if interactive(output) else PlainView(LossyStream(output))
+        for line in header_lines(facts) + self._early:  # notes from before the console was open
             self._view.line(line)
         self._view.begin(facts)
 
@@ -59,7 +59,7 @@ class ConsoleSink(Sink):
         else:
             self._view.line(line)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         if self._view is None or self._facts is None:
             return
         self._view.close()
@@ -74,7 +74,7 @@ class ConsoleSink(Sink):
 class PlainView:
     """Lines, for a pipe, a file or a terminal that cannot move its cursor."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: LossyStream) -> None:
         self._stream = stream
         self._facts: RunFacts | None = None
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dist_train.tracking.base import Interval, Row, RunFacts
-from dist_train.tracking.stream import Stream
-from dist_train.tracking.words import clock, joined, measures, number
+from dist_train.tracking.formatting import clock, joined, measures, number
+from dist_train.tracking.stream import LossyStream
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
@@ -29,7 +29,7 @@ class TerminalView:
     """Draws on `output`, a terminal. From begin to close, what others print to stdout and stderr appears above."""
 
     def __init__(self, output: TextIO) -> None:
-        self._stream = Stream(output)
+        self._stream = LossyStream(output)
         self._output = output
         self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=10_000)
         # Rendering a line with rich takes ten times as long as putting together what it rendered once.
@@ -113,7 +113,7 @@ class TerminalView:
             before, after = self._paints[style]
             line += f"{before}{text[:room]}{after}"
             room -= len(text[:room])
-        self._stream.write(line, patience=0.0)
+        self._stream.write(line, timeout_s=0.0)
         self._drawn = True
 
     def _pieces(self, facts: RunFacts) -> Iterator[tuple[str, str]]:

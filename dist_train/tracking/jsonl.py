@@ -17,7 +17,7 @@ from dist_train.rundir.files import sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
 
-class Lines:
+class JsonlFile:
     """A file that rows are appended to, each call written out before it returns.
 
     What the disk refuses is kept, and written before the next rows: a disk that is full for an hour costs no row.
@@ -30,7 +30,7 @@ class Lines:
         self._refused = False
 
     def append(self, rows: list[Row]) -> None:
-        self._left += "".join(f"{to_json(row)}\n" for row in rows).encode()
+        self._left += "".join(f"{row_to_json(row)}\n" for row in rows).encode()
         try:
             self._write()
         except OSError as error:
@@ -52,14 +52,14 @@ class Lines:
             self._left = self._left[os.write(self._file, self._left) :]
 
 
-class Record:
-    """A file of a run, rewound to where this life goes on, once there is something to write: a life that ends before
-    its first step leaves it as it was."""
+class RewoundJsonl:
+    """A file of a run, rewound to where this session goes on, once there is something to write: a session that ends
+    before its first step leaves it as it was."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._facts: tuple[int, Note] | None = None
-        self._lines: Lines | None = None
+        self._lines: JsonlFile | None = None
         self._evaluations: set[tuple[Any, Any]] = set()
 
     def begin(self, facts: RunFacts, note: Note) -> None:
@@ -69,7 +69,7 @@ class Record:
         self._opened().append(rows)
 
     def evaluations(self) -> set[tuple[Any, Any]]:
-        """Split and step of those that earlier lives have left."""
+        """Split and step of those that earlier sessions have left."""
         self._opened()
         return self._evaluations
 
@@ -78,12 +78,12 @@ class Record:
         if lines is not None:
             lines.close()
 
-    def _opened(self) -> Lines:
+    def _opened(self) -> JsonlFile:
         if self._lines is None:
             assert self._facts is not None
             step, note = self._facts
             self._evaluations = {(row.get("split"), row["step"]) for row in rewind(self._path, step)}
-            self._lines = Lines(self._path, note)
+            self._lines = JsonlFile(self._path, note)
         return self._lines
 
 
@@ -93,7 +93,7 @@ class JsonlSink(Sink):
     name = "metrics.jsonl"
 
     def __init__(self, path: Path) -> None:
-        self._record = Record(path)
+        self._record = RewoundJsonl(path)
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         self._record.begin(facts, note)
@@ -117,7 +117,7 @@ class SamplesSink(Sink):
     name = "samples.jsonl"
 
     def __init__(self, path: Path) -> None:
-        self._record = Record(path)
+        self._record = RewoundJsonl(path)
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         self._record.begin(facts, note)
@@ -129,7 +129,7 @@ class SamplesSink(Sink):
         self._record.close()
 
 
-def to_json(row: Row) -> str:
+def row_to_json(row: Row) -> str:
     """One line of strict JSON. Floats come back bit for bit; what JSON has no number for is "nan", "inf" or "-inf"."""
     return strict_json.to_json(_plain(row), ensure_ascii=False)
 

@@ -5,7 +5,7 @@ import logging
 import logging.handlers
 from pathlib import Path
 
-from dist_train.tracking.base import Note, Outcome, RunFacts, Sink
+from dist_train.tracking.base import Note, RunFacts, SessionOutcome, Sink
 
 
 class LogFileSink(Sink):
@@ -36,7 +36,7 @@ class LogFileSink(Sink):
     def note(self, line: str) -> None:
         self._said.info("%s", line)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         self._said.info("%s after %.1f s", outcome.status, outcome.seconds)
 
     def close(self) -> None:

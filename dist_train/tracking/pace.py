@@ -10,7 +10,7 @@ class Pace:
     """Told of every step and every evaluation, says the speed between two questions.
 
     The speed leaves out evaluations (the time from the last step to the end of the evaluation) and the first step of
-    a life, which carries starting and compiling. The time left counts evaluations: the clock on the wall does too.
+    a session, which carries starting and compiling. The time left counts evaluations: the clock on the wall does too.
     """
 
     def __init__(self, facts: RunFacts, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class Pace:
         return steps * self._batch / seconds
 
     def seconds_left(self) -> float | None:
-        """From the mean over this life; None in its first second and first steps, when that says nothing yet."""
+        """From the mean over this session; None in its first second and first steps, when that says nothing yet."""
         if self._first is None:
             return None
         now = self._clock()

@@ -5,13 +5,13 @@ import os
 import select
 from typing import TextIO
 
-from dist_train.tracking.words import ascii_only
+from dist_train.tracking.formatting import ascii_only
 
-PATIENCE_S = 1.0
+READER_TIMEOUT_S = 1.0
 """How long a line waits for a reader that is not reading (`| less`, Ctrl-S) before it is left out."""
 
 
-class Stream:
+class LossyStream:
     """An output that never raises: closed, broken or unread, the text is dropped."""
 
     def __init__(self, output: TextIO | None) -> None:
@@ -25,11 +25,11 @@ class Stream:
         """Whether the output's encoding has the few signs we use beyond ASCII."""
         return self._unicode
 
-    def write(self, text: str, patience: float = PATIENCE_S) -> None:
-        """Writes and flushes `text`, which is left out when nobody takes it for `patience` seconds."""
+    def write(self, text: str, timeout_s: float = READER_TIMEOUT_S) -> None:
+        """Writes and flushes `text`, which is left out when nobody takes it for `timeout_s` seconds."""
         if self._output is None:
             return
-        if not self._ready(patience if self._dropped == 0 else 0.0):
+        if not self._ready(timeout_s if self._dropped == 0 else 0.0):
             self._dropped += text.count("\n")
             return
         if self._dropped:
@@ -40,11 +40,11 @@ class Stream:
         except (OSError, ValueError):  # the reader is gone, or the file is closed
             self._give_up()
 
-    def _ready(self, patience: float) -> bool:
+    def _ready(self, timeout_s: float) -> bool:
         if self._poll is None:
             return True
         try:
-            events = self._poll.poll(patience * 1000)
+            events = self._poll.poll(timeout_s * 1000)
         except OSError:
             return True  # the write will tell
         return bool(events)

@@ -31,7 +31,7 @@ class TensorboardSink(Sink):
     def begin(self, facts: RunFacts, note: Note) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = facts.first_step + 1 if facts.first_step else None  # hides what an earlier life had gone on to
+        purge = facts.first_step + 1 if facts.first_step else None  # hides what an earlier session had gone on to
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
         if facts.first_step == 0:
             self._writer.add_text("config", f"```json\n{facts.config.model_dump_json(indent=2)}\n```")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Interval, Outcome, Row, RunFacts, Sink
+from dist_train.rundir.layout import RunDir, rank_log
+from dist_train.tracking.base import Interval, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
@@ -46,7 +47,7 @@ class NullTracker:
     def note(self, line: str) -> None:
         """One line for the console and the log."""
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         """Says how it ended and closes every sink; takes seconds at the most."""
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class Tracker(NullTracker):
     def note(self, line: str) -> None:
         self._each(lambda sink: sink.note(line))
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         self._each(lambda sink: sink.finish(outcome))
         self.close()
 
@@ -143,7 +144,7 @@ def _summary(rows: list[Row]) -> Row:
     return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
-def build(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
+def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
     """The tracker of this rank; sinks open nothing before begin. The console is last, so its last word is the last.
 
     Raises:
@@ -153,11 +154,12 @@ def build(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
         require_tensorboard()
     if not ranks.is_first:
         return NullTracker()
-    sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl"), LogFileSink(run_dir / "logs" / "rank0.log")]
+    run = RunDir(run_dir)
+    sinks: list[Sink] = [JsonlSink(run.metrics), LogFileSink(rank_log(run.logs, 0))]
     if config.tracking.samples:
-        sinks.append(SamplesSink(run_dir / "samples.jsonl"))
+        sinks.append(SamplesSink(run.samples))
     if config.tracking.tensorboard:
-        sinks.append(TensorboardSink(run_dir / "tensorboard"))
+        sinks.append(TensorboardSink(run.tensorboard))
     mode = wandb_mode(config.tracking.wandb.mode)
     if mode != "disabled":
         sinks.append(WandbSink(mode))

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_train.tracking.words import near
+from dist_train.tracking.formatting import shown_path
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""
@@ -119,7 +119,7 @@ def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
             _stop_service(signals)
     with signals.may_give_up(2 * _init_s()):
         run = _init(begin, "offline")
-    _say(out, note=f"wandb  {reason}offline; to upload: wandb sync {near(Path(run.settings.sync_dir))}")
+    _say(out, note=f"wandb  {reason}offline; to upload: wandb sync {shown_path(Path(run.settings.sync_dir))}")
     return run
 
 
@@ -206,7 +206,7 @@ def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:
         time.sleep(2 * FLUSH_S)
         _kill_service()
         if not offline:
-            _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {near(folder)}")
+            _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {shown_path(folder)}")
         _say(out, over=True)
         os._exit(0)  # past wandb's exit hook, which would wait for the upload after all
     _say(out, over=True)

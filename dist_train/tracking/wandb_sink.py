@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from dist_train.rundir.files import open_to_append, write_atomic
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
 from dist_train.tracking.base import (
     POSITION,
     Interval,
     Note,
-    Outcome,
     Row,
     RunFacts,
+    SessionOutcome,
     Sink,
     confusion_cells,
     metrics_of,
@@ -42,15 +43,15 @@ MOST_WAITING = 32 * 2**20
 """Bytes kept for a process that does not read; more means that it never will."""
 MOST_CELLS = 10_000
 """Cells of a confusion matrix that W&B draws; its tables end there."""
-PATIENCE_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
+UPLOAD_TIMEOUT_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
 """How long finish waits for the upload. Somebody, or a scheduler with a limit, waits for a stop."""
-OPENING_S = 5.0
+OPEN_TIMEOUT_S = 5.0
 """How long it waits at most where the run is not even open yet: the server hardly is there."""
 SILENT_S = 2.0
 """Of which this long without a word to the user."""
-HURRY_S = 8.0
+HURRY_TIMEOUT_S = 8.0
 """Then it is told to leave the rest to `wandb sync`, and has this long to do so."""
-ENDING_S = 3.0
+CLOSE_TIMEOUT_S = 3.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
 
 MOST_OF_ID = 1024
@@ -88,7 +89,7 @@ class WandbSink(Sink):
         self._hurried = False
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        folder = facts.run_dir / "wandb"
+        folder = RunDir(facts.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         self._facts, self._note = facts, note
         self._process = _start(folder / "process.log")
@@ -116,21 +117,21 @@ class WandbSink(Sink):
             }
         self._send(**message)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: SessionOutcome) -> None:
         summary = {f"final/{key}": value for key, value in metrics_of(outcome.metrics)}
         if outcome.best is not None:
             summary[f"best/{outcome.best['metric']}"] = outcome.best["value"]
             summary["best/step"] = outcome.best["step"]
         self._send(summary={**summary, "status": outcome.status}, finish=int(outcome.status == "failed"))
-        patience = min(PATIENCE_S[outcome.status], math.inf if self._opened else OPENING_S)
+        timeout_s = min(UPLOAD_TIMEOUT_S[outcome.status], math.inf if self._opened else OPEN_TIMEOUT_S)
         if self._over_within(SILENT_S):
             return
         doing = "uploading" if self._opened else "connecting"
-        self._note(f"wandb  still {doing}, {patience - SILENT_S:.0f} s more at most")
-        if self._over_within(patience - SILENT_S):
+        self._note(f"wandb  still {doing}, {timeout_s - SILENT_S:.0f} s more at most")
+        if self._over_within(timeout_s - SILENT_S):
             return
         self._hurry()
-        if not self._over_within(HURRY_S):
+        if not self._over_within(HURRY_TIMEOUT_S):
             raise RuntimeError("it did not end in time")
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ class WandbSink(Sink):
             if pipe is not None:
                 pipe.close()
         try:  # its input is closed, which ends it, unless it has been told to hurry and did not
-            process.wait(0 if self._hurried else ENDING_S)
+            process.wait(0 if self._hurried else CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -205,7 +206,7 @@ class WandbSink(Sink):
 
 
 def run_id(path: Path) -> str:
-    """The W&B id of this run directory: WANDB_RUN_ID, or made in its first life, and kept, so that W&B sees one run."""
+    """The W&B id of this run directory, WANDB_RUN_ID or a new one. It is kept, so that W&B sees one run."""
     with contextlib.suppress(FileNotFoundError):
         found = read_bytes(path, MOST_OF_ID, links=False).decode().strip()
         if found:

@@ -26,7 +26,7 @@ def run_on_ranks(name: str, config: "RunConfig", nproc_per_node: str | None, req
     Raises:
         UserError: when ranks cannot be started as asked.
     """
-    from dist_train.rundir.records import read_object
+    from dist_train.rundir.codec import read_json
     from launch.plan import host, make_plan
     from launch.plan.flags import Flags
     from launch.supervisor import supervise
@@ -46,7 +46,7 @@ def run_on_ranks(name: str, config: "RunConfig", nproc_per_node: str | None, req
         )
         code = supervise(plan)
         if code == ExitCode.DONE:
-            code = read_object(outcome).get("exit_code", code)
+            code = (read_json(outcome) or {}).get("exit_code", code)
         return code
     finally:
         if code not in LOGS_WANTED:

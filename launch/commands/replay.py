@@ -7,6 +7,7 @@ import click
 
 from dist_train.config.requests import ReplayRequest
 from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
 from launch.commands.common import json_option, launch_command, load_recorded, trust_option
 from launch.commands.on_ranks import run_on_ranks
 
@@ -29,7 +30,7 @@ def command(
     Begins at the nearest checkpoint before A. Says "bit-identical", or the first step and quantity that differ, with
     both values. Nothing is written into the run, which may still be going on. Exit code 0: the same; 1: not the same.
     """
-    if not (Path(run) / "config.yaml").exists():
+    if not RunDir(Path(run)).config.exists():
         raise UserError(f"{run}: no run directory (no config.yaml)")
     config = load_recorded(run, (), trust=trust)
 

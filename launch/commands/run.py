@@ -11,6 +11,7 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.layout import RunDir
 from launch.commands.common import json_option, launch_command
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
@@ -63,9 +64,9 @@ def command(
     **flags: Any,
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from dist_train.rundir.records import write_json
+    from dist_train.rundir.codec import write_json
+    from dist_train.rundir.runs import make_run_dir
     from launch.diagnosis.verdict import latest
-    from launch.plan import run_choice
     from launch.supervisor import supervise
 
     words = _program(program, module, no_python)
@@ -73,8 +74,8 @@ def command(
     if code is not None:
         sys.exit(code)
     plan = _plan(words, arguments, preload, run_dir, **flags)
-    run_choice.make(plan.folder)
-    state = plan.folder / "state.json"
+    make_run_dir(plan.folder)
+    state = RunDir(plan.folder).state
     write_json(state, {"status": "running"})
     code = supervise(plan)
     if plan.node in (0, None):
@@ -98,7 +99,7 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
 
 def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from dist_train.rundir.layout import new_folder
+    from dist_train.rundir.runs import new_folder
     from launch.slurm import start
 
     return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
@@ -107,7 +108,7 @@ def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str,
 def _plan(
     program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
 ) -> Any:
-    from dist_train.rundir.layout import new_folder
+    from dist_train.rundir.runs import new_folder
     from launch.plan import count_nodes, host, make_plan
     from launch.plan.flags import Flags
     from launch.plan.requirements import Demands

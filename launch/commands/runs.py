@@ -23,7 +23,7 @@ def command(root: str, as_json: bool) -> None:
 
     A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
     """
-    from launch.plan.run_choice import list_runs
+    from launch.runs.listing import list_runs
 
     found = list_runs(Path(root))
     add_queue(found)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.runs import newest_checkpoint
 from launch.doctor import disk, gpu, machine, network, ranks, software
 from launch.doctor.finding import Finding, problem
-from launch.plan import LaunchPlan, host, make_plan, run_choice
+from launch.plan import LaunchPlan, host, make_plan
 from launch.plan.flags import Flags
 from launch.slurm.place import without_job
 
@@ -147,8 +149,8 @@ def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
 
 def _newest_size(folder: Path) -> int | None:
     """Of the run's newest checkpoint: the next one will be as large."""
-    newest = run_choice.newest_checkpoint(folder)
-    return disk.size_of(folder / run_choice.CHECKPOINTS / newest) if newest else None
+    newest = newest_checkpoint(folder)
+    return disk.size_of(RunDir(folder).checkpoints / newest) if newest else None
 
 
 def standard_config() -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
-from dist_train.rundir.records import read_json
+from dist_train.rundir.codec import read_json
+from dist_train.rundir.layout import FIRST_NODE, RunDir
 from launch.commands.common import alone
 from launch.doctor import speed
 from launch.doctor.finding import Finding, problem
@@ -54,7 +55,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
 
 
 def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
-    cause = read_json(folder / "generations" / "1" / "verdict.json") or {}
+    cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
     text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
     advice = f"the lines above say why; their logs: {folder / 'logs'}"
     return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)

@@ -19,6 +19,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +33,51 @@ DEVICES = "/dev/nvidia"
 """How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreloadOrder:
+    """The supervisor's first message.
+
+    Attributes:
+        cwd: the folder that the user's command was given in.
+        path: the program's own folder, first in sys.path.
+        log: the file that what the imports print goes to.
+        modules: what to import besides torch.
+        strict: whether a module that cannot be imported is an error: the user has named it.
+        devices: how the paths of a GPU driver's files begin.
+    """
+
+    cwd: str
+    path: str
+    log: str
+    modules: list[str]
+    strict: bool
+    devices: str = DEVICES
+
+
 def main(arguments: list[str]) -> None:
     """Serves until the supervisor is gone, which takes everything below along. Never returns."""
     control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    entry = load("rank/main")
-    processes = entry.beside("processes")
-    entry.die_with(parent)
+    sys.path[0] = str(HOME)  # for what these two import
+    rank_main, processes = load("rank/main"), load("processes")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
+        del sys.modules[name]  # the program may find another one
+    rank_main.die_with(parent)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    order = receive(control)
-    if order is None:
+    received = receive(control)
+    if received is None:
         os._exit(1)
-    os.chdir(order["cwd"])
-    sys.path[0] = order["path"]  # the program's own folder, in place of ours
-    print_to(order["log"])
+    order = PreloadOrder(**received)
+    os.chdir(order.cwd)
+    sys.path[0] = order.path
+    print_to(order.log)
     gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
     try:
         import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    Server(control, entry, processes, order.get("devices", DEVICES)).serve(order["modules"], order["strict"])
+    ForkServer(control, rank_main, processes, order.devices).serve(order.modules, order.strict)
 
 
 def load(name: str) -> Any:
@@ -75,7 +100,7 @@ def receive(channel: socket.socket) -> Any:
 
 
 def send(channel: socket.socket, message: Any) -> None:
-    """To a side that is gone it is not sent."""
+    """Drops a message for a peer that has gone."""
     with contextlib.suppress(OSError):
         channel.send(json.dumps(message).encode())
 
@@ -97,13 +122,13 @@ def open_files(prefix: str) -> Iterator[str]:
                 yield path
 
 
-class Server:
+class ForkServer:
     """Forks what it is asked for, and tells how it ended."""
 
-    def __init__(self, control: socket.socket, entry: Any, processes: Any, devices: str) -> None:
+    def __init__(self, control: socket.socket, rank_main: Any, processes: Any, devices: str) -> None:
         self._control = control
         self._devices = devices
-        self._entry = entry
+        self._rank_main = rank_main
         self._processes = processes
         self._selector = selectors.DefaultSelector()
         self._refusal: str | None = None
@@ -152,7 +177,7 @@ class Server:
     def _start_agent(self) -> None:
         request = receive(self._control)
         if request is None:
-            self._processes.sweep(patience=0)
+            self._processes.end_descendants(patience=0)
             os._exit(0)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
@@ -184,7 +209,7 @@ class Server:
         os.environ.update(environment)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
-        self._entry.leave(words)
+        self._rank_main.leave(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
         """Returns the id of a process that runs `child`; `asked` is told of its end."""
@@ -192,7 +217,7 @@ class Server:
         pid = os.fork()
         if pid == 0:
             try:
-                self._entry.die_with(server)
+                self._rank_main.die_with(server)
                 gc.freeze()  # the collector would write to, and so copy, the pages that all share
                 gc.enable()
                 self._let_go(keep)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from dist_train.errors import ExitCode
 from launch.commands.common import home
 from launch.console import mark, say
 from launch.plan import LaunchPlan
-from launch.plan.run_choice import free_space
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS = 300
@@ -114,6 +114,14 @@ def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
     needs = f", {size(state)} each, needs {size(state * kept)}" if state else ""
     often = f"every {config.checkpoint.every}, {config.checkpoint.keep} kept + best"
     return f"{often}{needs}, {free} free in {config.run_root}/"
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes free where `folder` is or will be."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_dir():
+            return shutil.disk_usage(place).free
+    return None
 
 
 def free_space_of(config: RunConfig) -> str:

@@ -90,7 +90,10 @@ def raised_elsewhere(error: BaseException) -> tuple[dict[str, str] | None, list[
     kind, text = getattr(wrapper, "exc_type", None), getattr(wrapper, "exc_msg", None)
     if not isinstance(kind, type) or not isinstance(text, str):
         return None, []
-    frames = [{**match.groupdict(), "text": match["text"] or ""} for match in _FRAME.finditer(text)]
+    frames = [
+        {**match.groupdict(), "line": int(match["line"]), "text": match["text"] or ""}
+        for match in _FRAME.finditer(text)
+    ]
     return {"type": kind.__name__, "module": kind.__module__, "message": _message_in(text, kind)}, frames
 
 

@@ -6,11 +6,12 @@ import secrets
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from launch import console
 from launch.plan import LaunchPlan
-from launch.plan.console_options import parse_tee
+from launch.relay.request import RelayRequest
 
 HOME = Path(__file__).resolve().parents[2]
 """The folder that `launch` is imported from."""
@@ -34,17 +35,11 @@ class OutputRelay:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C and Ctrl-Z are the supervisor's
             )
-            request = {
-                "listener": listener.fileno(),
-                "ranks": plan.ranks,
-                "nodes": plan.nodes,
-                "tee": parse_tee(plan.tee),
-                "limit": plan.log_size,
-            }
+            request = RelayRequest(listener=listener.fileno(), shown=plan.shown, nodes=plan.nodes, limit=plan.log_size)
         self.pid = self._process.pid
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             self._process.stdin.flush()
 
     def say(self, text: str) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 
 from dist_train.errors import ExitCode, UserError
 from launch.processes import die_with_parent, send
-from launch.signals import Inbox
+from launch.signals import ReceivedSignals
 from launch.slurm import hostlist
 from launch.slurm.place import INTERACTIVE_STEP
 
@@ -114,7 +114,7 @@ def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
         UserError: when there is no srun.
     """
     environment = {name: value for name, value in environ.items() if name not in OURS}
-    with Inbox() as inbox:
+    with ReceivedSignals() as inbox:
         try:
             # A session of its own: srun would take the terminal's Ctrl-C for a question about its own state.
             step = subprocess.Popen(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from dist_train.errors import ExitCode
-from dist_train.rundir.records import state_of
+from dist_train.rundir.records import RunState
 from launch.console import say
 from launch.slurm import queue
 from launch.slurm.jobs import SubmittedJob
@@ -52,7 +52,7 @@ def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
 def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
     """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
     if entry is None:
-        status = state_of(run_dir).get("status")
+        status = RunState.of(run_dir).status
         return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
     if entry.state in _CODES:
         return _CODES[entry.state]

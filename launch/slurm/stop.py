@@ -1,9 +1,9 @@
 """Ends jobs with a save, by SLURM's own programs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dist_train.errors import UserError
+from dist_train.rundir.records import NodeRecord
 from launch.slurm.queue import JobStatus, call
 
 _ALREADY_OVER = ("Invalid job id", "already completing or completed", "already finished", "Job/step already")
@@ -19,17 +19,17 @@ def keep_out(jobs: Sequence[str]) -> None:
     _ask("scancel", "--state=PENDING", *jobs)
 
 
-def interrupt(job: JobStatus, launchers: Sequence[Mapping[str, Any]]) -> None:
+def interrupt(job: JobStatus, launchers: Sequence[NodeRecord]) -> None:
     """Ctrl-C for the launchers of a running job, which save and stop; a job without any has nothing to save and ends.
 
     Args:
-        launchers: of the run's newest generation, each with what `place.step_facts` wrote.
+        launchers: of the run's newest generation.
 
     Raises:
         UserError: when SLURM refuses.
     """
-    present = [one for one in launchers if one.get("job") == job.job and one.get("restarts") == job.restarts]
-    step = next((one["step"] for one in present if one.get("step")), None)
+    present = [one for one in launchers if one.job == job.job and one.restarts == job.restarts]
+    step = next((one.step for one in present if one.step), None)
     if step:
         _ask("scancel", "--signal=INT", step)
     elif present:  # started by a batch script of one node, without srun

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_train.rundir.records import read_json
-from launch.supervisor import launch_log
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import RunState, read_launches
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -36,7 +36,7 @@ def folder_of(first: Path, config: "RunConfig", allowed: Sequence[str], job: str
             return place
         there.append(place)
     left = [place for place in there if not was_visited(place, job, restarts)]
-    free = [place for place in left if not (place / "config.yaml").is_file()]
+    free = [place for place in left if not RunDir(place).config.is_file()]
     waiting = [place for place in left if not _is_done(place)]
     return [*free, *waiting, place][0]
 
@@ -47,7 +47,7 @@ def is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
     from dist_train.config.problems import ConfigError
     from dist_train.config.source import load
 
-    path = place / "config.yaml"
+    path = RunDir(place).config
     try:
         return path.is_file() and is_the_same_training(load(path), config, allowed)
     except ConfigError:  # of another version
@@ -56,11 +56,11 @@ def is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
 
 def _is_done(place: Path) -> bool:
     """As far as it was to come, by its end or by train.stop_after."""
-    state = read_json(place / "state.json") or {}
-    return state.get("status") == "done" or (state.get("status") == "stopped" and state.get("signal") is None)
+    state = RunState.of(place)
+    return state.status == "done" or (state.status == "stopped" and state.signal is None)
 
 
 def was_visited(place: Path, job: str, restarts: int) -> bool:
     """Whether a launcher of this start of the job has come to an end there."""
-    ended = [life for life in launch_log.read(place) if (life["ended"] or {}).get("event") == "ended"]
-    return any((life["job"], life["restarts"]) == (job, restarts) for life in ended)
+    ended = [launch.began for launch in read_launches(place) if launch.ended and launch.ended.event == "ended"]
+    return any((began.job, began.restarts) == (job, restarts) for began in ended)

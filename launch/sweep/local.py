@@ -22,8 +22,8 @@ from launch.diagnosis.native_crash import tail
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
-from launch.processes import become_subreaper, die_with_parent, send, sweep
-from launch.signals import Inbox
+from launch.processes import become_subreaper, die_with_parent, end_descendants, send
+from launch.signals import ReceivedSignals
 from launch.sweep.points import Point
 from launch.sweep.store import Sweep
 
@@ -99,11 +99,11 @@ def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequ
         flags: for each `dist-train train`.
     """
     become_subreaper()
-    with Inbox() as inbox:
+    with ReceivedSignals() as inbox:
         try:
             return _Runner(sweep_, points, share, flags, inbox).run()
         finally:
-            sweep(patience=0)
+            end_descendants(patience=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class _Running:
 
 class _Runner:
     def __init__(
-        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: Inbox
+        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: ReceivedSignals
     ) -> None:
         self._sweep, self._share, self._flags, self._inbox = sweep_, share, flags, inbox
         self._waiting, self._free = list(points), list(share.slots)

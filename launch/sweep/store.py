@@ -27,10 +27,10 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.layout import new_run_dir
-from dist_train.rundir.records import is_process, read_json, read_object, write_json
-from launch.plan import run_choice
-from launch.processes import is_alive, myself
+from dist_train.rundir.codec import read_json, read_record, write_json
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.runs import has_checkpoints, new_run_dir
 from launch.sweep.points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
@@ -73,8 +73,8 @@ class Sweep:
 
     def config_of(self, point: Point) -> Path:
         """What it began with, once there is something to go on from: with `auto` values settled."""
-        own = self.run_dir(point) / "config.yaml"
-        begun = own.is_file() and run_choice.has_checkpoints(self.run_dir(point))
+        own = RunDir(self.run_dir(point)).config
+        begun = own.is_file() and has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 
     def train_words(self, point: Point) -> tuple[str, ...]:
@@ -142,8 +142,9 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         UserError: when there is none.
     """
+    found = read_json(folder / _FILE)
     try:
-        return _SWEEP.validate_python({**read_object(folder / _FILE), "folder": folder.resolve()})
+        return _SWEEP.validate_python({**found, "folder": folder.resolve()} if isinstance(found, dict) else found)
     except ValidationError:
         raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it") from None
 
@@ -168,12 +169,12 @@ def locked(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
             pass
         lock.truncate(0)
         if leads:
-            lock.write(json.dumps(myself()))
+            lock.write(json.dumps(asdict(ProcessId.myself())))
             lock.flush()
         yield
 
 
-def leader(folder: Path) -> dict[str, Any] | None:
+def leader(folder: Path) -> ProcessId | None:
     """The process on this host that runs the points of the sweep in `folder`, if there is one."""
-    facts = read_json(folder / _LOCK)
-    return facts if is_process(facts) and facts["host"] == myself()["host"] and is_alive(facts) else None
+    process = read_record(ProcessId, folder / _LOCK)
+    return process if process is not None and process.lives() else None

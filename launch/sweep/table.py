@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
+from dist_train.rundir.codec import read_record
 from dist_train.rundir.files import write_atomic
-from dist_train.rundir.reading import numbered
-from dist_train.rundir.records import read_object, state_of
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
 from launch.commands.runs import add_queue
 from launch.diagnosis.explain import signal_name
-from launch.plan import run_choice
+from launch.runs.listing import describe
 from launch.slurm.queue import JobStatus
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
@@ -49,7 +50,7 @@ class Row:
 
 def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
-    found = [run_choice.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
+    found = [describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
     jobs = add_queue(found)
     rows = [_row(sweep, *each) for each in zip(sweep.points, found, jobs, strict=True)]
     sign = -1 if sweep.better == "max" else 1
@@ -74,31 +75,31 @@ def _row(sweep: Sweep, point: Point, facts: dict[str, Any], job: JobStatus | Non
 
 
 def _state(folder: Path, state: str, job: JobStatus | None) -> str:
-    if state == DONE or (state == "stopped" and state_of(folder).get("signal") is None):
+    if state == DONE or (state == "stopped" and RunState.of(folder).signal is None):
         return DONE  # by train.stop_after: as far as it was meant to go
     if state == RUNNING:
         return RUNNING
     if job and job.active:
         return QUEUED
-    begun = any((folder / "generations").glob("[0-9]*"))
+    begun = RunDir(folder).newest_generation() is not None
     return (RUNNING if state == "starting" else state) if begun else MISSING
 
 
 def _reason(folder: Path) -> str | None:
     """The first cause, from the newest verdict."""
-    generations = numbered(folder / "generations")
-    verdicts = sorted(generations[-1].glob("verdict*.json")) if generations else []
-    cause = read_object(verdicts[0]).get("cause") if verdicts else None
-    if not isinstance(cause, dict):
+    generation = RunDir(folder).newest_generation()
+    paths = generation.verdicts() if generation else []
+    verdict = read_record(VerdictSummary, paths[0]) if paths else None
+    cause = verdict.cause if verdict else None
+    if cause is None:
         return None
-    report, code = cause.get("report"), cause.get("exit_code")
-    if isinstance(report, dict):
-        message = next(iter(str(report.get("message")).splitlines()), "")
-        text = message if report.get("is_user_error") else f"{report.get('type')}: {message}"
-    elif not isinstance(code, int):
+    if cause.report is not None:
+        message = next(iter(cause.report.message.splitlines()), "")
+        text = message if cause.report.is_user_error else f"{cause.report.type}: {message}"
+    elif cause.exit_code is None:
         return None
     else:
-        text = f"killed by {signal_name(-code)}" if code and code < 0 else f"exit code {code}"
+        text = f"killed by {signal_name(-cause.exit_code)}" if cause.exit_code < 0 else f"exit code {cause.exit_code}"
     return printable(text, _LONGEST_REASON)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dist_train.checkpoint.store import CheckpointStore, read, verify
+from dist_train.checkpoint.store import CheckpointStore, read_file, verify
 from dist_train.errors import ExitCode, UserError
 from tests.distributed.test_switches import write_images
 from tests.distributed.training import result, train, write_configs
@@ -59,7 +59,7 @@ def _rewrite(folder, **facts):
     """The checkpoint once more, with other facts in its manifest, as another version would have written it."""
     path = next((folder / "run" / "checkpoints").iterdir())
     manifest = verify(path)
-    files = {name: read(path, name, manifest) for name in manifest["files"]}
+    files = {name: read_file(path, name, manifest) for name in manifest["files"]}
     kept = {key: value for key, value in manifest.items() if key not in ("files", "sha256", "format", "generation")}
     shutil.rmtree(path)
     CheckpointStore(path.parent).save(kept.pop("step"), files, {**kept, **facts})

@@ -17,7 +17,7 @@ from torch import nn
 
 from dist_train.config.schema import Classification, DistributedConfig
 from dist_train.data.batch import Microbatch
-from dist_train.evaluate import evaluate, own_batches
+from dist_train.evaluate import evaluate_batches, own_batches
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks import build
@@ -46,7 +46,7 @@ def _figures(group, size, mode, slow=0.0):
 
     task = build(Classification(), tuple("abcdefg"))
     model, count = _model(), -(-size // BATCH)
-    result = evaluate(model, task, batches, count, group, seed=0, mode=mode, autocast=nullcontext)
+    result = evaluate_batches(model, task, batches, count, group, seed=0, mode=mode, autocast=nullcontext)
     assert model.training
     return {name: value.hex() for name, value in result.metrics.items()}, result.confusion.tolist(), result.per_class
 

@@ -15,7 +15,7 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.config.source import load
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
-from dist_train.run_state import DirectoryRecord
+from dist_train.run_state import RunRecord
 from dist_train.rundir.lease import Lease
 from dist_train.rundir.ownership import EXPIRY_S, FOLDER, claim_path, current
 from tests.distributed.training import result, train, write_configs
@@ -103,11 +103,11 @@ def test_who_has_lost_the_directory_does_not_touch_its_state(folder):
     config, run_dir = load(folder / "base.yaml"), folder / "run"
     with Lease() as lease:
         ranks = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
-        record = DirectoryRecord(run_dir, lease.take(run_dir), ranks, generation=0)
-        record.begin(config, 22)
+        record = RunRecord(run_dir, lease.take(run_dir), config, ranks, generation=0, total_steps=22)
+        record.begin()
         record.update("running", TrainState(step=3))
     before = tree(run_dir)
-    for write in (lambda: record.begin(config, 22), lambda: record.update("running", TrainState(step=4))):
+    for write in (record.begin, lambda: record.update("running", TrainState(step=4))):
         with pytest.raises(UserError, match="was given back"):
             write()
     assert tree(run_dir) == before and json.loads((run_dir / "state.json").read_text())["step"] == 3

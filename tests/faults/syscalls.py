@@ -65,7 +65,7 @@ def problems(folder: Path) -> list[str]:
             found.append(f"the newest is {newest and newest.path.name}")
         if len(sound := _sound(store)) < 2:
             found.append(f"only {sound} are sound")
-        store.sweep()
+        store.remove_unfinished()
         if left := [path.name for path in folder.iterdir() if path.name.startswith(".tmp-")]:
             found.append(f"left after the next start: {left}")
         store.save(STEP + 10, {"state.json": b"{}"}, {})

@@ -32,12 +32,12 @@ class Holder:
         self.count = self.last = 0
 
     def take(self, folder: str) -> str:
-        owner = Owner.myself()
+        owner = Owner.now()
         if self.place == "elsewhere":
             owner = replace(owner, boot="another machine's", host="elsewhere")
         self.lease = Lease(owner=owner, expiry=self.expiry, renewal=0.05, note=say, lost=lambda: say("lost"))
         self.fence = self.lease.take(Path(folder))
-        CheckpointStore(Path(folder) / "checkpoints").sweep()
+        CheckpointStore(Path(folder) / "checkpoints").remove_unfinished()
         return "owner"
 
     def save(self, step: str) -> str:

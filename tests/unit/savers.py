@@ -1,4 +1,4 @@
-"""A keeper over a small state, and a grip on the process that writes for it, for the tests of both."""
+"""A manager over a small state, and a grip on the process that writes for it, for the tests of both."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import torch
 
-from dist_train.checkpoint.keeper import Checkpoints
+from dist_train.checkpoint.manager import CheckpointManager
 from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.rundir.lease import Fence
@@ -23,7 +23,7 @@ PATIENCE = 20.0
 
 
 class Saver:
-    """A keeper over one tensor, `weights`, and what it has told."""
+    """A manager over one tensor, `weights`, and what it has told."""
 
     def __init__(self, folder: Path, fence: Fence | None = None, **options) -> None:
         self.weights = torch.arange(10_000, dtype=torch.float32)
@@ -32,7 +32,7 @@ class Saver:
         self.saved: list[int] = []
         self.store = CheckpointStore(folder, keep=2, fence=fence)
         arguments = {"global_batch": 4}, self.notes.append, lambda state: self.saved.append(state.step)
-        self.keeper = Checkpoints(self.store, self._capture, *arguments, **options)
+        self.manager = CheckpointManager(self.store, self._capture, *arguments, **options)
 
     def _capture(self, progress) -> Snapshot:
         other = {"progress": {"step": progress.step}}
@@ -69,7 +69,7 @@ class Gate:
     """A fence whose checks wait while it is shut. Open at first."""
 
     def __init__(self, run_dir: Path) -> None:
-        owner = Owner.myself()
+        owner = Owner.now()
         claim = claim_path(run_dir, 1)
         claim.parent.mkdir(parents=True)
         claim.write_bytes(json.dumps(asdict(owner)).encode() + b"\n0\n")

@@ -17,7 +17,7 @@ from dist_train.config.schema import (
     RandomResizedCrop,
 )
 from dist_train.data.augment import Augment, crop_box, horizontal_flip, random_crop, resized_crop
-from dist_train.data.finish import Finish, Mix
+from dist_train.data.device_transform import DeviceTransform, Mix
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
 from dist_train.errors import UserError
 from dist_train.randomness import uniform
@@ -131,22 +131,22 @@ def test_resizing_and_cropping_are_torchvisions(size):
 def test_finish_scales_and_normalizes():
     pixels, targets = images(), torch.arange(32)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    inputs, same = Finish([Normalize(mean=mean, std=std)], CPU)(pixels, targets, 0, 0)
+    inputs, same = DeviceTransform([Normalize(mean=mean, std=std)], CPU)(pixels, targets, 0, 0)
     scaled = reference.to_dtype(pixels, torch.float32, scale=True)
     torch.testing.assert_close(inputs, reference.normalize(scaled, mean, std))
     assert same is targets
-    plain, _ = Finish([], CPU)(pixels, targets, 0, 0)
+    plain, _ = DeviceTransform([], CPU)(pixels, targets, 0, 0)
     assert plain.dtype == torch.float32 and plain.min() >= 0 and plain.max() == 1
 
 
 def test_finish_leaves_what_is_no_image_alone():
     tokens = torch.arange(12).reshape(3, 4)
-    assert Finish([], CPU)(tokens, tokens, 0, 0)[0] is tokens
+    assert DeviceTransform([], CPU)(tokens, tokens, 0, 0)[0] is tokens
 
 
 def test_normalize_for_other_channels_says_so():
     with pytest.raises(UserError, match="3 means.*1 channels"):
-        Finish([Normalize(mean=[0.5] * 3, std=[0.5] * 3)], CPU)(images(channels=1), None, 0, 0)
+        DeviceTransform([Normalize(mean=[0.5] * 3, std=[0.5] * 3)], CPU)(images(channels=1), None, 0, 0)
 
 
 def test_crop_of_what_is_no_image_says_so():

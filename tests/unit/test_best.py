@@ -8,7 +8,7 @@ import pytest
 from dist_train.checkpoint.state import Snapshot, TrainState, progress
 from dist_train.config.schema import RunConfig
 from dist_train.rundir import strict_json
-from dist_train.trainer import _note_best, gives_up
+from dist_train.trainer import _note_best, stops_early
 
 NAN, INF = math.nan, math.inf
 
@@ -26,7 +26,7 @@ def run(figures, best_is="max", patience=3, min_delta=0.0, restart=False):
         _note_best(settings, state)
         if restart:
             state = TrainState(**strict_json.untagged(json.loads(json.dumps(strict_json.tagged(progress(state))))))
-        if gives_up(settings, state):
+        if stops_early(settings, state):
             break
     return state
 

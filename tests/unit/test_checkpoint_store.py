@@ -170,7 +170,7 @@ def test_retention_killed_at_any_of_its_removals_leaves_only_whole_ones(store):
         assert [path.name for path in store.all()] == ["step-00000030", "step-00000020"]
         assert all(verify(path) for path in store.all())
         assert ".tmp-old-step-00000010" in os.listdir(store.folder)
-        store.sweep()
+        store.remove_unfinished()
         assert sorted(os.listdir(store.folder)) == ["step-00000020", "step-00000030"]
 
 
@@ -266,7 +266,7 @@ def test_a_folder_that_is_deleted_during_a_save_is_made_anew_with_the_next(store
         store.save(20, Vanishing(store.folder), {})
     assert str(store.folder) in error.value.filename
     store.retain(None)
-    store.sweep()
+    store.remove_unfinished()
     verify(_save(store, 30))
 
 
@@ -292,7 +292,7 @@ def test_links_that_were_planted_are_removed_and_not_followed(store, tmp_path):
     (store.folder / "step-00000020").symlink_to(elsewhere)
     _save(store, 20, 30)
     store.retain(None)
-    store.sweep()
+    store.remove_unfinished()
     assert sorted(os.listdir(store.folder)) == ["step-00000020", "step-00000030"]
     assert not store.path(20).is_symlink() and verify(store.path(20))
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
@@ -303,7 +303,7 @@ def test_sweep_removes_what_was_left_unfinished(store):
     (store.folder / ".tmp-0-step-00000020").mkdir()
     (store.folder / ".tmp-0-step-00000020" / "model.safetensors").write_bytes(b"half")
     assert [path.name for path in store.all()] == ["step-00000010"]
-    store.sweep()
+    store.remove_unfinished()
     assert os.listdir(store.folder) == ["step-00000010"]
 
 

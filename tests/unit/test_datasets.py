@@ -450,12 +450,12 @@ def test_the_download_is_done_in_the_nodes_turn(cifar: Path):
     turns = []
 
     @contextmanager
-    def first_per_node():
+    def local_rank0_first():
         turns.append("begin")
         yield
         turns.append("end")
 
-    datasets.build(Cifar10(root=str(cifar)), first_per_node)
+    datasets.build(Cifar10(root=str(cifar)), local_rank0_first)
     assert turns == ["begin", "end"]
 
 

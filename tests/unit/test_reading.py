@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write
+from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify, write_files
 from dist_train.errors import UserError
 from dist_train.rundir.files import open_to_append
 from dist_train.rundir.ownership import current
 from dist_train.rundir.reading import Odd, numbered, open_regular, read_bytes, read_json
-from dist_train.rundir.records import state_of
+from dist_train.rundir.records import RunState
 from dist_train.tracking.wandb_sink import run_id
 from launch.plan.foreign_files import refuse, remember
 from launch.supervisor import owning
@@ -50,7 +50,7 @@ def test_numbers_are_the_ones_that_we_give(tmp_path):
 def checkpoint(tmp_path):
     folder = tmp_path / "step-00000003"
     folder.mkdir()
-    write(folder, {"state.json": b"{}"}, {"step": 3, "generation": 1})
+    write_files(folder, {"state.json": b"{}"}, {"step": 3, "generation": 1})
     return folder
 
 
@@ -76,8 +76,8 @@ def test_a_checkpoint_may_be_copied_out_under_another_name(checkpoint):
 def test_a_signed_manifest_with_odd_values_names_the_key(checkpoint, key, value):
     for path in checkpoint.iterdir():
         path.unlink()
-    write(checkpoint, {}, {"step": 3, key: value})
-    if key == "files":  # which `write` makes itself
+    write_files(checkpoint, {}, {"step": 3, key: value})
+    if key == "files":  # which `write_files` makes itself
         from tests.strangers.forge import sign
 
         sign(checkpoint, {"format": 1, "step": 3, "files": value})
@@ -110,7 +110,7 @@ def test_a_file_that_is_a_hole_is_not_read(checkpoint):
 )
 def test_a_state_says_what_makes_sense_and_no_more(tmp_path, state):
     (tmp_path / "state.json").write_text(state)
-    assert state_of(tmp_path) == {}
+    assert RunState.of(tmp_path) == RunState()
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"pid": -1}', b"\xff", b'{"host": "\\u001b[2J"}'])

@@ -2,20 +2,22 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from dist_train.errors import UserError
-from dist_train.rundir.records import write_json
+from dist_train.rundir.codec import write_json
+from dist_train.rundir.process_id import ProcessId
 from launch.plan.host import Host
-from launch.processes import myself
 from launch.sweep import local, table
 from launch.sweep.points import draw
 from tests.unit.test_sweep_points import made
 
 DIGITS = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
-GONE = {"pid": 2**22 + 1, "started": 1, "host": myself()["host"]}
+ME = asdict(ProcessId.myself())
+GONE = {**ME, "pid": 2**22 + 1, "started": 1}
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def fill(sweep) -> None:
     left(sweep, 2, {"status": "running"})
     left(sweep, 3, {"status": "stopped", "signal": "SIGTERM", **best(0.7)})
     left(sweep, 4, {"status": "stopped", "signal": None, **best(0.9)})
-    left(sweep, 5, {"status": "running"}, owner=myself())
+    left(sweep, 5, {"status": "running"}, owner=ME)
 
 
 def test_best_first_and_below_what_has_no_result(sweep):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_train.tracking.jsonl import JsonlSink, Lines, rewind, to_json
+from dist_train.tracking.jsonl import JsonlFile, JsonlSink, rewind, row_to_json
 from dist_train.tracking.tracker import Tracker
 from tests.unit.tracking_runs import BATCH, EPOCH, TOTAL, config, evaluation_row, facts, told, train_row
 
@@ -59,7 +59,7 @@ def test_a_disk_that_refuses_for_a_while_costs_no_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "text": "x" * 50} for step in range(40)]
     said: list[str] = []
-    lines = Lines(path, said.append)
+    lines = JsonlFile(path, said.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -108,7 +108,7 @@ def test_kept_lines_are_kept_byte_for_byte_and_nothing_else_is_left(tmp_path: Pa
 
 def test_what_json_has_no_number_for_is_a_string_that_float_reads() -> None:
     row = {"step": 1, "a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": np.float32(0.5), "e": np.arange(3)}
-    read = json.loads(to_json(row), parse_constant=pytest.fail)
+    read = json.loads(row_to_json(row), parse_constant=pytest.fail)
     assert read == {"step": 1, "a": "nan", "b": ["inf", {"c": "-inf"}], "d": 0.5, "e": [0, 1, 2]}
     assert math.isnan(float(read["a"])) and float(read["b"][0]) == math.inf
 
@@ -116,4 +116,4 @@ def test_what_json_has_no_number_for_is_a_string_that_float_reads() -> None:
 def test_floats_come_back_bit_for_bit() -> None:
     values = np.random.default_rng(0).bytes(8 * 2000)
     floats = [value for value in np.frombuffer(values, np.float64).tolist() if math.isfinite(value)]
-    assert json.loads(to_json({"v": floats}))["v"] == floats
+    assert json.loads(row_to_json({"v": floats}))["v"] == floats

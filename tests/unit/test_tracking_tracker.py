@@ -14,12 +14,12 @@ from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.tracking.base import Interval, Sink
 from dist_train.tracking.console import ConsoleSink
+from dist_train.tracking.formatting import summary
 from dist_train.tracking.jsonl import JsonlSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.tensorboard import TensorboardSink
-from dist_train.tracking.tracker import Tracker, build
-from dist_train.tracking.words import summary
+from dist_train.tracking.tracker import Tracker, build_tracker
 from tests.unit.tracking_runs import BATCH, EPOCH, TOTAL, config, facts, outcome, told
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_grow_ends_metrics_jsonl_and_not_the_run(tmp_path: Pa
 
 def test_other_ranks_say_and_write_nothing(tmp_path: Path, capsys) -> None:
     second = Ranks(rank=1, local_rank=1, world_size=2, local_world_size=2, node=0)
-    with build(config(wandb={"mode": "offline"}), second, tmp_path) as tracker:
+    with build_tracker(config(wandb={"mode": "offline"}), second, tmp_path) as tracker:
         told(tracker, tmp_path, config())
         tracker.note("unheard")
         tracker.finish(outcome(TOTAL, tmp_path))
@@ -142,8 +142,8 @@ def test_tensorboard_asked_for_and_not_installed_is_one_line(tmp_path: Path) -> 
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\n"
-        "from tests.unit.tracking_runs import ONE_RANK, build, config\n"
-        "build(config(tensorboard=True), ONE_RANK, Path(sys.argv[1]))"
+        "from tests.unit.tracking_runs import ONE_RANK, build_tracker, config\n"
+        "build_tracker(config(tensorboard=True), ONE_RANK, Path(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert "UserError: tracking.tensorboard is true" in done.stderr and "dist-train[tensorboard]" in done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.tracking import wandb
-from dist_train.tracking.tracker import build
+from dist_train.tracking.tracker import build_tracker
 from dist_train.tracking.wandb_sink import _description, run_id, wandb_mode
 from tests.unit.tracking_runs import (
     EPOCH,
@@ -55,7 +55,7 @@ def silent_server() -> Iterator[str]:
 def _run(run_dir: Path, mode: str, *, first: int = 0, last: int = TOTAL, status: str = "done") -> None:
     run_dir.mkdir(exist_ok=True)
     chosen = config(wandb={"mode": mode, "group": "a group", "tags": ["one", "two"]})
-    with build(chosen, ONE_RANK, run_dir) as tracker:
+    with build_tracker(chosen, ONE_RANK, run_dir) as tracker:
         told(tracker, run_dir, chosen, first=first, last=last)
         tracker.finish(outcome(last, run_dir, status))
 
@@ -180,7 +180,7 @@ def test_a_silent_server_costs_seconds_at_the_end_and_nothing_before(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (tmp_path / "run").mkdir()
     chosen = config(wandb={"mode": "auto"})
-    tracker = build(chosen, ONE_RANK, tmp_path / "run")
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
     begun = time.monotonic()
     told(tracker, tmp_path / "run", chosen)
     assert time.monotonic() - begun < 1
@@ -198,7 +198,7 @@ def test_a_silent_server_costs_seconds_at_the_end_and_nothing_before(
 def test_a_process_that_dies_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     chosen = config(wandb={"mode": "offline"})
-    tracker = build(chosen, ONE_RANK, tmp_path / "run")
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
     told(tracker, tmp_path / "run", chosen, last=EVERY)
     [child] = _children("dist_train.tracking.wandb")
     os.kill(child, signal.SIGKILL)
@@ -224,7 +224,7 @@ def test_a_training_that_dies_is_a_failed_run_there(tmp_path: Path, how: str) ->
 def test_a_stopped_process_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     chosen = config(wandb={"mode": "offline"})
-    tracker = build(chosen, ONE_RANK, tmp_path / "run")
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
     told(tracker, tmp_path / "run", chosen, last=EVERY)
     [child] = _children("dist_train.tracking.wandb")
     os.kill(child, signal.SIGSTOP)

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from dist_train.checkpoint.state import TrainState
-from dist_train.checkpoint.store import CheckpointStore, read, verify
+from dist_train.checkpoint.store import CheckpointStore, read_file, verify
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.lease import Lease
 from tests.unit.savers import PATIENCE, Gate, Saver, gone, until, writers
@@ -33,18 +33,18 @@ def make(tmp_path):
     for pid in writers():  # those that a gate holds would keep us waiting
         os.kill(pid, signal.SIGKILL)
     for saver in made:
-        saver.keeper.end()
+        saver.manager.end()
 
 
 @pytest.fixture
 def held(make, tmp_path):
     """A saver with step 1 on disk and the save of step 2 held right before its rename, its writer, and the gate."""
     gate = Gate(tmp_path)
-    saver = make(gate.fence, patience=PATIENCE)
-    saver.keeper.save(TrainState(step=1))
-    saver.keeper.drain()
+    saver = make(gate.fence, write_timeout_s=PATIENCE)
+    saver.manager.save(TrainState(step=1))
+    saver.manager.drain()
     gate.shut()
-    saver.keeper.save(TrainState(step=2))
+    saver.manager.save(TrainState(step=2))
     gate.hold_before_the_rename(saver.store.folder)
     (writer,) = writers()
     return saver, writer, gate
@@ -52,7 +52,7 @@ def held(make, tmp_path):
 
 def _content(path):
     manifest = verify(path)
-    return {name: read(path, name, manifest) for name in manifest["files"]}
+    return {name: read_file(path, name, manifest) for name in manifest["files"]}
 
 
 def test_the_content_is_the_same_in_the_foreground_and_in_the_background(make):
@@ -60,9 +60,9 @@ def test_the_content_is_the_same_in_the_foreground_and_in_the_background(make):
     for folder, background in (("a", False), ("b", True)):
         saver = make(folder=folder, background=background)
         saver.momentum = torch.linspace(0, 1, 777, dtype=torch.bfloat16)
-        saver.keeper.save(TrainState(step=5, metrics={"accuracy": 0.5}))
-        saver.keeper.close()
-        paths.append(saver.keeper.last)
+        saver.manager.save(TrainState(step=5, metrics={"accuracy": 0.5}))
+        saver.manager.close()
+        paths.append(saver.manager.last)
     assert _content(paths[0]) == _content(paths[1])
     facts = [{k: v for k, v in verify(path).items() if k not in ("saved", "sha256")} for path in paths]
     assert facts[0] == facts[1]
@@ -75,30 +75,30 @@ def test_a_save_holds_what_was_there_when_it_was_asked_for(make):
     saver = make()
     for step in range(1, 6):
         saver.weights = torch.full((50_000 * step,), float(step))  # the memory grows, too
-        saver.keeper.save(TrainState(step=step))
+        saver.manager.save(TrainState(step=step))
         assert saver.saved == list(range(1, step)), "the one before was not waited for"
         saver.weights.fill_(-1)
         path = saver.store.path(step - 1)
         if step > 1:
             saved = safetensors.torch.load(_content(path)["model.safetensors"])["w"]
             assert torch.equal(saved, torch.full((50_000 * (step - 1),), step - 1.0))
-    saver.keeper.close()
-    assert saver.saved == [1, 2, 3, 4, 5] and saver.keeper.last == saver.store.path(5)
+    saver.manager.close()
+    assert saver.saved == [1, 2, 3, 4, 5] and saver.manager.last == saver.store.path(5)
     assert saver.names() == ["step-00000004", "step-00000005"], "retention follows in the background"
 
 
 def test_a_tick_tells_of_a_save_once_it_is_durable(held):
     saver, _, gate = held
-    saver.keeper.tick()
-    assert saver.saved == [1] and saver.keeper.last == saver.store.path(1)
+    saver.manager.tick()
+    assert saver.saved == [1] and saver.manager.last == saver.store.path(1)
     gate.open()
 
     def told():
-        saver.keeper.tick()
+        saver.manager.tick()
         return saver.saved == [1, 2]
 
     until(told)
-    assert saver.keeper.last == saver.store.path(2)
+    assert saver.manager.last == saver.store.path(2)
 
 
 def test_a_writer_killed_in_a_save_costs_nothing(held):
@@ -107,13 +107,13 @@ def test_a_writer_killed_in_a_save_costs_nothing(held):
     os.kill(writer, signal.SIGKILL)
     gate.open()
     saver.weights.fill_(-1)  # the training has gone on meanwhile
-    saver.keeper.drain()
+    saver.manager.drain()
     assert saver.notes == ["the process that saves was killed: step 2 was saved without it"]
     content = _content(saver.store.path(2))["model.safetensors"]
     assert (safetensors.torch.load(content)["w"] != -1).all()
-    saver.keeper.save(TrainState(step=3))
+    saver.manager.save(TrainState(step=3))
     assert writers() != [writer]
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1, 2, 3]
     assert saver.names() == ["step-00000002", "step-00000003"], "what the dead one had begun is removed"
 
@@ -121,26 +121,26 @@ def test_a_writer_killed_in_a_save_costs_nothing(held):
 def test_a_writer_killed_between_two_saves_costs_nothing(make):
     saver = make()
     for step in (1, 2):
-        saver.keeper.save(TrainState(step=step))
-        saver.keeper.drain()
+        saver.manager.save(TrainState(step=step))
+        saver.manager.drain()
         (writer,) = writers()
         with gone(writer):
             os.kill(writer, signal.SIGKILL)
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1, 2] and saver.notes == []
 
 
 def test_a_save_that_comes_to_no_end_is_given_up(make, tmp_path):
     gate = Gate(tmp_path)
-    saver = make(gate.fence, patience=0.2)
+    saver = make(gate.fence, write_timeout_s=0.2)
     gate.shut()
-    saver.keeper.save(TrainState(step=1))
+    saver.manager.save(TrainState(step=1))
     gate.hold_before_the_rename(saver.store.folder)
-    saver.keeper.drain()
+    saver.manager.drain()
     assert writers() == [] and saver.saved == []
     assert saver.notes[0].startswith("step 1 not saved (not done after 0.2 s);")
     with pytest.raises(UserError) as error:
-        saver.keeper.close()
+        saver.manager.close()
     assert error.value.code == ExitCode.CHECKPOINT_IO
 
 
@@ -149,36 +149,36 @@ def test_what_asks_a_run_to_stop_does_not_end_a_save(held):
     for number in STOPPING:
         os.kill(writer, number)
     gate.open()
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1, 2] and saver.notes == []
 
 
 def test_it_may_be_asked_to_stop_before_it_has_begun(make):
     saver = make()
-    saver.keeper.save(TrainState(step=1))
+    saver.manager.save(TrainState(step=1))
     for number in STOPPING:  # Python is not up yet in there
         os.kill(writers()[0], number)
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1] and saver.notes == []
 
 
 def test_a_lost_lease_ends_the_training_as_it_does_in_the_foreground(make, tmp_path):
     with Lease() as lease:
         saver = make(lease.take(tmp_path))
-        saver.keeper.save(TrainState(step=1))
-        saver.keeper.drain()
-    saver.keeper.save(TrainState(step=2))
+        saver.manager.save(TrainState(step=1))
+        saver.manager.drain()
+    saver.manager.save(TrainState(step=2))
     with pytest.raises(UserError, match="must not write there any more") as error:
-        saver.keeper.drain()
+        saver.manager.drain()
     assert error.value.code == ExitCode.OWNED
     assert saver.names() == ["step-00000001"]
 
 
 def test_a_mistake_in_the_facts_is_raised_here(make):
     saver = make()
-    saver.keeper.save(TrainState(step=1, metrics={"odd": {1, 2}}))
+    saver.manager.save(TrainState(step=1, metrics={"odd": {1, 2}}))
     with pytest.raises(TypeError, match="not JSON serializable") as error:
-        saver.keeper.drain()
+        saver.manager.drain()
     assert "store.py" in error.value.__notes__[0]
 
 
@@ -219,15 +219,15 @@ def test_it_dies_with_its_rank(tmp_path, saving):
 def test_it_holds_no_end_of_its_rank_s_output(make):
     """Who reads what a run prints would wait for it."""
     saver = make()
-    saver.keeper.save(TrainState(step=1))
-    saver.keeper.drain()
+    saver.manager.save(TrainState(step=1))
+    saver.manager.drain()
     (writer,) = writers()
     assert os.readlink(f"/proc/{writer}/fd/1") == os.readlink(f"/proc/{writer}/fd/0") == "/dev/null"
 
 
 def test_it_starts_without_torch(make):
     saver = make()
-    saver.keeper.save(TrainState(step=1))
-    saver.keeper.drain()
+    saver.manager.save(TrainState(step=1))
+    saver.manager.drain()
     maps = Path(f"/proc/{writers()[0]}/maps").read_text()
     assert "python" in maps and "site-packages" not in maps

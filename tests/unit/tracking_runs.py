@@ -14,8 +14,8 @@ import numpy as np
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Outcome, Row, RunFacts
-from dist_train.tracking.tracker import NullTracker, build
+from dist_train.tracking.base import Row, RunFacts, SessionOutcome
+from dist_train.tracking.tracker import NullTracker, build_tracker
 
 EPOCH, TOTAL, BATCH, EVERY = 10, 40, 32, 5
 ONE_RANK = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
@@ -87,9 +87,9 @@ def told(tracker: NullTracker, run_dir: Path, chosen: RunConfig, *, first: int =
             tracker.log_evaluation(evaluation_row(step), np.diag(np.arange(10)))
 
 
-def outcome(last: int, run_dir: Path, status: Any = "done") -> Outcome:
+def outcome(last: int, run_dir: Path, status: Any = "done") -> SessionOutcome:
     row = evaluation_row(last)
-    return Outcome(
+    return SessionOutcome(
         status=status,
         metrics={name: row[name] for name in ("loss", "accuracy", "precision", "recall", "f1")},
         best={"metric": "accuracy", "value": row["accuracy"], "step": last},
@@ -103,7 +103,7 @@ def main() -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     chosen = config(wandb={"mode": given.get("wandb", "disabled")})
     last = int(given.get("last", TOTAL))
-    tracker = build(chosen, ONE_RANK, run_dir)
+    tracker = build_tracker(chosen, ONE_RANK, run_dir)
     told(tracker, run_dir, chosen, last=last)
     warnings.warn("a library is worried", stacklevel=1)
     print("printed by the user's code")

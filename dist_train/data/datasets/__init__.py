@@ -8,11 +8,11 @@ from dist_train.config.schema import DataConfig
 from dist_train.data.datasets import custom, digits, image_folder, synthetic, torchvision_sets
 from dist_train.data.datasets.base import ImageSet, Splits
 
-FirstPerNode = Callable[[], AbstractContextManager[None]]
+LocalRank0First = Callable[[], AbstractContextManager[None]]
 
 __all__ = ["ImageSet", "Splits", "build"]
 
-_BUILDERS: dict[str, Callable[[Any, FirstPerNode], Splits]] = {
+_BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "digits": digits.build,
     "image_folder": image_folder.build,
     "cifar10": torchvision_sets.build,
@@ -23,14 +23,14 @@ _BUILDERS: dict[str, Callable[[Any, FirstPerNode], Splits]] = {
 }
 
 
-def build(config: DataConfig, first_per_node: FirstPerNode = nullcontext) -> Splits:
+def build(config: DataConfig, local_rank0_first: LocalRank0First = nullcontext) -> Splits:
     """Training, evaluation and test set of a run. Nothing is decoded; what must be downloaded is, by one rank a node.
 
     Args:
         config: the run's `data` section.
-        first_per_node: gives a context whose block one rank per node runs before the others do.
+        local_rank0_first: gives a context whose block one rank per node runs before the others do.
 
     Raises:
         UserError: with ExitCode.DATA, when the data is not there or not as it should be.
     """
-    return _BUILDERS.get(config.name, custom.build)(config, first_per_node)
+    return _BUILDERS.get(config.name, custom.build)(config, local_rank0_first)

@@ -22,7 +22,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seeded
 
 
-def build(config: Custom, first_per_node: Any) -> Splits:
+def build(config: Custom, local_rank0_first: Any) -> Splits:
     thing = resolve_import(config.name, "data")
     splits = ["train", "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
     made = {split: construct(config, "data", offered={}, split=split) for split in splits}

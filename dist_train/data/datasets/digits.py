@@ -14,7 +14,7 @@ from dist_train.data.datasets.base import Splits, TensorImages, held_out
 from dist_train.errors import UserError
 
 
-def build(config: Digits, first_per_node: Any) -> Splits:
+def build(config: Digits, local_rank0_first: Any) -> Splits:
     pixels, targets = _table()
     grey = pixels.view(-1, 1, 8, 8)  # float64, 0 to 16
     images = (grey * (255 / 16)).round().to(torch.uint8)

@@ -88,7 +88,7 @@ class FolderImages(ImageSet):
         return centre_crop(resize_shorter_side(image, self._resize), self._image_size)
 
 
-def build(config: ImageFolder, first_per_node: Any) -> Splits:
+def build(config: ImageFolder, local_rank0_first: Any) -> Splits:
     root = Path(config.root)
     first = () if config.train else splits_as_classes(root)
     whole = ClassFolders(root / config.train if config.train else root)

@@ -56,7 +56,7 @@ def _waves(classes: int, shape: tuple[int, int, int]) -> np.ndarray:
     return waves
 
 
-def build(config: Synthetic, first_per_node: Any) -> Splits:
+def build(config: Synthetic, local_rank0_first: Any) -> Splits:
     train = SyntheticImages(config, 0, config.size)
     evaluation = SyntheticImages(config, config.size, config.eval_size)
     names = tuple(str(number) for number in range(config.classes))

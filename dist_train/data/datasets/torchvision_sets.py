@@ -32,13 +32,13 @@ _SOURCES = {
 
 
 def build(
-    config: Cifar10 | Cifar100 | Mnist | FashionMnist, first_per_node: Callable[[], AbstractContextManager[None]]
+    config: Cifar10 | Cifar100 | Mnist | FashionMnist, local_rank0_first: Callable[[], AbstractContextManager[None]]
 ) -> Splits:
     import torchvision.datasets
 
     source = _SOURCES[config.name]
     thing = getattr(torchvision.datasets, source.class_name)
-    with first_per_node(), _explained(config.name, config.root, config.download):
+    with local_rank0_first(), _explained(config.name, config.root, config.download):
         thing(config.root, train=True, download=config.download)
     official_train, official_test = thing(config.root, train=True), thing(config.root, train=False)
     images, targets = _tensors(official_train)

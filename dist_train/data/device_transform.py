@@ -18,7 +18,7 @@ from dist_train.errors import UserError
 from dist_train.randomness import key
 
 
-class Finish:
+class DeviceTransform:
     """Images as the model wants them: float32, 0 to 1, normalised and, in training, mixed."""
 
     def __init__(self, items: Sequence[Any], device: torch.device, mix: "Mix | None" = None) -> None:

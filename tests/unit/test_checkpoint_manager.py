@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from dist_train.checkpoint.keeper import PAYS_FROM
+from dist_train.checkpoint.manager import PAYS_FROM
 from dist_train.checkpoint.state import TrainState
 from dist_train.errors import ExitCode, UserError
 from tests.unit.savers import Saver, writers
@@ -24,7 +24,7 @@ def files_may_have(size):
         yield
     finally:
         for pid, limits in zip(pids, before, strict=True):
-            with suppress(ProcessLookupError):  # the keeper has ended it
+            with suppress(ProcessLookupError):  # the manager has ended it
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
@@ -33,14 +33,14 @@ def saver(tmp_path, request):
     saver = Saver(tmp_path / "checkpoints", background=request.param)
     yield saver
     assert len(writers()) <= 1
-    saver.keeper.end()
+    saver.manager.end()
     assert writers() == []
 
 
 def _save(saver, *steps):
     for step in steps:
-        saver.keeper.save(TrainState(step=step))
-        saver.keeper.drain()
+        saver.manager.save(TrainState(step=step))
+        saver.manager.drain()
 
 
 def test_a_failed_save_is_said_and_survived(saver):
@@ -51,9 +51,9 @@ def test_a_failed_save_is_said_and_survived(saver):
     assert saver.notes[0].startswith("step 2 not saved (File too large: ")
     assert saver.notes[0].endswith("; training goes on, the older checkpoints are intact")
     _save(saver, 3)
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1, 3]
-    assert saver.keeper.last == saver.store.path(3)
+    assert saver.manager.last == saver.store.path(3)
     assert saver.names() == ["step-00000001", "step-00000003"]
 
 
@@ -68,9 +68,9 @@ def test_three_in_a_row_end_the_training(saver):
 def test_a_failed_last_save_ends_with_14(saver):
     _save(saver, 1)
     with files_may_have(20_000):
-        saver.keeper.save(TrainState(step=2))
+        saver.manager.save(TrainState(step=2))
         with pytest.raises(UserError) as error:
-            saver.keeper.close()
+            saver.manager.close()
     assert error.value.code == ExitCode.CHECKPOINT_IO
 
 
@@ -86,7 +86,7 @@ def test_a_state_that_there_is_no_memory_for_is_a_failed_save(saver):
 def test_auto_goes_by_the_size_of_the_state(tmp_path, size):
     saver = Saver(tmp_path / "checkpoints")
     saver.weights = saver.weights.new_zeros(size // 4)
-    saver.keeper.save(TrainState(step=1))
+    saver.manager.save(TrainState(step=1))
     assert len(writers()) == (size >= PAYS_FROM)
-    saver.keeper.close()
+    saver.manager.close()
     assert saver.saved == [1] and writers() == []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_train.tracking.base import POSITION, Interval, Outcome, Row, RunFacts, metrics_of, prefix_of
+from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
 SHARES = {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
 """Metrics between 0 and 1 that are shown in percent, in this order."""
@@ -43,7 +43,7 @@ def number(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def near(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """`path` as one would type it: relative where it lies under the current folder."""
     try:
         relative = os.path.relpath(path)
@@ -52,7 +52,7 @@ def near(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def header(facts: RunFacts) -> list[str]:
+def header_lines(facts: RunFacts) -> list[str]:
     """The first lines of a run: what is trained, by whom, on what, and where it lies."""
     parts = [
         facts.name,
@@ -61,9 +61,9 @@ def header(facts: RunFacts) -> list[str]:
         _batch(facts),
         f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval",
     ]
-    lines = [" · ".join(parts), f"run  {near(facts.run_dir)}"]
+    lines = [" · ".join(parts), f"run  {shown_path(facts.run_dir)}"]
     if facts.resumed_from is not None:
-        origin = near(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
+        origin = shown_path(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
         lines.append(f"↻ from step {facts.first_step:,} of {facts.total_steps:,}  ({origin})")
     return lines
 
@@ -101,17 +101,17 @@ def joined(pairs: list[tuple[str, str]]) -> str:
     return "  ".join(f"{label} {value}" for label, value in pairs)
 
 
-def summary(facts: RunFacts, outcome: Outcome) -> list[str]:
-    """The last lines of a life; none after a failure, which is told by whoever knows the reason."""
+def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
+    """The last lines of a session; none after a failure, which is told by whoever knows the reason."""
     if outcome.status == "failed":
         return []
     if outcome.status == "stopped":
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
-        return [f"stopped. To go on: dist-train train --resume {near(facts.run_dir)}{promise}"]
+        return [f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"]
     return [_done(facts, outcome), *_checkpoint(facts, outcome)]
 
 
-def _done(facts: RunFacts, outcome: Outcome) -> str:
+def _done(facts: RunFacts, outcome: SessionOutcome) -> str:
     line = f"✓ done in {seconds(outcome.seconds)}"
     left_out = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
     pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in left_out] or measures(outcome.metrics)
@@ -125,7 +125,7 @@ def _done(facts: RunFacts, outcome: Outcome) -> str:
     return "   ".join(part for part in (f"{head}  ({best})" if best else head, rest) if part)
 
 
-def _best(facts: RunFacts, outcome: Outcome) -> str:
+def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     if not outcome.best:
         return ""
     metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
@@ -136,10 +136,10 @@ def _best(facts: RunFacts, outcome: Outcome) -> str:
     return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {shown}, epoch {epoch}"
 
 
-def _checkpoint(facts: RunFacts, outcome: Outcome) -> list[str]:
+def _checkpoint(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
-    path = near(outcome.checkpoint)
+    path = shown_path(outcome.checkpoint)
     lines = [f"  checkpoint  {path}"]
     if facts.classes is not None and facts.config.task.name == "classification":
         lines.append(f"  try it      dist-train predict {path} IMAGE...")

@@ -7,13 +7,13 @@ import torch
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.shares import share
 from dist_train.parallel.process_group import ProcessGroup
-from dist_train.step_metrics import Meter, StepResult
+from dist_train.step_metrics import StepMetrics, StepResult
 
 MICROBATCHES = 4
 
 
-def _meter(group):
-    return Meter(group, microbatches=MICROBATCHES, global_batch=8, steps_per_epoch=10)
+def _metrics(group):
+    return StepMetrics(group, microbatches=MICROBATCHES, global_batch=8, steps_per_epoch=10)
 
 
 def _result(ranks, step, loss, norm=1.5, applied=True):
@@ -32,13 +32,13 @@ def _result(ranks, step, loss, norm=1.5, applied=True):
 
 def _rows(ranks):
     with ProcessGroup(ranks, DistributedConfig()) as group:
-        meter = _meter(group)
+        metrics = _metrics(group)
         rows = []
         for step in range(1, 6):
-            meter.add(_result(ranks, step, lambda step, number: step + number / 7))
+            metrics.add(_result(ranks, step, lambda step, number: step + number / 7))
             if step in (3, 5):
-                rows.append(meter.flush().rows)
-        return [*rows, meter.flush().rows]
+                rows.append(metrics.flush().rows)
+        return [*rows, metrics.flush().rows]
 
 
 def test_rows_have_every_step_and_are_the_same_on_all_ranks(run_ranks):
@@ -53,12 +53,12 @@ def test_rows_have_every_step_and_are_the_same_on_all_ranks(run_ranks):
 
 def _bad(ranks, norm, applied):
     with ProcessGroup(ranks, DistributedConfig()) as group:
-        meter = _meter(group)
+        metrics = _metrics(group)
         for step in (6, 7, 8):
             nan = step == 7 and norm == 1.5
             loss = lambda step, number, nan=nan: math.nan if number == 3 and nan else 1.0  # noqa: E731
-            meter.add(_result(ranks, step, loss, norm if step == 7 else 1.5, applied or step != 7))
-        report = meter.flush()
+            metrics.add(_result(ranks, step, loss, norm if step == 7 else 1.5, applied or step != 7))
+        report = metrics.flush()
         return [row["step"] for row in report.rows], report.left_out, report.diverged
 
 
@@ -77,5 +77,5 @@ def test_a_step_that_was_left_out_is_told_and_the_next_ones_follow(run_ranks):
     for steps, left_out, diverged in run_ranks(_bad, 2, 1.5, False):
         assert steps == [6, 7, 8] and diverged is None
         assert left_out == [
-            "! step 7: the loss of microbatch 3 is not finite (training samples 73, 90); its update was left out"
+            "! step 7: the loss of microbatch 3 is not finite (training samples 73, 90); its update was skipped"
         ]

@@ -4,61 +4,75 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from dist_train.checkpoint.buffers import Buffers, Part
+from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.checkpoint.store import CheckpointStore
-from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, write
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
+from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, save_and_retain
 from dist_train.errors import ExitCode, UserError
+from dist_train.parallel.process_group import ProcessGroup
 
 MOST_FAILURES = 3
 PAYS_FROM = 16 * 2**20
 """Bytes of a state from which on `auto` writes in the background. By benchmarks.checkpoint, on two cores and a local
 disk, the foreground takes 17 ms for 4 MB and 120 ms for 40 MB, the background 1 and 6 ms. Its process costs 100 ms of
 one core, once; from this size on that is earned by the second save."""
-_LAST_CHANCE = 10.0
-"""Seconds that a save under way still has when the training ends by an error."""
+LAST_SAVE_TIMEOUT_S = 10.0
+"""That a save under way still has when the training ends by an error."""
 
 
-class Keeper(Protocol):
-    """What the loop sees."""
+class NullCheckpointManager:
+    """The checkpoints as the ranks see them that do not write: their state is the same.
 
-    last: Path | None
-
-    def save(self, state: TrainState) -> None: ...
-
-    def tick(self) -> None: ...
-
-    def drain(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class NoCheckpoints:
-    """The ranks that do not write: their state is the same."""
+    Attributes:
+        last: the newest checkpoint of this session that is safely on disk.
+    """
 
     last: Path | None = None
 
     def save(self, state: TrainState) -> None:
-        pass
+        """Copies the state and has it written, after the save under way. In the foreground it returns when that is
+        done; in the background at once, and `tick`, the next `save`, `drain` or `close` learn how it went.
+
+        Raises:
+            UserError: (exit 14) when this was the third failure in a row; (exit 3) when the run is another session's
+                now.
+        """
+
+    def load(self, step: int, group: ProcessGroup) -> Resumed:
+        """The checkpoint of `step`, on every rank; all ranks call it together.
+
+        Raises:
+            UserError: (exit 4) on every rank, when it is missing or damaged.
+        """
+        self.drain()
+        resumed = broadcast_checkpoint(group.run_on_rank0(lambda: self._verified(step)), group)
+        assert resumed is not None
+        return resumed
 
     def tick(self) -> None:
-        pass
+        """Looks whether the save under way is done; to be called between two steps. Raises as `save` does."""
 
     def drain(self) -> None:
-        pass
+        """Returns when no save is under way: it is durable, or has failed. Raises as `save` does."""
 
     def close(self) -> None:
-        pass
+        """The end of the training: returns when the last save is durable.
+
+        Raises:
+            UserError: (exit 14) when the last save failed; else as `save` does.
+        """
 
     def end(self) -> None:
-        pass
+        """The end of this session, whatever brought it: a save under way gets a last chance; never raises."""
+
+    def _verified(self, step: int) -> VerifiedCheckpoint:
+        raise AssertionError("rank 0 alone reads")
 
 
-class Checkpoints:
+class CheckpointManager(NullCheckpointManager):
     """Rank 0's checkpoints. A disk that refuses does not end the training until it has refused three times in a row.
 
     Args:
@@ -68,10 +82,7 @@ class Checkpoints:
         on_saved: called with each state that is safely on disk.
         also: from the step that is saved, further steps whose checkpoints retention keeps.
         background: write in a process of its own; `auto`: where the state is large enough to pay.
-        patience: seconds after which a save in the background has failed.
-
-    Attributes:
-        last: the newest checkpoint of this life that is safely on disk.
+        write_timeout_s: after which a save in the background has failed.
     """
 
     def __init__(
@@ -83,7 +94,7 @@ class Checkpoints:
         on_saved: Callable[[TrainState], None],
         also: Callable[[int], tuple[int, ...]] = lambda step: (),
         background: bool | Literal["auto"] = "auto",
-        patience: float = 900.0,
+        write_timeout_s: float = 900.0,
     ) -> None:
         self._store = store
         self._capture = capture
@@ -92,20 +103,13 @@ class Checkpoints:
         self._on_saved = on_saved
         self._also = also
         self._background = background
-        self._patience = patience
+        self._write_timeout_s = write_timeout_s
         self._buffers: Buffers | None = None
         self._writer: Writer | None = None
         self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
-        self.last: Path | None = None
 
     def save(self, state: TrainState) -> None:
-        """Copies the state and has it written, after what was under way. In the foreground it returns when that is
-        done; in the background at once, and `tick`, the next `save`, `drain` or `close` learn how it went.
-
-        Raises:
-            UserError: (exit 14) when this was the third failure in a row; (exit 3) when the run is another life's now.
-        """
         self.drain()
         state = replace(state)  # the training goes on with the other one
         try:
@@ -120,18 +124,16 @@ class Checkpoints:
             self._succeeded(state, path)
 
     def tick(self) -> None:
-        """Looks whether the save under way is done; to be called between two steps. Raises as `save` does."""
         if self._under_way is not None and self._writer is not None and self._writer.is_done():
             self.drain()
 
     def drain(self) -> None:
-        """Returns when no save is under way: it is durable, or has failed. Raises as `save` does."""
         if self._under_way is None or self._writer is None:
             return
         (state, save), self._under_way = self._under_way, None
         try:
             try:
-                path = self._writer.result(self._patience)
+                path = self._writer.result(self._write_timeout_s)
             except WriterKilled:
                 path = self._write(save)
                 self._note(f"the process that saves was killed: step {state.step} was saved without it")
@@ -141,11 +143,6 @@ class Checkpoints:
             self._succeeded(state, path)
 
     def close(self) -> None:
-        """The end of the training: returns when the last save is durable.
-
-        Raises:
-            UserError: (exit 14) when the last save failed; else as `save` does.
-        """
         self.drain()
         self.end()
         if self._failures:
@@ -156,8 +153,7 @@ class Checkpoints:
             )
 
     def end(self) -> None:
-        """The end of this life, whatever brought it: a save under way gets a last chance; never raises."""
-        self._patience = min(self._patience, _LAST_CHANCE)
+        self._write_timeout_s = min(self._write_timeout_s, LAST_SAVE_TIMEOUT_S)
         with suppress(Exception):  # what ends the training counts for more
             self.drain()
         if self._writer is not None:
@@ -165,6 +161,9 @@ class Checkpoints:
         if self._buffers is not None:
             self._buffers.close()
         self._writer = self._buffers = None
+
+    def _verified(self, step: int) -> VerifiedCheckpoint:
+        return locate(self._store.path(step), self._note)
 
     def _copy(self, state: TrainState) -> Save:
         snapshot = self._capture(state)
@@ -188,7 +187,7 @@ class Checkpoints:
 
     def _write(self, save: Save) -> Path:
         assert self._buffers is not None
-        return write(save, self._store, self._buffers.memory)
+        return save_and_retain(save, self._store, self._buffers.memory)
 
     def _in_background(self, parts: Mapping[str, Part]) -> bool:
         if self._background == "auto":
