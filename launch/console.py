@@ -5,10 +5,10 @@ import select
 import sys
 
 _COLORS = {"red": 31, "green": 32, "yellow": 33}
-PATIENCE = 1.0
-"""Seconds that a message waits for a console that takes nothing."""
-PIECE = 4096
-"""Bytes that a pipe takes at once when it is ready."""
+WRITE_TIMEOUT_S = 1.0
+"""That a message waits for a console that takes nothing."""
+PIPE_BYTES = 4096
+"""That a pipe takes at once when it is ready."""
 
 
 def say(text: str) -> None:
@@ -28,8 +28,8 @@ def say(text: str) -> None:
 
 
 def _write(file: int, data: bytes) -> None:
-    while data and select.select([], [file], [], PATIENCE)[1]:
-        data = data[os.write(file, data[:PIECE]) :]
+    while data and select.select([], [file], [], WRITE_TIMEOUT_S)[1]:
+        data = data[os.write(file, data[:PIPE_BYTES]) :]
 
 
 def mark(sign: str, color: str) -> str:

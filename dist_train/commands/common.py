@@ -35,12 +35,7 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
     Raises:
         UserError: when there is none, or it would import what the user does not know.
     """
-    found = recorded.read_recorded(target, overrides)
-    if found is None:
-        raise UserError(
-            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
-        )
-    config = found.trusted(trusts, lambda line: print(line, file=sys.stderr))
+    config = recorded.read_recorded(target, overrides).trusted(trusts, lambda line: print(line, file=sys.stderr))
     if sys.flags.safe_path and trust.powers(config):
         sys.path.insert(0, os.getcwd())  # where `python -m` looks for the user's own modules
     return config

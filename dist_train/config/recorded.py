@@ -5,7 +5,7 @@ It is whole: it extends no other file. What is wrong with it is told in one line
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,26 +45,23 @@ class Recorded:
         return self.config
 
 
-def read_recorded(target: Path, overrides: Sequence[str] = ()) -> Recorded | None:
-    """What a run directory or a checkpoint carries; None where it carries none. Imports nothing.
+def read_recorded(target: Path, overrides: Sequence[str] = ()) -> Recorded:
+    """What a run directory or a checkpoint carries. Imports nothing.
 
     Raises:
-        UserError: when it cannot be read, or the overrides do not fit.
+        UserError: when it carries no config, the config cannot be read, or the overrides do not fit.
     """
     if (target / CONFIG).exists():
         return of_file(target / CONFIG, overrides)
-    if not (target / MANIFEST).is_file():
-        return None
-    content = _manifest(target).get("config")
-    if content is None:
-        above = target.resolve().parents
-        return read_recorded(above[1], overrides) if len(above) > 1 and (above[1] / CONFIG).is_file() else None
-    where = str(target / MANIFEST)
-    alone = _told(where, (), lambda: load_plain(content, where))
-    return Recorded(
-        source=str(target),
-        alone=alone,
-        config=_told(where, overrides, lambda: load_plain(content, where, overrides)) if overrides else alone,
+    content = _manifest(target).get("config") if (target / MANIFEST).is_file() else None
+    if content is not None:
+        where = str(target / MANIFEST)
+        return _recorded(str(target), where, overrides, lambda own: load_plain(content, where, own))
+    run_dir = target.resolve().parent.parent
+    if (target / MANIFEST).is_file() and (run_dir / CONFIG).is_file():
+        return of_file(run_dir / CONFIG, overrides)
+    raise UserError(
+        f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
     )
 
 
@@ -74,9 +71,7 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
     Raises:
         UserError: as `read_recorded` does.
     """
-    alone = _told(str(path), (), lambda: load(path, recorded=True))
-    whole = _told(str(path), overrides, lambda: load(path, overrides, recorded=True)) if overrides else alone
-    return Recorded(source=str(path), alone=alone, config=whole)
+    return _recorded(str(path), str(path), overrides, lambda own: load(path, own, recorded=True))
 
 
 def is_recorded(path: Path) -> bool:
@@ -124,12 +119,20 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
         raise UserError(message, ExitCode.CANNOT_RESUME) from None
 
 
-def _told(where: str, overrides: Sequence[str], loading: Any) -> RunConfig:
+def _recorded(
+    source: str, where: str, overrides: Sequence[str], loading: Callable[[Sequence[str]], RunConfig]
+) -> Recorded:
     try:
-        return loading()
+        alone = loading(())
+        return Recorded(source=source, alone=alone, config=loading(overrides) if overrides else alone)
     except ConfigError as error:
-        first, more = error.problems[0], len(error.problems) - 1
-        key = f"{printable(first.key, 100)}: " if first.key else ""
-        others = f" (and {more} more)" if more else ""
-        place = first.where if first.where.startswith(where) or overrides else where
-        raise UserError(f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}") from None
+        raise UserError(_in_one_line(error, where)) from None
+
+
+def _in_one_line(error: ConfigError, where: str) -> str:
+    """The first problem, and how many more there are."""
+    first, more = error.problems[0], len(error.problems) - 1
+    key = f"{printable(first.key, 100)}: " if first.key else ""
+    others = f" (and {more} more)" if more else ""
+    place = first.where if first.where.startswith((where, "command line")) else where
+    return f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}"

@@ -25,11 +25,11 @@ from dist_train.errors import UserError
 from dist_train.rundir.reading import read_json
 
 VERSION = 1
-MOST = 5_000
-"""Entries; the oldest make way."""
-PATIENCE = 2.0
-"""Seconds to wait for others who write at the same time. Whoever waits no longer may lose an entry of theirs, which is
-then asked for again."""
+MAX_ENTRIES = 5_000
+"""The oldest make way."""
+LOCK_TIMEOUT_S = 2.0
+"""That others are waited for who write at the same time. After it an entry of theirs may be lost, and is asked for
+again."""
 JOB_KEYS = ("site", "prefix", "python")
 """Of the section `slurm`: what a job executes. So may what sbatch is told in `options`: --export, --container-image."""
 LINK, FOLDER = "the link", "in the folder"
@@ -164,7 +164,7 @@ def _read(path: Path, note: Note) -> dict[str, Any]:
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
     """Replaces the file by a synced one that only its owner may read."""
-    newest = dict(sorted(entries.items(), key=_age)[-MOST:])
+    newest = dict(sorted(entries.items(), key=_age)[-MAX_ENTRIES:])
     text = json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n"
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
@@ -191,7 +191,7 @@ def _alone(path: Path) -> Iterator[None]:
         path.with_name(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
     )
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

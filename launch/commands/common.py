@@ -157,12 +157,7 @@ def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "Run
                 f"{word!r} is no override that a saved model can be evaluated with; these begin with "
                 f"{', '.join(f'{name}.' for name in OF_EVALUATION)}: data.root=/elsewhere"
             )
-    found = recorded.read_recorded(Path(target), overrides)
-    if found is None:
-        raise UserError(
-            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
-        )
-    return found.trusted(trust, say)
+    return recorded.read_recorded(Path(target), overrides).trusted(trust, say)
 
 
 def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:

@@ -135,14 +135,11 @@ def _plan(
         arguments=arguments,
         resume=None,
     )
-    words = [word for name, value in passed_on.items() if value for word in _words(name.replace("_", "-"), value)]
+    flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
+    words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
     # The user's environment counts for more than a default of ours.
     environment = {name: value for name, value in plan.environment.items() if name not in os.environ}
     return replace(plan, environment=environment, passed_on=tuple(words))
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    return (f"--{name}",) if value is True else (f"--{name}", str(value))
 
 
 def _name(program: tuple[str, ...]) -> str:

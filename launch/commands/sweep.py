@@ -192,7 +192,10 @@ def _is_busy(sweep: "Sweep", row: "Row") -> bool:
 def _prepared(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> Callable[[], int]:
     """Everything that can be known to go wrong goes wrong here, and nothing is made; the rest is what is returned."""
     if not options["slurm"]:
-        share = _share(configs, options)
+        from launch.plan import host
+        from launch.sweep import local
+
+        share = local.divide(configs, options["jobs"] or 1, options["nproc_per_node"], host.look())
         return lambda: _run(sweep, configs, share, options)
     script, runs = _array(sweep, configs, options)
     return lambda: _submit(sweep, script, runs, options)
@@ -203,13 +206,6 @@ def _array(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> An
 
     ranks = ["--nproc-per-node", options["nproc_per_node"]] if options["nproc_per_node"] else []
     return array.plan_array(sweep, configs, options["jobs"], [*train_flags(options), *ranks])
-
-
-def _share(configs: "Configs", options: Mapping[str, Any]) -> "Share":
-    from launch.plan import host
-    from launch.sweep import local
-
-    return local.divide(configs, options["jobs"] or 1, options["nproc_per_node"], host.look())
 
 
 def _run(sweep: "Sweep", configs: "Configs", share: "Share", options: Mapping[str, Any]) -> int:

@@ -11,8 +11,8 @@ from launch.slurm.render import Script
 from launch.sweep import table
 from launch.sweep.store import Sweep
 
-LOOK = (1.0, 10.0)
-"""Seconds between two looks at the queue, rising from the first to the last while nothing changes."""
+QUEUE_POLL_S = (1.0, 10.0)
+"""Between two looks at the queue, rising from the first to the last while nothing changes."""
 
 
 def plan_array(
@@ -42,7 +42,7 @@ def plan_array(
 def follow_tasks(sweep: Sweep, jobs: Sequence[str]) -> None:
     """Returns when no task is in the queue any more; tells each change on the way."""
     told: dict[str, str] = {}
-    over, pause = 0, LOOK[0]
+    over, pause = 0, QUEUE_POLL_S[0]
     while over < 2:  # one that is about to be requeued may look finished once
         found = queue.look(jobs)
         over = over + 1 if found is not None and not any(entry.active for entry in found.values()) else 0
@@ -51,5 +51,5 @@ def follow_tasks(sweep: Sweep, jobs: Sequence[str]) -> None:
         for name in sorted(changed):
             say(f"  {name} {changed[name]}")
         told = now
-        pause = LOOK[0] if changed or over else min(1.5 * pause, LOOK[1])
+        pause = QUEUE_POLL_S[0] if changed or over else min(1.5 * pause, QUEUE_POLL_S[1])
         time.sleep(pause)

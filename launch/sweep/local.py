@@ -27,8 +27,8 @@ from launch.signals import ReceivedSignals
 from launch.sweep.points import Point
 from launch.sweep.store import Sweep
 
-TICK = 0.5
-"""Seconds between two looks; a point's end or a signal wakes at once."""
+POLL_S = 0.5
+"""Between two looks; a point's end or a signal wakes at once."""
 _LONGEST_REASON = 160
 _STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
@@ -132,7 +132,7 @@ class _Runner:
             self._hand_on_signals()
             if self._inbox.kill is not None:
                 return 128 + self._inbox.kill
-            self._inbox.wait(TICK)
+            self._inbox.wait(POLL_S)
             for one in [one for one in self._running if one.process.poll() is not None]:
                 self._ended(one)
         return self._code()

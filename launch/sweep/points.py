@@ -23,8 +23,8 @@ from dist_train.errors import UserError
 from launch.diagnosis.formatting import ranges
 from launch.sweep.listed import ListedPoint, read_list
 
-MOST = 10_000
-"""Points of one sweep; more is taken for a mistake."""
+MAX_POINTS = 10_000
+"""Of one sweep; more is taken for a mistake."""
 FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
 """What all points have in common: they live in one folder, are ranked in one table, and are tasks of one array."""
 _RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
@@ -62,10 +62,12 @@ def draw(
     problems: list[Problem] = []
     grid = _grid(over, problems)
     entries = read_list(listed, problems) if listed else [ListedPoint({}, "command line")]
-    _keys_once(grid, entries, problems)
+    for entry in entries:
+        for key in entry.overrides.keys() & grid.keys():
+            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
     count = len(entries) * math.prod(map(len, grid.values()))
-    if count > MOST:
-        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MOST:,}"))
+    if count > MAX_POINTS:
+        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MAX_POINTS:,}"))
     if problems:
         raise _refused(config, problems)
     drawn = [
@@ -115,8 +117,11 @@ def split_values(text: str) -> tuple[list[str], str]:
             found.append(part.strip())
             continue
         low, high = int(limits[1]), int(limits[2])
-        if high < low or high - low >= MOST:
-            return [], f"{part.strip()} is no range: the first number is the smaller one, and at most {MOST:,} between"
+        if high < low or high - low >= MAX_POINTS:
+            return (
+                [],
+                f"{part.strip()} is no range: the first number is the smaller one, and at most {MAX_POINTS:,} between",
+            )
         found += map(str, range(low, high + 1))
     return found, ""
 
@@ -138,12 +143,6 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _keys_once(grid: Mapping[str, Any], entries: Sequence[ListedPoint], problems: list[Problem]) -> None:
-    for entry in entries:
-        for key in entry.overrides.keys() & grid.keys():
-            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
-
-
 # ---------------------------------------------------------------- validation
 
 
@@ -157,7 +156,7 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -
             for problem in error.problems:
                 found.setdefault(_placed(problem, entry), []).append(number)
     if found:
-        raise _refused(config, [_told(problem, numbers, len(drawn)) for problem, numbers in found.items()])
+        raise _refused(config, [_with_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
     differing = [key for key in FIXED if any(_value(each, key) != _value(configs[0], key) for each in configs)]
     message = "is the same for all points of a sweep: set it once, behind the config"
     if differing:
@@ -176,7 +175,7 @@ def _placed(problem: Problem, entry: ListedPoint) -> Problem:
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
 
 
-def _told(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
+def _with_points(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
     if len(numbers) == of:
         return problem
     which = f"point{'s' * (len(numbers) > 1)} {ranges(list(numbers))}"
@@ -218,16 +217,13 @@ def varied(points: Iterable[Mapping[str, str]]) -> list[str]:
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
     """Each key by as few of its last parts as tell it from the others: `optimizer.lr` is lr."""
-    return {key: next((end for end in _ends(key) if _is_telling(end, keys)), key) for key in keys}
 
+    def shortest(key: str) -> str:
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
+        return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
 
-def _ends(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-
-
-def _is_telling(end: str, keys: Sequence[str]) -> bool:
-    return sum(f".{key}".endswith(f".{end}") for key in keys) == 1
+    return {key: shortest(key) for key in keys}
 
 
 def _names(points: Sequence[Mapping[str, str]]) -> list[str]:
