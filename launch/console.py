@@ -1,4 +1,4 @@
-"""Human text: to stderr, plain when piped or with NO_COLOR, and never a reason to fail or to wait for long."""
+"""Messages for people: on stderr, plain when piped or with NO_COLOR; they never fail and never block for long."""
 
 import os
 import select
@@ -6,18 +6,18 @@ import sys
 
 _COLORS = {"red": 31, "green": 32, "yellow": 33}
 WRITE_TIMEOUT_S = 1.0
-"""That a message waits for a console that takes nothing."""
+"""How long a message waits for a console that accepts nothing."""
 PIPE_BYTES = 4096
-"""That a pipe takes at once when it is ready."""
+"""What a pipe that is ready accepts at once."""
 
 
 def say(text: str) -> None:
-    """One message. A closed terminal, or a pipe that nobody reads, is no reason to end a training or to hold it up."""
+    """Prints one message. A closed terminal, or a pipe that nobody reads, neither ends nor delays a training."""
     if sys.stderr is None:
         return
     try:
         file = sys.stderr.fileno()
-    except (OSError, ValueError):  # no file behind it
+    except (OSError, ValueError):  # not backed by a file
         print(text, file=sys.stderr, flush=True)
         return
     try:
@@ -33,16 +33,16 @@ def _write(file: int, data: bytes) -> None:
 
 
 def mark(sign: str, color: str) -> str:
-    """The sign a line begins with, coloured on a terminal."""
+    """The sign that begins a line, coloured on a terminal."""
     if os.environ.get("NO_COLOR") or sys.stderr is None or not sys.stderr.isatty():
         return sign
     return f"\x1b[{_COLORS[color]}m{sign}\x1b[0m"
 
 
 def open_standard_streams() -> None:
-    """Gives a process that was started without stdin, stdout or stderr empty ones.
+    """Opens /dev/null in place of a standard stream that the process was started without.
 
-    Else the next files opened would get their numbers, and what anybody prints would go there.
+    Otherwise the next file to be opened would get the stream's number, and printed text would end up in it.
     """
     for number in (0, 1, 2):
         try:

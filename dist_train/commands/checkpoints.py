@@ -18,10 +18,10 @@ NUMBERS = ("step", "size", "ranks", "generation")
 
 
 def describe_checkpoint(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
-    """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how.
+    """One checkpoint. `sound` is None if it was not verified; `damage` names the bad file and what is wrong with it.
 
     Args:
-        by_name: its folder should have the name that it was saved under.
+        by_name: check that the folder still has the name that the checkpoint was saved under.
     """
     known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None}
     try:
@@ -42,7 +42,7 @@ def describe_checkpoint(path: Path, thoroughly: bool, by_name: bool = True) -> d
 
 
 def _readable(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that is damaged elsewhere; empty where it is the manifest."""
+    """The manifest of a damaged checkpoint; empty if the manifest itself is damaged."""
     try:
         return read_manifest(path)
     except DamagedCheckpoint:
@@ -50,7 +50,7 @@ def _readable(path: Path) -> dict[str, Any]:
 
 
 def _modified(path: Path) -> float | None:
-    """Unix time; for manifests that do not say when they were written."""
+    """Unix time of the manifest's last change, for manifests that do not record when they were written."""
     try:
         return (path / MANIFEST).stat().st_mtime
     except OSError:
@@ -58,7 +58,7 @@ def _modified(path: Path) -> float | None:
 
 
 def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
-    """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
+    """The checkpoints of a run, oldest first, or one checkpoint. The newest readable one says which is `best`."""
     alone = has_manifest(target) or step_of(target) >= 0
     paths = [target] if alone else CheckpointStore(RunDir(target).checkpoints).all()[::-1]
     found = [describe_checkpoint(path, thoroughly, by_name=not alone) for path in paths]

@@ -1,4 +1,4 @@
-"""pydantic's errors, each turned into what the user wrote, where, and what is allowed there."""
+"""Turns pydantic's errors into what the user wrote, where, and what is allowed there."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ _OTHER_NAMES = {
     "warmup_epochs": "schedule.warmup", "warmup_steps": "schedule.warmup", "gradient_clip_val": "train.clip_norm",
     "grad_clip": "train.clip_norm", "amp": "train.precision", "num_classes": "nothing: the data tells",
 }  # fmt: skip
-"""What other trainers call it."""
+"""Names that other trainers use."""
 
 _OWN_MESSAGES = {
     "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
@@ -60,8 +60,8 @@ def _problems(item: Any, tree: Tree) -> Iterator[Problem]:
 
 
 def _walk(location: tuple[str | int, ...], tree: Tree) -> tuple[KeyPath, shape.Node, shape.Node]:
-    """The key path of pydantic's `loc`, which names the members of unions too, with the schema of the section that the
-    last key stands in, and of the key itself."""
+    """The key path of pydantic's `loc`, which also names members of unions, with the schemas of the last key's section
+    and of the key itself."""
     path: list[str | int] = []
     section = node = shape.root()
     at: Tree | None = tree
@@ -90,13 +90,13 @@ def _at(tree: Tree, path: KeyPath) -> Tree | None:
 
 
 def _key_place(tree: Tree, path: KeyPath) -> Location:
-    """Where the key stands, or the nearest one above it."""
+    """The location of the key, or of the nearest one above it."""
     at = _at(tree, path)
     return at.key_place if at else _key_place(tree, path[:-1])
 
 
 def _value_place(tree: Tree, path: KeyPath) -> Location:
-    """Where the value stands; for a section that is its key."""
+    """The location of the value; for a section, that of its key."""
     at = _at(tree, path)
     return at.place if at and not isinstance(at.value, dict) else _key_place(tree, path)
 
@@ -173,7 +173,7 @@ def _fixed_values(node: shape.Node) -> list[str]:
 
 
 def _hint(value: Any, node: shape.Node) -> str:
-    """What to do where a value only has the wrong type."""
+    """What to do if a value only has the wrong type."""
     kinds = {option.get("type") for option in shape.options(node)}
     if isinstance(value, str) and "boolean" in kinds:
         is_old = value.lower() in ("on", "off", "yes", "no", "y", "n")

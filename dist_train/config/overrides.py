@@ -1,4 +1,4 @@
-"""`a.b=c` on the command line: read as YAML 1.2 and written over the tree of the files."""
+"""`a.b=c` on the command line: read as YAML 1.2 and applied to the tree of the files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class Override:
     path: tuple[str, ...]
     tree: Tree
     switches: bool
-    """Whether it chooses a component, and so decides which other keys there are."""
+    """Whether it chooses a component, and thereby which other keys exist."""
 
 
 def parse_override(text: str, index: int, problems: list[Problem]) -> Override | None:
-    """One override; None, with the problem added, where it cannot be read.
+    """One override; None, with the problem added, if it cannot be read.
 
     Args:
         index: its number on the command line, for the order of problems.
@@ -43,7 +43,7 @@ def parse_override(text: str, index: int, problems: list[Problem]) -> Override |
 
 
 def apply(root: Tree, overrides: Sequence[Override], problems: list[Problem]) -> None:
-    """Write the overrides over the tree of the files, in place; what has no place there is added to `problems`."""
+    """Applies the overrides to the tree of the files, in place. One that does not fit is added to `problems`."""
     for override in sorted(overrides, key=lambda override: not override.switches):
         problem = _write(root, override)
         if problem:

@@ -1,6 +1,6 @@
 """The config that a run directory or a checkpoint carries, which may have come from anybody. No torch here.
 
-It is whole: it extends no other file. What is wrong with it is told in one line, since nobody here has written it.
+It is complete: it extends no other file. Mistakes in it are reported in one line, since the user did not write it.
 """
 
 import os
@@ -20,25 +20,25 @@ from dist_train.rundir.reading import read_json
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
 _TRACES += (MANIFEST, "environment.json", "checkpoints/*", "logs/rank*", ".lock-node*")
-"""What a folder has in which a run lives, or a checkpoint, beside its config."""
+"""Files of a run directory or a checkpoint besides its config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """A config and where it stands."""
+    """A config and where it comes from."""
 
     source: str
     """The run or checkpoint, as it was named."""
     alone: RunConfig
-    """As it came."""
+    """As recorded."""
     config: RunConfig
     """With the user's overrides on top."""
 
     def trusted(self, given: bool, note: trust.Note, *, job: bool = False) -> RunConfig:
-        """The config, once nothing in it runs code that the user does not know.
+        """The config, if it runs no code that the user has not trusted.
 
         Raises:
-            UserError: (exit 2) when something would.
+            UserError: (exit 2) when it would.
         """
         asked = trust.of_recorded(self.alone, self.config, job=job)
         trust.require(asked, f"the config of {self.source}", given=given, note=note)
@@ -75,12 +75,12 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a config file is a run's own: it lies where a run does, so that nobody here need have written it."""
+    """Whether a config file belongs to a run, so that somebody else may have written it."""
     return path.name == CONFIG and has_traces(path.parent.parent if path.parent.name == "slurm" else path.parent)
 
 
 def has_traces(folder: Path) -> bool:
-    """Whether a run has been in a folder, or somebody made it look so; links that lead nowhere count."""
+    """Whether a folder has traces of a run, genuine or not; broken links count."""
     return any(_is_there(folder, name) for name in _TRACES)
 
 
@@ -95,7 +95,7 @@ def given(
 
     Args:
         trusts: --trust.
-        of_run: it was found in the folder that was named as a run, whatever else is there.
+        of_run: the file was found in a folder that was named as a run.
         job: a job's script would execute what it names.
 
     Raises:

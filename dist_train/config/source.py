@@ -1,4 +1,4 @@
-"""From a YAML file and `a.b=c` overrides to a RunConfig, or to the list of all that is wrong with them.
+"""From a YAML file and `a.b=c` overrides to a RunConfig, or to the list of all their problems.
 
 The order of precedence: the files under `extends`, in their order, then the file itself, then the overrides.
 
@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = Fa
     Reads the files and does nothing else: creates nothing, imports no component, needs no torch.
 
     Args:
-        recorded: it came with a run, and so is whole: it extends no other file.
+        recorded: it came with a run, and must be complete: it extends no other file.
 
     Raises:
         ConfigError: with every problem of the files and of the overrides, each with its place.
@@ -83,7 +83,9 @@ def _validated(path: str, tree: Tree, overrides: Sequence[Override], problems: l
     try:
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
-        known = [problem.key for problem in problems]  # a value that could not be read is null by now: that is no news
+        known = [
+            problem.key for problem in problems
+        ]  # a value that could not be read is null by now, and reported already
         problems += [problem for problem in explain_errors(error, tree) if not _is_below(problem.key, known)]
     if problems or config is None:
         raise ConfigError(path, problems)
@@ -101,7 +103,7 @@ class _Files:
     opened: int = field(default=0, init=False)
 
     def read(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> Tree | None:
-        """The tree of a file on top of those it extends; None where it cannot be had, with the problem added.
+        """The tree of a file on top of those it extends; None, with the problem added, if it cannot be read.
 
         Args:
             asked: where the file is named, for a problem of the file as a whole.
@@ -166,7 +168,7 @@ def _not_a_mapping(value: object) -> str:
 
 
 def _text(path: Path, asked: Location, source: partial[Location], key: tuple[str, ...]) -> str:
-    """The text of a file; a byte order mark is taken off.
+    """The text of a file, without a byte order mark.
 
     Raises:
         Unreadable: when there is no such file, or no text of sensible size in it.

@@ -1,4 +1,4 @@
-"""Results, for people and programs, on stdout. Everything that is said goes to stderr."""
+"""Results, for people and programs, on stdout. Messages go to stderr."""
 
 import os
 import sys
@@ -6,16 +6,16 @@ from collections.abc import Collection, Sequence
 
 
 def tell(text: str, code: int = 2) -> None:
-    """Writes `text` and a line's end, at once. A reader that has left, as `head` does, has what it wanted: that is no
-    error, and changes no exit code.
+    """Writes `text` and a newline, unbuffered. A reader that has closed the pipe, such as `head`, is no error and does
+    not change the exit code.
 
     Args:
-        code: what the command ends with where the output cannot be written.
+        code: the exit code if the output cannot be written.
 
     Raises:
-        SystemExit: (`code`) where the output cannot be written for another reason, said in one line.
+        SystemExit: (`code`) when the output cannot be written for another reason, after one line on stderr.
     """
-    if sys.stdout is None:  # closed by who has started us
+    if sys.stdout is None:  # closed by our parent
         return
     try:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
@@ -41,7 +41,7 @@ def aligned(rows: Sequence[Sequence[str]], *, to_the_right: Collection[str] = ()
 
 
 def drop() -> None:
-    """What is still to be written goes nowhere, so that Python finds nothing to complain of when it ends."""
+    """Discards what is still to be written, so that Python does not complain at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

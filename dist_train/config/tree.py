@@ -1,4 +1,4 @@
-"""A config as it stands in its files: plain values, each with the place it was written at."""
+"""A config as written in its files: plain values, each with its location."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ KeyPath = tuple[str | int, ...]
 
 
 class Location(NamedTuple):
-    """Where something stands; places sort by file, line and column, then the command line."""
+    """Where something is written; sorted by file, line and column, then the command line."""
 
     order: tuple[int, ...]
     text: str
@@ -18,7 +18,7 @@ class Location(NamedTuple):
 
 @dataclass
 class Tree:
-    """A value of the file with the place of itself and of the key (or list dash) that holds it."""
+    """A value of the file, with its own location and that of its key or list dash."""
 
     value: Any
     """dict[str, Tree], list[Tree], str, int, float, bool or None."""
@@ -26,7 +26,7 @@ class Tree:
     key_place: Location
 
     def plain(self) -> Any:
-        """The value without its places."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: tree.plain() for key, tree in self.value.items()}
         if isinstance(self.value, list):
@@ -34,7 +34,7 @@ class Tree:
         return self.value
 
     def child(self, key: str | int) -> "Tree | None":
-        """What stands below at `key`, or None."""
+        """The value at `key`, or None."""
         if isinstance(self.value, dict):
             return self.value.get(key)
         is_index = isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value)
@@ -49,7 +49,7 @@ _DEFAULT_NAMES: dict[str, str | None] = {
     section: getattr(RunConfig.model_fields[section].default, "name", None)
     for section in ("data", "model", "task", "optimizer", "schedule")
 }
-"""The sections that are components, with the name that stands for one that is not named; data and model have none."""
+"""The sections that are components, with the default name; data and model have none."""
 
 
 def is_component_path(path: KeyPath) -> bool:
@@ -72,7 +72,7 @@ def name_components(root: Tree) -> None:
 
 
 def merge(parent: Tree, child: Tree, path: KeyPath = ()) -> Tree:
-    """`child` on top of `parent`, neither of them changed: mappings key by key, all else replaces."""
+    """`child` on top of `parent`, without changing either: mappings are merged key by key, all else is replaced."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
     if (

@@ -14,11 +14,11 @@ from launch.console import say
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
-_TRUST = "Let the run's own config run code of others, from now on: it says which if it has to be asked for."
+_TRUST = "Let the run's own config run other people's code, from now on. Without it, an error names that code."
 
 
 class _Command(click.Command):
-    """Names the nearest option where one is mistyped."""
+    """Suggests the nearest option when one is mistyped."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -29,10 +29,10 @@ class _Command(click.Command):
 
 
 def launch_command(*, epilog: str | None = None, options_last: bool = False) -> Callable[[Any], click.Command]:
-    """A command whose options are also read with underscores, `--nproc_per_node`, as torchrun has it.
+    """A command whose options may also be spelled with underscores, `--nproc_per_node`, as for torchrun.
 
     Args:
-        options_last: whatever follows the first argument is an argument too.
+        options_last: everything after the first argument is an argument.
     """
     settings = {
         "token_normalize_func": lambda word: word.replace("_", "-"),
@@ -59,7 +59,7 @@ def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
 def is_override(word: str) -> bool:
     try:
         return "=" in word and not Path(word).is_file()
-    except OSError:  # longer than any path may be
+    except OSError:  # longer than a path may be
         return True
 
 
@@ -91,7 +91,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The validated config, of which nothing is to be built.
+    """The validated config, for a command that builds nothing from it.
 
     Raises:
         UserError: with all its problems.
@@ -108,14 +108,14 @@ def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
 def load_trusted(
     config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
 ) -> "RunConfig":
-    """The validated config. One that came with a run, and would run code that the user does not know, needs `trust`.
+    """The validated config. A config that came with a run and would run unknown code needs `trust`.
 
     Args:
         of_run: the file was found in a run that the user has named.
-        job: its section `slurm` is to be executed.
+        job: its section `slurm` will be executed.
 
     Raises:
-        UserError: with all its problems, or what it would run.
+        UserError: with all its problems, or with the code that it would run.
     """
     from dist_train.config import recorded
     from dist_train.config.problems import ConfigError
@@ -127,20 +127,22 @@ def load_trusted(
 
 
 def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
-    """What a rank runs, for a run that may have come from anybody: the folder where the command was given is searched
-    for modules only if the config names one."""
+    """What a rank executes for a run that may have come from anybody.
+
+    The current folder is searched for modules only if the config names one.
+    """
     from dist_train.config.trust import powers
 
     return ("-m", module) if powers(config) else alone(module)
 
 
 def alone(module: str) -> tuple[str, ...]:
-    """What a rank runs that needs no module of the user's."""
+    """What a rank executes when it needs no module of the user's."""
     return (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")
-"""Sections that may be others where a saved model is evaluated: the model stays what it is."""
+"""Sections that may be overridden when a saved model is evaluated; the model itself stays as it is."""
 
 
 def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "RunConfig":
@@ -161,7 +163,7 @@ def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "Run
 
 
 def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
-    """That the user runs these: so that the runs may be copied and moved."""
+    """Records that the user trusts these configs, so that their runs may be copied and moved."""
     from dist_train.config import trust
 
     trust.remember(power for config in configs for power in trust.powers(config, job=job))
@@ -172,9 +174,9 @@ def trust_option(command: Any) -> Any:
 
 
 def become(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Goes on as `python -m module` in this very process: signals and exit code are its own.
+    """Replaces this process by `python -m module`, which receives the signals and sets the exit code.
 
-    The folder where it was called is not searched for modules: it may be the very run that somebody else has sent.
+    The current folder is not searched for modules: it may be a run that somebody else has sent.
     """
     environment = {**os.environ, "PYTHONPATH": search_path()}
     sys.stdout.flush()
@@ -187,7 +189,7 @@ def home() -> str:
 
 
 def search_path() -> str:
-    """PYTHONPATH for another process of ours: where our packages are, then what the user has given."""
+    """PYTHONPATH for another process of ours: the folder of our packages, then the user's own entries."""
     return os.pathsep.join([home(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 
 

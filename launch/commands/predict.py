@@ -32,10 +32,10 @@ def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool)
     if not images:
         raise UserError("which images? After the checkpoint come files, or folders of them")
     for image in images:
-        if not os.path.exists(image):  # which is False for names that no file can have
+        if not os.path.exists(image):  # also for a name that no file can have
             raise UserError(f"{image}: no such file or folder")
     overrides = [path for path in paths if path not in images]
-    load_recorded(checkpoint, overrides, trust=trust)  # which says what is wrong in a moment
+    load_recorded(checkpoint, overrides, trust=trust)  # reports mistakes before torch is imported
     request = PredictRequest(
         target=checkpoint, images=tuple(images), overrides=tuple(overrides), trust=trust, as_json=as_json
     )

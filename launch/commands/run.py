@@ -32,7 +32,7 @@ In the shell of salloc or srun --pty it starts itself on all nodes of the alloca
 SHUTDOWN_TIMEOUT_S = 30.0
 """torchrun's own --shutdown-timeout."""
 PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
-"""What torch's agent does with it is all there is to do."""
+"""Options that are left to torch's agent."""
 
 
 @launch_command(epilog=EPILOG, options_last=True)
@@ -137,7 +137,7 @@ def _plan(
     )
     flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
     words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
-    # The user's environment counts for more than a default of ours.
+    # The user's environment wins over our defaults.
     environment = {name: value for name, value in plan.environment.items() if name not in os.environ}
     return replace(plan, environment=environment, passed_on=tuple(words))
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="The folder that holds the runs.")
 @json_option("A JSON list on stdout.")
 def command(root: str, as_json: bool) -> None:
-    """What there is: name, state, step, best metric, where; and what SLURM's queue says, where there is one.
+    """List the runs: name, state, step, best metric, folder, and what SLURM's queue says, where there is one.
 
-    A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
+    A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
     """
     from launch.runs.listing import list_runs
 
@@ -36,7 +36,7 @@ def command(root: str, as_json: bool) -> None:
 
 
 def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
-    """Gives each run its `queue`: what SLURM says of its newest job, or None. Returns these; asks once for all."""
+    """Sets each run's `queue`, what SLURM says of its newest job, or None. Returns these. Queries SLURM once."""
     from dataclasses import asdict
 
     from launch.slurm import queue
@@ -55,7 +55,7 @@ def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
 
 
 def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Of the table, its head first; `queue` is a column where there is something to say."""
+    """The rows of the table, header first; there is a column `queue` only if some run is in it."""
     head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
     found = [head, *map(_row, runs)]
     if not any(run["queue"] for run in runs):

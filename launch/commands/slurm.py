@@ -38,7 +38,7 @@ KEYS = {
     "qos": ("NAME", "Quality of service."),
     "constraint": ("FEATURES", "What the nodes must have."),
 }
-"""Keys of the config's section `slurm` that are options too: what is given for each, and what it is."""
+"""Keys of the config's section `slurm` that are also options: metavar and help text of each."""
 
 
 def _keys(command: Any) -> Any:
@@ -91,7 +91,7 @@ def plan_job(
     trust: bool = False,
     **flags: Any,
 ) -> "tuple[Script, dict[int | None, Training]]":
-    """From the command line to the script and the runs of its tasks; looks, and makes nothing.
+    """From the command line to the script and the trainings of its tasks. Creates nothing.
 
     Raises:
         UserError: when it cannot be done.
@@ -136,7 +136,7 @@ def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
 
 
 def override(key: str, value: str) -> str:
-    """A flag as an override: a count as it is, text quoted, so that it stays text."""
+    """An option as an override: counts are written plainly, text is quoted so that it stays text."""
     is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
     return f"slurm.{key}={value if is_count else json.dumps(value)}"
 

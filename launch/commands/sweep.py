@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from launch.sweep.table import Row
 
     Configs = Mapping[str, RunConfig]
-    """Of the points to run, by their names."""
+    """The configs of the points to run, by name."""
 
 EPILOG = """\b
 Values:
@@ -120,13 +120,13 @@ def _begin(words: tuple[str, ...], options: Mapping[str, Any]) -> int:
     with store.locked(sweep, leads=not options["slurm"]):
         try:
             return start()
-        except UserError:  # sbatch refuses: nothing of it has run
+        except UserError:  # sbatch refused, so nothing has run
             store.remove_unstarted(sweep)
             raise
 
 
 def _remember(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> None:
-    """So that it may be gone on with."""
+    """Records that the user trusts the sweep, so that it can be resumed."""
     from dist_train.config import trust
 
     of_points = [power for config in configs.values() for power in trust.powers(config, job=options["slurm"])]
@@ -176,7 +176,7 @@ def _place(sweep: "Sweep") -> "Power":
 
 
 def _is_busy(sweep: "Sweep", row: "Row") -> bool:
-    """Whether somebody else sees to a point. One that says it runs on a host we cannot see is asked by its lease."""
+    """Whether the point runs or is queued elsewhere. Where it may run on another host, its lease decides."""
     from dist_train.rundir.ownership import refuse_owned
     from launch.sweep import table
 
@@ -190,7 +190,7 @@ def _is_busy(sweep: "Sweep", row: "Row") -> bool:
 
 
 def _prepared(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> Callable[[], int]:
-    """Everything that can be known to go wrong goes wrong here, and nothing is made; the rest is what is returned."""
+    """Checks all that can be checked beforehand and creates nothing. Returns the function that starts the points."""
     if not options["slurm"]:
         from launch.plan import host
         from launch.sweep import local
@@ -209,7 +209,7 @@ def _array(sweep: "Sweep", configs: "Configs", options: Mapping[str, Any]) -> An
 
 
 def _run(sweep: "Sweep", configs: "Configs", share: "Share", options: Mapping[str, Any]) -> int:
-    """Here, to the end."""
+    """Runs the points on this machine, to the end."""
     from launch.sweep import local
 
     points = [point for point in sweep.points if point.name in configs]
@@ -221,7 +221,7 @@ def _run(sweep: "Sweep", configs: "Configs", share: "Share", options: Mapping[st
 
 
 def _submit(sweep: "Sweep", script: Any, runs: Any, options: Mapping[str, Any]) -> int:
-    """Into the queue; to the end with --follow."""
+    """Submits the points; with --follow, waits for the end."""
     from launch.slurm import submission
     from launch.sweep import array, table
 
@@ -245,7 +245,7 @@ def _submit(sweep: "Sweep", script: Any, runs: Any, options: Mapping[str, Any]) 
 
 
 def train_flags(options: Mapping[str, Any]) -> list[str]:
-    """What each point's `dist-train train` is told beside where it lives and with how many ranks."""
+    """Options of each point's `dist-train train`, besides its run directory and its number of ranks."""
     grace = ["--grace", f"{options['grace']:g}"] if options["grace"] else []
     return ["--max-restarts", str(options["max_restarts"]), *grace]
 
@@ -275,7 +275,7 @@ def as_typed(folder: Path) -> str:
 
 
 def _show(sweep: "Sweep", options: Mapping[str, Any]) -> "list[Row]":
-    """The table as it is now, on stdout and in its files."""
+    """Writes the present table to stdout and to its files."""
     from dist_train.rundir.strict_json import to_json
     from launch.sweep import table
 

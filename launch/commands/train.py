@@ -121,7 +121,7 @@ def plan_training(
     trust: bool = False,
     **flags: Any,
 ) -> "tuple[str, Any, LaunchPlan, str | None]":
-    """From the command line to the plan: config path, config, plan, and what the user might not expect of it.
+    """From the command line to the plan: config path, config, plan, and a note on what the user might not expect.
 
     Raises:
         UserError: when it cannot be done.
@@ -157,8 +157,9 @@ def plan_training(
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Path and overrides: from the command line, or the config that the run to go on with has left; and whether it came
-    with a run.
+    """Path and overrides of the config, and whether it came with a run.
+
+    It is the config on the command line, or else that of the run to resume.
 
     Raises:
         UserError: when there is none.

@@ -1,4 +1,4 @@
-"""The run directory's file system, by doing there what a training does; and /dev/shm."""
+"""Tests the run directory's file system by doing there what a training does, and /dev/shm."""
 
 import errno
 import fcntl
@@ -15,9 +15,9 @@ from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan.dry_run import size
 
 _CONTENT = bytes(range(256)) * 256
-"""64 KiB: more than a config, a lease and a first line of metrics."""
+"""64 KiB: more than a config, a lease and the first line of metrics."""
 _CLOCK_TOLERANCE_S = 2.0
-"""That a file server's clock may be away from ours."""
+"""How far a file server's clock may be from ours."""
 _SHM_ENOUGH = 2**30
 """Bytes of /dev/shm that are enough for any loader here; containers come with 64 MiB."""
 _SHM_LEAST = 2**20
@@ -27,13 +27,13 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is: where it would be made."""
+    """The folder, or the nearest parent that exists."""
     places = (folder, *folder.absolute().parents)
     return next(place for place in places if place.exists())
 
 
 def run_directory(folder: Path) -> list[Finding]:
-    """Creates, syncs, renames and locks files where runs live, and removes them again."""
+    """Creates, syncs, renames and locks files where runs are kept, and removes them again."""
     place = existing(folder)
     try:
         probe = Path(tempfile.mkdtemp(prefix=".dist-train-probe-", dir=place))
@@ -68,7 +68,7 @@ def _works(folder: Path, place: Path, probe: Path) -> Finding:
 
 
 def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
-    """Each thing that checkpoints and leases rely on, and whether it is so.
+    """The operations that checkpoints and leases rely on, and whether each works.
 
     Raises:
         OSError: when not even a file can be written.
@@ -88,7 +88,7 @@ def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _renames_folders(probe: Path) -> bool:
-    """A checkpoint's folder gets its name in one step, and never that of another."""
+    """A checkpoint's folder gets its final name in one step, and never replaces another."""
     for name in ("new", "old"):
         (probe / name).mkdir()
         (probe / name / "file").touch()
@@ -98,7 +98,7 @@ def _renames_folders(probe: Path) -> bool:
 
 
 def _links_are_exclusive(probe: Path, file: Path) -> bool:
-    """A lease's number is given out once; a file system without links does it by exclusive files."""
+    """A lease's number is given out only once; a file system without links relies on exclusive files instead."""
     try:
         os.link(file, probe / "link")
     except OSError as error:
@@ -122,7 +122,7 @@ def _succeeds(action: Callable[[], object]) -> bool:
 
 
 def _clock(place: Path, probe: Path) -> Finding:
-    """The clock that all nodes of a job have in common is that of the file system where their run lives."""
+    """The only clock that all nodes of a job share is that of the run's file system."""
     before = time.time()
     (probe / "now").touch()
     stamp, after = (probe / "now").stat().st_mtime, time.time()
@@ -139,7 +139,7 @@ def _clock(place: Path, probe: Path) -> Finding:
 
 
 def room(folder: Path, *, each: int | None, kept: int) -> Finding:
-    """Whether checkpoints of `each` bytes fit, `kept` of them and one more that is being written."""
+    """Whether there is room for `kept` checkpoints of `each` bytes and one more that is being written."""
     place = existing(folder)
     stat = os.statvfs(place)
     free = stat.f_bavail * stat.f_frsize
@@ -160,7 +160,7 @@ def room(folder: Path, *, each: int | None, kept: int) -> Finding:
 
 
 def size_of(checkpoint: Path) -> int:
-    """Bytes of a checkpoint that is there; it may be removed meanwhile."""
+    """Bytes of an existing checkpoint, which may be removed meanwhile."""
     total = 0
     for path in checkpoint.glob("*"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The order of questions: all of them for `dist-train doctor`, the quick ones for `train --preflight`."""
+"""The order of the checks: all of them for `dist-train doctor`, the quick ones for `train --preflight`."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ class Subject:
 
 
 def examine(subject: Subject) -> Iterator[Finding]:
-    """Every finding as it comes. Ranks are started last, and not where torch or the plan already fails.
+    """Yields every finding as it comes. Ranks are started last, unless torch or the plan has failed already.
 
     Raises:
         ranks.Stopped: when a signal ended the ranks.
@@ -67,7 +67,7 @@ def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
 
 
 def _plan(subject: Subject, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
-    """What is started on this node. Where torch sees no GPU, ranks go to the CPU, so that the rest is examined too."""
+    """The plan for this node. If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined."""
     flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
     usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), slurm=None)
     try:
@@ -88,7 +88,7 @@ def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[
 
 
 def _known_workers(config: Any) -> int:
-    """Loading processes of a rank; `auto` depends on the data, and may be none."""
+    """Loading processes of a rank; 0 for `auto`, which depends on the data."""
     return config.loader.workers if isinstance(config.loader.workers, int) else 0
 
 
@@ -116,7 +116,7 @@ def _checkpoint_size(subject: Subject) -> int | None:
 
 
 def preflight(config: Any, plan: LaunchPlan) -> None:
-    """What can be told at once of this node and this plan. Says nothing when all is well.
+    """Runs the quick checks of this node and this plan. Silent when all is well.
 
     Raises:
         UserError: when the training could not work, with the first problem and what to do about it.
@@ -139,7 +139,7 @@ def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
 
 
 def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
-    """By NVIDIA's table; only where that says no, torch itself has the last word (a cuda-compat package may help)."""
+    """Checks NVIDIA's table; if that refuses the driver, asks torch itself, since a cuda-compat package may help."""
     driver, cuda = gpu.driver_version(), gpu.cuda_of_torch()
     if cuda is None or gpu.is_too_old(driver, cuda):
         torch = software.ask_torch()
@@ -148,7 +148,7 @@ def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
 
 
 def _newest_size(folder: Path) -> int | None:
-    """Of the run's newest checkpoint: the next one will be as large."""
+    """Bytes of the run's newest checkpoint: the next one will be about as large."""
     newest = newest_checkpoint(folder)
     return disk.size_of(RunDir(folder).checkpoints / newest) if newest else None
 

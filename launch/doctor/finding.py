@@ -1,4 +1,4 @@
-"""One line of what was found, and whether it is good."""
+"""One line of the report: what was found, and whether it is good."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +10,11 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found, and what to do where it should not be so."""
+    """What was found, and what to do about it."""
 
     topic: str
     level: Literal["ok", "warning", "problem"]
-    """A training would fail of a problem; it could do better without what a warning names."""
+    """With a `problem` a training would fail; a `warning` says what it could do better."""
     text: str
     advice: str | None
     facts: dict[str, Any]
@@ -28,7 +28,7 @@ class Finding:
         return f"{self.topic}: {self.said}"
 
     def show(self) -> None:
-        """One line to the person at the terminal."""
+        """Prints it as one line."""
         say(f"{mark(*_SIGNS[self.level])} {self.topic:<14}{self.said}")
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's driver against the CUDA that torch was built for."""
+"""Compares NVIDIA's driver with the CUDA that torch was built for."""
 
 import importlib.util
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from launch.doctor.finding import Finding, ok, problem
 
 MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
-"""CUDA's major version: the driver branch that it needs at least. NVIDIA, "CUDA Compatibility", Minor Version
+"""For each major version of CUDA the oldest driver branch that works. NVIDIA, "CUDA Compatibility", Minor Version
 Compatibility, table 1: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 _DISPLAY = "0x03"
 """PCI class of graphics and 3D controllers."""
@@ -16,7 +16,7 @@ _NVIDIA = "0x10de"
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
-    """Of the kernel module that is loaded, proprietary or open; None when there is none."""
+    """Version of the loaded kernel module, proprietary or open; None if there is none."""
     try:
         text = (root / "proc/driver/nvidia/version").read_text()
     except OSError:
@@ -51,12 +51,12 @@ def cuda_of_torch() -> str | None:
 
 
 def needed_driver(cuda: str | None) -> int | None:
-    """The oldest driver branch for a CUDA version; None where the table says nothing."""
+    """The oldest driver branch for a CUDA version; None if it is not in the table."""
     return MINIMUM_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
 
 
 def is_too_old(driver: str | None, cuda: str | None) -> bool:
-    """By the table. A forward-compatibility package (cuda-compat) can make it work all the same."""
+    """Whether the table says so. A forward-compatibility package (cuda-compat) can make it work nevertheless."""
     needed = needed_driver(cuda)
     return driver is not None and needed is not None and int(driver.split(".")[0]) < needed
 

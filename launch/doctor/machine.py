@@ -8,7 +8,7 @@ from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan import host
 
 _USUAL_FILES = 1024
-"""Open files that a usual session has."""
+"""The usual limit of a session."""
 _FILES, _FILES_PER_WORKER = 22, 6
 _FILES_PER_RANK = {"gloo": 3, "nccl": 1}
 """A rank cannot train with fewer open files than these: its own, those of each loading process, and a socket to each
@@ -16,7 +16,7 @@ other rank for each process group of gloo's. Measured on torch 2.14 (docs/doctor
 
 
 def cores(found: host.Host, *, ranks: int, threads: int) -> Finding:
-    """How many cores a training may use, and what says so."""
+    """How many cores a training may use, and which limit decides."""
     groups = Path("/proc/self/cgroup").read_text()
     limits = {
         "machine": os.cpu_count() or 1,
@@ -45,7 +45,7 @@ def numa(root: Path = Path("/")) -> Finding:
 
 
 def open_files_limit(*, world_size: int, backend: str, workers: int) -> Finding:
-    """The limit of open files against what a rank with `workers` loading processes cannot do without."""
+    """Compares the limit of open files with what a rank with `workers` loading processes needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES + _FILES_PER_RANK[backend] * world_size + _FILES_PER_WORKER * workers
     facts = {"soft": soft, "hard": hard, "needed": needed}

@@ -1,4 +1,4 @@
-"""Ports and names, as the ranks will need them to meet."""
+"""Ports and host names that the ranks need to find each other."""
 
 import os
 import socket
@@ -8,11 +8,11 @@ from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan import LaunchPlan, host
 
 _RESOLVE_TIMEOUT_S = 5.0
-"""For one name; a resolver that is down answers late or never."""
+"""For one name: a resolver that is down answers late or never."""
 
 
 def port(plan: LaunchPlan | None = None) -> Finding:
-    """Whether the port that the ranks will meet at is free: the one that was given, or any."""
+    """Whether the port of the rendezvous is free: the given one, or any."""
     given = plan.rendezvous.master_port if plan else None
     if given is None:
         try:
@@ -32,7 +32,7 @@ def port(plan: LaunchPlan | None = None) -> Finding:
 
 
 def own_name() -> Finding:
-    """Whether this machine's name leads to this machine. A single node does without: it stays on loopback."""
+    """Whether this machine's name resolves to this machine. A single node does not need it: it stays on loopback."""
     name = socket.gethostname()
     addresses = addresses_of(name)
     facts = {"name": name, "addresses": addresses}
@@ -49,7 +49,7 @@ def own_name() -> Finding:
 
 
 def head_name(plan: LaunchPlan) -> Finding | None:
-    """Whether this node can tell where node 0 is; None on a single node."""
+    """Whether this node can resolve the name of node 0; None on a single node."""
     meet = plan.rendezvous
     head = meet.master_addr or (meet.endpoint or "").rpartition(":")[0].strip("[]")
     if plan.nodes == 1 or not head:
@@ -62,7 +62,7 @@ def head_name(plan: LaunchPlan) -> Finding | None:
 
 
 def addresses_of(name: str) -> list[str]:
-    """Its addresses; empty when there are none, or none within a few seconds."""
+    """Its addresses; empty if there are none, or no answer within a few seconds."""
     found: list[str] = []
 
     def ask() -> None:
@@ -79,7 +79,7 @@ def addresses_of(name: str) -> list[str]:
 
 
 def _is_here(address: str) -> bool:
-    """An address that can be bound is one of this machine's."""
+    """Whether it is an address of this machine, which is one that can be bound."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

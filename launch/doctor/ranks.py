@@ -1,4 +1,4 @@
-"""Ranks started by the very launcher, to measure each other."""
+"""Starts ranks with the launcher itself; they measure each other."""
 
 import shutil
 import tempfile
@@ -35,7 +35,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         started = replace(
             plan,
             folder=folder,
-            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
+            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder behind
             program=alone(MODULE),
             arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,

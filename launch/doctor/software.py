@@ -1,4 +1,4 @@
-"""Versions, and what only torch and wandb can tell, each from a process of its own."""
+"""Versions, and what only torch and wandb can report, each in its own process."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def _version(name: str) -> str | None:
 
 
 def devices(torch: dict[str, Any], *, visible: int) -> Finding:
-    """What a rank would compute on."""
+    """The devices that ranks would compute on."""
     names = torch.get("gpus", [])
     if not names:
         return ok("devices", "no GPU for torch: ranks compute on the CPU", gpus=[])
@@ -72,7 +72,7 @@ def devices(torch: dict[str, Any], *, visible: int) -> Finding:
 
 
 def backends(torch: dict[str, Any]) -> Finding:
-    """How ranks can talk to each other."""
+    """The backends through which ranks can communicate."""
     found = torch.get("backends", {})
     text = ", ".join(f"{name} {version}".strip() for name, version in found.items()) or "none"
     if "gloo" not in found or (torch.get("gpus") and "nccl" not in found):
@@ -83,7 +83,7 @@ def backends(torch: dict[str, Any]) -> Finding:
 
 
 def tracking(config: Any) -> Finding:
-    """What W&B would do. Says whether there are credentials, and never anything of them."""
+    """What W&B would do. Reports whether there are credentials, and never reveals them."""
     answer = ask_module("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
     if "problem" in answer:
         text = f"wandb does not answer: {answer['problem']}"

@@ -1,8 +1,8 @@
-"""Which rank, or which pair of ranks, is slower than the others: a rule, and what it finds. Pure.
+"""Which rank, or which pair of ranks, is slower than the others. Pure functions.
 
-A value is an outlier when it is below a fraction of the median of all *other* values: robust against any number of
-outliers below a half, and one of two is found as well. The fractions are far from what a busy machine does to healthy
-ranks, and closer on GPUs, whose work a busy machine hardly disturbs.
+A value is an outlier if it is below a fraction of the median of all *other* values. This is robust as long as less than
+half of the values are outliers, and it finds one of two. The fractions leave room for what a busy machine does to
+healthy ranks; on GPUs, whose work it hardly disturbs, they are closer to 1.
 """
 
 import statistics
@@ -13,15 +13,15 @@ from launch.doctor.finding import Finding, ok, warning
 
 K = TypeVar("K")
 SPEED = {"cpu": 0.5, "cuda": 0.85}
-"""Of the others' matrix multiplication. Half: two hardware threads of one core."""
+"""Of the others' speed of matrix multiplication. Half is what two hardware threads of one core get."""
 SHARE = 0.4
 """Of the others' share of a core."""
 LINK = {"cpu": 0.2, "cuda": 0.4}
-"""Of the others' bandwidth. PCIe beside NVLink is a difference by design, and yet the slowest link sets the pace."""
+"""Of the others' bandwidth. PCIe beside NVLink is slower by design, but the slowest link sets the pace."""
 
 
 def outliers(values: Mapping[K, float], fraction: float) -> dict[K, float]:
-    """Of the values below `fraction` of the median of all others, what fraction they are."""
+    """The values below `fraction` of the median of all others, each as a fraction of that median."""
     found = {}
     for key, value in values.items():
         others = [other for name, other in values.items() if name != key]
@@ -81,7 +81,7 @@ def _all_reduce(measured: Mapping[str, Any]) -> Finding:
 
 
 def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
-    """Ranks that are slow already are not named again by their links."""
+    """Judges the links between ranks that are not slow themselves."""
     every = {tuple(map(int, name.split("-"))): rate for name, rate in measured["pairs_gbs"].items()}
     rates = {pair: rate for pair, rate in every.items() if not set(pair) & set(slow_ranks)}
     found = outliers(rates, LINK[measured["device"]])
@@ -102,7 +102,7 @@ def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
 
 
 def _common_rank(slow: set[tuple[int, ...]], all_pairs: set[tuple[int, ...]]) -> int | None:
-    """The one rank whose every pair is slow, when no other pair is, and it has more than one."""
+    """The rank whose pairs are exactly the slow ones, if there is one and it has more than one pair."""
     for rank in set.intersection(*map(set, slow)):
         own = {pair for pair in all_pairs if rank in pair}
         if own == slow and len(own) > 1:

@@ -6,11 +6,11 @@ from dist_train.errors import UserError
 from launch.diagnosis.formatting import ranges
 
 MAX_TASKS = 10_000
-"""Tasks of one array; SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""
+"""Of one array. SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""
 
 
 def parse_tasks(text: str) -> tuple[list[int], int | None]:
-    """The numbers in their order, each once, and how many may run at a time, where that is said.
+    """The sorted task numbers, and how many may run at a time, if given.
 
     Raises:
         UserError: when a range goes backwards, or there are more than MAX_TASKS.

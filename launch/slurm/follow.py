@@ -13,13 +13,13 @@ from launch.slurm.jobs import SubmittedJob
 
 LOG_POLL_S = 0.5
 QUEUE_POLL_S = (1.0, 10.0)
-"""Rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
+"""Rises from the first to the last while nothing changes, to spare the controller."""
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 
 
 def follow(submitted: SubmittedJob) -> int:
-    """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
+    """Returns the job's exit code when it is over. Ctrl-C leaves the job alone and returns 130."""
     try:
         return _until_its_end(submitted, Tail(Path(submitted.log)))
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
 
 
 def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
-    """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
+    """The exit code of the job's script. If the queue no longer knows the job, the run's state decides."""
     if entry is None:
         status = RunState.of(run_dir).status
         return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
@@ -62,14 +62,14 @@ def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
 
 
 class Tail:
-    """What is added to a file, to stdout; it need not be there yet."""
+    """Copies what is added to a file to stdout; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._shown = 0
 
     def show(self) -> None:
-        """Prints what has come since the last call."""
+        """Prints what was added since the last call."""
         try:
             file = self._path.open("rb")
         except OSError:  # the job has not begun

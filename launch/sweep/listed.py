@@ -18,7 +18,7 @@ _AS_YAML = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class ListedPoint:
-    """One point as the file has it."""
+    """One point as written in the file."""
 
     overrides: dict[str, str]
     where: str
@@ -26,10 +26,10 @@ class ListedPoint:
 
 
 def read_list(path: Path, problems: list[Problem]) -> list[ListedPoint]:
-    """The entries; what is wrong is added to `problems`.
+    """The points; mistakes are added to `problems`.
 
     Raises:
-        UserError: when there is no such file, or no text in it.
+        UserError: when there is no such file, or it holds no text.
     """
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None

@@ -1,6 +1,6 @@
-"""Points on this machine, some at once: each is a `dist-train train` of its own, and none outlives this process.
+"""Runs points on this machine, some at a time. Each is its own `dist-train train`, and none outlives this process.
 
-Ctrl-C and SIGTERM are handed to the points, which save and stop; a second one ends all of them.
+Ctrl-C and SIGTERM are passed on to the points, which save and stop; a second one ends all of them.
 """
 
 import os
@@ -28,29 +28,29 @@ from launch.sweep.points import Point
 from launch.sweep.store import Sweep
 
 POLL_S = 0.5
-"""Between two looks; a point's end or a signal wakes at once."""
+"""Between two looks at the points; the end of a point or a signal wakes it at once."""
 _LONGEST_REASON = 160
 _STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What each of the points that run at once gets of this machine."""
+    """The share of this machine that each concurrent point gets."""
 
     ranks: Mapping[str, int]
-    """By the point's name."""
+    """Number of ranks, by the name of the point."""
     slots: Sequence[Mapping[str, str]]
-    """One for each at once: what its environment has beside ours."""
+    """Variables to add to the environment, for each place that points run in at the same time."""
 
 
 def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machine: Host) -> Share:
-    """Cores and GPUs divided among `jobs`; the plan decides, as for a run of its own on so small a machine.
+    """Divides cores and GPUs among `jobs`. The plan decides on ranks as it would on a machine of that size.
 
     Args:
         configs: of each point, by its name.
 
     Raises:
-        UserError: when points cannot run on their share, for all of them.
+        UserError: naming the problems of all points that cannot run on their share.
     """
     jobs = min(jobs, len(configs))
     alone = replace(machine, slurm=None)
@@ -73,7 +73,7 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
 
 
 def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | None) -> LaunchPlan:
-    """One that only counts; with `resume`, as a training, whose ranks have to fit its batch."""
+    """A plan that is made for its counts only; with `resume`, the ranks must also fit the batch of a training."""
     flags = Flags(nproc_per_node=ranks, standalone=True)
     return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
 
@@ -93,7 +93,7 @@ def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]
 
 
 def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
-    """Runs the points to their end. Returns 0, the code that all failed ones share, or 10; after a signal, that of it.
+    """Runs the points to their end. Returns 0, the one exit code of all failed points, or 10; after a signal, its code.
 
     Args:
         flags: for each `dist-train train`.
@@ -152,7 +152,7 @@ class _Runner:
                 stderr=log,
                 cwd=self._sweep.cwd,
                 env={**os.environ, **slot, "PYTHONPATH": search_path()},
-                start_new_session=True,  # so that Ctrl-C reaches this process alone
+                start_new_session=True,  # so that Ctrl-C reaches this process only
                 preexec_fn=die_with_parent,
             )
         self._running.append(_Running(point=point, process=process, slot=slot, begun=time.monotonic()))
@@ -194,6 +194,6 @@ class _Runner:
 
 
 def _last_word(log: Path) -> str:
-    """What its launcher said of the failure."""
+    """What the point's launcher said about the failure."""
     said = next((line for line in reversed(tail(log, 40)) if line.startswith("✗")), "")
     return f": {printable(said.lstrip('✗ '), _LONGEST_REASON)}" if said else ""

@@ -1,7 +1,7 @@
-"""What a sweep varies: from `--over` and a list file to validated points, or to all that is wrong with them.
+"""What a sweep varies: turns `--over` and a list file into validated points, or into all problems with them.
 
-Values are read as overrides are (YAML 1.2), several of them divided by commas outside of quotes and brackets; `0..3` is
-0, 1, 2, 3. `--over` given several times, and with a list, is every combination.
+Values are read like overrides (YAML 1.2) and separated by commas outside of quotes and brackets; `0..3` is 0, 1, 2, 3.
+Several `--over`, and `--over` with a list, give every combination.
 """
 
 import itertools
@@ -24,9 +24,9 @@ from launch.diagnosis.formatting import ranges
 from launch.sweep.listed import ListedPoint, read_list
 
 MAX_POINTS = 10_000
-"""Of one sweep; more is taken for a mistake."""
+"""Of one sweep; more is considered a mistake."""
 FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
-"""What all points have in common: they live in one folder, are ranked in one table, and are tasks of one array."""
+"""Keys that are the same for all points: they share one folder, one ranking and one array."""
 _RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.eE+-]*")
 _LONGEST_VALUE, _LONGEST_NAME = 20, 80
@@ -40,24 +40,24 @@ class Point:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: RunName
-    """`003-lr0.3-seed1`: its number and what it varies. Its folder's name, by the rule for run names."""
+    """`003-lr0.3-seed1`: its number and what it varies. This is also the name of its folder."""
     overrides: Mapping[str, str]
-    """Key path and value as given, for what this point varies."""
+    """The varied keys, with the values as given."""
 
 
 def draw(
     config: str, base: Sequence[str], over: Sequence[str], listed: Path | None
 ) -> tuple[tuple[Point, ...], list[RunConfig]]:
-    """The points, each with its validated config. Reads files, and creates nothing.
+    """The points, each with its validated config. Reads files and creates nothing.
 
     Args:
         config: a YAML file.
         base: overrides for all points.
         over: `key=value,value` of each --over.
-        listed: a file with one point an entry.
+        listed: a file with one point per entry.
 
     Raises:
-        UserError: with every problem there is, of all points at once.
+        UserError: with every problem of every point.
     """
     problems: list[Problem] = []
     grid = _grid(over, problems)
@@ -107,7 +107,7 @@ def _grid(over: Sequence[str], problems: list[Problem]) -> dict[str, list[str]]:
 
 
 def split_values(text: str) -> tuple[list[str], str]:
-    """The values of `0.1,0.3` or `0..3`, and what is wrong with them, if anything."""
+    """The values of `0.1,0.3` or `0..3`, and a message if something is wrong with them."""
     found: list[str] = []
     for part in _split(text):
         limits = _RANGE.fullmatch(part)
@@ -127,7 +127,7 @@ def split_values(text: str) -> tuple[list[str], str]:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of quotes and brackets."""
+    """Splits at the commas outside of quotes and brackets."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if char == "," and not depth and not quote:
@@ -135,7 +135,7 @@ def _split(text: str) -> list[str]:
             continue
         if quote:
             quote = "" if char == quote else quote
-        elif char in _QUOTES and not parts[-1].strip(" [{,:"):  # as in YAML, a quote in the middle of a word is text
+        elif char in _QUOTES and not parts[-1].strip(" [{,:"):  # as in YAML, a quote inside a word is text
             quote = char
         else:
             depth += (char in _OPEN) - (char in _CLOSE and depth > 0)
@@ -165,12 +165,12 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -
 
 
 def as_arguments(overrides: Mapping[str, str]) -> list[str]:
-    """As the command line has them."""
+    """The overrides as written on the command line."""
     return [f"{key}={value}" for key, value in overrides.items()]
 
 
 def _placed(problem: Problem, entry: ListedPoint) -> Problem:
-    """A problem of what the list file says is at its place there."""
+    """Locates a problem in the list file if the point's own overrides caused it."""
     own = any(f"{problem.key}.".startswith(f"{key}.") for key in entry.overrides)
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
 
@@ -209,14 +209,14 @@ def _said(point: Point) -> str:
 
 
 def varied(points: Iterable[Mapping[str, str]]) -> list[str]:
-    """The keys that are not the same in all points, in the order given."""
+    """The keys whose values differ between points, in the order given."""
     points = list(points)
     keys = dict.fromkeys(key for point in points for key in point)
     return [key for key in keys if len({point.get(key) for point in points}) > 1]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by as few of its last parts as tell it from the others: `optimizer.lr` is lr."""
+    """The shortest ending of each key that is unique among the keys: `optimizer.lr` is lr."""
 
     def shortest(key: str) -> str:
         parts = key.split(".")
@@ -242,5 +242,5 @@ def _name(number: str, point: Mapping[str, str], short: Mapping[str, str]) -> st
 
 
 def _plain(text: str) -> str:
-    """What may stand in a run's name; anything else becomes a dash."""
+    """The text with every character that a run's name may not contain replaced by a dash."""
     return re.sub(r"-?[^A-Za-z0-9._-]+-?", "-", text.replace("+", "")).strip("-")
