@@ -1,14 +1,14 @@
 """What several commands share. Nothing heavy is imported before it is needed."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dist_train.errors import UserError
+from launch.children import isolated
 from launch.console import say
 
 if TYPE_CHECKING:
@@ -133,12 +133,7 @@ def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
     """
     from dist_train.config.trust import powers
 
-    return ("-m", module) if powers(config) else alone(module)
-
-
-def alone(module: str) -> tuple[str, ...]:
-    """What a rank executes when it needs no module of the user's."""
-    return (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
+    return ("-m", module) if powers(config) else isolated(module)
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")
@@ -171,26 +166,6 @@ def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> No
 
 def trust_option(command: Any) -> Any:
     return click.option("--trust", is_flag=True, help=_TRUST)(command)
-
-
-def become(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Replaces this process by `python -m module`, which receives the signals and sets the exit code.
-
-    The current folder is not searched for modules: it may be a run that somebody else has sent.
-    """
-    environment = {**os.environ, "PYTHONPATH": search_path()}
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
-
-
-def home() -> str:
-    """The folder that our packages are imported from."""
-    return str(Path(__file__).resolve().parents[2])
-
-
-def search_path() -> str:
-    """PYTHONPATH for another process of ours: the folder of our packages, then the user's own entries."""
-    return os.pathsep.join([home(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 
 
 def json_option(help_text: str) -> Callable[[Any], Any]:

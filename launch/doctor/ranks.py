@@ -9,7 +9,7 @@ from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_json
 from dist_train.rundir.layout import FIRST_NODE, RunDir
-from launch.commands.common import alone
+from launch.children import isolated
 from launch.doctor import speed
 from launch.doctor.finding import Finding, problem
 from launch.plan import LaunchPlan
@@ -36,7 +36,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
             plan,
             folder=folder,
             environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder behind
-            program=alone(MODULE),
+            program=isolated(MODULE),
             arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,
             max_restarts=0,

@@ -1,14 +1,13 @@
 """Versions, and what only torch and wandb can report, each in its own process."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
 from typing import Any
 
-from launch.commands.common import search_path
+from launch.children import environment
 from launch.doctor.finding import Finding, ok, problem, warning
 
 _ANSWER_TIMEOUT_S = 120
@@ -18,9 +17,9 @@ _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 def ask_module(*words: str) -> dict[str, Any]:
     """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
-    command, environment = [sys.executable, "-P", "-m", *words], {**os.environ, "PYTHONPATH": search_path()}
+    command = [sys.executable, "-P", "-m", *words]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=environment)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=environment())
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_ANSWER_TIMEOUT_S} s"}
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
-from launch.commands.common import home
+from launch.children import environment
 from launch.console import say
 from launch.slurm import allocation
 
@@ -40,8 +40,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         return 0
-    path = [home(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return allocation.run_srun(line, {**os.environ, "PYTHONPATH": os.pathsep.join(path)})
+    return allocation.run_srun(line, environment())
 
 
 def stays_here(flags: Mapping[str, Any]) -> bool:

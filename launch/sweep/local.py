@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
-from launch.commands.common import search_path
+from launch.children import environment
 from launch.console import mark, say
 from launch.diagnosis.explain import signal_name
 from launch.diagnosis.native_crash import tail
@@ -151,7 +151,7 @@ class _Runner:
                 stdout=log,
                 stderr=log,
                 cwd=self._sweep.cwd,
-                env={**os.environ, **slot, "PYTHONPATH": search_path()},
+                env=environment(**slot),
                 start_new_session=True,  # so that Ctrl-C reaches this process only
                 preexec_fn=die_with_parent,
             )

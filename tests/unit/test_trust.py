@@ -14,7 +14,8 @@ from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
-from launch.commands.common import alone, load_trusted
+from launch.children import isolated
+from launch.commands.common import load_trusted
 from launch.commands.train import find_config
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
@@ -237,7 +238,7 @@ def test_nor_by_what_a_rank_starts(sent, tmp_path):
         "    process = multiprocessing.get_context('forkserver').Process(target=print, args=('started',))\n"
         "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
     )
-    command = [sys.executable, alone("rank")[0], "rank"]
+    command = [sys.executable, isolated("rank")[0], "rank"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert not list(sent.parent.glob("ran-*"))
