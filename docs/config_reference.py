@@ -122,7 +122,7 @@ def _table(keys: dict[str, shape.Node], required: set[str]) -> str:
     rows = ["| key | is | default | |", "|---|---|---|---|"]
     for name, node in keys.items():
         default = "*needed*" if name in required else _written(node.get("default"))
-        rows.append(f"| `{name}` | {_cell(shape.words(node))} | {default} | {_cell(node.get('description', ''))} |")
+        rows.append(f"| `{name}` | {_cell(shape.in_words(node))} | {default} | {_cell(node.get('description', ''))} |")
     return "\n".join(rows) + "\n"
 
 

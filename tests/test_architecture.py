@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands.train import prepare
+from launch.commands.train import plan_training
 from launch.plan.flags import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,7 +201,7 @@ def test_no_function_outgrows_a_screen():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_validates_and_plans(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    _, config, plan, _ = prepare((str(path),), run_dir=None, resume=None, allow_change=(), **asdict(Flags()))
+    _, config, plan, _ = plan_training((str(path),), run_dir=None, resume=None, allow_change=(), **asdict(Flags()))
     assert plan.world_size >= 1
     assert plan.folder.parent == Path(config.run_root) / config.name
     assert list(tmp_path.iterdir()) == []  # planning writes nothing

@@ -51,8 +51,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
 
 
 def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[str, ...] | None) -> None:
-    """Raises UserError where the data has other classes than those that the model was trained for: their numbers would
-    mean something else."""
+    """Raises UserError if the data has other classes than the training had: class numbers would mean something else."""
     if trained is None or found is None or tuple(trained) == found:
         return
     place = next((k for k, (one, two) in enumerate(zip(trained, found, strict=False)) if one != two), None)
@@ -64,7 +63,7 @@ def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[st
 
 
 def _text(row: dict[str, object]) -> str:
-    """One figure a line."""
+    """One metric per line."""
     lines = [f"{row['checkpoint']}  {row['split']} split"]
     lines += [f"  {name:<16} {value:.4f}" for name, value in row.items() if isinstance(value, float)]
     return "\n".join(lines)

@@ -18,10 +18,10 @@ TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
 
 def fingerprint(found: VerifiedCheckpoint) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names.
+    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, sorted by name.
 
     Raises:
-        UserError: (exit 4) when a file is not what a training saves.
+        UserError: (exit 4) when a file cannot be read.
     """
     digest = hashlib.sha256()
     for file in TENSOR_FILES:

@@ -27,7 +27,7 @@ from dist_train.randomness import Generators
 from dist_train.rundir.strict_json import to_json
 
 GREY = (0.299, 0.587, 0.114)
-"""Luma of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
+"""Weights of red, green and blue (ITU-R BT.601), with which Pillow converts to grey."""
 
 
 def main(request: PredictRequest) -> int:
@@ -61,7 +61,7 @@ def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict
     with Evaluating(model, config.seed, Generators(model)) as evaluating:
         rows = []
         for file in files:
-            evaluating.begin(0)  # what is said of an image does not depend on those before it
+            evaluating.begin(0)  # so that no image's result depends on those before it
             rows.append(_row(file, _probabilities(model, config, shape, file), classes))
     return rows
 
@@ -87,7 +87,7 @@ def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], fi
 
 
 def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
-    """uint8 [3, h, w] to uint8 `shape`: grey where the model is, the shorter side resized, the middle cut out."""
+    """uint8 [3, h, w] to uint8 `shape`: grey if the model is, shorter side resized, centre cropped."""
     channels, height, width = shape
     if channels == 1:
         weights = torch.tensor(GREY).view(3, 1, 1)

@@ -1,6 +1,6 @@
 """`dist-train replay`: do the recorded steps come out again?
 
-A replay is the training's own loop from the nearest checkpoint before A, on any number of ranks, with a tracker that
+A replay runs the training's own loop from the nearest earlier checkpoint, on any number of ranks, with a tracker that
 compares instead of writing. Nothing is written into the run directory.
 """
 
@@ -41,7 +41,7 @@ from dist_train.tracking.tracker import NullTracker
 from dist_train.worker import build_trainer, set_deterministic
 
 DIFFERS = 1
-"""Exit code when a step comes out otherwise than it was recorded."""
+"""Exit code when a step differs from what was recorded."""
 
 
 def main(request: ReplayRequest) -> int:
@@ -62,12 +62,12 @@ def main(request: ReplayRequest) -> int:
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """What came out of a replay; complete on rank 0 alone.
+class ReplayOutcome:
+    """The result of a replay; complete on rank 0 only.
 
     Attributes:
-        ended: why the replay could not go on to its last step: something was not finite.
-        details: the steps that --show asked for.
+        ended: why the replay stopped before its last step: something was not finite.
+        details: the steps shown with --show.
     """
 
     run_dir: Path
@@ -87,7 +87,7 @@ class Outcome:
         return [step for step in range(record.first, record.last + 1) if step not in record.steps]
 
     def as_text(self) -> str:
-        """The verdict, in one line or a few."""
+        """The verdict, in a few lines."""
         record, compared = self.recording, self.comparison
         lines = [self.ended] if self.ended else []
         if compared.difference:
@@ -131,12 +131,12 @@ def _ranks(number: int) -> str:
 # ---------------------------------------------------------------- the replay
 
 
-def _replay(request: ReplayRequest) -> Outcome:
+def _replay(request: ReplayRequest) -> ReplayOutcome:
     config = config_of_run(Path(request.run), trusts=request.trust)
     ranks, microbatches = Ranks.from_environment(), config.batch.microbatches
     if not isinstance(microbatches, int):
         raise UserError(f"{request.run} has not settled batch.microbatches, as a run does when it begins")
-    share(ranks.rank, ranks.world_size, microbatches)  # which says so when there are too few
+    share(ranks.rank, ranks.world_size, microbatches)  # raises if there are too few
     set_deterministic(config)
     with ProcessGroup(ranks, config.distributed) as group:
         splits = datasets.build(config.data, group.local_rank0_first)
@@ -149,7 +149,7 @@ def _replay(request: ReplayRequest) -> Outcome:
 
 
 def _read(request: ReplayRequest, config: RunConfig, splits: Splits, due: Due, group: ProcessGroup) -> Recording:
-    """What there is to replay, with all that the user should know beforehand."""
+    """What to replay, with notes for the user."""
     run_dir = Path(request.run)
     recording = read_recording(run_dir, config, due, request.from_step, request.to_step, beyond=request.show)
     now, world_size = surroundings(config, splits, group.device), group.ranks.world_size
@@ -164,7 +164,7 @@ def _compute(
     recording: Recording,
     due: "Window",
     group: ProcessGroup,
-) -> Outcome:
+) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
     resumed = _broadcast(recording.found, group)
     state = learner.restore(resumed) if resumed else TrainState()
@@ -187,7 +187,7 @@ def _compute(
         ended = str(error)
     finally:
         trainer.parallel.close()
-    return Outcome(
+    return ReplayOutcome(
         run_dir=Path(request.run),
         recording=recording,
         comparison=comparison,
@@ -210,13 +210,13 @@ def _broadcast(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Window(Due):
-    """Ends with the window, and evaluates where the recording did."""
+    """Ends with the window and evaluates at the recorded evaluations."""
 
     evaluations: frozenset[int]
 
     @classmethod
     def over(cls, due: Due, recording: Recording) -> "Window":
-        """The part of the run's own plan that was recorded."""
+        """The recorded part of the run's own plan."""
         values = {**asdict(due), "last_step": recording.last}
         return cls(**values, evaluations=frozenset(recording.evaluations))
 
@@ -225,7 +225,7 @@ class Window(Due):
 
 
 class RollbackPoints(NullCheckpointManager):
-    """The states that a rollback goes back to, in memory: the run's own may be gone by now."""
+    """Keeps the states that a rollback restores in memory: the run's own checkpoints may be gone."""
 
     def __init__(self, learner: Learner, due: Due) -> None:
         self._learner = learner

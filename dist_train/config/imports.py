@@ -25,9 +25,9 @@ def construct(config: Custom, kind: str, *positional: Any, offered: Mapping[str,
     Args:
         config: name and args; an argument that the user gives beats one that is offered.
         kind: the config's section, such as "model", for messages.
-        positional: handed on.
-        offered: keyword arguments handed on only where the signature asks for them by name.
-        required: keyword arguments handed on always.
+        positional: passed on.
+        offered: keyword arguments passed on only if the signature has parameters of these names.
+        required: keyword arguments that are always passed on.
 
     Raises:
         UserError: when it cannot be imported, or does not take these arguments.
@@ -58,10 +58,10 @@ def _signature(thing: Callable[..., Any]) -> str:
 
 
 def resolve_import(path: str, what: str) -> Any:
-    """The class or function that `path`, `package.module:Thing`, names; sys.path stays as it is.
+    """The class or function that `path`, `package.module:Thing`, names. sys.path is not changed.
 
-    Python's own library is refused, and so is whatever comes from it under the name of another module: a config builds
-    models and data sets, it does not call `os.system`.
+    Python's standard library is refused, under whatever name it is reached: a config builds models and data sets, it
+    does not call `os.system`.
 
     Args:
         what: what it is for, such as `model`, for the message.
@@ -142,7 +142,7 @@ def _attribute(thing: Any, name: str, asked: str) -> Any:
 
 
 def _check(thing: Any, asked: str) -> None:
-    """Whether it can be called and does not come from Python's own library, by whatever name it is reached."""
+    """Raises UserError if it cannot be called, or comes from Python's standard library under another name."""
     if isinstance(thing, ModuleType):
         raise UserError(f"{asked}: that is a module; name the class or function in it")
     while isinstance(thing, functools.partial):

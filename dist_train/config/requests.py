@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from dist_train.errors import ExitCode
+from dist_train.rundir.codec import decode
 
 _LONGEST_ARGUMENT = 30_000
 """Characters of at most 4 bytes each: Linux takes 128 KiB in one argument, and `predict` takes any number of files."""
@@ -105,8 +106,7 @@ def read_request(kind: type[Request], arguments: Sequence[str]) -> Request:
         SystemExit: (2) after one line on stderr, when it is no such request.
     """
     try:
-        fields = json.loads("".join(arguments))
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    except (ValueError, TypeError, AttributeError):
+        return decode(kind, json.loads("".join(arguments)))
+    except ValueError:
         print(f"this module takes one argument, a {kind.__name__} as JSON; dist-train writes it", file=sys.stderr)
         sys.exit(int(ExitCode.CONFIG))

@@ -1,10 +1,10 @@
-"""How a global batch is cut into microbatches, and which of them a rank works off; shared with the launcher."""
+"""How a global batch is cut into microbatches, and which of them a rank processes; shared with the launcher."""
 
 from dist_train.errors import UserError
 
 
 def share(rank: int, world_size: int, microbatches: int) -> range:
-    """The contiguous microbatch ids of `rank`, as even as whole numbers allow: together they are 0..microbatches-1.
+    """The contiguous microbatch ids of `rank`, as evenly as possible; all ranks' together are 0..microbatches-1.
 
     Raises:
         UserError: when there are more ranks than microbatches, so that a rank would have nothing to do.
@@ -18,8 +18,8 @@ def share(rank: int, world_size: int, microbatches: int) -> range:
 
 
 def check_even(world_size: int, microbatches: int) -> None:
-    """Raises UserError when some ranks have more microbatches than others: SyncBatchNorm waits for all in each forward,
-    so it would wait forever for one that a rank does not have."""
+    """Raises UserError when some ranks have more microbatches than others: SyncBatchNorm waits for all ranks
+    in each forward, and would wait forever for a microbatch that a rank does not have."""
     if microbatches % world_size:
         raise UserError(
             f"SyncBatchNorm needs as many microbatches on every rank, and {microbatches} do not divide among "

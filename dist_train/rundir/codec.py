@@ -103,8 +103,8 @@ def _fitting(hint: Any, value: Any) -> Any:
         return _first_that_fits(inner, value)
     if origin is Literal and value in inner:
         return value
-    if origin is list and isinstance(value, list):
-        return [_fitting(inner[0], item) for item in value]
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_fitting(inner[0], item) for item in value)
     if origin is dict and isinstance(value, dict):
         return {_fitting(inner[0], key): _fitting(inner[1], item) for key, item in value.items()}
     if is_dataclass(hint):

@@ -3,7 +3,8 @@
 import click
 
 from dist_train.config.requests import CheckpointsRequest, to_arguments
-from launch.commands.common import become, json_option
+from launch.children import become
+from launch.commands.common import json_option
 
 
 @click.command()

@@ -5,11 +5,11 @@ import sys
 import click
 
 from dist_train.config.requests import EvaluateRequest
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load_recorded, trust_option
+from launch.commands.common import json_option, launch_command, load_recorded, trust_option
 from launch.commands.on_ranks import run_on_ranks
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("run_or_checkpoint", type=click.Path(exists=True, file_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--split", type=click.Choice(["evaluation", "test", "train"]), default="evaluation", show_default=True)

@@ -1,4 +1,4 @@
-"""Commands whose work is done by ranks on this machine: they read a run and write nothing into it."""
+"""Runs a command's work on ranks of this machine: they read a run and write nothing into it."""
 
 import shutil
 import tempfile
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
 LOGS_WANTED = (ExitCode.USER_CODE, ExitCode.OUT_OF_MEMORY, ExitCode.HANG)
-"""The message of such an end names a log."""
+"""Exit codes whose message names a log file."""
 
 
 def run_on_ranks(name: str, config: "RunConfig", nproc_per_node: str | None, request: Callable[[Path], object]) -> int:
     """Runs dist_train.commands.NAME on ranks, with logs in a temporary folder; returns the command's exit code.
 
     Args:
-        request: makes the request; it is given a file that rank 0 may leave another exit code than 0 in.
+        request: makes the request; its argument is a file in which rank 0 may leave an exit code other than 0.
 
     Raises:
         UserError: when ranks cannot be started as asked.

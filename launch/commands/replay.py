@@ -8,11 +8,11 @@ import click
 from dist_train.config.requests import ReplayRequest
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
-from launch.commands.common import DASHES_AND_UNDERSCORES, json_option, load_recorded, trust_option
+from launch.commands.common import json_option, launch_command, load_recorded, trust_option
 from launch.commands.on_ranks import run_on_ranks
 
 
-@click.command(context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.option("--from-step", type=click.IntRange(1), required=True, metavar="A", help="The first step, counted from 1.")
 @click.option("--to-step", type=click.IntRange(1), required=True, metavar="B", help="The last step.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.problems import printable
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.rundir.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="The folder that holds the runs.")
 @json_option("A JSON list on stdout.")
 def command(root: str, as_json: bool) -> None:
-    """What there is: name, state, step, best metric, where; and what SLURM's queue says, where there is one.
+    """List the runs: name, state, step, best metric, folder, and what SLURM's queue says, where there is one.
 
-    A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
+    A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
     """
     from launch.runs.listing import list_runs
 
@@ -32,11 +32,11 @@ def command(root: str, as_json: bool) -> None:
     elif not found:
         say(f"no runs under {root}")
     else:
-        tell(table(rows(found)))
+        tell(aligned(rows(found)))
 
 
 def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
-    """Gives each run its `queue`: what SLURM says of its newest job, or None. Returns these; asks once for all."""
+    """Sets each run's `queue`, what SLURM says of its newest job, or None. Returns these. Queries SLURM once."""
     from dataclasses import asdict
 
     from launch.slurm import queue
@@ -55,7 +55,7 @@ def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
 
 
 def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Of the table, its head first; `queue` is a column where there is something to say."""
+    """The rows of the table, header first; there is a column `queue` only if some run is in it."""
     head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
     found = [head, *map(_row, runs)]
     if not any(run["queue"] for run in runs):
@@ -69,10 +69,3 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     metric = f"{printable(best['metric'])} {best['value']:.4g} at {best['step']:,}" if best else ""
     queued = run["queue"]["text"] if run["queue"] else ""
     return printable(run["name"], 300), run["state"], queued, steps, metric, printable(run["path"], 4096)
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, two blanks between them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Ranks started by the very launcher, to measure each other."""
+"""Starts ranks with the launcher itself; they measure each other."""
 
 import shutil
 import tempfile
@@ -9,9 +9,9 @@ from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_json
 from dist_train.rundir.layout import FIRST_NODE, RunDir
-from launch.commands.common import alone
+from launch.children import isolated
 from launch.doctor import speed
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, problem
 from launch.plan import LaunchPlan
 from launch.supervisor import supervise
 
@@ -35,8 +35,8 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         started = replace(
             plan,
             folder=folder,
-            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
-            program=alone(MODULE),
+            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder behind
+            program=isolated(MODULE),
             arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,
             max_restarts=0,
@@ -56,10 +56,6 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
 
 def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
     cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
-    return Finding(
-        topic="ranks",
-        level="problem",
-        text=f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}",
-        advice=f"the lines above say why; their logs: {folder / 'logs'}",
-        facts={"exit_code": code, "stage": stage, "verdict": cause},
-    )
+    text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
+    advice = f"the lines above say why; their logs: {folder / 'logs'}"
+    return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)

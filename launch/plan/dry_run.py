@@ -1,7 +1,6 @@
 """`--dry-run`: what would happen, from the very plan that would run. Starts no rank and writes nothing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from dist_train.config.shares import share
 from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
-from launch.commands.common import home
+from launch.children import environment
 from launch.console import mark, say
 from launch.plan import LaunchPlan
 
@@ -45,11 +44,10 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
 def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
     is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(":")}
     alone = [] if powers(config) else ["-P"]
     command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment())
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_SECONDS} s"}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]

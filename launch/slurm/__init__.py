@@ -1,7 +1,7 @@
-"""SLURM, all that is known of it: its variables, programs and job states. The rest of launch/ uses these:
+"""All that we know about SLURM: its variables, programs and job states. The rest of launch/ uses these:
 
-place        our place in a job, from the environment; allocation and start: a launcher on each node of an allocation
-submission   submits a job, whose script is `render`'s
-queue        looks: what the queue says of jobs; jobs: what a run directory knows of its own
-stop         stops a job with a save; orphans: what an earlier start of a job has left on this machine
+place        our place in a job, from the environment (allocation, start: a launcher on each node of an allocation)
+submission   submits a job, with the script that `render` writes
+queue        the state of jobs in the queue (jobs: what a run directory knows about its own)
+stop         stops a job after a save (orphans: ends what an earlier start of a job left on this machine)
 """

@@ -1,15 +1,16 @@
 """The task numbers of a job array, as sbatch writes them: `0-3`, `1,4-8:2%2`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dist_train.errors import UserError
+from launch.diagnosis.formatting import ranges
 
 MAX_TASKS = 10_000
-"""Tasks of one array; SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""
+"""Of one array. SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""
 
 
 def parse_tasks(text: str) -> tuple[list[int], int | None]:
-    """The numbers in their order, each once, and how many may run at a time, where that is said.
+    """The sorted task numbers, and how many may run at a time, if given.
 
     Raises:
         UserError: when a range goes backwards, or there are more than MAX_TASKS.
@@ -30,13 +31,4 @@ def parse_tasks(text: str) -> tuple[list[int], int | None]:
 
 def format_tasks(numbers: Iterable[int], at_once: int | None = None) -> str:
     """`[0, 1, 2, 7]` as `0-2,7`; with `%N` for N at a time."""
-    spans = (f"{low}-{high}" if low != high else str(low) for low, high in _spans(sorted(set(numbers))))
-    return ",".join(spans) + (f"%{at_once}" if at_once else "")
-
-
-def _spans(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    first = 0
-    for place, number in enumerate(numbers):
-        if place + 1 == len(numbers) or numbers[place + 1] != number + 1:
-            yield numbers[first], number
-            first = place + 1
+    return ranges([*set(numbers)]).replace(" ", "") + (f"%{at_once}" if at_once else "")

@@ -1,6 +1,5 @@
 """`--follow`: a job's log as it grows, and its state when that changes, until the job is over."""
 
-import os
 import signal
 import sys
 import time
@@ -14,16 +13,15 @@ from launch.slurm.jobs import SubmittedJob
 
 LOG_POLL_S = 0.5
 QUEUE_POLL_S = (1.0, 10.0)
-"""Rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
+"""Rises from the first to the last while nothing changes, to spare the controller."""
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 
 
 def follow(submitted: SubmittedJob) -> int:
-    """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
+    """Returns the job's exit code when it is over. Ctrl-C leaves the job alone and returns 130."""
     try:
-        with Tail(Path(submitted.log)) as log:
-            return _until_its_end(submitted, log)
+        return _until_its_end(submitted, Tail(Path(submitted.log)))
     except KeyboardInterrupt:
         say(f"\njob {submitted.job} goes on. To stop it: dist-train stop {submitted.run_dir}")
         return ExitCode.INTERRUPTED
@@ -44,15 +42,15 @@ def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
             finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
             if finished == 2:
                 log.show()
-                return exit_code(entry, Path(submitted.run_dir))
+                return exit_code_of_job(entry, Path(submitted.run_dir))
             next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_POLL_S[1])
             if finished:
                 next_look = time.monotonic() + QUEUE_POLL_S[0]
         time.sleep(LOG_POLL_S)
 
 
-def exit_code(entry: queue.JobStatus | None, run_dir: Path) -> int:
-    """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
+def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
+    """The exit code of the job's script. If the queue no longer knows the job, the run's state decides."""
     if entry is None:
         status = RunState.of(run_dir).status
         return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
@@ -64,26 +62,21 @@ def exit_code(entry: queue.JobStatus | None, run_dir: Path) -> int:
 
 
 class Tail:
-    """What is added to a file, to stdout; it need not be there yet."""
+    """Copies what is added to a file to stdout; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
-
-    def __enter__(self) -> "Tail":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        self._shown = 0
 
     def show(self) -> None:
-        """Prints what has come since the last call."""
-        if self._file is None:
-            try:
-                self._file = os.open(self._path, os.O_RDONLY)
-            except OSError:  # the job has not begun
-                return
-        while chunk := os.read(self._file, 65_536):
-            sys.stdout.buffer.write(chunk)
+        """Prints what was added since the last call."""
+        try:
+            file = self._path.open("rb")
+        except OSError:  # the job has not begun
+            return
+        with file:
+            file.seek(self._shown)
+            while chunk := file.read(65_536):
+                sys.stdout.buffer.write(chunk)
+            self._shown = file.tell()
         sys.stdout.flush()

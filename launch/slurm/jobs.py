@@ -1,4 +1,4 @@
-"""What a run directory knows of the jobs that trained in it: slurm/job.json, and what each launcher left."""
+"""What a run directory knows about its jobs: slurm/job.json, and the record of each launcher."""
 
 import time
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class SubmittedJob:
 
 
 def write_submitted(*, job: str, run_dir: Path, log: Path, script: Path) -> SubmittedJob:
-    """Leaves it in slurm/job.json of the run directory, which is made if need be."""
+    """Writes slurm/job.json in the run directory, which is created if necessary."""
     made = SubmittedJob(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
     RunDir(run_dir).slurm.mkdir(parents=True, exist_ok=True)
     write_json(RunDir(run_dir).job, made)
@@ -40,7 +40,7 @@ def read_submitted(run_dir: Path) -> SubmittedJob | None:
 
 
 def of_run(run_dir: Path) -> list[str]:
-    """Ids of the jobs that may be training in it now: its last submission, and that of its newest launchers."""
+    """Ids of the jobs that may be training in it now: the last one submitted and those of the newest launchers."""
     submitted = read_submitted(run_dir)
     ids = [submitted.job] if submitted else []
     ids += [node.job for node in newest_launchers(run_dir) if node.job]

@@ -1,4 +1,4 @@
-"""What SLURM's queue says of jobs. Its programs are called with a list of words each, never through a shell."""
+"""The state of jobs in SLURM's queue. SLURM's programs are called with a list of arguments, never through a shell."""
 
 import os
 import re
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 _FINISHED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 _FINISHED |= {"REVOKED", "TIMEOUT"}
-"""States that a job does not leave by itself."""
+"""States that a job does not leave on its own."""
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "exit_code")
 _ANSWER_TIMEOUT_S = 60
-"""That a busy controller may take to answer."""
+"""How long a busy controller may take to answer."""
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """What squeue says of a job."""
+    """What squeue says about a job."""
 
     job: str
     """`12`, or `12_3`: task 3 of array 12."""
@@ -28,7 +28,7 @@ class JobStatus:
     restarts: int
     """How often it has been put back into the queue."""
     exit_code: int
-    """Of its script; 128 + N when signal N ended it."""
+    """Of its script; 128 + N if signal N ended it."""
 
     @property
     def active(self) -> bool:
@@ -49,9 +49,9 @@ class JobStatus:
 
 
 def look(jobs: Iterable[str]) -> dict[str, JobStatus] | None:
-    """What the queue says of `jobs`, in one call. A job that ended some minutes ago is not in it.
+    """The state of `jobs`, from one call of squeue, which forgets a job some minutes after its end.
 
-    None where there is no squeue, or no answer.
+    None if there is no squeue, or no answer.
     """
     wanted = sorted({job for job in jobs if _JOB.fullmatch(job)})
     if not wanted:
@@ -60,17 +60,17 @@ def look(jobs: Iterable[str]) -> dict[str, JobStatus] | None:
     words = ["--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--Format={layout}"]
     try:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-        done = call("squeue", *words, environment=plain)  # else it may show one partition's jobs alone
+        done = call("squeue", *words, environment=plain)  # which could restrict it to one partition
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
-        return {} if "Invalid job id" in done.stderr else None  # all of them have left it
+        return {} if "Invalid job id" in done.stderr else None  # squeue has forgotten all of them
     entries = (_parse(line) for line in done.stdout.splitlines() if line.count("|") >= len(_FIELDS))
     return {entry.job: entry for entry in entries}
 
 
 def kill_hint(job: str) -> str:
-    """Where to look when nobody knows who has sent SIGKILL to a rank of the job."""
+    """Advice when it is not known who sent SIGKILL to a rank of the job."""
     return f"SLURM may have: sacct -j {job} -o State,ExitCode,MaxRSS"
 
 

@@ -1,7 +1,7 @@
-"""The script of a job, as a person would write it: #SBATCH lines, what to run, and the body that all scripts share.
+"""The script of a job, as a person would write it: #SBATCH lines, the arguments, and the body that all scripts share.
 
-Values come from the user, so each is checked and quoted here: a #SBATCH line is read back as sbatch reads it, and has
-to say what it was meant to say; everything else is quoted for bash.
+Values come from the user, so each is checked and quoted here. The #SBATCH lines are read back as sbatch reads them and
+compared with what was meant; everything else is quoted for bash.
 """
 
 import os
@@ -18,7 +18,7 @@ from launch.slurm import arrays
 BODY = Path(__file__).with_name("body.sh")
 _BARE = re.compile(r"[A-Za-z0-9_.,:=@+/%-]*")
 _REFUSED = "\"'\\$`#%"
-"""What sbatch or a shell might take for more than a character; `%` begins a pattern in the name of a log."""
+"""Characters with a meaning to sbatch or a shell; `%` begins a pattern in a log's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +28,23 @@ class Script:
     name: str
     """Of the job in the queue; a run's name (letters, digits, `._-`)."""
     folder: Path
-    """Where it runs."""
+    """The working directory."""
     logs: Path
     """Folder of its log: JOBID.log, or ARRAYJOB_TASK.log."""
     slurm: SlurmConfig
-    """What nodes it asks for; `array` is not read."""
+    """The resources it asks for; `array` is not read."""
     tasks: Mapping[int | None, Sequence[str]]
-    """The arguments of `dist-train train`: of each task of an array by its number, or of a plain job by None."""
+    """The arguments of `dist-train train`, by task number; a job that is no array has the one key None."""
     python: str
-    """The Python on the nodes, unless `slurm` names one."""
+    """The Python to use on the nodes, unless `slurm` names one."""
     path: str | None = None
-    """Folder to import dist-train from, where it is not installed."""
+    """Folder to import dist-train from, if it is not installed."""
     at_once: int | None = None
     """Tasks that may run at a time."""
 
     @property
     def log(self) -> str:
-        """As sbatch is given it: %j is the job's id, %A_%a an array's and its task's."""
+        """The pattern for sbatch: %j is the job's id, %A_%a those of an array and its task."""
         return str(self.log_of("%j" if None in self.tasks else "%A_%a"))
 
     def log_of(self, job: str) -> Path:
@@ -123,7 +123,7 @@ def _directive(name: str, value: str | None) -> str:
 
 
 def directives(text: str) -> list[tuple[str, str | None]]:
-    """The #SBATCH lines as sbatch reads them: up to the first command; quotes and backslashes count, # ends a line."""
+    """The #SBATCH options as sbatch reads them: up to the first command, with quotes, backslashes and # comments."""
     found: list[tuple[str, str | None]] = []
     for line in text.split("\n"):
         if line.startswith("#SBATCH"):
@@ -153,7 +153,7 @@ def _settings(script: Script) -> Iterator[str]:
 
 
 def _prefix(words: str) -> list[str]:
-    return [os.path.expanduser(word) for word in shlex.split(words)]  # a quoted `~` is a letter to bash
+    return [os.path.expanduser(word) for word in shlex.split(words)]  # bash does not expand a quoted `~`
 
 
 def _arguments(tasks: Mapping[int | None, Sequence[str]]) -> Iterator[str]:
@@ -174,7 +174,7 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _one_line(value: str, what: str) -> str:
-    """Quoting makes every other character harmless; a line break would only make the script unreadable.
+    """Refuses control characters; quoting makes every other character harmless.
 
     Raises:
         UserError: when there are control characters in it.

@@ -1,4 +1,4 @@
-"""Ends jobs with a save, by SLURM's own programs."""
+"""Ends jobs after a save, with SLURM's own programs."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _ALREADY_OVER = ("Invalid job id", "already completing or completed", "already f
 
 
 def keep_out(jobs: Sequence[str]) -> None:
-    """Takes the waiting ones out of the queue; neither SLURM nor the jobs' own scripts put any of them back.
+    """Removes pending jobs from the queue, and prevents SLURM and the jobs' own scripts from requeuing any of them.
 
     Raises:
         UserError: when SLURM refuses.
@@ -20,7 +20,7 @@ def keep_out(jobs: Sequence[str]) -> None:
 
 
 def interrupt(job: JobStatus, launchers: Sequence[NodeRecord]) -> None:
-    """Ctrl-C for the launchers of a running job, which save and stop; a job without any has nothing to save and ends.
+    """Interrupts the launchers of a running job, which save and stop. A job without launchers is cancelled.
 
     Args:
         launchers: of the run's newest generation.

@@ -1,4 +1,4 @@
-"""From a config to a job in the queue: the plan of it first, which a dry run prints, then the one act."""
+"""From a config to a job in the queue: first the script, which a dry run prints, then its submission."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from launch.slurm import jobs, queue
 from launch.slurm.render import Script, directives, render
 
 _OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
-"""Options that sbatch has a variable of another name for."""
+"""Options whose environment variable for sbatch has another name."""
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
@@ -31,16 +31,16 @@ class Training:
     folder: Path
     """Its run directory, absolute."""
     options: tuple[str, ...] = ()
-    """For `dist-train train`, beside config and --run-dir."""
+    """Options of `dist-train train` besides --run-dir."""
 
     @property
     def config_file(self) -> Path:
-        """The config as it was when the job was submitted: what is edited while it waits does not change it."""
+        """The config at the time of submission: later edits of the user's file do not change it."""
         return self.folder / jobs.FOLDER / jobs.CONFIG
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        # Where it runs the user may have another home folder, with another list of what is trusted.
+        # On the nodes the user may have another home folder, with another list of what is trusted.
         trusted = ["--trust"] * bool(powers(self.config))
         return (str(self.config_file), "--run-dir", str(self.folder), *self.options, *trusted)
 
@@ -48,10 +48,10 @@ class Training:
 def script_of(
     name: str, slurm: SlurmConfig, runs: Mapping[int | None, Training], folder: Path, at_once: int | None = None
 ) -> Script:
-    """The script of a job that trains `runs`: one under None, or one for each task of an array.
+    """The script of a job that trains `runs`: one under the key None, or one for each task of an array.
 
     Args:
-        folder: gets the script and the logs in `slurm/`: the run directory, or the one above those of an array.
+        folder: the run directory, or the parent of an array's; its `slurm/` gets the script and the logs.
     """
     return Script(
         name=name,
@@ -66,17 +66,17 @@ def script_of(
 
 
 def _import_path() -> str | None:
-    """The folder to import us from; None where we are installed, and so found without being told."""
+    """The folder to import dist-train from; None if it is installed."""
     ours = Path(__file__).resolve().parents[2]
     installed = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
     return None if ours in installed else str(ours)
 
 
-def check(run: Training, slurm: SlurmConfig) -> None:
-    """What would fail the job at its start, as far as it can be known now.
+def check_startable(run: Training, slurm: SlurmConfig) -> None:
+    """Checks what would make the job fail at its start, as far as it can be known now.
 
     Raises:
-        UserError: when the ranks do not fit the batch, or the run is at work or in the queue already (exit code 3).
+        UserError: when the ranks do not fit the batch, or (exit code 3) the run is already running or queued.
     """
     if slurm.gpus_per_node is not None:
         ranks = slurm.nodes * int(str(slurm.gpus_per_node).rpartition(":")[2])
@@ -97,7 +97,7 @@ def submit(script: Script, runs: Mapping[int | None, Training]) -> list[jobs.Sub
     """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
 
     Raises:
-        UserError: when it cannot be done. What was made for it is gone again then.
+        UserError: when it cannot be done; everything created for it is removed.
     """
     text = render(script)
     path = script.logs / jobs.SCRIPT
@@ -120,7 +120,7 @@ def _record(script: Script, path: Path, job: str, task: int | None, run: Trainin
 
 
 def _make(folders: Sequence[Path]) -> list[Path]:
-    """Makes the folders. Returns all that were not there before, the parents first."""
+    """Creates the folders. Returns those that did not exist, parents first."""
     made: list[Path] = []
     for folder in folders:
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -139,7 +139,7 @@ def sbatch(script: Path, options: Iterable[str] = ()) -> str:
     """Puts a script into the queue; returns the job's id.
 
     Args:
-        options: those that the script sets, such as `--time`: an SBATCH_TIMELIMIT in the environment must not beat it.
+        options: those that the script sets, such as `--time`: no SBATCH_TIMELIMIT in the environment overrides them.
 
     Raises:
         UserError: when there is no sbatch, or it refuses, with what it says.
@@ -156,7 +156,7 @@ def sbatch(script: Path, options: Iterable[str] = ()) -> str:
 
 
 def sbatch_environment(options: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """For sbatch: without the variables of a job that we are in, and those that would beat `options`."""
+    """The environment for sbatch, without the variables of a job around us and those that would override `options`."""
     names = (option.removeprefix("--").replace("-", "_").upper() for option in options)
     beaten = {"SBATCH_WAIT", "SBATCH_NO_REQUEUE", *(f"SBATCH_{_OTHER_NAMES.get(name, name)}" for name in names)}
     inside = "SLURM_JOB_ID" in environ

@@ -3,13 +3,13 @@
 import csv
 import io
 import math
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
 from dist_train.rundir.codec import read_record
+from dist_train.rundir.files import write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
@@ -48,7 +48,7 @@ class Row:
         return self.state == DONE and self.best is not None and not math.isnan(self.best)
 
 
-def look(sweep: Sweep) -> list[Row]:
+def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
     found = [describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
     jobs = add_queue(found)
@@ -138,16 +138,9 @@ def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
         "points": [
             {
                 "rank": number if row.ranked else None,
+                **asdict(row),
                 "point": row.point.name,
-                "state": row.state,
                 "overrides": dict(row.point.overrides),
-                "best": row.best,
-                "best_step": row.best_step,
-                "step": row.step,
-                "total_steps": row.total_steps,
-                "metrics": row.metrics,
-                "job": row.job,
-                "reason": row.reason,
                 "run_dir": str(sweep.run_dir(row.point)),
             }
             for number, row in enumerate(rows, 1)
@@ -175,10 +168,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write(sweep: Sweep, rows: list[Row]) -> None:
+def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
     texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
     for name, text in texts.items():
-        temporary = sweep.folder / f".tmp-{name}-{os.getpid()}"
-        temporary.write_text(text)
-        os.replace(temporary, sweep.folder / name)
+        write_atomic(sweep.folder / name, text)

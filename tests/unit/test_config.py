@@ -18,9 +18,9 @@ from dist_train.config.problems import ConfigError
 from dist_train.config.schema import AdamW, RunConfig, Sgd
 from dist_train.config.source import load
 from dist_train.config.torchvision_names import TorchvisionClassifier
-from dist_train.config.tree import Place
+from dist_train.config.tree import Location
 from dist_train.config.types import Duration
-from dist_train.config.yaml12 import parse
+from dist_train.config.yaml12 import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -40,7 +40,7 @@ def write(folder: Path, **files: str) -> None:
 
 def read(text: str) -> Any:
     problems: list[Any] = []
-    tree = parse(text, lambda line, column: Place((line, column), ""), problems)
+    tree = parse_yaml(text, lambda line, column: Location((line, column), ""), problems)
     assert not problems
     return tree.plain()
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dist_train.config.schema import SlurmConfig
 from dist_train.errors import UserError
-from launch.commands.slurm import prepare
+from launch.commands.slurm import plan_job
 from launch.slurm import arrays, submission
 from launch.slurm.render import BODY, Script, directives, render
 
@@ -249,7 +249,7 @@ def test_hostile_flags_and_overrides_are_refused_or_stay_in_the_run_root(fake_sl
             "tracking.wandb.group=a b",
         )
         try:
-            made, runs = prepare(words, run_dir=None, resume=None, allow_change=(), max_restarts=0, **flags)
+            made, runs = plan_job(words, run_dir=None, resume=None, allow_change=(), max_restarts=0, **flags)
             submission.submit(made, runs)
         except UserError:
             made_nothing = not (here / "runs").exists() or all(
@@ -268,7 +268,7 @@ def test_no_variable_of_the_environment_is_written_down(fake_slurm, monkeypatch)
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "canary-of-a-secret")
     none: dict[str, Any] = dict.fromkeys((*FLAGS, "nproc_per_node"))
-    submission.submit(*prepare((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none))
+    submission.submit(*plan_job((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none))
     written = [path for path in Path.cwd().rglob("*") if path.is_file()]
     assert {path.name for path in written} == {"job.sbatch", "config.yaml", "job.json"}
     assert not any("canary" in path.read_text() for path in [*written, fake_slurm / "log"])
@@ -279,7 +279,7 @@ def test_an_sbatch_that_refuses_leaves_nothing(fake_slurm, tmp_path):
         "#!/bin/bash\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n"
     )
     none: dict[str, Any] = dict.fromkeys((*FLAGS, "nproc_per_node"))
-    made, runs = prepare((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none)
+    made, runs = plan_job((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none)
     with pytest.raises(UserError, match="^sbatch refuses: invalid partition specified: x$"):
         submission.submit(made, runs)
     assert list(Path.cwd().iterdir()) == []

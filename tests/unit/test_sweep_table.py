@@ -53,7 +53,7 @@ def fill(sweep) -> None:
 
 def test_best_first_and_below_what_has_no_result(sweep):
     fill(sweep)
-    rows = table.look(sweep)
+    rows = table.read_table(sweep)
     assert [(row.point.overrides["seed"], row.state) for row in rows] == [
         ("4", "done"),
         ("0", "done"),
@@ -73,13 +73,13 @@ def test_lowest_first_where_less_is_better(tmp_path, monkeypatch):
     sweep = made(loss, ["seed=0..1"])
     for number, value in enumerate((0.4, 0.2)):
         left(sweep, number, {"status": "done", **best(value)})
-    assert [row.point.overrides["seed"] for row in table.look(sweep)] == ["1", "0"]
+    assert [row.point.overrides["seed"] for row in table.read_table(sweep)] == ["1", "0"]
 
 
 def test_the_files_say_what_the_table_says(sweep):
     fill(sweep)
-    rows = table.look(sweep)
-    table.write(sweep, rows)
+    rows = table.read_table(sweep)
+    table.write_table(sweep, rows)
     lines = list(csv.DictReader((sweep.folder / "table.csv").open()))
     records = json.loads((sweep.folder / "table.json").read_text())["points"]
     assert [line["point"] for line in lines] == [record["point"] for record in records] == [r.point.name for r in rows]
