@@ -1,7 +1,7 @@
 """A run directory that an earlier version has written is listed, evaluated and resumed.
 
-old_run/ was written by the version before run directories had a room of their own (dist_train/rundir/), on two ranks, and
-stopped after 30 of 44 steps.
+old_run/ was written by the version before run directories had a room of their own (dist_train/rundir/), on two ranks,
+and stopped after 30 of 44 steps.
 """
 
 import json
