@@ -291,7 +291,7 @@ def test_without_a_home_nothing_is_remembered_and_nothing_written(monkeypatch, r
 
 
 def test_the_list_stays_small_and_keeps_the_newest(home, monkeypatch):
-    monkeypatch.setattr(trust, "MOST", 5)
+    monkeypatch.setattr(trust, "MAX_ENTRIES", 5)
     for number in range(12):
         trust.remember([trust.Power(where="model", what=f"birds:Net{number}")])
     kept = [entry["what"] for entry in json.loads(home.read_text())["trusted"].values()]
