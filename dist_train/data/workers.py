@@ -91,8 +91,7 @@ def _is_served() -> bool:
 
 
 def _end_with_the_rank() -> None:
-    """Makes the kernel kill this process when its parent dies; where that is a fork server, a thread watches the rank.
-    """
+    """Has the kernel kill this process when its parent dies; where that is a fork server, a thread watches the rank."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     rank = multiprocessing.parent_process()
     if rank is not None and _is_served():  # also when the rank died before prctl
