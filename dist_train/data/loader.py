@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import LoaderConfig, RunConfig
-from dist_train.control.heartbeat import stacks, work
+from dist_train.control.heartbeat import add_work, stacks
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -182,7 +182,7 @@ def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[M
         for loaded in loading:
             ready += source.microbatches(loaded)
             if len(ready) == share:
-                work(time.perf_counter() - begun)
+                add_work(time.perf_counter() - begun)
                 yield ready
                 ready, begun = [], time.perf_counter()
 

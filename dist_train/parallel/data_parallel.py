@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.control.heartbeat import work
+from dist_train.control.heartbeat import add_work
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.buffers import StepBuffers
@@ -80,7 +80,7 @@ class Parallel:
     def __call__(self, inputs: Tensor) -> Any:
         begun = time.perf_counter()
         output = self._ddp(inputs)
-        work(time.perf_counter() - begun)
+        add_work(time.perf_counter() - begun)
         return output
 
     def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:

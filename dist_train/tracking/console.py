@@ -7,33 +7,8 @@ from typing import TextIO
 import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary
-from dist_train.tracking.stream import LossyStream
-
-
-class PlainView:
-    """Shows lines, for a pipe, a file or a terminal that cannot move its cursor."""
-
-    def __init__(self, output: TextIO | None) -> None:
-        self._stream = LossyStream(output)
-
-    def begin(self, facts: RunFacts) -> None:
-        pass
-
-    def tick(self, step: int) -> None:
-        pass
-
-    def interval(self, interval: Interval) -> None:
-        self.line(plain_interval(interval))
-
-    def evaluation(self, row: Row) -> None:
-        self.line(plain_evaluation(row))
-
-    def line(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-
-    def close(self) -> None:
-        pass
+from dist_train.tracking.formatting import header_lines, summary
+from dist_train.tracking.view import PlainView
 
 
 class _EarlyView(PlainView):
