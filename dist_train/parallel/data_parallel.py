@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.errors import ExitCode, UserError
-from dist_train.heartbeat import work
+from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
@@ -82,7 +82,7 @@ class Parallel:
     def __call__(self, inputs: Tensor) -> Any:
         begun = time.perf_counter()
         output = self._ddp(inputs)
-        work(time.perf_counter() - begun)
+        add_work(time.perf_counter() - begun)
         return output
 
     def each(self, microbatches: Sequence["Microbatch"]) -> Iterator[tuple["Microbatch", float]]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.formatting import header_lines, summary
-from dist_train.tracking.plain_view import PlainView
 from dist_train.tracking.terminal import TerminalView
+from dist_train.tracking.view import PlainView
 
 
 class _EarlyView(PlainView):

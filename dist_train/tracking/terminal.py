@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from dist_train.tracking.base import Interval, Row, RunFacts
 from dist_train.tracking.formatting import clock, joined, measures, number
-from dist_train.tracking.plain_view import PlainView
+from dist_train.tracking.view import PlainView
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""

@@ -1,4 +1,4 @@
-"""The console as one key=value line an interval."""
+"""How the console shows a run: here as lines; on a terminal as in tracking/terminal.py."""
 
 from typing import TextIO
 
