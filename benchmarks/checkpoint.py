@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from dist_train.checkpoint.manager import CheckpointManager
+from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.learner import Learner
@@ -43,7 +44,9 @@ def build(parameters: int, momentum: bool) -> Learner:
         for parameter in model:
             optimizer.state[parameter]["momentum_buffer"] = torch.randn_like(parameter)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Learner(model=model, task=None, optimizer=optimizer, scaler=scaler, ema=None, shape=None, classes=None)
+    state = OptimizerState(optimizer, model)
+    parts = {"constants": {}, "optimizer": optimizer, "optimizer_state": state, "scaler": scaler, "ema": None}
+    return Learner(model=model, task=None, shape=None, classes=None, **parts)
 
 
 class Bench:

@@ -55,7 +55,8 @@ class RunRecord(NullRunRecord):
 
     def begin(self) -> None:
         self._fence.check()
-        facts = {**environment(), "world_size": self._ranks.world_size, "nodes": self._ranks.nodes, "pid": os.getpid()}
+        ranks = self._ranks
+        facts = {**environment_facts(), "world_size": ranks.world_size, "nodes": ranks.nodes, "pid": os.getpid()}
         try:
             write_atomic(RunDir(self._run_dir).config, to_yaml(self._config))
             write_atomic(RunDir(self._run_dir).environment, json.dumps(facts, indent=1))
@@ -86,7 +87,7 @@ class RunRecord(NullRunRecord):
             write_atomic(RunDir(self._run_dir).state, to_json(content, indent=1))
 
 
-def environment() -> dict[str, Any]:
+def environment_facts() -> dict[str, Any]:
     """What the numbers could depend on besides config and data; no environment variables, which hold secrets."""
     import torch
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import has_manifest, locate
-from dist_train.control.heartbeat import beat
 from dist_train.control.stop import Request
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import beat
 from dist_train.loop import train
 from dist_train.run_state import NullRunRecord
 from dist_train.rundir.layout import RunDir

@@ -24,12 +24,12 @@ from dist_train.config.source import load
 from dist_train.config.trust import powers, remember
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
-from dist_train.control.heartbeat import beat
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import beat
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.schedule import Schedule

@@ -16,7 +16,7 @@ from dist_train.parallel.process_group import ProcessGroup
 
 MOST_FAILURES = 3
 PAYS_FROM = 16 * 2**20
-"""Bytes of a state from which on `auto` writes in the background. By benchmarks.checkpoint, on two cores and a local
+"""Bytes from which `auto` writes a state in the background. By benchmarks.checkpoint, on two cores and a local
 disk, the foreground takes 17 ms for 4 MB and 120 ms for 40 MB, the background 1 and 6 ms. Its process costs 100 ms of
 one core, once; from this size on that is earned by the second save."""
 LAST_SAVE_TIMEOUT_S = 10.0

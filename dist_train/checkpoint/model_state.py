@@ -93,7 +93,7 @@ def same(one: Any, two: Any) -> bool:
     """Whether two trees of tensors and values are equal to the bit."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         same_kind = one.shape == two.shape and one.dtype == two.dtype
-        return same_kind and torch.equal(_bytes(one), _bytes(two))
+        return same_kind and torch.equal(bytes_of(one), bytes_of(two))
     if type(one) is not type(two):
         return False
     if isinstance(one, Mapping):
@@ -103,7 +103,8 @@ def same(one: Any, two: Any) -> bool:
     return repr(one) == repr(two)  # nan equals itself
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def bytes_of(tensor: Tensor) -> Tensor:
+    """uint8 [bytes]: the tensor's numbers as they are in memory, row by row."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 

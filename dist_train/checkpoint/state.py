@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.model_state import load_model
+from dist_train.checkpoint.model_state import bytes_of, load_model
 from dist_train.rundir.strict_json import tagged, untagged
 
 Tensors = dict[str, Tensor]
@@ -108,8 +107,7 @@ class Snapshot:
 
 
 def _digest(tensor: Tensor) -> str:
-    plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(plain.numpy().data).hexdigest()}"
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(bytes_of(tensor).cpu().numpy().data).hexdigest()}"
 
 
 def _copied(tensors: Tensors) -> Tensors:

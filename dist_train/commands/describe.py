@@ -20,7 +20,7 @@ from dist_train.control.due import Due
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
-from dist_train.models.deterministic import explain, without_deterministic_form
+from dist_train.models.deterministic import explain_nondeterministic, without_deterministic_form
 from dist_train.optim.optimizer import build_optimizer
 from dist_train.optim.schedule import Schedule
 
@@ -47,7 +47,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
         facts |= _size(config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
-            facts["not_on_a_gpu"] = explain(found)
+            facts["not_on_a_gpu"] = explain_nondeterministic(found)
     except _NotYet as error:
         facts["problem"] = str(error)
         if facts["total_steps"] is None and config.train.duration.unit == "steps":

@@ -1,6 +1,11 @@
 """How a global batch is cut into microbatches, and which of them a rank processes; shared with the launcher."""
 
+from typing import TYPE_CHECKING
+
 from dist_train.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
 
 
 def share(rank: int, world_size: int, microbatches: int) -> range:
@@ -25,4 +30,17 @@ def check_even(world_size: int, microbatches: int) -> None:
             f"SyncBatchNorm needs as many microbatches on every rank, and {microbatches} do not divide among "
             f"{world_size} ranks: start a number of ranks that divides {microbatches}, or set batch.microbatches to "
             f"{-(-microbatches // world_size) * world_size}"
+        )
+
+
+def check_fits(config: "RunConfig", world_size: int, microbatches: int) -> None:
+    """Raises UserError when a global batch cannot be shared out among so many ranks."""
+    share(0, world_size, microbatches)  # which says so when there are too few
+    if config.model.sync_batchnorm:
+        check_even(world_size, microbatches)
+    size = config.batch.global_size
+    if size % microbatches:
+        raise UserError(
+            f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
+            f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
         )

@@ -56,13 +56,13 @@ def decoder_name() -> str:
 
 
 def load_decoders() -> None:
-    """Loads the decoders, which a process that decodes would do at its first file."""
+    """Loads the decoders, as the first file would."""
     _jpeg_decoder()
     _formats()
 
 
 def _reason(error: Exception) -> str:
-    """One line, without the function and line of C++ that torch puts before its messages."""
+    """One line, without the C++ function and line that torch puts before its messages."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first_line = str(error).split("\n")[0]
@@ -70,7 +70,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read(path: str | bytes) -> bytearray:
-    """The whole file; os.open costs half of what open does, which shows at thousands of small files a second."""
+    """The whole file, by os.open, which costs half as much as open: it shows at thousands of small files a second."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:
         found = os.fstat(descriptor)
@@ -98,7 +98,7 @@ def _decoder_of(content: bytearray) -> Decode:
 
 
 def _jpeg_size(content: bytearray) -> tuple[int, int]:
-    """Height and width as the header has them; zeros where there is none, which the decoder will find too."""
+    """Height and width by the header; zeros where there is none, which the decoder then reports."""
     place = 2
     while (place := content.find(0xFF, place)) >= 0 and place + 9 < len(content):
         kind = content[place + 1]
@@ -111,7 +111,7 @@ def _jpeg_size(content: bytearray) -> tuple[int, int]:
 
 @cache
 def _jpeg_decoder() -> tuple[str, Decode]:
-    """By name, found once in a process."""
+    """The fastest decoder that is installed, with its name; found once in a process."""
     for name, find in (("torchcodec", _torchcodec), ("torchvision", _torchvision)):
         try:
             return name, find()
@@ -160,7 +160,7 @@ def _pillow(content: bytearray) -> Tensor:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those that Pillow was built with."""
+    """The formats that Pillow was built with."""
     from PIL import Image
 
     Image.init()
@@ -168,7 +168,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _upright(image: Any) -> Any:
-    """As its EXIF orientation says, where it has one that can be read."""
+    """Turned as its EXIF orientation says, where it has one that can be read."""
     from PIL import ImageOps
 
     try:

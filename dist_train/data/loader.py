@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import LoaderConfig, RunConfig
-from dist_train.control.heartbeat import stacks, work
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -25,6 +24,7 @@ from dist_train.data.device_transform import DeviceTransform, Mix
 from dist_train.data.fetch import Fetch, Loaded, LoadRequest, each_array, sample_name, taken
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
+from dist_train.heartbeat import add_work, stacks
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
 
@@ -38,7 +38,7 @@ def train_batches(
     last_step: int,
     task: Task | None = None,
 ) -> Iterator[list[Microbatch]]:
-    """This rank's microbatches, ready for the model, for each step in [first_step, last_step), through all epochs.
+    """This rank's microbatches, ready for the model, for each step in [first_step, last_step), across epochs.
 
     The loading processes start at once and end with the iterator.
 
@@ -100,8 +100,8 @@ def evaluation_batches(
 def training_samples(
     config: RunConfig, splits: Splits, task: Task, device: torch.device, steps: Sequence[int]
 ) -> list[Microbatch]:
-    """The first microbatch of each of `steps`, as in a training: where that has loading processes one of them reads
-    these too, since a data set may open its files once in a process.
+    """The first microbatch of each of `steps`, as in a training: if it has loading processes, one of them reads these
+    too, since a data set may open its files once in a process.
 
     Args:
         config: with its number of microbatches settled.
@@ -134,7 +134,7 @@ def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A data set, and all that is done to its samples on the way to the model."""
+    """A data set, and everything that is done to its samples on the way to the model."""
 
     dataset: Any
     fetch: Fetch
@@ -182,7 +182,7 @@ def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[M
         for loaded in loading:
             ready += source.microbatches(loaded)
             if len(ready) == share:
-                work(time.perf_counter() - begun)
+                add_work(time.perf_counter() - begun)
                 yield ready
                 ready, begun = [], time.perf_counter()
 
@@ -230,13 +230,13 @@ class Loading:
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=config.pin_memory and device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # otherwise it would draw from the global one
             **options,
         )
         others = set(multiprocessing.active_children())
         self._batches: Any = iter(loader)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
-        # Its processes ignore SIGTERM, which is what multiprocessing ends them with at exit, to wait for them forever.
+        # Its processes ignore SIGTERM. At exit, multiprocessing would send them one and wait for them forever.
         atexit.register(self.close)
 
     def __enter__(self) -> "Loading":

@@ -18,14 +18,14 @@ _PR_SET_PDEATHSIG = 1
 THE_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a rank answers, for itself and its loading processes."""
 _MOST = 8
-"""Of `auto`: more of them rarely load faster, and each has memory of its own."""
+"""For `auto`: more of them rarely load faster, and each takes memory."""
 
 
 def number_of_workers(config: LoaderConfig, dataset: Any, device: torch.device, ranks_here: int, batches: int) -> int:
     """Loading processes for one of `ranks_here` ranks; never more than there are batches to load.
 
-    `auto` is 0 for data held in memory; else the machine's cores divided among its ranks, without the one that the rank
-    itself computes on where it computes on a CPU, and at most 8.
+    `auto` is 0 for data held in memory. Otherwise it is the rank's share of the machine's cores, without the core that
+    a rank on a CPU computes on itself, and at most 8.
     """
     if config.workers != "auto":
         return min(config.workers, batches)
@@ -37,10 +37,10 @@ def number_of_workers(config: LoaderConfig, dataset: Any, device: torch.device, 
 
 
 def start_method(device: torch.device) -> str:
-    """How loading processes come to be; with the server that they come from, where there is one.
+    """How loading processes are started; starts the fork server where they need one.
 
-    `fork` on a CPU: at once, and the data set is shared. With CUDA `forkserver`: a process forked beside a CUDA context
-    and NCCL's threads may lock up (DistributedDataParallel's documentation warns of it), so it comes from a clean one.
+    On a CPU it is `fork`, which is immediate and shares the data set. With CUDA it is `forkserver`: a process forked
+    beside a CUDA context and NCCL's threads may lock up, as DistributedDataParallel's documentation warns.
     """
     if device.type == "cpu":
         return "fork"
@@ -49,8 +49,8 @@ def start_method(device: torch.device) -> str:
 
 
 def _start_server() -> None:
-    """The server, and the process that tracks its files, are born with the rank's signals blocked, which outlasts the
-    change of program: one that is sent to all of a rank's processes would end them. The rank gets its own afterwards.
+    """Starts the server, and the process that tracks its files, with the rank's signals blocked, which exec inherits:
+    a signal that is sent to all of a rank's processes would end them. Then the rank unblocks its own again.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["dist_train.data.fetch"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, THE_RANKS)
@@ -65,8 +65,8 @@ def _start_server() -> None:
 def start_worker(number: int, stacks: tuple[str, int] | None = None) -> None:
     """Runs first in every loading process.
 
-    The signals that ask a run to stop are the rank's to answer, which needs batches until all ranks agree on the last
-    step; they reach its children too, from a terminal or a scheduler.
+    It ignores the signals that ask a run to stop, which a terminal or a scheduler sends to it too: the rank answers
+    them, and needs batches until all ranks agree on the last step.
 
     Args:
         number: of the process.
@@ -74,24 +74,24 @@ def start_worker(number: int, stacks: tuple[str, int] | None = None) -> None:
     """
     for ignored in THE_RANKS:
         signal.signal(ignored, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)  # else a signal here would wake the rank, through the inherited pipe
+    signal.set_wakeup_fd(-1)  # otherwise a signal here would wake the rank through the inherited pipe
     torch.set_num_threads(1)
     _end_with_the_rank()
     if _is_served():
-        faulthandler.disable()  # torch's handlers have put it out of work
+        faulthandler.disable()  # torch's handlers have replaced its own
         faulthandler.enable(file=2)
         if stacks is not None:
             faulthandler.register(stacks[1], file=os.open(stacks[0], os.O_WRONLY | os.O_APPEND), all_threads=True)
 
 
 def _is_served() -> bool:
-    """Whether it comes from a fork server."""
+    """Whether this process was forked by a fork server."""
     rank = multiprocessing.parent_process()
     return rank is not None and os.getppid() != rank.pid
 
 
 def _end_with_the_rank() -> None:
-    """The kernel kills this process when its parent dies; where that is a fork server, a thread watches the rank."""
+    """Has the kernel kill this process when its parent dies; where that is a fork server, a thread watches the rank."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     rank = multiprocessing.parent_process()
     if rank is not None and _is_served():  # also when the rank died before prctl

@@ -46,7 +46,7 @@ def without_deterministic_form(model: nn.Module) -> Iterator[str]:
             yield f"{name or 'the model'} ({type(module).__name__})"
 
 
-def explain(found: list[str]) -> str:
+def explain_nondeterministic(found: list[str]) -> str:
     """For the user."""
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return (
@@ -65,7 +65,7 @@ def check_deterministic(
             that have fewer microbatches.
     """
     if device.type == "cuda" and config.exact and (found := [*without_deterministic_form(model)]):
-        raise UserError(explain(found))
+        raise UserError(explain_nondeterministic(found))
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         assert isinstance(config.batch.microbatches, int)
         check_even(world_size, config.batch.microbatches)

@@ -30,7 +30,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the model's weights after a step; `model` is the one given to the constructor, or its equal."""
+        """Adds the model's weights after a step; `model` is the one given to the constructor, or its equal."""
         mine, theirs = _tensors(self.module), _tensors(model)
         pairs = list(zip(mine, theirs, strict=True))
         averaged = [(a, b) for a, b in pairs if a.is_floating_point() and self.updates]
@@ -44,7 +44,7 @@ class Ema:
         self.updates += 1
 
     def state(self, constants: Tensors) -> Tensors:
-        """All that a restart needs, by name: the averages themselves, not copies, and their number.
+        """Everything that a restart needs, by name: the averages themselves, not copies, and their number.
 
         Args:
             constants: as tensors_of takes them.
@@ -52,7 +52,7 @@ class Ema:
         return {**tensors_of(self.module, constants), AVERAGED: torch.tensor(self.updates)}
 
     def load(self, state: Tensors, others: dict[str, Any] | None) -> None:
-        """Puts back what `state` gave, to the bit; `others` as load_model takes them.
+        """Loads what `state` returned, to the bit; `others` as load_model takes them.
 
         Raises:
             RuntimeError: when names or shapes are not the model's.

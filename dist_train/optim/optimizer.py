@@ -20,7 +20,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, *, skips_steps: b
     as torch.optim.Optimizer takes them.
 
     Args:
-        skips_steps: whether a gradient scaler leaves out steps whose gradient overflows.
+        skips_steps: whether a gradient scaler skips steps whose gradient overflows.
 
     Raises:
         UserError: when nothing can be trained, or the user's optimizer cannot be built so.
@@ -61,7 +61,7 @@ def _not_decaying(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _with_momentum(sgd: torch.optim.SGD) -> torch.optim.SGD:
-    """With a momentum of zero to begin with. A fused SGD whose first step is left out would leave it uninitialised
+    """With a momentum of zero to begin with. A fused SGD whose first step is skipped would leave it uninitialised
     (torch/optim/sgd.py, _fused_sgd: torch.empty_like, which the kernel does not fill then)."""
     for group in sgd.param_groups:
         for parameter in group["params"]:

@@ -61,14 +61,14 @@ class Exchange:
         first = rank - rank % per_node
         here = [cover(share, root) for share in shares[first : first + per_node]]
         if lanes.across is None:
-            self._levels = [_Level(lanes.inside, here, [root])]
+            self._levels = [_Level(group=lanes.inside, brought=here, wanted=[root])]
         else:
             # A node's ranks are neighbours, so their shares are one range.
             ends = [(shares[at].start, shares[at + per_node - 1].stop) for at in range(0, self._ranks, per_node)]
             nodes = [cover(range(*end), root) for end in ends]
             self._levels = [
-                _Level(lanes.inside, here, nodes[rank // per_node]),
-                _Level(lanes.across, nodes, [root]),
+                _Level(group=lanes.inside, brought=here, wanted=nodes[rank // per_node]),
+                _Level(group=lanes.across, brought=nodes, wanted=[root]),
             ]
 
     def mean_into(self, target: Tensor, values: Sequence[Tensor]) -> None:
@@ -122,13 +122,14 @@ class Exchange:
         return whole
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Level:
     """One group, which adds what its members bring of the tree to fewer nodes of it.
 
     Attributes:
         brought: by member, the nodes that it has.
-        wanted: those that come out.
+        wanted: the nodes that are added up.
+        spaces: memory that is used again, by type.
     """
 
     group: dist.ProcessGroup
@@ -155,8 +156,8 @@ class _Level:
         return [tree_sum(parts, node, torch.Tensor.add_) for node in self.wanted], received
 
     def _received(self, like: Tensor, size: int) -> Tensor:
-        """Memory that is used again, which can be: sums run one after another. New pages cost as much as the sum; a
-        GPU's allocator has none to pay."""
+        """Memory that is used again, since sums run one after another. New pages would cost as much as the sum; a GPU's
+        allocator keeps its pages."""
         if like.is_cuda:
             return like.new_empty(size)
         space = self.spaces.get(like.dtype)

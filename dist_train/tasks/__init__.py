@@ -1,9 +1,7 @@
 """Built-in tasks by name, and the user's own."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from dist_train.config import schema
 from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
 from dist_train.errors import ExitCode, UserError
@@ -22,22 +20,15 @@ def build(config: TaskConfig, classes: Sequence[str] | None) -> Task:
     Raises:
         UserError: when it cannot be built so.
     """
-    count = None if classes is None else len(classes)
     if not isinstance(config, Custom):
-        return TASKS[config.name](config, count)
-    task = construct(config, "task", offered={} if count is None else {"classes": count})
+        if classes is None:
+            raise UserError(
+                "task: classification needs classes; give the data set an attribute `classes` with their names"
+            )
+        return Classification(classes=len(classes), label_smoothing=config.label_smoothing)
+    task = construct(config, "task", offered={} if classes is None else {"classes": len(classes)})
     if not isinstance(task, Task):
         raise UserError(
             f"task {config.name} gave a {type(task).__name__}, no dist_train.tasks.Task", ExitCode.USER_CODE
         )
     return task
-
-
-def _classification(config: schema.Classification, classes: int | None) -> Task:
-    if classes is None:
-        raise UserError("task: classification needs classes; give the data set an attribute `classes` with their names")
-    return Classification(classes=classes, label_smoothing=config.label_smoothing)
-
-
-TASKS: dict[str, Callable[[Any, int | None], Task]] = {"classification": _classification}
-"""name -> (its section of the config, number of classes) -> task."""

@@ -7,33 +7,9 @@ from typing import TextIO
 import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary
-from dist_train.tracking.stream import LossyStream
-
-
-class PlainView:
-    """Shows lines, for a pipe, a file or a terminal that cannot move its cursor."""
-
-    def __init__(self, output: TextIO | None) -> None:
-        self._stream = LossyStream(output)
-
-    def begin(self, facts: RunFacts) -> None:
-        pass
-
-    def tick(self, step: int) -> None:
-        pass
-
-    def interval(self, interval: Interval) -> None:
-        self.line(plain_interval(interval))
-
-    def evaluation(self, row: Row) -> None:
-        self.line(plain_evaluation(row))
-
-    def line(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-
-    def close(self) -> None:
-        pass
+from dist_train.tracking.formatting import header_lines, summary
+from dist_train.tracking.terminal import TerminalView
+from dist_train.tracking.view import PlainView
 
 
 class _EarlyView(PlainView):
@@ -61,7 +37,7 @@ class ConsoleSink(Sink):
     def begin(self, facts: RunFacts, note: Note) -> None:
         output = self._output if self._output is not None else sys.stderr
         self._facts = facts
-        self._view = _terminal(output) if interactive(output) else PlainView(output)
+        self._view = TerminalView(output) if interactive(output) else PlainView(output)
         for line in header_lines(facts) + self._early.lines:
             self._view.line(line)
         self._view.begin(facts)
@@ -94,9 +70,3 @@ def interactive(output: TextIO | None) -> bool:
         return output is not None and output.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     except ValueError:  # a closed file
         return False
-
-
-def _terminal(output: TextIO) -> PlainView:
-    from dist_train.tracking.terminal import TerminalView
-
-    return TerminalView(output)

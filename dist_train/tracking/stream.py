@@ -1,4 +1,4 @@
-"""Writing to stderr so that no reader, and none at all, can stop a training."""
+"""Writing to stderr so that a slow or missing reader cannot stop a training."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from typing import TextIO
 from dist_train.tracking.formatting import ascii_only
 
 READER_TIMEOUT_S = 1.0
-"""How long a line waits for a reader that is not reading (`| less`, Ctrl-S) before it is left out."""
+"""How long a line waits for a reader that does not read (`| less`, Ctrl-S) before it is dropped."""
 
 
 class LossyStream:
-    """An output that never raises: closed, broken or unread, the text is dropped."""
+    """An output that never raises: where it is closed, broken or unread, the text is dropped."""
 
     def __init__(self, output: TextIO | None) -> None:
         self._output = output
@@ -22,7 +22,7 @@ class LossyStream:
         self._unicode = _can("✓·×↻…━╸", getattr(output, "encoding", None))
 
     def write(self, text: str, timeout_s: float = READER_TIMEOUT_S) -> None:
-        """Writes and flushes `text`, which is left out when nobody takes it for `timeout_s` seconds."""
+        """Writes and flushes `text`, which is dropped when nobody reads it for `timeout_s` seconds."""
         if self._output is None:
             return
         if not self._is_ready(timeout_s if self._dropped == 0 else 0.0):

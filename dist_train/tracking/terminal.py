@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from dist_train.tracking.base import Interval, Row, RunFacts
-from dist_train.tracking.console import PlainView
 from dist_train.tracking.formatting import clock, joined, measures, number
+from dist_train.tracking.view import PlainView
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""

@@ -48,10 +48,10 @@ class NullTracker:
         """One line for the console and the log."""
 
     def finish(self, outcome: SessionOutcome) -> None:
-        """Says how it ended and closes every sink; takes seconds at the most."""
+        """Reports how it ended and closes every sink; takes seconds at most."""
 
     def close(self) -> None:
-        """Closes every sink without a word, where an error leaves nothing to finish."""
+        """Closes every sink without a report, after an error."""
 
     def __enter__(self) -> NullTracker:
         return self
@@ -117,7 +117,7 @@ class Tracker(NullTracker):
                 continue
             try:
                 call(sink)
-            except Exception as error:  # whatever a sink's library throws, training is worth more
+            except Exception as error:  # no error of a sink's library is worth a training
                 self._drop(sink, error)
 
     def _drop(self, sink: Sink, error: Exception) -> None:

@@ -1,5 +1,6 @@
 """`dist-train runs`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from launch.commands.common import json_option
 from launch.console import say
 
 if TYPE_CHECKING:
-    from launch.slurm.queue import JobStatus
+    from launch.runs.listing import RunSummary
 
 
 @click.command()
@@ -23,49 +24,35 @@ def command(root: str, as_json: bool) -> None:
 
     A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
     """
-    from launch.runs.listing import list_runs
+    from launch.runs.listing import list_runs, with_queue
 
-    found = list_runs(Path(root))
-    add_queue(found)
+    found = with_queue(list_runs(Path(root)))
     if as_json:
-        tell(to_json(found, indent=2))
+        tell(to_json([as_json_row(run) for run in found], indent=2))
     elif not found:
         say(f"no runs under {root}")
     else:
         tell(aligned(rows(found)))
 
 
-def add_queue(runs: list[dict[str, Any]]) -> "list[JobStatus | None]":
-    """Sets each run's `queue`, what SLURM says of its newest job, or None. Returns these. Queries SLURM once."""
-    from dataclasses import asdict
-
-    from launch.slurm import queue
-
-    jobs = queue.look(job for run in runs for job in run["jobs"])
-    found: list[JobStatus | None] = []
-    for run in runs:
-        known = [jobs[job] for job in run["jobs"] if job in jobs] if jobs else []
-        newest = next((job for job in known if job.active), known[-1] if known else None)
-        run["queue"] = {**asdict(newest), "text": f"{newest.job} {newest}"} if newest else None
-        gone = jobs is not None and run["jobs"] and not (newest and newest.active)
-        if gone and run["state"] in ("submitted", "running", "starting"):
-            run["state"] = "cancelled" if run["state"] == "submitted" else "died"
-        found.append(newest)
-    return found
+def as_json_row(run: "RunSummary") -> dict[str, Any]:
+    row = asdict(run)
+    if run.queue is not None:
+        row["queue"]["text"] = f"{run.queue.job} {run.queue}"
+    return row
 
 
-def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def rows(runs: "list[RunSummary]") -> list[tuple[str, ...]]:
     """The rows of the table, header first; there is a column `queue` only if some run is in it."""
     head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
     found = [head, *map(_row, runs)]
-    if not any(run["queue"] for run in runs):
+    if not any(run.queue for run in runs):
         found = [row[:2] + row[3:] for row in found]
     return found
 
 
-def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    step, total, best = run["step"], run["total_steps"], run["best"]
-    steps = "" if step is None else f"{step:,}" + (f"/{total:,}" if total else "")
-    metric = f"{printable(best['metric'])} {best['value']:.4g} at {best['step']:,}" if best else ""
-    queued = run["queue"]["text"] if run["queue"] else ""
-    return printable(run["name"], 300), run["state"], queued, steps, metric, printable(run["path"], 4096)
+def _row(run: "RunSummary") -> tuple[str, ...]:
+    steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
+    best = f"{printable(run.best.metric)} {run.best.value:.4g} at {run.best.step:,}" if run.best else ""
+    queued = f"{run.queue.job} {run.queue}" if run.queue else ""
+    return printable(run.name, 300), run.state, queued, steps, best, printable(run.path, 4096)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dist_train.rundir.layout import rank_log
 from dist_train.rundir.records import ErrorRecord, Frame
-from launch.console import mark
+from launch.console import mark, ranges
 from launch.diagnosis.advice import advice
 from launch.diagnosis.failures import Failure
-from launch.diagnosis.formatting import is_foreign, ranges, short
+from launch.diagnosis.formatting import is_foreign, short
 from launch.diagnosis.native_crash import tail
 from launch.plan.host import Memory
 

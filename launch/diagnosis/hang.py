@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_train.rundir.records import Frame
-from launch.console import mark
+from launch.console import mark, ranges
 from launch.diagnosis.collectives import first_difference, odd_one
 from launch.diagnosis.evidence import Evidence, Process
-from launch.diagnosis.formatting import frame_at, ranges, short
+from launch.diagnosis.formatting import frame_at, short
 from launch.diagnosis.watchdog import Hang
 
 _OF_SOME = re.compile(r"[0-9a-f]{32,}")

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import json
 import os
 import selectors
 import signal
@@ -24,13 +23,25 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[2]
-LARGEST_MESSAGE = 1 << 20
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed",)
 """What nearly every distributed program comes to."""
 DEVICES = "/dev/nvidia"
 """How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
+
+
+def load(name: str) -> Any:
+    """A file of launch/, under a name that no program uses."""
+    path = Path(__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"_dist_train_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+channel = load("node/channel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +75,7 @@ def main(arguments: list[str]) -> None:
     rank_main.die_with(parent)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    received = receive(control)
+    received = channel.receive(control)
     if received is None:
         os._exit(1)
     order = PreloadOrder(**received)
@@ -78,31 +89,6 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         os._exit(1)
     ForkServer(control, rank_main, processes, order.devices).serve(order.modules, order.strict)
-
-
-def load(name: str) -> Any:
-    """A file of launch/, under a name that no program uses."""
-    path = Path(__file__).parents[1] / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"_dist_train_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def receive(channel: socket.socket) -> Any:
-    """The next message; None when the other side is gone."""
-    try:
-        packet = channel.recv(LARGEST_MESSAGE)
-    except OSError:
-        return None
-    return json.loads(packet) if packet else None
-
-
-def send(channel: socket.socket, message: Any) -> None:
-    """Drops a message for a peer that has gone."""
-    with contextlib.suppress(OSError):
-        channel.send(json.dumps(message).encode())
 
 
 def print_to(log: str) -> None:
@@ -142,7 +128,7 @@ class ForkServer:
         self._processes.become_subreaper()
         self._processes.outlive_parent()
         if self._refusal is not None:
-            send(self._control, {"refused": self._refusal})
+            channel.send(self._control, {"refused": self._refusal})
         while True:
             for key, _ in self._selector.select():
                 key.data()
@@ -175,7 +161,7 @@ class ForkServer:
     # ------------------------------------------------------------ agents
 
     def _start_agent(self) -> None:
-        request = receive(self._control)
+        request = channel.receive(self._control)
         if request is None:
             self._processes.end_descendants(patience=0)
             os._exit(0)
@@ -183,7 +169,7 @@ class ForkServer:
         pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
         theirs.close()
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._start_rank(ours))
-        send(self._control, {"agent": pid})
+        channel.send(self._control, {"agent": pid})
 
     def _be_agent(self, request: dict[str, Any], server: socket.socket) -> None:
         sys.path[0] = str(HOME)
@@ -194,15 +180,15 @@ class ForkServer:
     # ------------------------------------------------------------ ranks
 
     def _start_rank(self, agent: socket.socket) -> None:
-        request = receive(agent)
+        request = channel.receive(agent)
         if request is None:
             self._selector.unregister(agent)
             agent.close()
         elif self._refusal is not None:
-            send(agent, {"refused": self._refusal})
+            channel.send(agent, {"refused": self._refusal})
         else:
             pid = self._fork(lambda: self._be_rank(**request), agent)
-            send(agent, {"rank": pid})
+            channel.send(agent, {"rank": pid})
 
     def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
         os.setsid()
@@ -246,7 +232,7 @@ class ForkServer:
         os.close(ended)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if asked.fileno() >= 0:
-            send(asked, {"ended": pid, "code": code})
+            channel.send(asked, {"ended": pid, "code": code})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_train.config.shares import check_even, share
+from dist_train.config.shares import check_fits
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
 from launch.plan.console_options import parse_shown, parse_size
@@ -245,16 +245,3 @@ def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
             "distributed.backend=gloo puts the ranks on the CPU"
         )
     return ranks
-
-
-def check_fits(config: Any, world_size: int, microbatches: int) -> None:
-    """Raises UserError when a global batch cannot be shared out among so many ranks."""
-    share(0, world_size, microbatches)  # which says so when there are too few
-    if config.model.sync_batchnorm:
-        check_even(world_size, microbatches)
-    size = config.batch.global_size
-    if size % microbatches:
-        raise UserError(
-            f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
-            f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
-        )

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch import console
-from launch.plan import LaunchPlan
-from launch.relay.request import RelayRequest
+from launch.relay.request import RelayRequest, Shown
 
 HOME = Path(__file__).resolve().parents[2]
 """The folder that `launch` is imported from."""
@@ -22,7 +21,7 @@ PATIENCE = 10.0
 class OutputRelay:
     """Begins with the generation; `finish` when its processes are gone, before anything is said about them."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, shown: Shown, nodes: int, log_size: int) -> None:
         self.address = f"dist-train-{secrets.token_hex(16)}"
         """Of a socket in Linux's abstract namespace: there is no file to leave behind, and no path to be too long."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -35,7 +34,7 @@ class OutputRelay:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C and Ctrl-Z are the supervisor's
             )
-            request = RelayRequest(listener=listener.fileno(), shown=plan.shown, nodes=plan.nodes, limit=plan.log_size)
+            request = RelayRequest(listener=listener.fileno(), shown=shown, nodes=nodes, limit=log_size)
         self.pid = self._process.pid
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

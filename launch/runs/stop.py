@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from launch.processes import send
 from launch.runs.listing import list_runs
 from launch.slurm import jobs, queue
 from launch.slurm import stop as slurm_stop
-from launch.sweep.store import leader
 
 LOOK_S = 0.2
 """Seconds between two looks at a process."""
@@ -51,8 +50,11 @@ class Target:
         return not self.entries and not self.here and not led
 
 
-def stop(places: Sequence[Path], *, wait: bool) -> int:
+def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, wait: bool) -> int:
     """Asks all runs of `places`, then waits for them. Returns the exit code: 0 when none of them runs any more.
+
+    Args:
+        leader: the process here that leads the sweep in a folder, if there is one.
 
     Raises:
         UserError: when a place holds no run, or SLURM refuses.
@@ -82,7 +84,7 @@ def runs_of(place: Path) -> list[Path]:
     """
     if RunDir(place).is_run():
         return [place]
-    found = [Path(run["path"]) for run in list_runs(place)] if place.is_dir() else []
+    found = [Path(run.path) for run in list_runs(place)] if place.is_dir() else []
     if not found:
         raise UserError(f"{place}: no run there; what there is, and where: dist-train runs")
     return found

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig, SlurmConfig
+from dist_train.config.shares import check_fits
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
-from launch.plan import check_fits
 from launch.slurm import jobs, queue
 from launch.slurm.render import Script, directives, render
 

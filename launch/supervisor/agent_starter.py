@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.console import mark, say
-from launch.node.fork_server import PreloadOrder, receive, send
+from launch.node.channel import receive, send
+from launch.node.fork_server import PreloadOrder
 from launch.node.request import AgentRequest
 from launch.plan import LaunchPlan
 from launch.signals import ReceivedSignals

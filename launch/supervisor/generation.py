@@ -55,7 +55,7 @@ class Generation:
         plan.logs.mkdir(parents=True, exist_ok=True)
         self._plan, self._folder, self._signals, self._starter = plan, folder, signals, starter
         self._memory = MemoryWatch()
-        self._relay = OutputRelay(plan)
+        self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
         self._stopping = Stopping(plan, signals, folder, self._relay.say)
         self._watchdog = Watchdog(folder, plan.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
         before = told.signature if told else None

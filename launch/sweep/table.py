@@ -13,9 +13,8 @@ from dist_train.rundir.files import write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
-from launch.commands.runs import add_queue
 from launch.diagnosis.explain import signal_name
-from launch.runs.listing import describe
+from launch.runs.listing import RunSummary, describe, with_queue
 from launch.slurm.queue import JobStatus
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
@@ -50,26 +49,24 @@ class Row:
 
 def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
-    found = [describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
-    jobs = add_queue(found)
-    rows = [_row(sweep, *each) for each in zip(sweep.points, found, jobs, strict=True)]
+    found = with_queue([describe(sweep.run_dir(point), sweep.folder) for point in sweep.points])
+    rows = [_row(sweep, *each) for each in zip(sweep.points, found, strict=True)]
     sign = -1 if sweep.better == "max" else 1
     return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))
 
 
-def _row(sweep: Sweep, point: Point, facts: dict[str, Any], job: JobStatus | None) -> Row:
+def _row(sweep: Sweep, point: Point, run: RunSummary) -> Row:
     folder = sweep.run_dir(point)
-    state = _state(folder, facts["state"], job)
-    best = facts["best"] or {}
+    state = _state(folder, run.state, run.queue)
     return Row(
         point=point,
         state=state,
-        step=facts["step"],
-        total_steps=facts["total_steps"],
-        best=best.get("value"),
-        best_step=best.get("step"),
-        metrics=facts["metrics"] or {},
-        job=job.job if job else None,
+        step=run.step,
+        total_steps=run.total_steps,
+        best=run.best.value if run.best else None,
+        best_step=run.best.step if run.best else None,
+        metrics=run.metrics or {},
+        job=run.queue.job if run.queue else None,
         reason=_reason(folder) if state in ("failed", "died") else None,
     )
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from dist_train.control.heartbeat import Phase
+from dist_train.heartbeat import Phase
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.process_id import stat
 from dist_train.rundir.records import RankRecord

@@ -198,7 +198,7 @@ def test_runs_are_listed_with_their_state(tmp_path):
     (done / "state.json").write_text(json.dumps({"status": "done"}))
     os.symlink("d", tmp_path / "digits" / "latest")
     found = list_runs(tmp_path)
-    assert [(run["name"], run["state"]) for run in found] == [
+    assert [(run.name, run.state) for run in found] == [
         ("digits/a", "running"),
         ("digits/a2", "running"),
         ("digits/b", "died"),

@@ -12,11 +12,11 @@ import pytest
 
 from dist_train.rundir.codec import decode
 from dist_train.rundir.records import ErrorRecord, ExceptionName, Frame, RankEnd, RankRecord
+from launch.console import ranges
 from launch.diagnosis.advice import port_taken
 from launch.diagnosis.collectives import Call
 from launch.diagnosis.explain import FailureContext, explain, short
 from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause, is_peer_loss
-from launch.diagnosis.formatting import ranges
 from launch.diagnosis.native_crash import native_death
 from launch.plan.host import Memory
 from launch.rank import exceptions

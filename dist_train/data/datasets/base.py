@@ -1,4 +1,4 @@
-"""What a data set is to the loader, and the two things every set needs: images in memory, and a seeded split."""
+"""The data set's interface to the loader, images in memory, and a seeded split."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -27,10 +27,10 @@ class ImageSet(ABC):
     shape: tuple[int, int, int]
     """Channels, height, width."""
     in_memory = False
-    """Whether reading costs so little that loading processes would only be in the way."""
+    """Whether reading is so cheap that loading processes would only cost time."""
     by_row = False
-    """Whether an image depends on its index alone, and on nothing that is read beside it: several microbatches may then
-    be read at once."""
+    """Whether an image depends on its index alone, and not on what is read in the same call: several microbatches may
+    then be read at once."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -39,7 +39,7 @@ class ImageSet(ABC):
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
         """Images uint8 [m, *shape] and targets int64 [m] of the samples `indices`, int64 [m].
 
-        `crop` takes the place of the set's own way from an image's size on disk to `shape`.
+        `crop` replaces the set's own resize from an image's size on disk to `shape`.
         """
 
 
@@ -83,10 +83,10 @@ class Splits:
 
     Attributes:
         train, evaluation, test: ImageSets, or map-style data sets of (input, target). Evaluation and test hold nothing
-            of train. Test is there where a run is to be judged at its very end, on what chose nothing.
+            of train. Test is used once, at the end of a run, since it has chosen nothing.
         classes: their names, in the order of the targets, where they have names.
         shape: channels, height, width of an input, where it is an image.
-        notes: lines for the user on what was found.
+        notes: lines for the user on the files that were found.
     """
 
     train: Any

@@ -14,14 +14,14 @@ _SPLITS = {
     "test": {"test"},
 }
 _Identity = tuple[int, int]
-"""Device and number of a folder: whatever it is called, it is the same one."""
+"""Device and inode of a folder: the same under every name."""
 
 
 class ClassFolders:
     """The classes under `folder`, and their images; `notes` are lines for the user on what is skipped or doubled.
 
     Args:
-        classes: those that are known; without them, those that there are.
+        classes: the known ones; without them, the folders' names.
 
     Raises:
         UserError: when a folder can't be read, is of no known class, or has no image in it.
@@ -57,7 +57,7 @@ class ClassFolders:
         self.targets += [self._numbers[name]] * len(found)
 
     def _images_under(self, folder: Path) -> Iterator[bytes]:
-        """At any depth, also behind links, but never in a circle."""
+        """Images at any depth, also behind links, but never in a circle of links."""
 
         def refuse(error: OSError) -> None:
             raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA)
@@ -111,7 +111,7 @@ class ClassFolders:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names, never none."""
+    """The names of the folders in `folder`, sorted. Raises UserError when there are none."""
     try:
         names = _folders_in(folder)
     except OSError as error:
@@ -126,10 +126,10 @@ def _folders_in(folder: Path) -> list[str]:
 
 
 def splits_as_classes(root: Path) -> tuple[str, ...]:
-    """A line for the user where the classes under `root` are called as splits are.
+    """A line for the user where classes under `root` have the names of splits.
 
     Raises:
-        UserError: when nothing else can be meant: all are called so, and have folders in them.
+        UserError: when they must be splits: all have such names, and folders in them.
     """
     classes = subfolders(root)
     kinds = {kind: [name for name in classes if name.lower() in known] for kind, known in _SPLITS.items()}
@@ -147,7 +147,7 @@ def splits_as_classes(root: Path) -> tuple[str, ...]:
 
 
 def _alike(classes: Sequence[str]) -> Iterator[str]:
-    """Classes that are one, most likely."""
+    """Lines about classes that are probably the same one."""
     first: dict[str, str] = {}
     for name in classes:
         if (other := first.setdefault(name.strip().casefold(), name)) != name:

@@ -1,4 +1,4 @@
-"""A folder of images for each class; a file is opened when its sample is asked for, and not before."""
+"""A folder of images for each class; a file is opened when its sample is read."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ _SIZES = 20_000
 
 
 class FileList:
-    """Paths in one array of bytes, and the class of each.
+    """Paths, in one array of bytes, and the class of each.
 
     A list of a million strings would be copied page by page into every forked loading process, by their reference
     counts; two arrays are not.
@@ -80,7 +80,7 @@ class FolderImages(ImageSet):
         return images, self._files.targets[torch.from_numpy(rows)]
 
     def path(self, index: int) -> str:
-        """The file of a sample, to name it to the user."""
+        """The file of a sample, to show it to the user."""
         return os.fsdecode(self._files[self._rows[index]])
 
     def fingerprint(self) -> str:
@@ -128,7 +128,7 @@ def _listed(folders: ClassFolders) -> FileList:
 
 
 def _size(path: bytes) -> int:
-    """-1 for a file that is gone; reading its sample will say so."""
+    """Bytes of the file; -1 where it is gone, which reading its sample reports."""
     try:
         return os.stat(path).st_size
     except OSError:

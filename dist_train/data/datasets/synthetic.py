@@ -1,4 +1,4 @@
-"""Made images for benchmarks: quick to make, of any shape and number, and yet there is something to learn."""
+"""Synthetic images for benchmarks: quick to make, of any shape and number, with something to learn in them."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _OFFSETS = 1 << 16
 
 
 class SyntheticImages(ImageSet):
-    """A wave for each class under noise; image and class are functions of the index alone.
+    """A wave for each class, under noise; image and class are functions of the index alone.
 
     Making an image is two copies: its class's wave, and a window of one fixed store of noise, each at half strength.
     """

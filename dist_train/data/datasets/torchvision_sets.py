@@ -1,4 +1,4 @@
-"""CIFAR and MNIST by way of torchvision: downloaded once a node, then held in memory as one uint8 tensor."""
+"""CIFAR and MNIST from torchvision: downloaded once a node, then held in memory as one uint8 tensor."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def _tensors(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def _explained(name: str, root: str, download: bool) -> Iterator[None]:
-    """Turns torchvision's many ways to fail into one line that says which files to put where."""
+    """Turns torchvision's errors into one line that names the files to provide, and their place."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30.0)  # torchvision sets none: a network that swallows packets would hang the run
     try:

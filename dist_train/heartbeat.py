@@ -8,7 +8,7 @@ _step = 0
 _work = 0.0
 
 
-def work(seconds: float) -> None:
+def add_work(seconds: float) -> None:
     """This rank has worked that long on the current step without waiting for another rank."""
     global _work
     _work += seconds
