@@ -23,7 +23,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def call(*words: object, folder: Path) -> str:
-    command = [sys.executable, "-m", "launch", *map(str, words)]
+    command = [sys.executable, "-m", "dist_train.launch", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
