@@ -42,12 +42,21 @@ def torchrun(folder: Path, ranks: int, *more: str) -> list[str]:
 
 
 def run(folder: Path, ranks: int, *more: str) -> list[str]:
-    launcher = [sys.executable, "-m", "launch", "run", "--nproc-per-node", str(ranks), "--run-dir", str(folder / "run")]
+    launcher = [
+        sys.executable,
+        "-m",
+        "dist_train.launch",
+        "run",
+        "--nproc-per-node",
+        str(ranks),
+        "--run-dir",
+        str(folder / "run"),
+    ]
     return [*launcher, SCRIPT, str(folder / "stamps"), "1", *more]
 
 
 def train(folder: Path, ranks: int) -> list[str]:
-    launcher = [sys.executable, "-m", "launch", "train", CONFIG, "--nproc-per-node", str(ranks)]
+    launcher = [sys.executable, "-m", "dist_train.launch", "train", CONFIG, "--nproc-per-node", str(ranks)]
     return [*launcher, "--run-dir", str(folder / "run")]
 
 

@@ -1,6 +1,6 @@
 """`python -m launch`, the same as `dist-train`."""
 
-from launch.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = str(__package__)
+"""What this folder is called where it is imported from: `launch` in a checkout, `dist_train.launch` once installed."""
+LAUNCH = Path(__file__).absolute().parent
+ROOT = LAUNCH.parents[PACKAGE.count(".")]
 """The folder that our packages are imported from."""
 
 

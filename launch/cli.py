@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from dist_train.errors import ExitCode, UserError
-from launch.console import mark, say
+
+from .console import mark, say
 
 COMMANDS = {
     "train": "Train what a config describes, on all GPUs or CPU cores.",
@@ -30,7 +31,7 @@ COMMANDS = {
     "doctor": "Would a training work here, and is every rank as fast as the others?",
     "runs": "The runs there are: state, step, best metric, folder.",
 }
-"""Name and one line; the command itself is `launch.commands.NAME:command`."""
+"""Name and one line; the command itself is `commands/NAME.py:command`."""
 
 
 class UserPath(click.Path):
@@ -52,7 +53,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"launch.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"{__package__}.commands.{cmd_name}").command
         for parameter in command.params:
             if type(parameter.type) is click.Path:
                 parameter.type = UserPath(parameter.type)

@@ -45,8 +45,10 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import; write the whole name"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            package = path.relative_to(ROOT).parts[:-1]
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

@@ -3,8 +3,9 @@
 import click
 
 from dist_train.config.requests import CheckpointsRequest, to_arguments
-from launch.children import become
-from launch.commands.common import json_option
+
+from ..children import become
+from .common import json_option
 
 
 @click.command()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.errors import UserError
-from launch.children import isolated
-from launch.console import say
+
+from ..children import isolated
+from ..console import say
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig

@@ -3,8 +3,9 @@
 import click
 
 from dist_train.config.stdout import tell
-from launch.commands.common import existing_config, look_at, split_config
-from launch.console import mark, say
+
+from ..console import mark, say
+from .common import existing_config, look_at, split_config
 
 
 @click.group()

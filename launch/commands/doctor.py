@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from dist_train.config.stdout import tell
-from launch.commands.common import (
+
+from ..console import mark, say
+from .common import (
     existing_config,
     json_option,
     launch_command,
@@ -17,7 +19,6 @@ from launch.commands.common import (
     split_config,
     trust_option,
 )
-from launch.console import mark, say
 
 
 @launch_command()
@@ -32,8 +33,8 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
     each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
     """
-    from launch.doctor.examine import Subject, examine, is_well, standard_config
-    from launch.doctor.ranks import Stopped
+    from ..doctor.examine import Subject, examine, is_well, standard_config
+    from ..doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
     config: Any = load_trusted(existing_config(config_path), overrides, trust=trust) if words else standard_config()

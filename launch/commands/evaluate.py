@@ -5,8 +5,9 @@ import sys
 import click
 
 from dist_train.config.requests import EvaluateRequest
-from launch.commands.common import json_option, launch_command, load_recorded, trust_option
-from launch.commands.on_ranks import run_on_ranks
+
+from .common import json_option, launch_command, load_recorded, trust_option
+from .on_ranks import run_on_ranks
 
 
 @launch_command()

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from launch.plan.console_options import LOG_SIZE
+from ..plan.console_options import LOG_SIZE
 
 _LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dist_train.config.requests import to_arguments
 from dist_train.errors import ExitCode
-from launch.commands.common import program_for
+
+from .common import program_for
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -27,9 +28,10 @@ def run_on_ranks(name: str, config: "RunConfig", nproc_per_node: str | None, req
         UserError: when ranks cannot be started as asked.
     """
     from dist_train.rundir.codec import read_json
-    from launch.plan import host, make_plan
-    from launch.plan.flags import Flags
-    from launch.supervisor import supervise
+
+    from ..plan import host, make_plan
+    from ..plan.flags import Flags
+    from ..supervisor import supervise
 
     folder = Path(tempfile.mkdtemp(prefix=f"dist-train-{name}-"))
     outcome = folder / "outcome.json"

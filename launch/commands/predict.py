@@ -6,8 +6,9 @@ import click
 
 from dist_train.config.requests import PredictRequest, to_arguments
 from dist_train.errors import UserError
-from launch.children import become
-from launch.commands.common import (
+
+from ..children import become
+from .common import (
     is_override,
     json_option,
     launch_command,

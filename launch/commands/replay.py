@@ -8,8 +8,9 @@ import click
 from dist_train.config.requests import ReplayRequest
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
-from launch.commands.common import json_option, launch_command, load_recorded, trust_option
-from launch.commands.on_ranks import run_on_ranks
+
+from .common import json_option, launch_command, load_recorded, trust_option
+from .on_ranks import run_on_ranks
 
 
 @launch_command()

@@ -12,8 +12,9 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.layout import RunDir
-from launch.commands.common import json_option, launch_command
-from launch.commands.launch_flags import launch_flags, torchrun_flag
+
+from .common import json_option, launch_command
+from .launch_flags import launch_flags, torchrun_flag
 
 EPILOG = """\b
   dist-train run --nproc-per-node 4 train.py --lr 0.1
@@ -66,8 +67,9 @@ def command(
     """Run any PROGRAM on several ranks, as torchrun does."""
     from dist_train.rundir.codec import write_json
     from dist_train.rundir.runs import make_run_dir
-    from launch.diagnosis.verdict import latest
-    from launch.supervisor import supervise
+
+    from ..diagnosis.verdict import latest
+    from ..supervisor import supervise
 
     words = _program(program, module, no_python)
     code = _in_allocation(words, run_dir, flags)
@@ -100,7 +102,8 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
 def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
     from dist_train.rundir.runs import new_folder
-    from launch.slurm import start
+
+    from ..slurm import start
 
     return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
 
@@ -109,9 +112,10 @@ def _plan(
     program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
 ) -> Any:
     from dist_train.rundir.runs import new_folder
-    from launch.plan import count_nodes, host, make_plan
-    from launch.plan.flags import Flags
-    from launch.plan.requirements import Demands
+
+    from ..plan import count_nodes, host, make_plan
+    from ..plan.flags import Flags
+    from ..plan.requirements import Demands
 
     passed_on = {name: flags.pop(name) for name in PASSED_ON}
     shutdown = flags.pop("shutdown_timeout")

@@ -9,11 +9,12 @@ import click
 from dist_train.config.problems import printable
 from dist_train.config.stdout import aligned, tell
 from dist_train.rundir.strict_json import to_json
-from launch.commands.common import json_option
-from launch.console import say
+
+from ..console import say
+from .common import json_option
 
 if TYPE_CHECKING:
-    from launch.runs.listing import RunSummary
+    from ..runs.listing import RunSummary
 
 
 @click.command()
@@ -24,7 +25,7 @@ def command(root: str, as_json: bool) -> None:
 
     A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
     """
-    from launch.runs.listing import list_runs, with_queue
+    from ..runs.listing import list_runs, with_queue
 
     found = with_queue(list_runs(Path(root)))
     if as_json:

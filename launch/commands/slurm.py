@@ -11,12 +11,13 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
-from launch.commands.common import json_option, launch_command, load_trusted, remember_configs, trust_option
-from launch.console import mark, say
+
+from ..console import mark, say
+from .common import json_option, launch_command, load_trusted, remember_configs, trust_option
 
 if TYPE_CHECKING:
-    from launch.slurm.render import Script
-    from launch.slurm.submission import Training
+    from ..slurm.render import Script
+    from ..slurm.submission import Training
 
 EPILOG = """\b
 The options from --nodes to --array are keys of the config's section `slurm`, which has more: signal, prefix (a
@@ -67,8 +68,8 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
     script, runs = plan_job(words, **options)
     if follow and None not in runs:
         raise UserError("--follow follows one job; how the tasks of an array are doing: dist-train runs")
-    from launch.slurm import submission
-    from launch.slurm.render import render
+    from ..slurm import submission
+    from ..slurm.render import render
 
     if dry_run:
         tell(render(script))
@@ -78,7 +79,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
     tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
     _tell(script, records)
     if follow:
-        from launch.slurm.follow import follow as follow_job
+        from ..slurm.follow import follow as follow_job
 
         sys.exit(follow_job(records[0]))
 
@@ -96,10 +97,10 @@ def plan_job(
     Raises:
         UserError: when it cannot be done.
     """
-    from launch.commands.train import find_config
-    from launch.plan import foreign_files
-    from launch.plan.run_choice import Wish, choose
-    from launch.slurm import submission
+    from ..plan import foreign_files
+    from ..plan.run_choice import Wish, choose
+    from ..slurm import submission
+    from .train import find_config
 
     options = [word for key in allow_change for word in ("--allow-change", key)]
     for flag in ("nproc_per_node", "max_restarts"):
@@ -127,7 +128,7 @@ def plan_job(
 
 
 def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
-    from launch.slurm.arrays import parse_tasks
+    from ..slurm.arrays import parse_tasks
 
     if array is None:
         return [None], None

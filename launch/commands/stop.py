@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from dist_train.errors import ExitCode
-from launch.console import say
+
+from ..console import say
 
 
 @click.command()
@@ -18,8 +19,8 @@ def command(runs: tuple[str, ...], no_wait: bool) -> None:
     RUN is a run directory, or a folder with several, such as an array's: all are asked before any is waited for. One
     that waits in the queue is taken out of it. One that does not run is left as it is, exit code 0.
     """
-    from launch.runs.stop import stop
-    from launch.sweep.store import leader
+    from ..runs.stop import stop
+    from ..sweep.store import leader
 
     try:
         sys.exit(stop([Path(run) for run in runs], leader, wait=not no_wait))

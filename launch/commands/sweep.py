@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from dist_train.errors import UserError
-from launch.commands.common import json_option, launch_command, trust_option
-from launch.commands.slurm import KEYS, override
+
+from .common import json_option, launch_command, trust_option
+from .slurm import KEYS, override
 
 EPILOG = """\b
 Values:
@@ -57,6 +58,6 @@ def command(words: tuple[str, ...], **options: Any) -> None:
             raise UserError(f"--{flag.replace('_', '-')} is for a sweep in SLURM's queue: add --slurm")
     keys = {key: options.pop(key) for key in SLURM_KEYS}
     overrides = tuple(override(key, value) for key, value in keys.items() if value is not None)
-    from launch.sweep.start import SweepRequest, run_sweep
+    from ..sweep.start import SweepRequest, run_sweep
 
     sys.exit(run_sweep(SweepRequest(words=words, slurm_overrides=overrides, **options)))

@@ -9,7 +9,9 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
-from launch.commands.common import (
+
+from ..console import say
+from .common import (
     existing_config,
     json_option,
     launch_command,
@@ -19,11 +21,10 @@ from launch.commands.common import (
     split_config,
     trust_option,
 )
-from launch.commands.launch_flags import launch_flags
-from launch.console import say
+from .launch_flags import launch_flags
 
 if TYPE_CHECKING:
-    from launch.plan import LaunchPlan
+    from ..plan import LaunchPlan
 
 EPILOG = """\b
 Where a run lives, and what it goes on from:
@@ -68,26 +69,26 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
         sys.exit(code)
     config_path, config, plan, note = plan_training(words, **options)
     if dry_run:
-        from launch.plan.dry_run import show
+        from ..plan.dry_run import show
 
         sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
-    from launch.plan import foreign_files
+    from ..plan import foreign_files
 
     remember_configs([config])
     foreign_files.remember(plan.folder)
     if preflight:
-        from launch.doctor import examine
+        from ..doctor import examine
 
         examine.preflight(config, plan)
     if note:
         say(note)
-    from launch.supervisor import supervise
+    from ..supervisor import supervise
 
     sys.exit(supervise(plan, _print_verdict if as_json else None))
 
 
 def _print_verdict(plan: "LaunchPlan", code: int) -> None:
-    from launch.diagnosis.verdict import latest
+    from ..diagnosis.verdict import latest
 
     tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
 
@@ -102,8 +103,8 @@ def _in_allocation(
     **flags: Any,
 ) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from launch.plan import run_choice
-    from launch.slurm import start
+    from ..plan import run_choice
+    from ..slurm import start
 
     def folder() -> Path:
         config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
@@ -128,8 +129,8 @@ def plan_training(
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
     config = load_trusted(config_path, overrides, of_run, trust=trust)
-    from launch.plan import count_nodes, foreign_files, host, make_plan, run_choice
-    from launch.plan.flags import Flags
+    from ..plan import count_nodes, foreign_files, host, make_plan, run_choice
+    from ..plan.flags import Flags
 
     given, machine = Flags(**flags), host.look()
     slurm = machine.slurm if not given.standalone else None
@@ -165,7 +166,8 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
         UserError: when there is none.
     """
     from dist_train.config.recorded import is_recorded
-    from launch.plan.run_choice import config_of
+
+    from ..plan.run_choice import config_of
 
     config, overrides = split_config(words)
     if config is not None:

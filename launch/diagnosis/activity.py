@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.processes import descendants, stat
+from ..processes import descendants, stat
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _IS_EXACT = Path("/proc/self/schedstat").exists()

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.records import ErrorRecord
-from launch.console import ranges
-from launch.diagnosis.collectives import sides
-from launch.diagnosis.failures import Failure, calls_that_differ, is_mismatch
-from launch.diagnosis.formatting import short
-from launch.plan.host import Memory
-from launch.slurm.queue import kill_hint
+
+from ..console import ranges
+from ..plan.host import Memory
+from ..slurm.queue import kill_hint
+from .collectives import sides
+from .failures import Failure, calls_that_differ, is_mismatch
+from .formatting import short
 
 _SHM = Path("/dev/shm")
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.rank.collectives import AT, HEAD, KEPT, SLOT
+from ..rank.collectives import AT, HEAD, KEPT, SLOT
 
 
 @dataclass(frozen=True, kw_only=True)

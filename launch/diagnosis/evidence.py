@@ -10,11 +10,12 @@ from pathlib import Path
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.process_id import stat
 from dist_train.rundir.records import Frame, RankRecord
-from launch.diagnosis import collectives
-from launch.diagnosis.collectives import Call
-from launch.diagnosis.formatting import frame_at, is_own
-from launch.processes import catches, descendants, send
-from launch.rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
+
+from ..processes import catches, descendants, send
+from ..rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
+from . import collectives
+from .collectives import Call
+from .formatting import frame_at, is_own
 
 ANSWER_S = 5.0
 """Seconds for a stack to come; C code writes it, so a process that does not answer is in the kernel or stopped."""

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from dist_train.rundir.layout import rank_log
 from dist_train.rundir.records import ErrorRecord, Frame
-from launch.console import mark, ranges
-from launch.diagnosis.advice import advice
-from launch.diagnosis.failures import Failure
-from launch.diagnosis.formatting import is_foreign, short
-from launch.diagnosis.native_crash import tail
-from launch.plan.host import Memory
+
+from ..children import LAUNCH
+from ..console import mark, ranges
+from ..plan.host import Memory
+from .advice import advice
+from .failures import Failure
+from .formatting import is_foreign, short
+from .native_crash import tail
 
 LOG_LINES = 20
 MESSAGE_LINES = 30
-_HOME = Path(__file__).resolve().parents[2]
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (is|exited)[^.]*")
 
 
@@ -145,7 +146,7 @@ def _native_stack(cause: Failure) -> list[str]:
 def _stack_lines(frames: list[Frame]) -> list[str]:
     """The innermost last, as in a traceback."""
     hidden = ("<frozen runpy>", "runpy.py")
-    frames = [frame for frame in frames if not frame.file.startswith(str(_HOME / "launch"))]
+    frames = [frame for frame in frames if not frame.file.startswith((str(LAUNCH), str(LAUNCH.resolve())))]
     shown = [frame for frame in reversed(frames) if not frame.file.endswith(hidden)]
     return [_frame_line(frame, not is_foreign(frame.file)) for frame in shown[-8:]]
 

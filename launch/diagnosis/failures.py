@@ -8,9 +8,10 @@ from typing import Literal
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.records import ErrorRecord, ExceptionName, RankEnd, RankRecord
-from launch.diagnosis import collectives
-from launch.diagnosis.collectives import Call
-from launch.diagnosis.native_crash import NativeDeath
+
+from . import collectives
+from .collectives import Call
+from .native_crash import NativeDeath
 
 _LOADING = ("torch/utils/data/dataloader.py", "dist_train/data/fetch.py")
 _PEER_LOST = re.compile(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from dist_train.rundir.records import Frame
 
-_HOME = Path(__file__).resolve().parents[2]
+from ..children import LAUNCH, ROOT
+
+_OURS = tuple(str(folder) for folder in (LAUNCH, LAUNCH.resolve(), ROOT / "dist_train"))
 
 
 def is_foreign(file: str) -> bool:
     folders = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages()]
-    folders += [str(_HOME / "launch"), str(_HOME / "dist_train")]
+    folders += _OURS
     return file.startswith("<") or "site-packages" in file or any(Path(file).is_relative_to(place) for place in folders)
 
 

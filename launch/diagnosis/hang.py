@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_train.rundir.records import Frame
-from launch.console import mark, ranges
-from launch.diagnosis.collectives import first_difference, odd_one
-from launch.diagnosis.evidence import Evidence, Process
-from launch.diagnosis.formatting import frame_at, short
-from launch.diagnosis.watchdog import Hang
+
+from ..console import mark, ranges
+from .collectives import first_difference, odd_one
+from .evidence import Evidence, Process
+from .formatting import frame_at, short
+from .watchdog import Hang
 
 _OF_SOME = re.compile(r"[0-9a-f]{32,}")
 """Torch's names of groups that only their members know of; the others' are numbers."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.rundir.records import Frame
-from launch.diagnosis.formatting import frame_at
+
+from .formatting import frame_at
 
 _FATAL = "Fatal Python error: "
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$')

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from dist_train.rundir.codec import read_records, write_json
 from dist_train.rundir.layout import GenerationDir
-from launch.diagnosis.evidence import Evidence
+
+from .evidence import Evidence
 
 LOOK_S = 1.0
 SETTLED_S = 3.0

@@ -7,7 +7,8 @@ from typing import Any
 from dist_train.rundir.codec import read_json
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import Frame
-from launch.diagnosis.failures import Failure
+
+from .failures import Failure
 
 
 @dataclass(frozen=True, kw_only=True)

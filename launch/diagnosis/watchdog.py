@@ -12,11 +12,12 @@ from pathlib import Path
 
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
-from launch.diagnosis.activity import Activity, activity
-from launch.diagnosis.evidence import Evidence, Heartbeat, gather, read_heartbeat
-from launch.diagnosis.nodes import Nodes
-from launch.diagnosis.stragglers import Stragglers
-from launch.processes import family_tree
+
+from ..processes import family_tree
+from .activity import Activity, activity
+from .evidence import Evidence, Heartbeat, gather, read_heartbeat
+from .nodes import Nodes
+from .stragglers import Stragglers
 
 STEP = 10.0
 """Seconds that a step may take at least; five times the slowest recent one where that is more."""

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_train.rundir.files import sync_folder
-from launch.doctor.finding import Finding, ok, problem, warning
-from launch.plan.dry_run import size
+
+from ..plan.dry_run import size
+from .finding import Finding, ok, problem, warning
 
 _CONTENT = bytes(range(256)) * 256
 """64 KiB: more than a config, a lease and the first line of metrics."""

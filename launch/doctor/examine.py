@@ -10,11 +10,12 @@ from typing import Any
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import newest_checkpoint
-from launch.doctor import disk, gpu, machine, network, ranks, software
-from launch.doctor.finding import Finding, problem
-from launch.plan import LaunchPlan, host, make_plan
-from launch.plan.flags import Flags
-from launch.slurm.place import without_job
+
+from ..plan import LaunchPlan, host, make_plan
+from ..plan.flags import Flags
+from ..slurm.place import without_job
+from . import disk, gpu, machine, network, ranks, software
+from .finding import Finding, problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def _run_directory(subject: Subject) -> Iterator[Finding]:
 def _checkpoint_size(subject: Subject) -> int | None:
     if subject.config_path is None:
         return None
-    from launch.plan.dry_run import describe
+    from ..plan.dry_run import describe
 
     return describe(subject.config, subject.config_path, list(subject.overrides)).get("state_bytes")
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.finding import Finding, ok, problem
+from .finding import Finding, ok, problem
 
 MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
 """For each major version of CUDA the oldest driver branch that works. NVIDIA, "CUDA Compatibility", Minor Version

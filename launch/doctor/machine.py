@@ -4,8 +4,8 @@ import os
 import resource
 from pathlib import Path
 
-from launch.doctor.finding import Finding, ok, problem, warning
-from launch.plan import host
+from ..plan import host
+from .finding import Finding, ok, problem, warning
 
 _USUAL_FILES = 1024
 """The usual limit of a session."""

@@ -4,8 +4,8 @@ import os
 import socket
 import threading
 
-from launch.doctor.finding import Finding, ok, problem, warning
-from launch.plan import LaunchPlan, host
+from ..plan import LaunchPlan, host
+from .finding import Finding, ok, problem, warning
 
 _RESOLVE_TIMEOUT_S = 5.0
 """For one name: a resolver that is down answers late or never."""

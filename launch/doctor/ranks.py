@@ -9,11 +9,12 @@ from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_json
 from dist_train.rundir.layout import FIRST_NODE, RunDir
-from launch.children import isolated
-from launch.doctor import speed
-from launch.doctor.finding import Finding, problem
-from launch.plan import LaunchPlan
-from launch.supervisor import supervise
+
+from ..children import isolated
+from ..plan import LaunchPlan
+from ..supervisor import supervise
+from . import speed
+from .finding import Finding, problem
 
 MODULE = "dist_train.commands.bench_ranks"
 

@@ -7,8 +7,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from launch.children import environment
-from launch.doctor.finding import Finding, ok, problem, warning
+from ..children import environment
+from .finding import Finding, ok, problem, warning
 
 _ANSWER_TIMEOUT_S = 120
 """For a first import of torch from a cold or shared disk."""

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from launch.doctor.finding import Finding, ok, warning
+from .finding import Finding, ok, warning
 
 K = TypeVar("K")
 SPEED = {"cpu": 0.5, "cuda": 0.85}

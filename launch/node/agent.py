@@ -21,8 +21,9 @@ from typing import Any
 from dist_train.rundir.codec import decode, write_json
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import AgentOutcome, RankEnd
-from launch.node.request import AgentRequest
-from launch.processes import descendants, send
+
+from ..processes import descendants, send
+from .request import AgentRequest
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
@@ -41,7 +42,7 @@ def main() -> None:
 
 def main_forked(request: dict[str, Any], server: socket.socket) -> None:
     """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
-    from launch.node.fork_client import ForkClient, fork_ranks_from
+    from .fork_client import ForkClient, fork_ranks_from
 
     fork_ranks_from(ForkClient(server))
     work(decode(AgentRequest, request))

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from launch.node.channel import receive, send
+from .channel import receive, send
 
 
 class ForkClient:

@@ -1,8 +1,8 @@
 """The fork server: imports torch and the program's modules once, and forks the agent and its ranks from that.
 
-`fork_server.py SOCKET PARENT`, run as a file of its own, so that no folder of ours gets into the program's sys.path; it
-imports the standard library alone. The supervisor sends one message that says what to import, then one for each agent;
-an agent sends one for each rank. Whoever asked for a process is told how it ended. One message is one JSON packet.
+`fork_server.py SOCKET PARENT ROOT PACKAGE` is run as a file of its own, so that no folder of ours gets into the
+program's sys.path; it imports the standard library alone. The supervisor sends one message that says what to import,
+then one for each agent; an agent sends one for each rank. Whoever asked for a process is told how it ended.
 
 No rank is forked from a process that has called the GPU's driver or that has further threads: neither survives a fork.
 """
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).resolve().parents[2]
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed",)
@@ -67,12 +66,13 @@ class PreloadOrder:
 
 def main(arguments: list[str]) -> None:
     """Serves until the supervisor is gone, which takes everything below along. Never returns."""
-    control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    sys.path[0] = str(HOME)  # for what these two import
+    descriptor, parent, root, package = arguments
+    control = socket.socket(fileno=int(descriptor))
+    sys.path[0] = root  # for what these two import
     rank_main, processes = load("rank/main"), load("processes")
     for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
         del sys.modules[name]  # the program may find another one
-    rank_main.die_with(parent)
+    rank_main.die_with(int(parent))
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     received = channel.receive(control)
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    ForkServer(control, rank_main, processes, order.devices).serve(order.modules, order.strict)
+    ForkServer(control, Ours(root, package, rank_main, processes), order.devices).serve(order.modules, order.strict)
 
 
 def print_to(log: str) -> None:
@@ -108,14 +108,30 @@ def open_files(prefix: str) -> Iterator[str]:
                 yield path
 
 
+@dataclass(frozen=True)
+class Ours:
+    """What the server has of this project, which the program does not see.
+
+    Attributes:
+        root: the folder that our packages are imported from.
+        package: what launch/ is called there.
+        rank_main: rank/main.py.
+        processes: processes.py.
+    """
+
+    root: str
+    package: str
+    rank_main: Any
+    processes: Any
+
+
 class ForkServer:
     """Forks what it is asked for, and tells how it ended."""
 
-    def __init__(self, control: socket.socket, rank_main: Any, processes: Any, devices: str) -> None:
+    def __init__(self, control: socket.socket, ours: Ours, devices: str) -> None:
         self._control = control
         self._devices = devices
-        self._rank_main = rank_main
-        self._processes = processes
+        self._ours = ours
         self._selector = selectors.DefaultSelector()
         self._refusal: str | None = None
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
@@ -125,8 +141,8 @@ class ForkServer:
         self._start_agent()
         self._refusal = self._import(modules, strict)
         # What a rank starts, the kernel does not end with it: from here on we do, when the supervisor is gone.
-        self._processes.become_subreaper()
-        self._processes.outlive_parent()
+        self._ours.processes.become_subreaper()
+        self._ours.processes.outlive_parent()
         if self._refusal is not None:
             channel.send(self._control, {"refused": self._refusal})
         while True:
@@ -163,7 +179,7 @@ class ForkServer:
     def _start_agent(self) -> None:
         request = channel.receive(self._control)
         if request is None:
-            self._processes.end_descendants(patience=0)
+            self._ours.processes.end_descendants(patience=0)
             os._exit(0)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
@@ -172,10 +188,8 @@ class ForkServer:
         channel.send(self._control, {"agent": pid})
 
     def _be_agent(self, request: dict[str, Any], server: socket.socket) -> None:
-        sys.path[0] = str(HOME)
-        from launch.node.agent import main_forked
-
-        main_forked(request, server)
+        sys.path[0] = self._ours.root
+        importlib.import_module(f"{self._ours.package}.node.agent").main_forked(request, server)
 
     # ------------------------------------------------------------ ranks
 
@@ -195,7 +209,7 @@ class ForkServer:
         os.environ.update(environment)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
-        self._rank_main.leave(words)
+        self._ours.rank_main.leave(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
         """Returns the id of a process that runs `child`; `asked` is told of its end."""
@@ -203,7 +217,7 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             try:
-                self._rank_main.die_with(server)
+                self._ours.rank_main.die_with(server)
                 gc.freeze()  # the collector would write to, and so copy, the pages that all share
                 gc.enable()
                 self._let_go(keep)

@@ -8,14 +8,15 @@ from typing import Any, Literal
 from dist_train.config.shares import check_fits
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
-from launch.plan.console_options import parse_shown, parse_size
-from launch.plan.environment import environment, threads_of_a_rank
-from launch.plan.flags import Flags
-from launch.plan.host import Host
-from launch.plan.rendezvous import Rendezvous, choose
-from launch.plan.requirements import Demands
-from launch.relay.request import Shown
-from launch.slurm.place import Place
+
+from ..relay.request import Shown
+from ..slurm.place import Place
+from .console_options import parse_shown, parse_size
+from .environment import environment, threads_of_a_rank
+from .flags import Flags
+from .host import Host
+from .rendezvous import Rendezvous, choose
+from .requirements import Demands
 
 
 @dataclass(frozen=True, kw_only=True)

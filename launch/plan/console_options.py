@@ -3,7 +3,8 @@
 import re
 
 from dist_train.errors import UserError
-from launch.relay.request import Shown, Tee
+
+from ..relay.request import Shown, Tee
 
 LOG_SIZE = "256MB"
 _UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}

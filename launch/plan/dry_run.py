@@ -14,9 +14,10 @@ from dist_train.config.shares import share
 from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
-from launch.children import environment
-from launch.console import mark, say
-from launch.plan import LaunchPlan
+
+from ..children import environment
+from ..console import mark, say
+from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS = 300

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from dist_train.errors import UserError
-from launch.plan.host import Host
-from launch.plan.requirements import Demands
+
+from .host import Host
+from .requirements import Demands
 
 WORKSPACES = (":4096:8", ":16:8")
 """Of cuBLAS, with which its sums have one order; the first is ours."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.plan.console_options import LOG_SIZE
+from .console_options import LOG_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)

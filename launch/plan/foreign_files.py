@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dist_train.config.problems import printable
 from dist_train.errors import UserError
-from launch.console import say
+
+from ..console import say
 
 if TYPE_CHECKING:
     from dist_train.config.trust import Power

@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dist_train.errors import UserError
-from launch.plan.host import Host
+
+from .host import Host
 
 if TYPE_CHECKING:
-    from launch.plan.flags import Flags
+    from .flags import Flags
 
 DEFAULT_PORT = 29500
 """torchrun's own, where several nodes are told nothing else."""

@@ -7,13 +7,11 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from launch import console
-from launch.relay.request import RelayRequest, Shown
+from .. import console
+from ..children import PACKAGE, ROOT
+from .request import RelayRequest, Shown
 
-HOME = Path(__file__).resolve().parents[2]
-"""The folder that `launch` is imported from."""
 PATIENCE = 10.0
 """Seconds in which a relay ends for certain, see its own limits."""
 
@@ -28,9 +26,9 @@ class OutputRelay:
             listener.bind(f"\0{self.address}")
             listener.listen(4096)
             self._process = subprocess.Popen(
-                [sys.executable, "-ESs", "-m", "launch.relay.main"],
+                [sys.executable, "-ESs", "-m", f"{PACKAGE}.relay.main"],
                 stdin=subprocess.PIPE,
-                cwd=HOME,
+                cwd=ROOT,
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C and Ctrl-Z are the supervisor's
             )

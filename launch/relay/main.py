@@ -23,9 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dist_train.rundir.codec import decode
-from launch.relay.lines import Lines
-from launch.relay.request import RelayRequest
-from launch.relay.targets import Console, LogFile
+
+from .lines import Lines
+from .request import RelayRequest
+from .targets import Console, LogFile
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 TICK = 0.5

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from launch.relay.lines import Lines
+from .lines import Lines
 
 WAITING = 1 << 20
 """Bytes that may wait for a slow console; what comes on top of them is dropped."""

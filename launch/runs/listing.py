@@ -8,9 +8,10 @@ from typing import Any
 from dist_train.rundir.codec import read_record, read_records
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
-from launch.slurm import jobs as slurm_jobs
-from launch.slurm import queue
-from launch.slurm.queue import JobStatus
+
+from ..slurm import jobs as slurm_jobs
+from ..slurm import queue
+from ..slurm.queue import JobStatus
 
 
 @dataclass(frozen=True, kw_only=True)

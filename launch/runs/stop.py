@@ -11,11 +11,12 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord, RunState
 from dist_train.rundir.runs import newest_checkpoint
-from launch.console import mark, say
-from launch.processes import send
-from launch.runs.listing import list_runs
-from launch.slurm import jobs, queue
-from launch.slurm import stop as slurm_stop
+
+from ..console import mark, say
+from ..processes import send
+from ..slurm import jobs, queue
+from ..slurm import stop as slurm_stop
+from .listing import list_runs
 
 LOOK_S = 0.2
 """Seconds between two looks at a process."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from dist_train.errors import ExitCode, UserError
-from launch.processes import die_with_parent, send
-from launch.signals import ReceivedSignals
-from launch.slurm import hostlist
-from launch.slurm.place import INTERACTIVE_STEP
+
+from ..processes import die_with_parent, send
+from ..signals import ReceivedSignals
+from . import hostlist
+from .place import INTERACTIVE_STEP
 
 POLL_S = 0.5
 """Between two looks at srun; a signal or srun's end wakes it at once."""

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from dist_train.errors import UserError
-from launch.console import ranges
+
+from ..console import ranges
 
 MAX_TASKS = 10_000
 """Of one array. SLURM's own limit (MaxArraySize) is 1,001 unless a site has raised it."""

@@ -7,7 +7,7 @@ fi
 set -u # not before: what a site reads, such as its module system, may not bear it
 # More options for srun, for containers that are some of them.
 read -ra options <<<"${DIST_TRAIN_SRUN:-}"
-command=(${prefix[@]+"${prefix[@]}"} "$python" -m launch train --grace "$grace" "$@")
+command=(${prefix[@]+"${prefix[@]}"} "$python" -m dist_train.launch train --grace "$grace" "$@")
 
 # srun does not take sbatch's --cpus-per-task over by itself.
 [[ -n ${SLURM_CPUS_PER_TASK:-} ]] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.records import RunState
-from launch.console import say
-from launch.slurm import queue
-from launch.slurm.jobs import SubmittedJob
+
+from ..console import say
+from . import queue
+from .jobs import SubmittedJob
 
 LOG_POLL_S = 0.5
 QUEUE_POLL_S = (1.0, 10.0)

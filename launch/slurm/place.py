@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_train.errors import UserError
-from launch.slurm import hostlist
+
+from . import hostlist
 
 INTERACTIVE_STEP = str(0xFFFFFFFA)
 """The step of salloc's own shell, with `LaunchParameters=use_interactive_step`."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dist_train.config.schema import SlurmConfig
 from dist_train.errors import UserError
-from launch.slurm import arrays
+
+from . import arrays
 
 BODY = Path(__file__).with_name("body.sh")
 _BARE = re.compile(r"[A-Za-z0-9_.,:=@+/%-]*")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
-from launch.children import environment
-from launch.console import say
-from launch.slurm import allocation
+
+from ..children import PACKAGE, environment
+from ..console import say
+from . import allocation
 
 BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
 """torchrun's flags that say how the nodes meet: whoever gives them starts each node by hand."""
@@ -35,7 +36,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
         return None
     command, *rest = sys.argv[1:]
     where = ["--run-dir", str(folder())] if found.interactive else []
-    words = [sys.executable, "-P", "-m", "launch", command, *where, *rest]
+    words = [sys.executable, "-P", "-m", PACKAGE, command, *where, *rest]
     line = allocation.srun(found, _nodes(flags, found), words)
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from dist_train.errors import UserError
 from dist_train.rundir.records import NodeRecord
-from launch.slurm.queue import JobStatus, call
+
+from .queue import JobStatus, call
 
 _ALREADY_OVER = ("Invalid job id", "already completing or completed", "already finished", "Job/step already")
 

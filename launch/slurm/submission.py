@@ -15,8 +15,10 @@ from dist_train.config.shares import check_fits
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
-from launch.slurm import jobs, queue
-from launch.slurm.render import Script, directives, render
+
+from ..children import ROOT
+from . import jobs, queue
+from .render import Script, directives, render
 
 _OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
 """Options whose environment variable for sbatch has another name."""
@@ -67,7 +69,7 @@ def script_of(
 
 def _import_path() -> str | None:
     """The folder to import dist-train from; None if it is installed."""
-    ours = Path(__file__).resolve().parents[2]
+    ours = ROOT.resolve()
     installed = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
     return None if ours in installed else str(ours)
 

@@ -18,15 +18,16 @@ from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import open_regular
 from dist_train.rundir.runs import make_run_dir, newest_checkpoint
-from launch.console import mark, open_standard_streams, say
-from launch.plan import LaunchPlan
-from launch.processes import become_subreaper, end_descendants
-from launch.signals import ReceivedSignals
-from launch.slurm.orphans import end_older_lives
-from launch.supervisor.agent_starter import AgentStarter
-from launch.supervisor.generation import Generation, begin_generation
-from launch.supervisor.launch_log import Launch
-from launch.supervisor.node_loss import agreed_code
+
+from ..console import mark, open_standard_streams, say
+from ..plan import LaunchPlan
+from ..processes import become_subreaper, end_descendants
+from ..signals import ReceivedSignals
+from ..slurm.orphans import end_older_lives
+from .agent_starter import AgentStarter
+from .generation import Generation, begin_generation
+from .launch_log import Launch
+from .node_loss import agreed_code
 
 MAX_BARREN_GENERATIONS = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""

@@ -12,15 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from launch.console import mark, say
-from launch.node.channel import receive, send
-from launch.node.fork_server import PreloadOrder
-from launch.node.request import AgentRequest
-from launch.plan import LaunchPlan
-from launch.signals import ReceivedSignals
-
-HOME = Path(__file__).resolve().parents[2]
-"""The folder that `launch` is imported from."""
+from ..children import LAUNCH, PACKAGE, ROOT
+from ..console import mark, say
+from ..node.channel import receive, send
+from ..node.fork_server import PreloadOrder
+from ..node.request import AgentRequest
+from ..plan import LaunchPlan
+from ..signals import ReceivedSignals
 
 
 class Agent(Protocol):
@@ -36,13 +34,13 @@ class Agent(Protocol):
 
 
 class ExecutedAgent:
-    """`python -m launch.node.agent`, our child. Its stdin is its lifeline."""
+    """The agent as a child of ours, which imports torch itself. Its stdin is its lifeline."""
 
     def __init__(self, plan: LaunchPlan, request: AgentRequest) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "launch.node.agent"],
+            [sys.executable, "-m", f"{PACKAGE}.node.agent"],
             stdin=subprocess.PIPE,
-            cwd=HOME,  # so that no folder called launch in the user's own hides this one
+            cwd=ROOT,  # so that no folder called launch in the user's own hides this one
             env={**os.environ, **plan.environment},
             start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
         )
@@ -97,9 +95,11 @@ class ForkServerProcess:
             [
                 sys.executable,
                 "-u",
-                str(HOME / "launch/node/fork_server.py"),
+                str(LAUNCH / "node" / "fork_server.py"),
                 str(theirs.fileno()),
                 str(os.getpid()),
+                str(ROOT),
+                PACKAGE,
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),

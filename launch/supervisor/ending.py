@@ -10,21 +10,22 @@ from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState
 from dist_train.rundir.runs import newest_checkpoint
-from launch.console import mark, say
-from launch.diagnosis import hang as hangs
-from launch.diagnosis.advice import port_taken
-from launch.diagnosis.evidence import read_calls
-from launch.diagnosis.explain import FailureContext, explain
-from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause
-from launch.diagnosis.native_crash import native_death, tail
-from launch.diagnosis.verdict import Signature, as_record, signature
-from launch.diagnosis.watchdog import Hang
-from launch.plan import LaunchPlan
-from launch.plan.host import Memory, memory, oom_kills
-from launch.signals import ReceivedSignals
-from launch.supervisor.agent_starter import AgentStarter
-from launch.supervisor.node_loss import ECHOES
-from launch.supervisor.stopping import Stopping
+
+from ..console import mark, say
+from ..diagnosis import hang as hangs
+from ..diagnosis.advice import port_taken
+from ..diagnosis.evidence import read_calls
+from ..diagnosis.explain import FailureContext, explain
+from ..diagnosis.failures import Failure, exit_code, find_failures, first_cause
+from ..diagnosis.native_crash import native_death, tail
+from ..diagnosis.verdict import Signature, as_record, signature
+from ..diagnosis.watchdog import Hang
+from ..plan import LaunchPlan
+from ..plan.host import Memory, memory, oom_kills
+from ..signals import ReceivedSignals
+from .agent_starter import AgentStarter
+from .node_loss import ECHOES
+from .stopping import Stopping
 
 PEER_WRITES_S = 1.0
 """Seconds that another node may still take to write down why its ranks have failed."""

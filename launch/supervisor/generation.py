@@ -10,20 +10,21 @@ from dataclasses import asdict
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord
-from launch.console import mark
-from launch.diagnosis.nodes import Nodes
-from launch.diagnosis.watchdog import Hang, Watchdog
-from launch.node.request import AgentRequest
-from launch.plan import LaunchPlan
-from launch.processes import end_descendants
-from launch.relay.handle import OutputRelay
-from launch.signals import ReceivedSignals
-from launch.slurm.place import step_facts
-from launch.supervisor.agent_starter import Agent, AgentStarter
-from launch.supervisor.ending import Ended, Ending, MemoryWatch, stopped_code
-from launch.supervisor.exit_watcher import ExitWatcher, ranks_of
-from launch.supervisor.generation_number import claim
-from launch.supervisor.stopping import Stopping
+
+from ..console import mark
+from ..diagnosis.nodes import Nodes
+from ..diagnosis.watchdog import Hang, Watchdog
+from ..node.request import AgentRequest
+from ..plan import LaunchPlan
+from ..processes import end_descendants
+from ..relay.handle import OutputRelay
+from ..signals import ReceivedSignals
+from ..slurm.place import step_facts
+from .agent_starter import Agent, AgentStarter
+from .ending import Ended, Ending, MemoryWatch, stopped_code
+from .exit_watcher import ExitWatcher, ranks_of
+from .generation_number import claim
+from .stopping import Stopping
 
 LOOK_S = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""

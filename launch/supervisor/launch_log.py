@@ -15,9 +15,10 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import LaunchRow, RunState, read_launches
 from dist_train.rundir.runs import newest_checkpoint
-from launch.console import mark, say
-from launch.plan import LaunchPlan
-from launch.signals import ReceivedSignals
+
+from ..console import mark, say
+from ..plan import LaunchPlan
+from ..signals import ReceivedSignals
 
 MAX_BARREN_LAUNCHES = 3
 """Launches of a job in a row without a newer checkpoint, after which it is not to be started again."""

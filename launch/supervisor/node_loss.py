@@ -6,8 +6,9 @@ from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import VerdictSummary
-from launch.console import mark, say
-from launch.plan import LaunchPlan
+
+from ..console import mark, say
+from ..plan import LaunchPlan
 
 WORD_S = 10.0
 """Seconds that another node has to write down why its ranks have ended; one that is gone never will."""

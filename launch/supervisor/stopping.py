@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
 from dist_train.rundir.runs import newest_checkpoint
-from launch.console import mark
-from launch.plan import LaunchPlan
-from launch.processes import catches, send
-from launch.signals import ReceivedSignals
+
+from ..console import mark
+from ..plan import LaunchPlan
+from ..processes import catches, send
+from ..signals import ReceivedSignals
 
 AFTER_FAILURE_S = 3.0
 """Seconds that ranks have to end by themselves once one has failed."""

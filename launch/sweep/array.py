@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dist_train.config.schema import RunConfig
-from launch.console import say
-from launch.slurm import queue, submission
-from launch.slurm.render import Script
-from launch.sweep import table
-from launch.sweep.store import Sweep
+
+from ..console import say
+from ..slurm import queue, submission
+from ..slurm.render import Script
+from . import table
+from .store import Sweep
 
 QUEUE_POLL_S = (1.0, 10.0)
 """Between two queries of the queue: rises from the first to the last while nothing changes."""

@@ -15,17 +15,18 @@ from pathlib import Path
 from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
-from launch.children import environment
-from launch.console import mark, say
-from launch.diagnosis.explain import signal_name
-from launch.diagnosis.native_crash import tail
-from launch.plan import LaunchPlan, make_plan
-from launch.plan.flags import Flags
-from launch.plan.host import Host
-from launch.processes import become_subreaper, die_with_parent, end_descendants, send
-from launch.signals import ReceivedSignals
-from launch.sweep.points import Point
-from launch.sweep.store import Sweep
+
+from ..children import PACKAGE, environment
+from ..console import mark, say
+from ..diagnosis.explain import signal_name
+from ..diagnosis.native_crash import tail
+from ..plan import LaunchPlan, make_plan
+from ..plan.flags import Flags
+from ..plan.host import Host
+from ..processes import become_subreaper, die_with_parent, end_descendants, send
+from ..signals import ReceivedSignals
+from .points import Point
+from .store import Sweep
 
 POLL_S = 0.5
 """Between two looks at the points; the end of a point or a signal wakes it at once."""
@@ -146,7 +147,7 @@ class _Runner:
         ]
         with open(self._sweep.log(point), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "launch", "train", *words, *self._flags],
+                [sys.executable, "-P", "-m", PACKAGE, "train", *words, *self._flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

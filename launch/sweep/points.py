@@ -20,8 +20,9 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.config.types import RunName
 from dist_train.errors import UserError
-from launch.console import ranges
-from launch.sweep.listed import ListedPoint, read_list
+
+from ..console import ranges
+from .listed import ListedPoint, read_list
 
 MAX_POINTS = 10_000
 """Of one sweep; more is considered a mistake."""

@@ -11,14 +11,15 @@ from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.strict_json import to_json
-from launch.commands.common import existing_config, load_trusted, split_config
-from launch.console import mark, say
-from launch.plan import foreign_files, host
-from launch.slurm import submission
-from launch.slurm.render import render
-from launch.sweep import array, local, store, table
-from launch.sweep.points import Point, as_arguments, draw
-from launch.sweep.store import Sweep
+
+from ..commands.common import existing_config, load_trusted, split_config
+from ..console import mark, say
+from ..plan import foreign_files, host
+from ..slurm import submission
+from ..slurm.render import render
+from . import array, local, store, table
+from .points import Point, as_arguments, draw
+from .store import Sweep
 
 Configs = Mapping[str, RunConfig]
 """The configs of the points to run, by name."""

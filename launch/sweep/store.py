@@ -31,7 +31,8 @@ from dist_train.rundir.codec import read_json, read_record, write_json
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.runs import has_checkpoints, new_run_dir
-from launch.sweep.points import Point
+
+from .points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
 

@@ -13,11 +13,12 @@ from dist_train.rundir.files import write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
-from launch.diagnosis.explain import signal_name
-from launch.runs.listing import RunSummary, describe, with_queue
-from launch.slurm.queue import JobStatus
-from launch.sweep.points import Point, short_keys, varied
-from launch.sweep.store import Sweep
+
+from ..diagnosis.explain import signal_name
+from ..runs.listing import RunSummary, describe, with_queue
+from ..slurm.queue import JobStatus
+from .points import Point, short_keys, varied
+from .store import Sweep
 
 DONE, RUNNING, QUEUED, MISSING = "done", "running", "queued", "missing"
 _LONGEST_REASON = 100

@@ -190,7 +190,7 @@ def test_ranks_that_do_not_stop_in_time_are_ended(launch, number, code):
 def test_the_stop_command_is_as_good_as_a_signal(launch):
     run = launch(2, "train").when_ready(2)
     for said in (f"{run.folder}: stopped; ", f"{run.folder}: not running (stopped); "):
-        command = [sys.executable, "-m", "launch", "stop", str(run.folder)]
+        command = [sys.executable, "-m", "dist_train.launch", "stop", str(run.folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stderr
     assert run.end()[0] == 143
@@ -201,7 +201,7 @@ def test_the_stop_command_says_where_it_cannot_reach(tmp_path):
     nodes.mkdir(parents=True)
     (nodes / "node0.json").write_text(json.dumps({"pid": 1, "started": 1, "host": "elsewhere"}))
     for folder, said in ((nodes.parents[2], "runs on elsewhere (process 1)"), (tmp_path / "no", "no run there")):
-        command = [sys.executable, "-m", "launch", "stop", str(folder)]
+        command = [sys.executable, "-m", "dist_train.launch", "stop", str(folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and said in done.stderr
 

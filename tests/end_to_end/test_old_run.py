@@ -1,11 +1,6 @@
 """A run directory that an earlier version has written is listed, evaluated and resumed.
 
-<<<<<<< HEAD
 The version before dist_train/rundir/ has written old_run/, on two ranks, and stopped after 30 of 44 steps.
-=======
-old_run/ was written by the version before run directories had a room of their own (dist_train/rundir/), on two ranks,
-and stopped after 30 of 44 steps.
->>>>>>> h3
 """
 
 import json
@@ -28,7 +23,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def call(*words: object, folder: Path) -> str:
-    command = [sys.executable, "-m", "launch", *map(str, words)]
+    command = [sys.executable, "-m", "dist_train.launch", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

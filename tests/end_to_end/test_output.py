@@ -215,7 +215,7 @@ def train(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         config = run.parent / "config ü.yaml"
         config.write_text(CONFIG.replace("WANDB", wandb))
         words = ["train", str(config), "--run-dir", str(run), "--nproc-per-node", "2", *flags]
-        command = [*before, sys.executable, "-m", "launch", *words]
+        command = [*before, sys.executable, "-m", "dist_train.launch", *words]
         settings.setdefault("env", os.environ)
         settings["env"] = {**settings["env"], "PYTHONPATH": str(ROOT), "LAUNCH_TEST": str(tmp_path)}
         begun.append(subprocess.Popen(command, start_new_session=True, **settings))

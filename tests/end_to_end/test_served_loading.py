@@ -59,7 +59,7 @@ def _until(condition):
 
 def test_signals_to_every_process_save_and_stop_and_nothing_is_lost(folder):
     """USR2, a save; then TERM. Neither the server nor its children answer them; they do show their stacks."""
-    words = ["-m", "launch", "train", "served.yaml", "--nproc-per-node", "1", "--run-dir", "pieces"]
+    words = ["-m", "dist_train.launch", "train", "served.yaml", "--nproc-per-node", "1", "--run-dir", "pieces"]
     with subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as launcher:

@@ -41,7 +41,7 @@ class Sweep:
         self.mark = f"SWEEP_TEST={uuid.uuid4()}"
         name, _, value = self.mark.partition("=")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch", "sweep", *words],
+            [sys.executable, "-m", "dist_train.launch", "sweep", *words],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), name: value, "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
@@ -163,7 +163,7 @@ def test_a_sweep_is_stopped_as_a_whole_by_the_name_of_its_folder(sweep, tmp_path
     started = sweep("digits.yaml", "--over", "seed=0..3", "--jobs", "2", "--json")
     runs = tmp_path / "runs" / "digits"
     until(lambda: len([run for run in runs.glob("sweep-*/0*") if is_past(run, 5)]) == 2, 3 * PATIENCE)
-    stop = [sys.executable, "-m", "launch", "stop", str(only_sweep(tmp_path))]
+    stop = [sys.executable, "-m", "dist_train.launch", "stop", str(only_sweep(tmp_path))]
     done = subprocess.run(stop, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": stopped at step ") == 2, done.stderr

@@ -40,7 +40,7 @@ def check(folder: Path, way: tuple, rank: int) -> None:
     config = folder / "failing.yaml"
     given = {"data": "{}", "model": "{}", part: f"{{act: {act}, rank: {rank}}}"}
     config.write_text(CONFIG.format(folder=folder / "runs", workers=workers, **given))
-    command = [sys.executable, "-m", "launch", "train", str(config), "--nproc-per-node", "4", "--json"]
+    command = [sys.executable, "-m", "dist_train.launch", "train", str(config), "--nproc-per-node", "4", "--json"]
     done = subprocess.run(
         [*command, "--monitor-interval", "1"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -194,7 +194,7 @@ class LaunchedLife:
         self.said = folder / f"{run}.said"
         with open(self.said, "ab") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch", "train", *words],
+                [sys.executable, "-m", "dist_train.launch", "train", *words],
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",

@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def _started(folder, device, *words):
-    command = [sys.executable, "-m", "launch", "train", "launched.yaml", "--nproc-per-node", "1", *words]
+    command = [sys.executable, "-m", "dist_train.launch", "train", "launched.yaml", "--nproc-per-node", "1", *words]
     given = {**os.environ, **environment(device), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=folder, env=given, stderr=subprocess.PIPE, text=True)
 

@@ -74,7 +74,7 @@ class Launches:
         folder = self._new()
         config = folder / "t.yaml"
         config.write_text(CONFIG.replace("WORKERS", "1" if action == "loader" else "0"))
-        command = [sys.executable, "-m", "launch", "train", str(config), "--nproc-per-node", "2", *flags]
+        command = [sys.executable, "-m", "dist_train.launch", "train", str(config), "--nproc-per-node", "2", *flags]
         hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
         return self.run([*command, "--run-dir", str(folder)], seconds, **hang, **more)
 
@@ -84,7 +84,17 @@ class Launches:
         config = folder / "t.yaml"
         config.write_text(CONFIG.replace("WORKERS", "0"))
         hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
-        command = [sys.executable, "-m", "launch", "train", str(config), "--nproc-per-node", "1", "--nnodes", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "dist_train.launch",
+            "train",
+            str(config),
+            "--nproc-per-node",
+            "1",
+            "--nnodes",
+            "2",
+        ]
         command += ["--master-addr", "127.0.0.1", "--hang-timeout", SHORT, "--run-dir", str(folder / "run")]
         command += ["--master-port", str(free_port())]
         with ThreadPoolExecutor(2) as pool:

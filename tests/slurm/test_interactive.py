@@ -18,7 +18,7 @@ from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, fingerprint, trained_alone
 
 STEPS = "train.stop_after=60 steps"
-TRAIN = f"{sys.executable} -m launch train {DIGITS} {QUIET}"
+TRAIN = f"{sys.executable} -m dist_train.launch train {DIGITS} {QUIET}"
 
 MEET = """
 import os
@@ -130,7 +130,7 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
 def test_any_script_starts_on_both_nodes_too(slurm_cluster, tmp_path):
     script = tmp_path / "meet.py"
     script.write_text(MEET)
-    shell = _shell(tmp_path, f"{sys.executable} -m launch run --ranks all {script}; echo ended $?")
+    shell = _shell(tmp_path, f"{sys.executable} -m dist_train.launch run --ranks all {script}; echo ended $?")
     done = slurm_cluster.run(["salloc", "--nodes=2", "--cpus-per-task=1", shell], cwd=tmp_path, timeout=240)
     assert "ended 0" in done.stdout, done.stdout + done.stderr
     met = [f"rank {rank} of 2 on {node}: 1" for rank, node in enumerate(NODES)]

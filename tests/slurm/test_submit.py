@@ -30,7 +30,7 @@ class Desk:
         (folder / "site.sh").write_text("export GLOO_SOCKET_IFNAME=lo\n")
 
     def command(self, *words: str) -> list[str]:
-        return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "launch", *words]
+        return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "dist_train.launch", *words]
 
     def call(self, *words: str, code: int = 0) -> Finished:
         done = self.cluster.run(self.command(*words), check=False, timeout=500, cwd=self.folder)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 def _sweep(cluster: Cluster, folder: Path, *words: str, code: int = 0) -> str:
     """Runs `dist-train sweep` to its end; returns its stdout."""
-    command = [sys.executable, "-m", "launch", "sweep", *words]
+    command = [sys.executable, "-m", "dist_train.launch", "sweep", *words]
     environment = cluster.environment | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == code, done.stdout + done.stderr
@@ -137,7 +137,7 @@ def test_a_sweep_in_the_queue_is_left_alone_until_it_is_stopped(slurm_cluster, t
         out = _sweep(slurm_cluster, tmp_path, *words, "--json")
         assert [point["state"] for point in json.loads(out)["points"]] == ["queued", "queued"]
     environment = slurm_cluster.environment | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch", "stop", str(folder)]
+    command = [sys.executable, "-m", "dist_train.launch", "stop", str(folder)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
     out = _table(slurm_cluster, tmp_path, folder)
     assert [point["state"] for point in json.loads(out)["points"]] == ["missing", "missing"]

@@ -100,10 +100,10 @@ def python(*arguments: str, cwd: Path) -> str:
 
 
 def fingerprint(run: Path) -> str:
-    return python("launch", "fingerprint", str(run), cwd=run).strip()
+    return python("dist_train.launch", "fingerprint", str(run), cwd=run).strip()
 
 
 def trained_alone(folder: Path, *overrides: str) -> str:
     """The fingerprint that one process reaches, uninterrupted."""
-    python("launch", "train", DIGITS, "--nproc-per-node=1", "--run-dir=run", *overrides, QUIET, cwd=folder)
+    python("dist_train.launch", "train", DIGITS, "--nproc-per-node=1", "--run-dir=run", *overrides, QUIET, cwd=folder)
     return fingerprint(folder / "run")

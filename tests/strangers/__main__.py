@@ -77,7 +77,17 @@ def make_run(folder: Path) -> None:
     """A real one of four steps."""
     folder.mkdir()
     (folder / "c.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "launch", "train", "c.yaml", "--nproc-per-node", "1", "--run-dir", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "dist_train.launch",
+        "train",
+        "c.yaml",
+        "--nproc-per-node",
+        "1",
+        "--run-dir",
+        "run",
+    ]
     path = str(Path(__file__).parents[2])
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300

@@ -77,7 +77,7 @@ def inside(*steps, command):
 # ---------------------------------------------------------------- before a training
 
 PREFLIGHT = python(
-    "-m", "launch", "train", "digits.yaml", "--preflight", "--nproc-per-node", "2", "--run-dir", "disk/run"
+    "-m", "dist_train.launch", "train", "digits.yaml", "--preflight", "--nproc-per-node", "2", "--run-dir", "disk/run"
 )
 WITHOUT_HEAD = [*PREFLIGHT, "--nnodes", "2", "--node-rank", "1", "--master-addr", "nowhere.invalid"]
 
@@ -319,7 +319,7 @@ def test_every_pair_has_its_round_and_no_rank_is_in_two(world_size):
 
 # ---------------------------------------------------------------- all of it, with ranks
 
-DOCTOR = python("-m", "launch", "doctor", "digits.yaml", "--nproc-per-node", "2", "--json")
+DOCTOR = python("-m", "dist_train.launch", "doctor", "digits.yaml", "--nproc-per-node", "2", "--json")
 
 
 def topics(out):

@@ -67,8 +67,8 @@ def test_what_slurm_says_wrong_is_named(change, words):
 def test_srun_gets_one_task_a_node_with_all_cores():
     found = allocation.find_allocation(JOB)
     assert found is not None
-    line = allocation.srun(found, 2, ["python", "-m", "launch"])
+    line = allocation.srun(found, 2, ["python", "-m", "dist_train.launch"])
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"} < set(line)
-    assert line[-3:] == ["python", "-m", "launch"]
+    assert line[-3:] == ["python", "-m", "dist_train.launch"]
     with pytest.raises(UserError, match="--nnodes 3: job 4711 has 2 nodes"):
         allocation.srun(found, 3, ["python"])

@@ -16,7 +16,7 @@ CONFIG = str(ROOT / "configs" / "digits.yaml")
 
 def dist_train(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
-    command = [sys.executable, "-m", "launch", *words]
+    command = [sys.executable, "-m", "dist_train.launch", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environ)
 
 

@@ -228,7 +228,7 @@ def _run(made: Script, text: str, out: Path) -> None:
     assert (out / "code").read_text().strip() == "0", log
     got = (out / "argv").read_bytes().decode().split("\0")[:-1]
     (words,) = made.tasks.values()
-    expected = [made.slurm.python or "python3", "-m", "launch", "train", "--grace", "90", *words]
+    expected = [made.slurm.python or "python3", "-m", "dist_train.launch", "train", "--grace", "90", *words]
     assert got[-len(expected) :] == expected
     subprocess.run(["bash", "-n", str(job)], check=True)
 
