@@ -24,10 +24,10 @@ def become(module: str, arguments: Sequence[str]) -> NoReturn:
     The current folder is not searched for modules: it may be a run that somebody else has sent.
     """
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment())
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], child_environment())
 
 
-def environment(**variables: str) -> dict[str, str]:
+def child_environment(**variables: str) -> dict[str, str]:
     """For another process of ours: this one's, with `variables` and with our packages first on PYTHONPATH."""
     given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join([str(ROOT), *given])}

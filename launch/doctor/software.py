@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from ..children import environment
+from ..children import child_environment
 from .finding import Finding, ok, problem, warning
 
 _ANSWER_TIMEOUT_S = 120
@@ -19,7 +19,9 @@ def ask_module(*words: str) -> dict[str, Any]:
     """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
     command = [sys.executable, "-P", "-m", *words]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=environment())
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=child_environment()
+        )
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_ANSWER_TIMEOUT_S} s"}
     except OSError as error:

@@ -15,7 +15,7 @@ from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
 
-from ..children import environment
+from ..children import child_environment
 from ..console import mark, say
 from . import LaunchPlan
 
@@ -48,7 +48,7 @@ def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> d
     alone = [] if powers(config) else ["-P"]
     command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment())
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=child_environment())
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_SECONDS} s"}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]

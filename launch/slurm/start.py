@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_train.errors import UserError
 
-from ..children import PACKAGE, environment
+from ..children import PACKAGE, child_environment
 from ..console import say
 from . import allocation
 
@@ -41,7 +41,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         return 0
-    return allocation.run_srun(line, environment())
+    return allocation.run_srun(line, child_environment())
 
 
 def stays_here(flags: Mapping[str, Any]) -> bool:

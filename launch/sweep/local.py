@@ -16,7 +16,7 @@ from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 
-from ..children import PACKAGE, environment
+from ..children import PACKAGE, child_environment
 from ..console import mark, say
 from ..diagnosis.explain import signal_name
 from ..diagnosis.native_crash import tail
@@ -152,7 +152,7 @@ class _Runner:
                 stdout=log,
                 stderr=log,
                 cwd=self._sweep.cwd,
-                env=environment(**slot),
+                env=child_environment(**slot),
                 start_new_session=True,  # so that Ctrl-C reaches this process only
                 preexec_fn=die_with_parent,
             )
