@@ -17,9 +17,9 @@ def add_work(seconds: float) -> None:
 def finish_step(step: int, microbatches: int) -> None:
     """A beat, with the time that the work took per microbatch, since ranks may have more or fewer of them."""
     global _work
-    witness = _witness()
-    if witness is not None and microbatches:
-        witness.work(_work / microbatches)
+    writer = _writer()
+    if writer is not None and microbatches:
+        writer.work(_work / microbatches)
     _work = 0.0
     beat("step", step)
 
@@ -28,16 +28,16 @@ def beat(phase: Phase, step: int | None = None) -> None:
     """This rank is in `phase` and makes progress; costs microseconds. Without `step`, the last one given counts."""
     global _step
     _step = _step if step is None else step
-    witness = _witness()
-    if witness is not None:
-        witness.beat(phase, _step)
+    writer = _writer()
+    if writer is not None:
+        writer.beat(phase, _step)
 
 
 def stacks() -> tuple[str, int] | None:
     """Where this rank writes its stacks, and the signal that asks for them; None where nobody would."""
-    witness = _witness()
-    return None if witness is None else (str(witness.stacks), int(witness.signal))
+    writer = _writer()
+    return None if writer is None else (str(writer.stacks), int(writer.signal))
 
 
-def _witness() -> Any:
-    return sys.modules.get("_dist_train_witness")  # launch/rank/heartbeat.py put it there
+def _writer() -> Any:
+    return sys.modules.get("_dist_train_heartbeat")  # launch/rank/heartbeat.py put it there

@@ -31,17 +31,17 @@ class Activity:
         return self.bytes != before.bytes or (seconds > 0 and load > LEAST_LOAD * seconds)
 
 
-def activity(rank: int, children: dict[int, list[int]], clockwork: int = 0) -> Activity:
+def activity(rank: int, children: dict[int, list[int]], monitor: int = 0) -> Activity:
     """Of a rank and what is below it in a `processes.family_tree`.
 
     Args:
-        clockwork: a thread that does not count.
+        monitor: a thread that does not count.
     """
     found = stat(rank)
     spent = moved = 0
     for pid in (rank, *descendants(rank, children)):
         folder = Path(f"/proc/{pid}")
-        spent += _cpu_ns(folder, clockwork)
+        spent += _cpu_ns(folder, monitor)
         moved += _bytes(folder)
     return Activity(state=found.state if found else "X", cpu_ns=spent, bytes=moved)
 

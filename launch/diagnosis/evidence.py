@@ -45,7 +45,7 @@ class Heartbeat:
     """Steps of which it told what its own work took."""
     work: float = 0.0
     """Seconds of loading and the forward pass of one microbatch, the median of the recent steps."""
-    clockwork: int = 0
+    monitor: int = 0
     """Id of the thread of ours in it, whose wakings are no work."""
     main: int = 0
     """Ident of its main thread."""
@@ -73,7 +73,7 @@ def read_calls(generation: GenerationDir, rank: int) -> list[Call]:
 def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
     try:
         page = generation.heartbeat(rank).read_bytes()
-        beats, _, phase, step, slowest, main, worked, work, clockwork = RECORD.unpack_from(page)
+        beats, _, phase, step, slowest, main, worked, work, monitor = RECORD.unpack_from(page)
     except (OSError, ValueError):
         return Heartbeat()
     except Exception:  # struct.error: not yet written
@@ -82,7 +82,7 @@ def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0] or b"{}")
     except ValueError:  # being written
         groups = {}
-    told = {"slowest": slowest, "worked": worked, "work": work, "clockwork": clockwork}
+    told = {"slowest": slowest, "worked": worked, "work": work, "monitor": monitor}
     return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
 
 

@@ -126,7 +126,7 @@ class Watchdog:
     def _update(self, alive: Sequence[RankRecord], since: float, passed: float) -> None:
         children = family_tree()
         hearts = {record.rank: read_heartbeat(self._generation, record.rank) for record in alive}
-        seen = {record.rank: activity(record.pid, children, hearts[record.rank].clockwork) for record in alive}
+        seen = {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
         self._all_stopped = all(active.state == "T" for active in seen.values())
         for record in alive:
             self._quiet.setdefault(record.rank, _Quiet(hearts[record.rank], seen[record.rank]))

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from ..torch_patches import start_ranks_by
 from .channel import receive, send
 
 
@@ -96,21 +97,11 @@ class ForkedRank:
 
 
 def fork_ranks_from(server: ForkClient) -> None:
-    """From now on, torch's agent in this process has its ranks forked, unless the server refuses.
+    """From now on, torch's agent in this process has its ranks forked, unless the server refuses."""
 
-    The agent starts processes by one function, and has no other place to put one's own in.
-    """
-    from torch.distributed.elastic.multiprocessing import api
+    def start(environment: dict[str, str], args: tuple[str, ...]) -> ForkedRank | None:
+        _, _, parent, *words = args  # -u RANK_MAIN PARENT …
+        process = server.start(environment, [str(server.pid), *words])
+        return ForkedRank(process) if process is not None else None
 
-    execute = api.get_subprocess_handler
-
-    def handler(entrypoint: str, args: tuple, env: dict[str, str], *more: Any, **options: Any) -> Any:
-        numa = options.get("numa_options")
-        if numa is None:
-            _, _, parent, *words = args  # -u RANK_MAIN PARENT …
-            process = server.start(env, [str(server.pid), *words])
-            if process is not None:
-                return ForkedRank(process)
-        return execute(entrypoint, args, env, *more, **options)
-
-    api.get_subprocess_handler = handler
+    start_ranks_by(start)

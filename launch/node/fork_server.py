@@ -152,7 +152,7 @@ class ForkServer:
     def _import(self, modules: list[str], strict: bool) -> str | None:
         """Returns why ranks cannot be forked from here, if so."""
         if "torch._dynamo" not in modules:
-            load("node/torch_patches").install()
+            load("torch_patches").install_lazy_dynamo()
         for name in OFTEN:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)

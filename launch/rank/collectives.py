@@ -14,6 +14,7 @@ import mmap
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ _OF_SHAPE = (
 _OF_ANY_SHAPE = ("barrier", "gather", "scatter", "all_to_all", "all_to_all_single", "monitored_barrier")
 
 
-class Notes:
-    """Writes them into the rank's page."""
+class CollectiveLog:
+    """Notes each call in the rank's page.
 
-    def __init__(self, page: mmap.mmap) -> None:
-        self._page = page
+    Args:
+        wrap: `wrap_collective` of torch_patches.py.
+    """
+
+    def __init__(self, page: mmap.mmap, wrap: Callable[[Any, Callable], None]) -> None:
+        self._page, self._wrap = page, wrap
         self._numbers = itertools.count(1)
         self._foreign: tuple[str, ...] = (__file__,)
         self._members: Any = None
@@ -49,16 +54,8 @@ class Notes:
         self._foreign = (__file__, str(Path(str(sys.modules["torch"].__file__)).parent))
         self._members = getattr(module, "GroupMember", None)
         for name in (*_OF_SHAPE, *_OF_ANY_SHAPE):
-            self._put_into(getattr(module, name, None), name)
+            self._wrap(getattr(module, name, None), partial(self._noting, name=name))
         return True
-
-    def _put_into(self, function: Any, name: str) -> None:
-        """Into the wrapper that torch has around it: who has a reference to that keeps it, and so does the compiler,
-        which knows collectives by their identity."""
-        wrapped = getattr(function, "__wrapped__", None)
-        for cell in getattr(function, "__closure__", None) or ():
-            if cell.cell_contents is wrapped is not None:
-                cell.cell_contents = self._noting(wrapped, name)
 
     def _noting(self, function: Callable, name: str) -> Callable:
         parameters = list(inspect.signature(function).parameters)

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODULE = "_dist_train_witness"
+MODULE = "_dist_train_heartbeat"
 """Under this name in sys.modules the program finds it, and needs no variable in its environment."""
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
@@ -27,7 +28,7 @@ SIZE = 4096
 RECORD = struct.Struct("<qqqqdQqdq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
 steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
-clockwork."""
+monitor thread."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/rank/collectives.py has the rest of the page."""
 RECENT = 100
@@ -35,10 +36,10 @@ RECENT = 100
 MEDIAN_EVERY = 10
 
 
-class Witness:
+class HeartbeatWriter:
     """One rank's. Its files are generations/<g>/heartbeats/rank<N> and generations/<g>/stacks/rank<N>.txt."""
 
-    def __init__(self, generation: Path, rank: int, calls: Any) -> None:
+    def __init__(self, generation: Path, rank: int, log_of: Callable[[mmap.mmap], Any]) -> None:
         stacks, hearts = generation / "stacks", generation / "heartbeats"
         for folder in (stacks, hearts):
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,11 +57,11 @@ class Witness:
         self._works: deque[float] = deque(maxlen=RECENT)
         self._worked, self._work = 0, 0.0
         self._main = threading.main_thread().ident or 0
-        self._calls = calls.Notes(self._memory)
-        self._notes_calls = self._calls.begin()
+        self._calls = log_of(self._memory)
+        self._logs_calls = self._calls.begin()
         thread = threading.Thread(target=self._count, name="watchdog", daemon=True)
         thread.start()
-        self._clockwork = thread.native_id or 0
+        self._monitor = thread.native_id or 0
         self._write(0)
 
     def beat(self, phase: str, step: int) -> None:
@@ -84,7 +85,7 @@ class Witness:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        more = (self._main, self._worked, self._work, self._clockwork)
+        more = (self._main, self._worked, self._work, self._monitor)
         RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
 
     def _count(self) -> None:
@@ -92,7 +93,7 @@ class Witness:
         while True:
             time.sleep(1)
             with contextlib.suppress(Exception):  # torch in the middle of its import, a group that is being destroyed
-                self._notes_calls = self._notes_calls or self._calls.begin()
+                self._logs_calls = self._logs_calls or self._calls.begin()
                 text = json.dumps(collectives()).encode()[: COUNTS_END - COUNTS_AT - 1]
                 self._memory[COUNTS_AT : COUNTS_AT + len(text) + 1] = text + b"\n"
 
@@ -106,8 +107,11 @@ def collectives() -> dict[str, int]:
     return {str(world.pg_names[group]): group._get_sequence_number_for_group() for group in list(world.pg_map)}
 
 
-def install(generation: Path, rank: int, calls: Any) -> None:
-    """Begins. A rank without it works as well, so nothing here ends one. `calls` is the module
-    launch/rank/collectives.py."""
+def install(generation: Path, rank: int, log_of: Callable[[mmap.mmap], Any]) -> None:
+    """Begins. A rank without it works as well, so nothing here ends one.
+
+    Args:
+        log_of: makes the log of collectives in a page (collectives.py).
+    """
     with contextlib.suppress(OSError, ValueError):
-        sys.modules[MODULE] = Witness(generation, rank, calls)  # type: ignore[assignment]
+        sys.modules[MODULE] = HeartbeatWriter(generation, rank, log_of)  # type: ignore[assignment]

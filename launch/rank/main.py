@@ -43,8 +43,10 @@ def main(arguments: list[str]) -> None:
     write_json(facts, identity)
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
-    os.register_at_fork(after_in_child=lambda: keep_stacks(log))
-    beside("rank/heartbeat").install(Path(generation), rank, beside("rank/collectives"))
+    patches = beside("torch_patches")
+    os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
+    log_of = beside("rank/collectives").CollectiveLog
+    beside("rank/heartbeat").install(Path(generation), rank, lambda page: log_of(page, patches.wrap_collective))
     try:
         run(program)
     except SystemExit as leaving:
@@ -76,21 +78,6 @@ def beside(name: str) -> Any:
 
 def boot_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def keep_stacks(log: TextIO) -> None:
-    """In a child that is to load data for torch: torch's own signal handlers would put faulthandler's out of work."""
-    handling = sys.modules.get("torch.utils.data._utils.signal_handling")
-    theirs = getattr(handling, "_set_worker_signal_handlers", None)
-    if theirs is None:
-        return
-
-    def ours(*arguments: Any) -> None:
-        theirs(*arguments)
-        faulthandler.disable()
-        faulthandler.enable(file=log)
-
-    handling._set_worker_signal_handlers = ours  # type: ignore[union-attr]
 
 
 def die_with(parent: int) -> None:

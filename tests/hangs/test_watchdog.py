@@ -15,10 +15,10 @@ from dist_train.heartbeat import Phase
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.process_id import stat
 from dist_train.rundir.records import RankRecord
+from launch.children import ROOT as HOME
 from launch.diagnosis.nodes import Nodes
 from launch.diagnosis.watchdog import PHASES, Hang, Watchdog
 from launch.rank import heartbeat
-from launch.supervisor.agent_starter import HOME
 
 RANK = """
 import sys, time
@@ -26,7 +26,8 @@ from pathlib import Path
 sys.path.append(sys.argv[1])
 import main
 module = main.beside("rank/heartbeat")
-module.install(Path(sys.argv[2]), int(sys.argv[3]), main.beside("rank/collectives"))
+wrap, log = main.beside("torch_patches").wrap_collective, main.beside("rank/collectives").CollectiveLog
+module.install(Path(sys.argv[2]), int(sys.argv[3]), lambda page: log(page, wrap))
 sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
 while sys.argv[5] == "spins":

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from launch.diagnosis.collectives import Call, first_difference, odd_one, read
 from launch.rank import collectives
-from launch.rank.collectives import Notes
+from launch.rank.collectives import CollectiveLog
+from launch.torch_patches import wrap_collective
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def page(tmp_path) -> Iterator[mmap.mmap]:
     before = [cell.cell_contents for cell in cells]
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     with mmap.mmap(-1, 4096) as memory:
-        assert Notes(memory).begin()
+        assert CollectiveLog(memory, wrap_collective).begin()
         yield memory
     for cell, content in zip(cells, before, strict=True):
         cell.cell_contents = content

@@ -1,4 +1,4 @@
-"""The compiler's front comes when it is needed (launch/node/torch_patches.py). Each program in a process of its own."""
+"""The compiler's front comes when it is needed (launch/torch_patches.py). Each program in a process of its own."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ BEGIN = """
 import sys
 import torch, torch.distributed as dist
 from torch import nn
-from launch.node.torch_patches import install
+from launch.torch_patches import install_lazy_dynamo
 
 def is_real():
     return "torch._dynamo.eval_frame" in sys.modules
@@ -39,7 +39,7 @@ def run(program: str, store: object) -> str:
 
 def test_training_needs_no_compiler_and_comes_out_the_same(tmp_path):
     with_it = run("meet(); print(train(), file=sys.stdout); assert is_real()", tmp_path / "a")
-    without = run("install(); meet(); print(train()); assert not is_real()", tmp_path / "b")
+    without = run("install_lazy_dynamo(); meet(); print(train()); assert not is_real()", tmp_path / "b")
     assert with_it == without
 
 
@@ -52,7 +52,9 @@ def test_what_is_compiled_later_is_compiled_as_ever(tmp_path):
     counters = torch._dynamo.utils.counters
     print(result, counters["stats"]["unique_graphs"], sorted(counters["graph_break"].values()))
     """.replace("\n    ", "\n")
-    ever, later = (run(f"{first}; {program}", tmp_path / first) for first in ("import torch._dynamo", "install()"))
+    ever, later = (
+        run(f"{first}; {program}", tmp_path / first) for first in ("import torch._dynamo", "install_lazy_dynamo()")
+    )
     assert ever == later
 
 
@@ -93,7 +95,7 @@ for need in NEEDS:
 
 
 def test_it_is_the_real_one_as_soon_as_it_is_needed(tmp_path):
-    assert run(f"install()\nNEEDS = {NEEDS!r}\n" + CHECK, tmp_path / "store").splitlines() == NEEDS
+    assert run(f"install_lazy_dynamo()\nNEEDS = {NEEDS!r}\n" + CHECK, tmp_path / "store").splitlines() == NEEDS
 
 
 def test_a_module_that_is_missing_is_missing(tmp_path):
@@ -103,4 +105,4 @@ def test_a_module_that_is_missing_is_missing(tmp_path):
     except ModuleNotFoundError as error:
         print(error.name)
     """.replace("\n    ", "\n")
-    assert run("install()\n" + program, tmp_path / "store") == "torch._dynamo.no_such_module"
+    assert run("install_lazy_dynamo()\n" + program, tmp_path / "store") == "torch._dynamo.no_such_module"

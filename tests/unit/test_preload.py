@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.node.fork_server import open_files, receive, send
-from launch.supervisor.agent_starter import HOME
+from launch.children import ROOT as HOME
+from launch.node.channel import receive, send
+from launch.node.fork_server import open_files
 
 DRIVER = r"""
 #define _GNU_SOURCE
@@ -67,7 +68,8 @@ def begin(
 ) -> tuple[subprocess.Popen, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(120)
-    words = [sys.executable, str(HOME / "launch" / "node/fork_server.py"), str(theirs.fileno()), str(os.getpid())]
+    server = [sys.executable, str(HOME / "launch/node/fork_server.py")]
+    words = [*server, str(theirs.fileno()), str(os.getpid()), str(HOME), "launch"]
     server = subprocess.Popen(words, pass_fds=(theirs.fileno(),), env=given)
     theirs.close()
     order = {"cwd": str(folder), "path": str(folder), "log": str(folder / "log"), "devices": devices}

@@ -1,14 +1,14 @@
-"""torch._dynamo, the compiler's front, imported when something is compiled: not before.
+"""All that we change in torch, at run time. Standard library only: a rank and the fork server load this by its path.
 
-Importing it takes as long as importing torch itself. Every program pays that, one that compiles nothing too: optimizers
-and DistributedDataParallel import it to ask it for four things, and while nothing has been compiled the answer to each
-is known. `install` puts a module in its place that gives these answers. Whatever else it is asked for, or when a module
-below it is imported, it becomes the real one, the same object, and is out of the way for good.
+Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test that fails without it is named.
 
-It imports the standard library alone; what it answers is what torch 2.11 to 2.14 ask. In another torch, a question it
-does not know makes it the real module at once: slower, not wrong.
+- install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
+- start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
+- wrap_collective: the calls of torch.distributed's functions are noted (test_calls.py).
+- keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 """
 
+import faulthandler
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -17,13 +17,64 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 NAME = "torch._dynamo"
 _LOADING = threading.RLock()
 
 
-def install() -> None:
+def start_ranks_by(start: Callable[[dict[str, str], tuple[str, ...]], Any]) -> None:
+    """From now on, torch's agent in this process asks `start` for a rank, with its environment and its words, and
+    starts the rank itself where that returns None.
+
+    The agent has one function that starts processes, and no other place to put another in.
+    """
+    from torch.distributed.elastic.multiprocessing import api
+
+    execute = api.get_subprocess_handler
+
+    def handler(entrypoint: str, args: tuple[str, ...], env: dict[str, str], *more: Any, **options: Any) -> Any:
+        rank = start(env, args) if options.get("numa_options") is None else None
+        return execute(entrypoint, args, env, *more, **options) if rank is None else rank
+
+    api.get_subprocess_handler = handler
+
+
+def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> None:
+    """Wraps what the function itself wraps: who has a reference to the function keeps it, and the compiler, which knows
+    collectives by their identity, still does."""
+    wrapped = getattr(function, "__wrapped__", None)
+    for cell in getattr(function, "__closure__", None) or ():
+        if cell.cell_contents is wrapped is not None:
+            cell.cell_contents = wrapper(wrapped)
+
+
+def keep_stacks(log: TextIO) -> None:
+    """In a child that is to load data for torch: torch's own signal handlers would put faulthandler's out of work."""
+    handling = sys.modules.get("torch.utils.data._utils.signal_handling")
+    theirs = getattr(handling, "_set_worker_signal_handlers", None)
+    if theirs is None:
+        return
+
+    def ours(*arguments: Any) -> None:
+        theirs(*arguments)
+        faulthandler.disable()
+        faulthandler.enable(file=log)
+
+    handling._set_worker_signal_handlers = ours  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- torch._dynamo
+#
+# Importing it takes as long as importing torch itself. Every program pays that, one that compiles nothing too:
+# optimizers and DistributedDataParallel import it to ask it for four things, and while nothing has been compiled the
+# answer to each is known. `install_lazy_dynamo` puts a module in its place that gives these answers. Whatever else it
+# is asked for, or when a module below it is imported, it becomes the real one, the same object, and stays out of the
+# way for good. What it answers is what torch 2.11 to 2.15 ask. In another torch, a question it does not know makes it
+# the real module at once: slower, not wrong.
+
+
+def install_lazy_dynamo() -> None:
     """Does nothing where torch._dynamo is imported already, or is not to be found."""
     if NAME in sys.modules or "torch" not in sys.modules:
         return
