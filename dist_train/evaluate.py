@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.data.loader import evaluation_batches, number_of_batches
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import beat
 from dist_train.learner import autocast
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.overlap import Leash

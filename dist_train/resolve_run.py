@@ -10,9 +10,9 @@ from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, loc
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
-from dist_train.rundir.layout import new_run_dir, to_go_on_with
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Fence, Lease
-from dist_train.rundir.reading import numbered
+from dist_train.rundir.runs import new_run_dir, to_go_on_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def resolve_run(
     newest = to_go_on_with(config) if run_dir is None and resume == "auto" else None
     run_dir = (run_dir or (newest.run_dir if newest else new_run_dir(config))).expanduser().resolve()
     fence = lease.take(run_dir)
-    CheckpointStore(run_dir / "checkpoints").remove_unfinished()
+    CheckpointStore(RunDir(run_dir).checkpoints).remove_unfinished()
     for path in run_dir.glob(".tmp-*"):  # that earlier sessions began to write and did not finish
         remove_tree(path)
     checkpoint, skipped = _find(run_dir, resume)
@@ -72,7 +72,7 @@ def resolve_run(
         config=config,
         run_dir=run_dir,
         fence=fence,
-        generation=max((int(path.name) for path in numbered(run_dir / "generations")), default=0),
+        generation=last.number if (last := RunDir(run_dir).newest_generation()) else 0,
         checkpoint=checkpoint,
         allowed=tuple(allowed),
         notes=tuple(notes),
@@ -81,7 +81,7 @@ def resolve_run(
 
 def _find(run_dir: Path, resume: str | None) -> tuple[VerifiedCheckpoint | None, list[str]]:
     """The checkpoint to go on from, and lines about those that were skipped."""
-    store = CheckpointStore(run_dir / "checkpoints")
+    store = CheckpointStore(RunDir(run_dir).checkpoints)
     skipped: list[str] = []
     if resume == "none":
         if store.all():

@@ -15,8 +15,9 @@ from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
-from dist_train.rundir.layout import point_latest_at
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Fence
+from dist_train.rundir.runs import point_latest_at
 from dist_train.rundir.strict_json import to_json
 
 NO_GPU = {"device": "cpu"}
@@ -57,8 +58,8 @@ class RunRecord(NullRunRecord):
         ranks = self._ranks
         facts = {**environment_facts(), "world_size": ranks.world_size, "nodes": ranks.nodes, "pid": os.getpid()}
         try:
-            write_atomic(self._run_dir / "config.yaml", to_yaml(self._config))
-            write_atomic(self._run_dir / "environment.json", json.dumps(facts, indent=1))
+            write_atomic(RunDir(self._run_dir).config, to_yaml(self._config))
+            write_atomic(RunDir(self._run_dir).environment, json.dumps(facts, indent=1))
         except OSError as error:
             raise UserError(f"cannot write into {self._run_dir}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
 
@@ -83,7 +84,7 @@ class RunRecord(NullRunRecord):
         # A full disk must not end the training for it: the checkpoint has all that counts.
         with suppress(OSError):
             self._fence.check()
-            write_atomic(self._run_dir / "state.json", to_json(content, indent=1))
+            write_atomic(RunDir(self._run_dir).state, to_json(content, indent=1))
 
 
 def environment_facts() -> dict[str, Any]:

@@ -21,12 +21,12 @@ from dist_train.checkpoint.model_state import same
 from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
-from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import Evaluating
+from dist_train.heartbeat import beat
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.parallel.buffers import BufferSet

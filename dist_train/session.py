@@ -7,11 +7,12 @@ from typing import Any, Literal
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import has_manifest, locate
-from dist_train.control.heartbeat import beat
 from dist_train.control.stop import Request
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import beat
 from dist_train.loop import train
 from dist_train.run_state import NullRunRecord
+from dist_train.rundir.layout import RunDir
 from dist_train.tracking.base import RunFacts, SessionOutcome
 from dist_train.trainer import Trainer
 
@@ -80,7 +81,7 @@ class Session:
             metrics = {"split": "test", **self._evaluate_best_on_test()}
         status: Literal["done", "stopped"] = "done" if state.finished else "stopped"
         self.record.update(status, state, SIGNALS.get(request))
-        newest = self.facts.run_dir / "checkpoints" / f"step-{state.step:08d}"
+        newest = RunDir(self.facts.run_dir).checkpoint(state.step)
         trainer.tracker.finish(
             SessionOutcome(
                 status=status,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_train.control.heartbeat import finish_step
+from dist_train.heartbeat import finish_step
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
 

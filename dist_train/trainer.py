@@ -15,12 +15,12 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
-from dist_train.control.heartbeat import beat
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluate
+from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel.data_parallel import Parallel

@@ -24,12 +24,12 @@ from dist_train.config.source import load
 from dist_train.config.trust import powers, remember
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
-from dist_train.control.heartbeat import beat
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import beat
 from dist_train.learner import Learner, autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.schedule import Schedule
@@ -39,6 +39,7 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators
 from dist_train.resolve_run import ResolvedRun, changed_schedule, resolve_run
 from dist_train.run_state import NullRunRecord, RunRecord
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Lease
 from dist_train.sanity import check_sanity
 from dist_train.session import Session
@@ -140,7 +141,7 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
         facts = {"world_size": group.ranks.world_size, "global_batch": config.batch.global_size, **provenance}
         checkpoints = CheckpointManager(
             CheckpointStore(
-                resolved.run_dir / "checkpoints", config.checkpoint.keep, resolved.generation, resolved.fence
+                RunDir(resolved.run_dir).checkpoints, config.checkpoint.keep, resolved.generation, resolved.fence
             ),
             learner.state_tensors,
             facts,

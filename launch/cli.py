@@ -1,6 +1,6 @@
-"""`dist-train`: the commands and their help. A command's module is imported when it is used: help is instant.
+"""`dist-train`: the commands and their help. A command's module is imported when it is used, so help is instant.
 
-Results go to stdout, everything said to a person to stderr. A mistake is one line and exit code 2.
+Results go to stdout, messages for people to stderr. A mistake in the usage is one line and exit code 2.
 """
 
 import difflib
@@ -28,13 +28,13 @@ COMMANDS = {
     "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",
     "checkpoints": "What a run has saved, and whether it is sound.",
     "doctor": "Would a training work here, and is every rank as fast as the others?",
-    "runs": "What there is: state, step, best metric, where.",
+    "runs": "The runs there are: state, step, best metric, folder.",
 }
 """Name and one line; the command itself is `launch.commands.NAME:command`."""
 
 
 class UserPath(click.Path):
-    """A path of a command: `~` at its beginning is the home folder, which no shell sees behind `--root=`."""
+    """A path in which a leading `~` is the home folder: no shell expands it after `--root=`."""
 
     def __init__(self, plain: click.Path) -> None:
         vars(self).update(vars(plain))
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit:
         if sys.stdout is stdout:
             raise
-        code = ExitCode.DONE  # the reader of our output has left: click puts another in its place, and ends with 1
+        code = ExitCode.DONE  # our output's reader has gone: click replaces stdout and ends with 1
     sys.exit(int(code or 0))
 
 

@@ -3,45 +3,14 @@
 import ctypes
 import os
 import signal
-import socket
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from dist_train.rundir.process_id import stat
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Of one process: its parent's id, its state letter, its start in clock ticks since boot."""
-
-    parent: int
-    state: str
-    started: int
-
-
-def stat(pid: int) -> Stat | None:
-    """None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
-    return Stat(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
-
-
-def myself() -> dict[str, object]:
-    """What tells this process from any other, also after its id was given to another one."""
-    own = stat(os.getpid())
-    return {"pid": os.getpid(), "started": own.started if own else 0, "host": socket.gethostname()}
-
-
-def is_alive(facts: dict) -> bool:
-    """Whether the process that wrote `facts` (see `myself`) on this host still runs; a zombie does not."""
-    found = stat(int(facts["pid"]))
-    return found is not None and found.started == facts["started"] and found.state not in "ZX"
 
 
 def family_tree() -> dict[int, list[int]]:
@@ -98,7 +67,7 @@ def outlive_parent() -> None:
     _PRCTL(PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
-def sweep(*, patience: float, give_up: float = 5.0, spare: Collection[int] = ()) -> list[int]:
+def end_descendants(*, patience: float, give_up: float = 5.0, spare: Collection[int] = ()) -> list[int]:
     """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end.
 
     Args:

@@ -1,4 +1,4 @@
-"""Signals as a box to look into: a handler puts them there and does nothing else."""
+"""Signals that this process has received: a handler notes them and does nothing else."""
 
 import select
 import signal
@@ -22,8 +22,8 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Inbox:
-    """Collects this process's signals while it is open.
+class ReceivedSignals:
+    """Collects this process's signals from its construction until it is closed.
 
     SIGHUP is kept out: a closed terminal does not end a training, whose output is in its logs anyway. SIGUSR1 and
     SIGUSR2 are ignored once it is closed: by default they would kill a launcher that has done what they ask for, and is
@@ -41,8 +41,6 @@ class Inbox:
         self._others: list[int] = []
         self._last: tuple[int, float] = (0, 0.0)
         self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "Inbox":
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -51,6 +49,8 @@ class Inbox:
             self._previous[number] = signal.signal(number, self._receive)
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)  # wakes wait()
         self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def __enter__(self) -> "ReceivedSignals":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.files import Bytes, sync_folder
+from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import read_bytes
 
@@ -59,7 +60,7 @@ class CheckpointStore:
         """Of every checkpoint that was read back and found sound, what would show that it was touched since."""
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / checkpoint_name(step)
 
     def all(self) -> list[Path]:
         """Every complete checkpoint, newest first."""
@@ -252,7 +253,7 @@ def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoi
             return VerifiedCheckpoint(path=target, manifest=verify(target, by_name=False))
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
-    store = CheckpointStore(target / "checkpoints")
+    store = CheckpointStore(RunDir(target).checkpoints)
     found = _best_of(store) if best else None
     found = found or store.newest()
     if found is None:

@@ -1,14 +1,13 @@
-"""`python -m dist_train.commands.bench_ranks OUTCOME`: how fast is each rank, and how fast do they talk? As JSON.
+"""How fast is each rank, and how fast do the ranks talk to each other? As JSON.
 
-For `dist-train doctor`, which judges what rank 0 writes to OUTCOME. Each rank multiplies matrices on its own; then all
-add up a tensor together, by the process group that a training uses; then pairs of ranks exchange one.
+For `dist-train doctor`, which judges what rank 0 writes. Each rank multiplies matrices on its own; then all
+ranks all-reduce a tensor with the process group of a training; then pairs of ranks exchange a tensor.
 """
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dist_train.commands.common import reporting
+from dist_train.config.requests import BenchRanksRequest, read_request
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.types import Duration
 from dist_train.parallel.process_group import ProcessGroup
@@ -24,36 +24,32 @@ from dist_train.rundir.files import write_atomic
 
 SLICES, SLICE_S = 10, 0.12
 COUNTS = 3
-"""Windows of time in which a rank multiplies. Its third best counts: a disturbance that comes and goes does not."""
+"""A rank multiplies in several windows of time. The third best counts, so that passing disturbances do not."""
 SIDE = {"cpu": 256, "cuda": 4096}
 REPEATS = 5
-"""Of every exchange; the fastest counts."""
+"""Repetitions of every exchange; the fastest counts."""
 REDUCED_MB = {"cpu": 16, "cuda": 256}
 EXCHANGED_MB = {"cpu": 4, "cuda": 64}
 ALL_PAIRS = 8
-"""Ranks up to which every pair is measured; beyond it neighbours only, so that it stays a matter of seconds."""
+"""Up to this number of ranks every pair is measured; beyond it only neighbours, to finish within seconds."""
 TIMEOUT = Duration(60.0, "s")
-"""After which ranks that do not come together end with an error that says so."""
+"""After it, ranks that cannot find each other end with an error that says so."""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("outcome", type=Path)
-    parser.add_argument("--backend", choices=("gloo", "nccl"), required=True)
-    arguments = parser.parse_args(argv)
-    config = DistributedConfig(backend=arguments.backend, timeout=TIMEOUT)
+def main(request: BenchRanksRequest) -> int:
+    config = DistributedConfig(backend=request.backend, timeout=TIMEOUT)  # type: ignore[arg-type]
     with reporting(), ProcessGroup(Ranks.from_environment(), config) as group:
 
         def write(found: dict[str, Any]) -> None:
             if group.ranks.is_first:
-                write_atomic(arguments.outcome, json.dumps(found))
+                write_atomic(Path(request.outcome), json.dumps(found))
 
         write(measure(group, lambda stage: write({"stage": stage})))
     return 0
 
 
 def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]:
-    """All figures of all ranks, on every rank. `begin` is told what comes next.
+    """All measurements of all ranks, on every rank. Calls `begin` with the name of the next stage.
 
     Rates: `gflops` of the fastest multiplications, `share` of a core that the rank got (0 to 1; 1 on a GPU),
     `all_reduce_gbs` as bytes of the tensor per second, times 2 (W - 1) / W, which is what each link carries (NCCL
@@ -86,12 +82,12 @@ def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]
 
 
 def _meet(group: ProcessGroup) -> None:
-    """Returns when every rank is here."""
+    """Returns when every rank has called it."""
     group.all_reduce_device_(torch.zeros(1, device=group.device))
 
 
 def _gather(group: ProcessGroup, row: Tensor) -> Tensor:
-    """Every rank's row, on every rank. Within the group's own time limit, unlike what waits on the host's."""
+    """Every rank's row, on every rank, within the time limit of the group."""
     table = torch.zeros(group.ranks.world_size, len(row), dtype=torch.float64, device=group.device)
     table[group.ranks.rank] = row.to(group.device)
     return group.all_reduce_device_(table).cpu()
@@ -146,8 +142,7 @@ def _all_reduce(group: ProcessGroup) -> float | None:
 
 
 def _exchanges(group: ProcessGroup) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Seconds of this rank's exchanges; all ranks go from round to round together, so that no pair disturbs another's
-    round by being late."""
+    """Seconds of this rank's exchanges. All ranks start a round together, so that no pair disturbs the next round."""
     size = EXCHANGED_MB[group.device.type] * 1_000_000
     sent, received = (torch.zeros(size // 4, device=group.device) for _ in range(2))
     rank = group.ranks.rank
@@ -171,8 +166,8 @@ def _fastest(group: ProcessGroup, action: Callable[[], object]) -> float:
 
 
 def rounds(world_size: int) -> list[list[tuple[int, int]]]:
-    """Rounds in which no rank is in two pairs. Every pair up to ALL_PAIRS ranks, by the circle method of round-robin
-    tournaments; neighbours on a ring beyond."""
+    """Rounds of disjoint pairs: up to ALL_PAIRS ranks every pair, by the circle method of round-robin tournaments;
+    beyond it neighbours on a ring."""
     if world_size > ALL_PAIRS:
         ring = [tuple(sorted((rank, (rank + 1) % world_size))) for rank in range(world_size)]
         last = [ring[-1]] if world_size % 2 else []
@@ -192,4 +187,4 @@ def _all_pairs(world_size: int) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(BenchRanksRequest, sys.argv[1:])))

@@ -1,27 +1,27 @@
-"""`python -m dist_train.commands.checkpoints RUN [--verify] [--json]`: what a run has saved. No torch here."""
+"""`dist-train checkpoints`: what a run has saved. No torch here."""
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.store import CheckpointStore, has_manifest, step_of
-from dist_train.config.stdout import tell
+from dist_train.config.requests import CheckpointsRequest, read_request
+from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode
+from dist_train.rundir.layout import RunDir
 
 COLUMNS = ("step", "saved", "size", "ranks", "generation", "best", "state")
 NUMBERS = ("step", "size", "ranks", "generation")
 
 
-def describe(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
-    """One checkpoint in a few words. `sound` is None where that was not asked; `damage` says which file, and how.
+def describe_checkpoint(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, Any]:
+    """One checkpoint. `sound` is None if it was not verified; `damage` names the bad file and what is wrong with it.
 
     Args:
-        by_name: its folder should have the name that it was saved under.
+        by_name: check that the folder still has the name that the checkpoint was saved under.
     """
     known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None}
     try:
@@ -42,7 +42,7 @@ def describe(path: Path, thoroughly: bool, by_name: bool = True) -> dict[str, An
 
 
 def _readable(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that is damaged elsewhere; empty where it is the manifest."""
+    """The manifest of a damaged checkpoint; empty if the manifest itself is damaged."""
     try:
         return read_manifest(path)
     except DamagedCheckpoint:
@@ -50,7 +50,7 @@ def _readable(path: Path) -> dict[str, Any]:
 
 
 def _modified(path: Path) -> float | None:
-    """Unix time; for manifests that do not say when they were written."""
+    """Unix time of the manifest's last change, for manifests that do not record when they were written."""
     try:
         return (path / MANIFEST).stat().st_mtime
     except OSError:
@@ -58,26 +58,15 @@ def _modified(path: Path) -> float | None:
 
 
 def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:
-    """The checkpoints of a run, or one alone, the oldest first; `best` by the account of the newest readable one."""
+    """The checkpoints of a run, oldest first, or one checkpoint. The newest readable one says which is `best`."""
     alone = has_manifest(target) or step_of(target) >= 0
-    paths = [target] if alone else CheckpointStore(target / "checkpoints").all()[::-1]
-    found = [describe(path, thoroughly, by_name=not alone) for path in paths]
+    paths = [target] if alone else CheckpointStore(RunDir(target).checkpoints).all()[::-1]
+    found = [describe_checkpoint(path, thoroughly, by_name=not alone) for path in paths]
     best = next((item["best_step"] for item in reversed(found) if item["bytes"]), None)
     for item in found:
         item["best"] = item["step"] == best
         del item["best_step"]
     return found
-
-
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, the numbers to the right."""
-    rows = [COLUMNS, *map(_row, found)]
-    columns = []
-    for name, *cells in zip(*rows, strict=True):
-        width = max(map(len, (name, *cells)))
-        side = ">" if name in NUMBERS else "<"
-        columns.append([f"{cell:{side}{width}}" for cell in (name, *cells)])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
@@ -88,28 +77,23 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     return (f"{item['step']:,}", when, size, *numbers, "best" if item["best"] else "", state)
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train checkpoints", description=__doc__)
-    parser.add_argument("target", type=Path, help="a run directory or a checkpoint")
-    parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
+def main(request: CheckpointsRequest) -> int:
     try:
-        found = survey(arguments.target, arguments.verify)
+        found = survey(Path(request.target), request.verify)
     except OSError as error:
-        print(f"cannot read {arguments.target}: {error.strerror}", file=sys.stderr)
-        return int(ExitCode.CONFIG)
-    if arguments.json:
+        print(f"cannot read {request.target}: {error.strerror}", file=sys.stderr)
+        return ExitCode.CONFIG
+    if request.as_json:
         tell(json.dumps(found, indent=2))
     elif found:
-        tell(table(found))
+        tell(aligned([COLUMNS, *map(_row, found)], to_the_right=NUMBERS))
     if not found:
-        print(f"no checkpoints in {arguments.target}", file=sys.stderr)
+        print(f"no checkpoints in {request.target}", file=sys.stderr)
     damaged = [Path(item["path"]).name for item in found if item["sound"] is False]
     if damaged:
         print(f"damaged: {', '.join(damaged)}; a resume takes the newest sound one", file=sys.stderr)
-    return int(ExitCode.CANNOT_RESUME) if damaged and arguments.verify else 0
+    return ExitCode.CANNOT_RESUME if damaged and request.verify else ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(CheckpointsRequest, sys.argv[1:])))

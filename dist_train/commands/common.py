@@ -1,4 +1,4 @@
-"""What the commands that read a saved model share."""
+"""Shared by the commands that read a saved model."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ from dist_train.errors import ExitCode, UserError
 
 
 def evaluated_config(target: Path, overrides: Sequence[str], *, trusts: bool) -> RunConfig:
-    """The config that `target` carries, for a model whose weights come from the checkpoint: without start weights,
-    whose file may be anywhere."""
+    """The config that `target` carries, without start weights: the weights come from the checkpoint, and the file
+    of the start weights may be gone."""
     config = config_of_run(target, overrides, trusts=trusts)
     return config.model_copy(update={"model": config.model.model_copy(update={"start_weights": None})})
 
@@ -33,14 +33,9 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
         trusts: --trust.
 
     Raises:
-        UserError: when there is none, or it would import what the user does not know.
+        UserError: when there is none, or it would import code that the user has not trusted.
     """
-    found = recorded.read(target, overrides)
-    if found is None:
-        raise UserError(
-            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
-        )
-    config = found.trusted(trusts, lambda line: print(line, file=sys.stderr))
+    config = recorded.read_recorded(target, overrides).trusted(trusts, lambda line: print(line, file=sys.stderr))
     if sys.flags.safe_path and trust.powers(config):
         sys.path.insert(0, os.getcwd())  # where `python -m` looks for the user's own modules
     return config
@@ -67,8 +62,8 @@ def saved_model(config: RunConfig, snapshot: Snapshot, shape: tuple[int, ...] | 
 
 
 def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
-    """Raises UserError for a model that is far larger than what was saved of it, before it takes any memory: a config
-    may say anything."""
+    """Raises UserError for a model that is far larger than its saved weights, before it takes any memory: the config
+    may come from anybody."""
     saved = snapshot.ema or snapshot.model
     most, count = 2 * sum(t.numel() for t in saved.values()) + 10**6, 10 * len(saved) + 1_000
 
@@ -84,15 +79,15 @@ def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
             build()
     except UserError as error:
         if error.code == ExitCode.CANNOT_RESUME:
-            raise  # else not all can be built without memory; the real one will tell
+            raise  # any other error: some models need memory to be built; the real one will tell
     finally:
         counting.remove()
 
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Ends the process with one line and its exit code where the user can mend what went wrong. Under the launcher,
-    which does the same for all ranks together, errors go through."""
+    """Ends the process with one line and an exit code on an error that the user can fix. Under the launcher, which does
+    the same for all ranks together, errors pass through."""
     try:
         yield
     except (UserError, ConfigError) as error:

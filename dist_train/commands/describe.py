@@ -1,4 +1,4 @@
-"""`python -m dist_train.commands.describe CONFIG [a.b=c …]`: what only torch can tell of a plan, as JSON.
+"""`python -m dist_train.commands.describe CONFIG [a.b=c …]`: what only torch can say about a plan, as JSON.
 
 Nothing is downloaded, trained or written.
 """
@@ -28,12 +28,12 @@ CURVE_POINTS = 40
 
 
 class _NotYet(Exception):
-    """What keeps a plan from being told whole, and a training from nothing."""
+    """Something that keeps the description incomplete, but would not keep a training from running."""
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
-    """Sizes of data, model and training. What is not known is None; `problem` says why, and `exit_code` how a training
-    would end by it, where it would."""
+    """Sizes of data, model and training. What is not known is None, and `problem` says why. If a training would fail,
+    `exit_code` is its exit code."""
     facts: dict[str, Any] = dict.fromkeys(
         ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "parameters", "trainable_parameters")
     )
@@ -63,7 +63,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 
 def _splits(config: RunConfig) -> Splits:
-    """The data, if it is there; a plan downloads nothing."""
+    """The data, if it exists already; nothing is downloaded."""
     if not getattr(config.data, "download", False):
         return datasets.build(config.data)
     try:
@@ -83,7 +83,7 @@ def _length(config: RunConfig, samples: int) -> dict[str, Any]:
 
 
 def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
-    """Parameters, and the bytes of a checkpoint: those of a step with no gradient are those of any other."""
+    """Parameters, and the bytes of a checkpoint, measured after a step with gradients of zero."""
     optimizer = build_optimizer(config.optimizer, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv[0], argv[1:])
         facts = describe(config)
-    except ConfigError as error:  # on stdout like all that is told: libraries warn on stderr
+    except ConfigError as error:  # on stdout like all results: libraries warn on stderr
         facts = {"problem": str(error), "exit_code": int(ExitCode.CONFIG)}
     print(json.dumps(facts))
     return 0

@@ -1,8 +1,6 @@
-"""`python -m dist_train.commands.evaluate RUN_OR_CHECKPOINT`: the figures of a saved model, on any number of ranks."""
+"""`dist-train evaluate`: the metrics of a saved model, on any number of ranks."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train import tasks
@@ -10,6 +8,7 @@ from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.problems import printable
+from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
@@ -21,20 +20,14 @@ from dist_train.rundir.strict_json import to_json
 from dist_train.worker import set_deterministic
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train evaluate", description=__doc__)
-    parser.add_argument("target", type=Path, help="a run directory (its best checkpoint) or a checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="where the data is now, say")
-    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
-    parser.add_argument("--split", choices=("evaluation", "test", "train"), default="evaluation")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_intermixed_args(argv)
+def main(request: EvaluateRequest) -> int:
+    target = Path(request.target)
     with reporting():
-        config = evaluated_config(arguments.target, arguments.overrides, trusts=arguments.trust)
-        row = _evaluate(config, arguments.target, arguments.split)
+        config = evaluated_config(target, request.overrides, trusts=request.trust)
+        row = _evaluate(config, target, request.split)
     if Ranks.from_environment().is_first:
-        tell(to_json(row) if arguments.json else _text(row))
-    return 0
+        tell(to_json(row) if request.as_json else _text(row))
+    return ExitCode.DONE
 
 
 def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
@@ -58,8 +51,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
 
 
 def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[str, ...] | None) -> None:
-    """Raises UserError where the data has other classes than those that the model was trained for: their numbers would
-    mean something else."""
+    """Raises UserError if the data has other classes than the training had: class numbers would mean something else."""
     if trained is None or found is None or tuple(trained) == found:
         return
     place = next((k for k, (one, two) in enumerate(zip(trained, found, strict=False)) if one != two), None)
@@ -71,11 +63,11 @@ def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[st
 
 
 def _text(row: dict[str, object]) -> str:
-    """One figure a line."""
+    """One metric per line."""
     lines = [f"{row['checkpoint']}  {row['split']} split"]
     lines += [f"  {name:<16} {value:.4f}" for name, value in row.items() if isinstance(value, float)]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(EvaluateRequest, sys.argv[1:])))

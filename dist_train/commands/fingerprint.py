@@ -1,10 +1,8 @@
-"""`python -m dist_train.commands.fingerprint RUN_OR_CHECKPOINT`: do two runs end in the same bits?"""
+"""`dist-train fingerprint`: do two runs end in the same bits?"""
 
-import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -12,6 +10,7 @@ import safetensors
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.store import VerifiedCheckpoint, locate, read_file
 from dist_train.config.problems import printable
+from dist_train.config.requests import FingerprintRequest, read_request
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 
@@ -19,10 +18,10 @@ TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
 
 def fingerprint(found: VerifiedCheckpoint) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, in the order of their names.
+    """SHA-256 over names, dtypes, shapes and bytes of all model and optimizer tensors, sorted by name.
 
     Raises:
-        UserError: (exit 4) when a file is not what a training saves.
+        UserError: (exit 4) when a file cannot be read.
     """
     digest = hashlib.sha256()
     for file in TENSOR_FILES:
@@ -43,21 +42,17 @@ def _tensors(found: VerifiedCheckpoint, file: str) -> list[tuple[str, str, list[
     return [(name, entry["dtype"], list(entry["shape"]), bytes(entry["data"])) for name, entry in entries]
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train fingerprint", description=__doc__)
-    parser.add_argument("target", type=Path, help="a run directory (its newest checkpoint) or a checkpoint")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
+def main(request: FingerprintRequest) -> int:
     try:
-        found = locate(arguments.target, lambda line: print(line, file=sys.stderr))
+        found = locate(Path(request.target), lambda line: print(line, file=sys.stderr))
         value = fingerprint(found)
     except UserError as error:
         print(error, file=sys.stderr)
-        return int(error.code)
+        return error.code
     facts = {"fingerprint": value, "step": found.manifest["step"], "checkpoint": str(found.path)}
-    tell(json.dumps(facts) if arguments.json else value)
-    return 0
+    tell(json.dumps(facts) if request.as_json else value)
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(FingerprintRequest, sys.argv[1:])))

@@ -1,8 +1,7 @@
-"""`python -m dist_train.commands.predict CHECKPOINT IMAGE…|FOLDER`: the class of images, and how sure the model is."""
+"""`dist-train predict`: the class of images, and how sure the model is."""
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import VerifiedCheckpoint, locate
 from dist_train.commands.common import evaluated_config, reporting, saved_model
 from dist_train.config.problems import printable
+from dist_train.config.requests import PredictRequest, read_request
 from dist_train.config.schema import ImageFolder, RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data.datasets.class_folders import EXTENSIONS
@@ -27,27 +27,21 @@ from dist_train.randomness import Generators
 from dist_train.rundir.strict_json import to_json
 
 GREY = (0.299, 0.587, 0.114)
-"""Luma of red, green and blue (ITU-R BT.601), as Pillow converts to grey."""
+"""Weights of red, green and blue (ITU-R BT.601), with which Pillow converts to grey."""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dist-train predict", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run directory (its best one)")
-    parser.add_argument("images", nargs="+", type=Path, help="image files or folders of them")
-    parser.add_argument("--override", action="append", default=[], metavar="a.b=c", help="as of evaluate")
-    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
+def main(request: PredictRequest) -> int:
+    target = Path(request.target)
     with reporting():
-        config = evaluated_config(arguments.checkpoint, arguments.override, trusts=arguments.trust)
-        rows = predict(config, arguments.checkpoint, list(_files(arguments.images)))
-    if arguments.json:
+        config = evaluated_config(target, request.overrides, trusts=request.trust)
+        rows = predict(config, target, list(_files(map(Path, request.images))))
+    if request.as_json:
         tell(to_json(rows))
-        return 0
+        return ExitCode.DONE
     width = max(len(row["class"]) for row in rows)
     for row in rows:
         tell(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {printable(row['file'], 4096)}")
-    return 0
+    return ExitCode.DONE
 
 
 def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -67,7 +61,7 @@ def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict
     with Evaluating(model, config.seed, Generators(model)) as evaluating:
         rows = []
         for file in files:
-            evaluating.begin(0)  # what is said of an image does not depend on those before it
+            evaluating.begin(0)  # so that no image's result depends on those before it
             rows.append(_row(file, _probabilities(model, config, shape, file), classes))
     return rows
 
@@ -93,7 +87,7 @@ def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], fi
 
 
 def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
-    """uint8 [3, h, w] to uint8 `shape`: grey where the model is, the shorter side resized, the middle cut out."""
+    """uint8 [3, h, w] to uint8 `shape`: grey if the model is, shorter side resized, centre cropped."""
     channels, height, width = shape
     if channels == 1:
         weights = torch.tensor(GREY).view(3, 1, 1)
@@ -104,7 +98,7 @@ def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
     return centre_crop(resize_shorter_side(image, shorter), height)
 
 
-def _files(given: Sequence[Path]) -> Iterator[Path]:
+def _files(given: Iterable[Path]) -> Iterator[Path]:
     for path in given:
         if path.is_dir():
             inside = sorted(
@@ -120,4 +114,4 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(PredictRequest, sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""What a run wrote down of its steps, and the comparison of a replay with it, to the last bit."""
+"""What a run recorded of its steps, and the bitwise comparison of a replay with it."""
 
 import json
 import os
@@ -16,19 +16,20 @@ from dist_train.config.problems import printable
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import is_number, open_regular, parse_json
 from dist_train.tracking.base import POSITION, Row
 from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
 
 _LONGEST_LINE = 64 * 2**20
-"""Bytes: of an evaluation of very many classes, and then some."""
+"""In bytes; more than an evaluation of very many classes needs."""
 NOT_COMPARED = {"kind", "split", "time", *POSITION}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """The steps `first` to `last` of a run, counted from 1, and where to begin to compute them again.
+    """The steps `first` to `last` of a run, counted from 1, and where to begin computing them again.
 
     Attributes:
         found: the newest sound checkpoint before `first`; None for the start.
@@ -54,11 +55,11 @@ class Recording:
 
 
 def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last: int, *, beyond: bool) -> Recording:
-    """Reads metrics.jsonl, and finds the checkpoint to begin from. Changes nothing.
+    """Reads metrics.jsonl and finds the checkpoint to begin from. Changes nothing.
 
     Args:
         due: the run's own.
-        beyond: whether the window may hold steps that were not recorded.
+        beyond: whether the window may include steps that were not recorded.
 
     Raises:
         UserError: when there are no such steps.
@@ -68,10 +69,10 @@ def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last:
             f"--from-step {first} --to-step {last}: steps are counted from 1, and this run has {due.total_steps}; "
             "give the first and the last to be computed again"
         )
-    steps, evaluations = _rows(run_dir / "metrics.jsonl")
+    steps, evaluations = _rows(RunDir(run_dir).metrics)
     if not beyond:
         _check_recorded(first, last, steps)
-    # What a rollback went back to must be among the states that the replay passes through.
+    # The replay must pass through the state that a rollback returned to.
     any_will_do = config.train.non_finite != "rollback"
     found, notes = checkpoint_before(
         run_dir, lambda step: step < first and (any_will_do or due.rollback_step(step) == step)
@@ -90,7 +91,7 @@ def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last:
 
 
 def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
-    """Training rows and rows of the evaluation split, by step. A line that is being written is left out."""
+    """Training rows and rows of the evaluation split, by step. An incomplete last line is skipped."""
     steps: dict[int, Row] = {}
     evaluations: dict[int, Row] = {}
     try:
@@ -109,7 +110,7 @@ def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """What a line of metrics.jsonl says; nothing while it is being written. Raises ValueError."""
+    """The row of a line of metrics.jsonl; empty for an incomplete line. Raises ValueError."""
     if len(line) == _LONGEST_LINE:
         raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
     row = parse_json(line) if line.endswith(b"\n") else {}
@@ -132,9 +133,9 @@ def _check_recorded(first: int, last: int, steps: dict[int, Row]) -> None:
 
 
 def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[VerifiedCheckpoint | None, list[str]]:
-    """The newest sound checkpoint whose step is `usable`, and a line for each damaged one that was passed over."""
+    """The newest sound checkpoint whose step is `usable`, and a note on each damaged one that was skipped."""
     skipped: list[str] = []
-    for path in CheckpointStore(run_dir / "checkpoints").all():
+    for path in CheckpointStore(RunDir(run_dir).checkpoints).all():
         if usable(step_of(path)):
             try:
                 return VerifiedCheckpoint(path=path, manifest=verify(path)), skipped
@@ -146,10 +147,10 @@ def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[Ver
 def changes(
     run_dir: Path, found: VerifiedCheckpoint | None, config: RunConfig, now: Mapping[str, Any], world_size: int
 ) -> Iterator[str]:
-    """What is not as it was when the checkpoint was written: a difference may come from it.
+    """What has changed since the checkpoint was written: it may be the cause of a difference.
 
     Args:
-        found: the checkpoint to begin from; without it, any of the run's will do.
+        found: the checkpoint to begin from; without it, any checkpoint of the run is compared with.
         config: the run's, as the replay has it.
         now: of dist_train.checkpoint.provenance.surroundings.
         world_size: of the replay.
@@ -168,7 +169,7 @@ def changes(
 
 
 def _any_of(run_dir: Path) -> VerifiedCheckpoint | None:
-    for path in reversed(CheckpointStore(run_dir / "checkpoints").all()):
+    for path in reversed(CheckpointStore(RunDir(run_dir).checkpoints).all()):
         with suppress(DamagedCheckpoint):
             return VerifiedCheckpoint(path=path, manifest=read_manifest(path))
     return None
@@ -179,7 +180,7 @@ def _any_of(run_dir: Path) -> VerifiedCheckpoint | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two values that should be one."""
+    """Two values that should be equal."""
 
     step: int
     split: str | None
@@ -202,14 +203,14 @@ def _exact(value: Any) -> str:
 
 
 class Comparison(NullTracker):
-    """Takes the rows of a replay in place of a tracker, and holds them against the recorded ones.
+    """Receives the rows of a replay in place of a tracker and compares them with the recorded ones.
 
     Args:
-        on_difference: called at the first one.
+        on_difference: called at the first difference.
 
     Attributes:
-        difference: the first one.
-        missing: recorded training steps that have not come yet.
+        difference: the first difference.
+        missing: recorded training steps that have not been replayed yet.
         values: how many numbers have been compared.
     """
 
@@ -236,10 +237,10 @@ class Comparison(NullTracker):
             self._compare(recorded, row)
 
     def note(self, line: str) -> None:
-        """A replay says what the training said, where it did not."""
+        """Ignored: the training has said the same."""
 
     def _compare(self, recorded: Row, row: Row) -> list[str]:
-        """The names of what was compared: all that was recorded, and what the replay left out."""
+        """The names of the compared values: all that were recorded, and whether the replay left the step out."""
         before, now = dict(_leaves("", recorded)), dict(_leaves("", json.loads(row_to_json(row))))
         names = [*before, *(name for name in ("left_out",) if name in now and name not in before)]
         for name in names:
@@ -254,7 +255,7 @@ class Comparison(NullTracker):
         self._on_difference()
 
     def summary(self) -> str:
-        """What was found to be the same."""
+        """Summary of what is identical."""
         if not self.steps:
             return "nothing was compared"
         steps = sorted(self._recording.steps)
@@ -264,7 +265,7 @@ class Comparison(NullTracker):
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What is compared of a row, by its path: `grad_norm`, `per_class.f1[3]`."""
+    """The compared values of a row by path: `grad_norm`, `per_class.f1[3]`."""
     if isinstance(value, dict):
         for name, child in value.items():
             if path or name not in NOT_COMPARED:

@@ -1,13 +1,11 @@
-"""`python -m dist_train.commands.replay RUN --from-step A --to-step B`: do the recorded steps come out again?
+"""`dist-train replay`: do the recorded steps come out again?
 
-A replay is the training's own loop from the nearest checkpoint before A, on any number of ranks, with a tracker that
+A replay runs the training's own loop from the nearest earlier checkpoint, on any number of ranks, with a tracker that
 compares instead of writing. Nothing is written into the run directory.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import config_of_run, reporting
 from dist_train.commands.recording import Comparison, Recording, changes, read_recording
 from dist_train.commands.watch import StepDetail, watched
+from dist_train.config.requests import ReplayRequest, read_request
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.config.stdout import tell
@@ -42,42 +41,33 @@ from dist_train.tracking.tracker import NullTracker
 from dist_train.worker import build_trainer, set_deterministic
 
 DIFFERS = 1
-"""Exit code when a step comes out otherwise than it was recorded."""
+"""Exit code when a step differs from what was recorded."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Replays as the arguments say; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dist-train replay", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run directory")
-    parser.add_argument("--from-step", type=int, required=True, metavar="A", help="the first step, counted from 1")
-    parser.add_argument("--to-step", type=int, required=True, metavar="B", help="the last step")
-    parser.add_argument("--show", action="store_true", help="each microbatch's loss and samples, the largest gradients")
-    parser.add_argument("--trust", action="store_true", help="let the run's own config run others' code")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--verdict", type=Path, help=argparse.SUPPRESS)  # the launcher reads there what it ends with
-    arguments = parser.parse_args(argv)
+def main(request: ReplayRequest) -> int:
+    """Replays the steps; returns the exit code."""
     with reporting():
         try:
-            outcome = _replay(arguments)
+            outcome = _replay(request)
         except KeyboardInterrupt:
-            return int(ExitCode.INTERRUPTED)
+            return ExitCode.INTERRUPTED
     if not Ranks.from_environment().is_first:
-        return 0
-    tell(row_to_json(outcome.as_json()) if arguments.json else outcome.as_text())
-    code = 0 if outcome.is_identical else DIFFERS
-    if arguments.verdict is None:
+        return ExitCode.DONE
+    tell(row_to_json(outcome.as_json()) if request.as_json else outcome.as_text())
+    code = ExitCode.DONE if outcome.is_identical else DIFFERS
+    if request.outcome is None:
         return code
-    write_atomic(arguments.verdict, json.dumps({"exit_code": code}))
-    return 0  # a rank that ends with another code looks like a failure to the launcher
+    write_atomic(Path(request.outcome), json.dumps({"exit_code": code}))
+    return ExitCode.DONE
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """What came out of a replay; complete on rank 0 alone.
+class ReplayOutcome:
+    """The result of a replay; complete on rank 0 only.
 
     Attributes:
-        ended: why the replay could not go on to its last step: something was not finite.
-        details: the steps that --show asked for.
+        ended: why the replay stopped before its last step: something was not finite.
+        details: the steps shown with --show.
     """
 
     run_dir: Path
@@ -97,7 +87,7 @@ class Outcome:
         return [step for step in range(record.first, record.last + 1) if step not in record.steps]
 
     def as_text(self) -> str:
-        """The verdict, in one line or a few."""
+        """The verdict, in a few lines."""
         record, compared = self.recording, self.comparison
         lines = [self.ended] if self.ended else []
         if compared.difference:
@@ -141,47 +131,46 @@ def _ranks(number: int) -> str:
 # ---------------------------------------------------------------- the replay
 
 
-def _replay(arguments: argparse.Namespace) -> Outcome:
-    config = config_of_run(arguments.run, trusts=arguments.trust)
+def _replay(request: ReplayRequest) -> ReplayOutcome:
+    config = config_of_run(Path(request.run), trusts=request.trust)
     ranks, microbatches = Ranks.from_environment(), config.batch.microbatches
     if not isinstance(microbatches, int):
-        raise UserError(f"{arguments.run} has not settled batch.microbatches, as a run does when it begins")
-    share(ranks.rank, ranks.world_size, microbatches)  # which says so when there are too few
+        raise UserError(f"{request.run} has not settled batch.microbatches, as a run does when it begins")
+    share(ranks.rank, ranks.world_size, microbatches)  # raises if there are too few
     set_deterministic(config)
     with ProcessGroup(ranks, config.distributed) as group:
         splits = datasets.build(config.data, group.local_rank0_first)
         due = Due.of(config, train_sampler(config, splits.train, ranks).steps_per_epoch)
-        recording = group.run_on_rank0(lambda: _read(arguments, config, splits, due, group))
+        recording = group.run_on_rank0(lambda: _read(request, config, splits, due, group))
         if ranks.is_first:
             for line in (*recording.notes, f"replaying from {recording.begin} on {_ranks(ranks.world_size)}"):
                 print(line, file=sys.stderr, flush=True)
-        return _compute(arguments, config, splits, recording, Window.over(due, recording), group)
+        return _compute(request, config, splits, recording, Window.over(due, recording), group)
 
 
-def _read(arguments: argparse.Namespace, config: RunConfig, splits: Splits, due: Due, group: ProcessGroup) -> Recording:
-    """What there is to replay, with all that the user should know beforehand."""
-    recording = read_recording(
-        arguments.run, config, due, arguments.from_step, arguments.to_step, beyond=arguments.show
-    )
+def _read(request: ReplayRequest, config: RunConfig, splits: Splits, due: Due, group: ProcessGroup) -> Recording:
+    """What to replay, with notes for the user."""
+    run_dir = Path(request.run)
+    recording = read_recording(run_dir, config, due, request.from_step, request.to_step, beyond=request.show)
     now, world_size = surroundings(config, splits, group.device), group.ranks.world_size
-    news = changes(arguments.run, recording.found, config, now, world_size)
+    news = changes(run_dir, recording.found, config, now, world_size)
     return replace(recording, notes=(*recording.notes, *news))
 
 
 def _compute(
-    arguments: argparse.Namespace,
+    request: ReplayRequest,
     config: RunConfig,
     splits: Splits,
     recording: Recording,
     due: "Window",
     group: ProcessGroup,
-) -> Outcome:
+) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
     resumed = _broadcast(recording.found, group)
     state = learner.restore(resumed) if resumed else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
-    comparison = Comparison(recording, on_difference=(lambda: None) if arguments.show else partial(flag.limit, 0))
+    comparison = Comparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
     tracker = comparison if group.ranks.is_first else NullTracker()
     details: list[StepDetail] = []
     points = RollbackPoints(learner, due) if config.train.non_finite == "rollback" else NullCheckpointManager()
@@ -189,8 +178,8 @@ def _compute(
     ended = None
     try:
         points.save(state)
-        if arguments.show:
-            trainer = watched(trainer, group, recording.first, details.append if arguments.json else print)
+        if request.show:
+            trainer = watched(trainer, group, recording.first, details.append if request.as_json else print)
         train(trainer, state)
     except UserError as error:
         if error.code != ExitCode.NON_FINITE:
@@ -198,8 +187,8 @@ def _compute(
         ended = str(error)
     finally:
         trainer.parallel.close()
-    return Outcome(
-        run_dir=arguments.run,
+    return ReplayOutcome(
+        run_dir=Path(request.run),
         recording=recording,
         comparison=comparison,
         world_size=group.ranks.world_size,
@@ -221,13 +210,13 @@ def _broadcast(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Window(Due):
-    """Ends with the window, and evaluates where the recording did."""
+    """Ends with the window and evaluates at the recorded evaluations."""
 
     evaluations: frozenset[int]
 
     @classmethod
     def over(cls, due: Due, recording: Recording) -> "Window":
-        """The part of the run's own plan that was recorded."""
+        """The recorded part of the run's own plan."""
         values = {**asdict(due), "last_step": recording.last}
         return cls(**values, evaluations=frozenset(recording.evaluations))
 
@@ -236,7 +225,7 @@ class Window(Due):
 
 
 class RollbackPoints(NullCheckpointManager):
-    """The states that a rollback goes back to, in memory: the run's own may be gone by now."""
+    """Keeps the states that a rollback restores in memory: the run's own checkpoints may be gone."""
 
     def __init__(self, learner: Learner, due: Due) -> None:
         self._learner = learner
@@ -254,4 +243,4 @@ class RollbackPoints(NullCheckpointManager):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read_request(ReplayRequest, sys.argv[1:])))

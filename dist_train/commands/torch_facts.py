@@ -1,4 +1,4 @@
-"""`python -m dist_train.commands.torch_facts`: what torch sees of this machine, as JSON. For `dist-train doctor`."""
+"""`python -m dist_train.commands.torch_facts`: what torch sees on this machine, as JSON. For `dist-train doctor`."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 def facts() -> dict[str, Any]:
-    """Versions, GPUs by name, why there are none, and the backends with their versions."""
+    """Versions, names of GPUs or why there are none, and backends with their versions."""
     found: dict[str, Any] = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpus": [], "backends": {}}
     if torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -20,7 +20,7 @@ def facts() -> dict[str, Any]:
     if dist.is_available() and dist.is_nccl_available():
         found["backends"]["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     try:
-        import torchvision  # noqa: F401 - that it fits this torch shows in its import
+        import torchvision  # noqa: F401 - the import shows whether it fits this torch
     except Exception as error:
         found["torchvision_problem"] = f"{type(error).__name__}: {error}"
     return found

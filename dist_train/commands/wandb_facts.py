@@ -1,6 +1,6 @@
 """`python -m dist_train.commands.wandb_facts MODE`: what W&B would do here, as JSON. For `dist-train doctor`.
 
-Says whether there are credentials, and prints nothing of them. Asks nobody over the network.
+Reports whether there are credentials without revealing them. Uses no network.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What `dist-train replay --show` tells of a step: its microbatches' losses and samples, and its largest gradients."""
+"""What `dist-train replay --show` shows of a step: its microbatches' losses and samples, and its largest gradients."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -51,7 +51,7 @@ def watched(trainer: Trainer, group: ProcessGroup, first: int, tell: Callable[[S
 
 
 class Watch:
-    """Collects, on every rank, what there is to tell of its steps."""
+    """Collects, on every rank, the details of its steps."""
 
     def __init__(self, group: ProcessGroup, trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> None:
         assert isinstance(trainer.config.batch.microbatches, int)
@@ -76,7 +76,7 @@ class Watch:
             self._seen.append((result, self._largest))
 
     def tell(self) -> None:
-        """Tells what has been added since; all ranks call it together."""
+        """Reports the steps added since the last call; all ranks call it together."""
         seen, self._seen = self._seen, []
         if not seen:
             return
@@ -111,7 +111,7 @@ def _detail(
 
 class _WatchedMetrics(StepMetrics):
     def __init__(self, step_metrics: StepMetrics, watch: Watch) -> None:
-        vars(self).update(vars(step_metrics))  # it goes on as that one
+        vars(self).update(vars(step_metrics))  # continues from the other's state
         self._watch = watch
 
     def add(self, result: StepResult) -> None:

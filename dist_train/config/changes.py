@@ -1,4 +1,4 @@
-"""What differs between two configs, by key, and which of it a result depends on."""
+"""The keys in which two configs differ, and which of them affect the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 
 SURROUNDINGS = ("torch", "data")
-"""What may be allowed to change besides keys: it is around a run, not in its config."""
+"""What may be allowed to change besides keys of the config: a run's surroundings."""
 
 
 def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -15,11 +15,11 @@ def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The same of any two trees."""
+    """The same for any two trees."""
     left, right = dict(_leaves("", old)), dict(_leaves("", new))
     for path in sorted(left.keys() | right.keys()):
         before, after = left.get(path), right.get(path)
-        if before != after and repr(before) != repr(after):  # one NaN is like another
+        if before != after and repr(before) != repr(after):  # NaN equals NaN here
             yield path, before, after
 
 
@@ -36,10 +36,10 @@ def is_below(path: str, keys: Sequence[str]) -> bool:
 
 
 def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequence[str]) -> bool:
-    """Whether `config` could go on with a run that was recorded with everything settled.
+    """Whether `config` could resume a run whose recorded config has no `auto` left.
 
     Args:
-        allowed: further keys that may differ. `torch` and `data` are of what is around a run, and no keys here.
+        allowed: further keys that may differ. `torch` and `data` name surroundings and are ignored here.
     """
     keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(

@@ -12,9 +12,9 @@ from dist_train.config.yaml12 import CoreResolver
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what YAML 1.2 reads back as itself.
+    """Writes YAML that a YAML 1.2 reader reads back unchanged.
 
-    Text that YAML 1.1 would take for something else is quoted too, for the sake of other readers.
+    Text that YAML 1.1 would read as something else is quoted too, for other readers.
     """
 
     yaml_implicit_resolvers = {
@@ -27,7 +27,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _list(dumper: _Dumper, values: list[Any]) -> yaml.Node:
-    """A list of plain values in one line, a list of sections in several."""
+    """A list of plain values on one line, a list of sections on several."""
     plain = not any(isinstance(value, (list, dict)) for value in values)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
 
@@ -44,8 +44,8 @@ _Dumper.add_representer(float, _number)
 
 
 def to_yaml(config: RunConfig) -> str:
-    """All keys of the config, in the order of the schema, a component's name first; `source.load` makes an equal config
-    of it."""
+    """All keys of the config, in the order of the schema, a component's name first; `source.load` reads an
+    equal config from it."""
     return yaml.dump(_names_first(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

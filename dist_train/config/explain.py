@@ -1,4 +1,4 @@
-"""pydantic's errors, each turned into what the user wrote, where, and what is allowed there."""
+"""Turns pydantic's errors into what the user wrote, where, and what is allowed there."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dist_train.config import shape
 from dist_train.config.problems import Problem, did_you_mean, nearest, shown
-from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+from dist_train.config.tree import KeyPath, Location, Tree, problem_at
 
 _OTHER_NAMES = {
     "epochs": "train.duration", "max_epochs": "train.duration", "num_epochs": "train.duration",
@@ -19,7 +19,7 @@ _OTHER_NAMES = {
     "warmup_epochs": "schedule.warmup", "warmup_steps": "schedule.warmup", "gradient_clip_val": "train.clip_norm",
     "grad_clip": "train.clip_norm", "amp": "train.precision", "num_classes": "nothing: the data tells",
 }  # fmt: skip
-"""What other trainers call it."""
+"""Names that other trainers use."""
 
 _OWN_MESSAGES = {
     "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
@@ -28,7 +28,7 @@ _OWN_MESSAGES = {
 _WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
 
 
-def explain(error: ValidationError, tree: Tree) -> list[Problem]:
+def explain_errors(error: ValidationError, tree: Tree) -> list[Problem]:
     """The problems of a config, one for each key path.
 
     Args:
@@ -60,8 +60,8 @@ def _problems(item: Any, tree: Tree) -> Iterator[Problem]:
 
 
 def _walk(location: tuple[str | int, ...], tree: Tree) -> tuple[KeyPath, shape.Node, shape.Node]:
-    """The key path of pydantic's `loc`, which names the members of unions too, with the schema of the section that the
-    last key stands in, and of the key itself."""
+    """The key path of pydantic's `loc`, which also names members of unions, with the schemas of the last key's section
+    and of the key itself."""
     path: list[str | int] = []
     section = node = shape.root()
     at: Tree | None = tree
@@ -89,14 +89,14 @@ def _at(tree: Tree, path: KeyPath) -> Tree | None:
     return at
 
 
-def _key_place(tree: Tree, path: KeyPath) -> Place:
-    """Where the key stands, or the nearest one above it."""
+def _key_place(tree: Tree, path: KeyPath) -> Location:
+    """The location of the key, or of the nearest one above it."""
     at = _at(tree, path)
     return at.key_place if at else _key_place(tree, path[:-1])
 
 
-def _value_place(tree: Tree, path: KeyPath) -> Place:
-    """Where the value stands; for a section that is its key."""
+def _value_place(tree: Tree, path: KeyPath) -> Location:
+    """The location of the value; for a section, that of its key."""
     at = _at(tree, path)
     return at.place if at and not isinstance(at.value, dict) else _key_place(tree, path)
 
@@ -152,7 +152,7 @@ def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
 
 
 def _wanted(node: shape.Node) -> str:
-    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.words(node)
+    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.in_words(node)
 
 
 def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
@@ -165,7 +165,7 @@ def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
     if not node:
         return f"{item['msg'][:1].lower()}{item['msg'][1:]}, not {shown(value)}"
     near = did_you_mean(value, _fixed_values(node)) if isinstance(value, str) else ""
-    return f"must be {shape.words(node)}, not {shown(value)}{near or _hint(value, node)}"
+    return f"must be {shape.in_words(node)}, not {shown(value)}{near or _hint(value, node)}"
 
 
 def _fixed_values(node: shape.Node) -> list[str]:
@@ -173,7 +173,7 @@ def _fixed_values(node: shape.Node) -> list[str]:
 
 
 def _hint(value: Any, node: shape.Node) -> str:
-    """What to do where a value only has the wrong type."""
+    """What to do if a value only has the wrong type."""
     kinds = {option.get("type") for option in shape.options(node)}
     if isinstance(value, str) and "boolean" in kinds:
         is_old = value.lower() in ("on", "off", "yes", "no", "y", "n")

@@ -1,26 +1,67 @@
-"""`package.module:Thing` of a config, imported at run time."""
+"""The user's own components: `package.module:Thing` in a config, imported at run time and built with its args."""
 
 import difflib
 import functools
 import importlib
+import inspect
 import pkgutil
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 from dist_train.config.problems import did_you_mean, printable
+from dist_train.config.schema import Custom
 from dist_train.errors import UserError
 
 _FORBIDDEN = {"builtins", "__main__", *sys.stdlib_module_names}
 
 
-def resolve(path: str, what: str) -> Any:
-    """The class or function that `path`, `package.module:Thing`, names; sys.path stays as it is.
+def construct(config: Custom, kind: str, *positional: Any, offered: Mapping[str, Any], **required: Any) -> Any:
+    """Calls what `config.name` names.
 
-    Python's own library is refused, and so is whatever comes from it under the name of another module: a config builds
-    models and data sets, it does not call `os.system`.
+    Args:
+        config: name and args; an argument that the user gives beats one that is offered.
+        kind: the config's section, such as "model", for messages.
+        positional: passed on.
+        offered: keyword arguments passed on only if the signature has parameters of these names.
+        required: keyword arguments that are always passed on.
+
+    Raises:
+        UserError: when it cannot be imported, or does not take these arguments.
+    """
+    thing = resolve_import(config.name, kind)
+    keywords = {**_asked_for(thing, offered), **required, **config.args}
+    try:
+        inspect.signature(thing).bind(*positional, **keywords)
+    except TypeError as error:
+        raise UserError(f"{kind} {config.name}{_signature(thing)} cannot be called so: {error}") from None
+    except ValueError:  # code in C may have no signature; the call itself will tell
+        pass
+    return thing(*positional, **keywords)
+
+
+def _asked_for(thing: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        names = inspect.signature(thing).parameters
+    except ValueError:
+        return {}
+    return {name: value for name, value in offered.items() if name in names}
+
+
+def _signature(thing: Callable[..., Any]) -> str:
+    """The parameters by name and default; annotations would hide them."""
+    parameters = inspect.signature(thing).parameters.values()
+    return "(" + ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters) + ")"
+
+
+def resolve_import(path: str, what: str) -> Any:
+    """The class or function that `path`, `package.module:Thing`, names. sys.path is not changed.
+
+    Python's standard library is refused, under whatever name it is reached: a config builds models and data sets, it
+    does not call `os.system`.
 
     Args:
         what: what it is for, such as `model`, for the message.
@@ -101,7 +142,7 @@ def _attribute(thing: Any, name: str, asked: str) -> Any:
 
 
 def _check(thing: Any, asked: str) -> None:
-    """Whether it can be called and does not come from Python's own library, by whatever name it is reached."""
+    """Raises UserError if it cannot be called, or comes from Python's standard library under another name."""
     if isinstance(thing, ModuleType):
         raise UserError(f"{asked}: that is a module; name the class or function in it")
     while isinstance(thing, functools.partial):

@@ -10,7 +10,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.types import Duration
 
 _STANDARD_WORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-"""pydantic leaves a bound behind a validator function in its own words, which no editor knows."""
+"""pydantic names a bound behind a validator function in its own words, which editors do not know."""
 _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
     "description": "Files to begin from, relative to this one; what stands here goes on top.",
@@ -24,7 +24,7 @@ class _Generator(GenerateJsonSchema):
 
 @cache
 def document() -> dict[str, Any]:
-    """The JSON Schema of a resolved RunConfig, in standard words, without titles. Its readers must not change it."""
+    """The JSON Schema of a resolved RunConfig, in standard words, without titles. Do not modify the result."""
     return _tidy(RunConfig.model_json_schema(schema_generator=_Generator))
 
 

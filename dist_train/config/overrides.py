@@ -1,11 +1,11 @@
-"""`a.b=c` on the command line: read as YAML 1.2 and written over the tree of the files."""
+"""`a.b=c` on the command line: read as YAML 1.2 and applied to the tree of the files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_train.config.problems import Problem, printable, shown
-from dist_train.config.tree import Place, Tree, component_name, is_component, problem_at
-from dist_train.config.yaml12 import MAX_DEPTH, Unreadable, parse
+from dist_train.config.tree import Location, Tree, component_name, is_component_path, problem_at
+from dist_train.config.yaml12 import MAX_DEPTH, Unreadable, parse_yaml
 
 _AFTER_ALL_FILES = 1_000_000
 
@@ -15,16 +15,16 @@ class Override:
     path: tuple[str, ...]
     tree: Tree
     switches: bool
-    """Whether it chooses a component, and so decides which other keys there are."""
+    """Whether it chooses a component, and thereby which other keys exist."""
 
 
 def parse_override(text: str, index: int, problems: list[Problem]) -> Override | None:
-    """One override; None, with the problem added, where it cannot be read.
+    """One override; None, with the problem added, if it cannot be read.
 
     Args:
         index: its number on the command line, for the order of problems.
     """
-    place = Place((_AFTER_ALL_FILES, index, 0), "command line")
+    place = Location((_AFTER_ALL_FILES, index, 0), "command line")
     name, equals, value = text.partition("=")
     path = tuple(name.strip().split("."))
     if not equals or "" in path or len(path) > MAX_DEPTH:
@@ -32,18 +32,18 @@ def parse_override(text: str, index: int, problems: list[Problem]) -> Override |
         problems.append(problem_at(place, (), message))
         return None
     try:
-        tree = parse(value, lambda line, column: place, problems, path)
+        tree = parse_yaml(value, lambda line, column: place, problems, path)
     except Unreadable as error:
         problems.append(error.problem)
         return None
-    if is_component(path) and isinstance(tree.value, str):
+    if is_component_path(path) and isinstance(tree.value, str):
         path = (*path, "name")
-    switches = is_component(path) or (path[-1] == "name" and is_component(path[:-1]))
+    switches = is_component_path(path) or (path[-1] == "name" and is_component_path(path[:-1]))
     return Override(path=path, tree=tree, switches=switches)
 
 
 def apply(root: Tree, overrides: Sequence[Override], problems: list[Problem]) -> None:
-    """Write the overrides over the tree of the files, in place; what has no place there is added to `problems`."""
+    """Applies the overrides to the tree of the files, in place. One that does not fit is added to `problems`."""
     for override in sorted(overrides, key=lambda override: not override.switches):
         problem = _write(root, override)
         if problem:
@@ -56,7 +56,7 @@ def _write(root: Tree, override: Override) -> Problem | None:
         key = _key_in(node, name)
         if key is None:
             return problem_at(place, path, _no_way_down(node, path, depth))
-        if key == "name" and is_component(path[:depth]):
+        if key == "name" and is_component_path(path[:depth]):
             _drop_the_old_component(node, override, depth)
         child = node.child(key)
         if depth == len(path) - 1:

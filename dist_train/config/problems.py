@@ -1,4 +1,4 @@
-"""What is wrong in a config and where: kept as data, printed as aligned lines. No pydantic and no torch here."""
+"""What is wrong in a config and where, as data and as aligned lines. No pydantic and no torch here."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ _WIDEST_COLUMN = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing to mend."""
+    """One thing to fix."""
 
     where: str
     """`configs/x.yaml:14:3` (file, line, column) or `command line`."""
@@ -22,7 +22,7 @@ class Problem:
     message: str
     """What was given, what is allowed, what to do."""
     order: tuple[int, ...] = field(default=(), repr=False, compare=False)
-    """Problems are told in this order: by file, line and column, then the command line."""
+    """Problems are sorted by it: file, line and column, then the command line."""
 
 
 class ConfigError(Exception):
@@ -51,7 +51,7 @@ def _text(path: str, problems: Sequence[Problem]) -> str:
 
 
 def _width(column: Sequence[str]) -> int:
-    """Of a column: as wide as its longest entry, but one very long entry does not push all the others away."""
+    """Of a column: that of its longest entry, up to a limit, so that one long entry does not widen all lines."""
     return min(max(map(len, column), default=0), _WIDEST_COLUMN)
 
 
@@ -79,7 +79,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`. Did you mean lr?`, or nothing where nothing is near."""
+    """`. Did you mean lr?`, or nothing if no word is near."""
     name = nearest(word, known)
     return f". Did you mean {name}?" if name else ""
 

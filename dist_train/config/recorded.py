@@ -1,11 +1,11 @@
 """The config that a run directory or a checkpoint carries, which may have come from anybody. No torch here.
 
-It is whole: it extends no other file. What is wrong with it is told in one line, since nobody here has written it.
+It is complete: it extends no other file. Mistakes in it are reported in one line, since the user did not write it.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,51 +20,48 @@ from dist_train.rundir.reading import read_json
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
 _TRACES += (MANIFEST, "environment.json", "checkpoints/*", "logs/rank*", ".lock-node*")
-"""What a folder has in which a run lives, or a checkpoint, beside its config."""
+"""Files of a run directory or a checkpoint besides its config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """A config and where it stands."""
+    """A config and where it comes from."""
 
     source: str
     """The run or checkpoint, as it was named."""
     alone: RunConfig
-    """As it came."""
+    """As recorded."""
     config: RunConfig
     """With the user's overrides on top."""
 
     def trusted(self, given: bool, note: trust.Note, *, job: bool = False) -> RunConfig:
-        """The config, once nothing in it runs code that the user does not know.
+        """The config, if it runs no code that the user has not trusted.
 
         Raises:
-            UserError: (exit 2) when something would.
+            UserError: (exit 2) when it would.
         """
         asked = trust.of_recorded(self.alone, self.config, job=job)
-        trust.check(asked, f"the config of {self.source}", given=given, note=note)
+        trust.require(asked, f"the config of {self.source}", given=given, note=note)
         return self.config
 
 
-def read(target: Path, overrides: Sequence[str] = ()) -> Recorded | None:
-    """What a run directory or a checkpoint carries; None where it carries none. Imports nothing.
+def read_recorded(target: Path, overrides: Sequence[str] = ()) -> Recorded:
+    """What a run directory or a checkpoint carries. Imports nothing.
 
     Raises:
-        UserError: when it cannot be read, or the overrides do not fit.
+        UserError: when it carries no config, the config cannot be read, or the overrides do not fit.
     """
     if (target / CONFIG).exists():
         return of_file(target / CONFIG, overrides)
-    if not (target / MANIFEST).is_file():
-        return None
-    content = _manifest(target).get("config")
-    if content is None:
-        above = target.resolve().parents
-        return read(above[1], overrides) if len(above) > 1 and (above[1] / CONFIG).is_file() else None
-    where = str(target / MANIFEST)
-    alone = _told(where, (), lambda: load_plain(content, where))
-    return Recorded(
-        source=str(target),
-        alone=alone,
-        config=_told(where, overrides, lambda: load_plain(content, where, overrides)) if overrides else alone,
+    content = _manifest(target).get("config") if (target / MANIFEST).is_file() else None
+    if content is not None:
+        where = str(target / MANIFEST)
+        return _recorded(str(target), where, overrides, lambda own: load_plain(content, where, own))
+    run_dir = target.resolve().parent.parent
+    if (target / MANIFEST).is_file() and (run_dir / CONFIG).is_file():
+        return of_file(run_dir / CONFIG, overrides)
+    raise UserError(
+        f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
     )
 
 
@@ -72,20 +69,18 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
     """What a run's config.yaml says.
 
     Raises:
-        UserError: as `read` does.
+        UserError: as `read_recorded` does.
     """
-    alone = _told(str(path), (), lambda: load(path, recorded=True))
-    whole = _told(str(path), overrides, lambda: load(path, overrides, recorded=True)) if overrides else alone
-    return Recorded(source=str(path), alone=alone, config=whole)
+    return _recorded(str(path), str(path), overrides, lambda own: load(path, own, recorded=True))
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a config file is a run's own: it lies where a run does, so that nobody here need have written it."""
+    """Whether a config file belongs to a run, so that somebody else may have written it."""
     return path.name == CONFIG and has_traces(path.parent.parent if path.parent.name == "slurm" else path.parent)
 
 
 def has_traces(folder: Path) -> bool:
-    """Whether a run has been in a folder, or somebody made it look so; links that lead nowhere count."""
+    """Whether a folder has traces of a run, genuine or not; broken links count."""
     return any(_is_there(folder, name) for name in _TRACES)
 
 
@@ -100,7 +95,7 @@ def given(
 
     Args:
         trusts: --trust.
-        of_run: it was found in the folder that was named as a run, whatever else is there.
+        of_run: the file was found in a folder that was named as a run.
         job: a job's script would execute what it names.
 
     Raises:
@@ -124,12 +119,20 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
         raise UserError(message, ExitCode.CANNOT_RESUME) from None
 
 
-def _told(where: str, overrides: Sequence[str], loading: Any) -> RunConfig:
+def _recorded(
+    source: str, where: str, overrides: Sequence[str], loading: Callable[[Sequence[str]], RunConfig]
+) -> Recorded:
     try:
-        return loading()
+        alone = loading(())
+        return Recorded(source=source, alone=alone, config=loading(overrides) if overrides else alone)
     except ConfigError as error:
-        first, more = error.problems[0], len(error.problems) - 1
-        key = f"{printable(first.key, 100)}: " if first.key else ""
-        others = f" (and {more} more)" if more else ""
-        place = first.where if first.where.startswith(where) or overrides else where
-        raise UserError(f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}") from None
+        raise UserError(_in_one_line(error, where)) from None
+
+
+def _in_one_line(error: ConfigError, where: str) -> str:
+    """The first problem, and how many more there are."""
+    first, more = error.problems[0], len(error.problems) - 1
+    key = f"{printable(first.key, 100)}: " if first.key else ""
+    others = f" (and {more} more)" if more else ""
+    place = first.where if first.where.startswith((where, "command line")) else where
+    return f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}"

@@ -48,7 +48,7 @@ def resolved(node: Node) -> Node:
 
 
 def options(node: Node) -> list[Node]:
-    """What a value may be, one node each; null, which only says that it may be left out, is none of them."""
+    """The alternatives of a value, without null, which only says that it may be omitted."""
     node = resolved(node)
     return [resolved(part) for part in node.get("anyOf", [node]) if part.get("type") != "null"]
 
@@ -79,7 +79,7 @@ def component_names(node: Node) -> list[str]:
 
 
 def chosen(node: Node, value: Any) -> Node | None:
-    """The section of a component that `value`, a mapping with a name, is read as."""
+    """The section of a component that `value`, a mapping with a name, belongs to."""
     name = value.get("name") if isinstance(value, dict) else None
     for option in options(node):
         names = names_of(option)
@@ -98,7 +98,7 @@ def choices(node: Node) -> str:
     return alternatives(words)
 
 
-def words(node: Node) -> str:
+def in_words(node: Node) -> str:
     """What a value may be: `a whole number of 1 or more, or auto`."""
     if is_component(node):
         return "a section with a name"
@@ -125,12 +125,12 @@ def _option_words(node: Node) -> str:
 def _list_words(node: Node) -> str:
     least, most = node.get("minItems"), node.get("maxItems")
     length = f" of {least}" if least and least == most else " of 1 or more" if least else ""
-    items = f"a {choices(node['items'])} section" if is_component(node["items"]) else words(node["items"])
+    items = f"a {choices(node['items'])} section" if is_component(node["items"]) else in_words(node["items"])
     return f"a list{length} of texts" if items == "text" else f"a list{length}, each {items}"
 
 
 def _range_words(node: Node) -> str:
-    """` of 1 or more`, ` from 0 to 1`, ` above 0 and below 1`; nothing where there are no bounds."""
+    """` of 1 or more`, ` from 0 to 1`, ` above 0 and below 1`; nothing if there are no bounds."""
     low, above = node.get("minimum"), node.get("exclusiveMinimum")
     high, below = node.get("maximum"), node.get("exclusiveMaximum")
     if low is not None and high is None and below is None:

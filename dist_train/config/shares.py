@@ -1,10 +1,15 @@
-"""How a global batch is cut into microbatches, and which of them a rank works off; shared with the launcher."""
+"""How a global batch is cut into microbatches, and which of them a rank processes; shared with the launcher."""
+
+from typing import TYPE_CHECKING
 
 from dist_train.errors import UserError
 
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
+
 
 def share(rank: int, world_size: int, microbatches: int) -> range:
-    """The contiguous microbatch ids of `rank`, as even as whole numbers allow: together they are 0..microbatches-1.
+    """The contiguous microbatch ids of `rank`, as evenly as possible; all ranks' together are 0..microbatches-1.
 
     Raises:
         UserError: when there are more ranks than microbatches, so that a rank would have nothing to do.
@@ -18,11 +23,24 @@ def share(rank: int, world_size: int, microbatches: int) -> range:
 
 
 def check_even(world_size: int, microbatches: int) -> None:
-    """Raises UserError when some ranks have more microbatches than others: SyncBatchNorm waits for all in each forward,
-    so it would wait forever for one that a rank does not have."""
+    """Raises UserError when some ranks have more microbatches than others: SyncBatchNorm waits for all ranks
+    in each forward, and would wait forever for a microbatch that a rank does not have."""
     if microbatches % world_size:
         raise UserError(
             f"SyncBatchNorm needs as many microbatches on every rank, and {microbatches} do not divide among "
             f"{world_size} ranks: start a number of ranks that divides {microbatches}, or set batch.microbatches to "
             f"{-(-microbatches // world_size) * world_size}"
+        )
+
+
+def check_fits(config: "RunConfig", world_size: int, microbatches: int) -> None:
+    """Raises UserError when a global batch cannot be shared out among so many ranks."""
+    share(0, world_size, microbatches)  # which says so when there are too few
+    if config.model.sync_batchnorm:
+        check_even(world_size, microbatches)
+    size = config.batch.global_size
+    if size % microbatches:
+        raise UserError(
+            f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
+            f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
         )

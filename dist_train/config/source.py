@@ -1,4 +1,4 @@
-"""From a YAML file and `a.b=c` overrides to a RunConfig, or to the list of all that is wrong with them.
+"""From a YAML file and `a.b=c` overrides to a RunConfig, or to the list of all their problems.
 
 The order of precedence: the files under `extends`, in their order, then the file itself, then the overrides.
 
@@ -20,12 +20,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dist_train.config.explain import explain
+from dist_train.config.explain import explain_errors
 from dist_train.config.overrides import Override, apply, parse_override
 from dist_train.config.problems import ConfigError, Problem, did_you_mean, shown
 from dist_train.config.schema import RunConfig
-from dist_train.config.tree import Place, Tree, merge, name_components, problem_at
-from dist_train.config.yaml12 import Unreadable, from_plain, parse
+from dist_train.config.tree import Location, Tree, merge, name_components, problem_at
+from dist_train.config.yaml12 import Unreadable, from_plain, parse_yaml
 
 MAX_BYTES = 256 * 1024
 MAX_FILES = 64
@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = Fa
     Reads the files and does nothing else: creates nothing, imports no component, needs no torch.
 
     Args:
-        recorded: it came with a run, and so is whole: it extends no other file.
+        recorded: it came with a run, and must be complete: it extends no other file.
 
     Raises:
         ConfigError: with every problem of the files and of the overrides, each with its place.
@@ -45,7 +45,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = Fa
     path = Path(path)
     problems: list[Problem] = []
     files = _Files(problems, recorded)
-    tree = files.read(path, Place((0, 0, 0), str(path)), ())
+    tree = files.read(path, Location((0, 0, 0), str(path)), ())
     return _with_overrides(str(path), tree, overrides, problems)
 
 
@@ -61,7 +61,7 @@ def load_plain(content: Any, where: str, overrides: Sequence[str] = ()) -> RunCo
     """
     problems: list[Problem] = []
     try:
-        tree = from_plain(content, Place((0, 0, 0), where), problems)
+        tree = from_plain(content, Location((0, 0, 0), where), problems)
     except Unreadable as error:
         raise ConfigError(where, [error.problem]) from None
     if not isinstance(tree.value, dict):
@@ -83,8 +83,10 @@ def _validated(path: str, tree: Tree, overrides: Sequence[Override], problems: l
     try:
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
-        known = [problem.key for problem in problems]  # a value that could not be read is null by now: that is no news
-        problems += [problem for problem in explain(error, tree) if not _is_below(problem.key, known)]
+        known = [
+            problem.key for problem in problems
+        ]  # a value that could not be read is null by now, and reported already
+        problems += [problem for problem in explain_errors(error, tree) if not _is_below(problem.key, known)]
     if problems or config is None:
         raise ConfigError(path, problems)
     return config
@@ -100,8 +102,8 @@ class _Files:
     recorded: bool = False
     opened: int = field(default=0, init=False)
 
-    def read(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> Tree | None:
-        """The tree of a file on top of those it extends; None where it cannot be had, with the problem added.
+    def read(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> Tree | None:
+        """The tree of a file on top of those it extends; None, with the problem added, if it cannot be read.
 
         Args:
             asked: where the file is named, for a problem of the file as a whole.
@@ -114,7 +116,7 @@ class _Files:
             return None
         return self._extended(tree, path, (*chain, real))
 
-    def _alone(self, path: Path, asked: Place, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
+    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
         """The tree of one file, and the file's real path."""
         key = ("extends",) if chain else ()
         order = self.opened
@@ -127,7 +129,7 @@ class _Files:
         if real in chain:
             loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
             raise Unreadable(problem_at(asked, key, f"files that extend each other in a circle: {loop}"))
-        tree = parse(text, source, self.problems)
+        tree = parse_yaml(text, source, self.problems)
         if not isinstance(tree.value, dict):
             raise Unreadable(problem_at(tree.place, (), _not_a_mapping(tree.value)))
         return tree, real
@@ -154,8 +156,8 @@ class _Files:
         return None
 
 
-def _place(name: str, order: int, line: int, column: int) -> Place:
-    return Place((order, line, column), f"{name}:{line}:{column}")
+def _place(name: str, order: int, line: int, column: int) -> Location:
+    return Location((order, line, column), f"{name}:{line}:{column}")
 
 
 def _not_a_mapping(value: object) -> str:
@@ -165,8 +167,8 @@ def _not_a_mapping(value: object) -> str:
     return f"a config is a mapping of `key: value` lines, and this is {kind}"
 
 
-def _text(path: Path, asked: Place, source: partial[Place], key: tuple[str, ...]) -> str:
-    """The text of a file; a byte order mark is taken off.
+def _text(path: Path, asked: Location, source: partial[Location], key: tuple[str, ...]) -> str:
+    """The text of a file, without a byte order mark.
 
     Raises:
         Unreadable: when there is no such file, or no text of sensible size in it.

@@ -1,4 +1,4 @@
-"""A config as it stands in its files: plain values, each with the place it was written at."""
+"""A config as written in its files: plain values, each with its location."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from dist_train.config.schema import RunConfig
 KeyPath = tuple[str | int, ...]
 
 
-class Place(NamedTuple):
-    """Where something stands; places sort by file, line and column, then the command line."""
+class Location(NamedTuple):
+    """Where something is written; sorted by file, line and column, then the command line."""
 
     order: tuple[int, ...]
     text: str
@@ -18,15 +18,15 @@ class Place(NamedTuple):
 
 @dataclass
 class Tree:
-    """A value of the file with the place of itself and of the key (or list dash) that holds it."""
+    """A value of the file, with its own location and that of its key or list dash."""
 
     value: Any
     """dict[str, Tree], list[Tree], str, int, float, bool or None."""
-    place: Place
-    key_place: Place
+    place: Location
+    key_place: Location
 
     def plain(self) -> Any:
-        """The value without its places."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: tree.plain() for key, tree in self.value.items()}
         if isinstance(self.value, list):
@@ -34,14 +34,14 @@ class Tree:
         return self.value
 
     def child(self, key: str | int) -> "Tree | None":
-        """What stands below at `key`, or None."""
+        """The value at `key`, or None."""
         if isinstance(self.value, dict):
             return self.value.get(key)
         is_index = isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value)
         return self.value[key] if is_index else None
 
 
-def problem_at(place: Place, key: KeyPath, message: str) -> Problem:
+def problem_at(place: Location, key: KeyPath, message: str) -> Problem:
     return Problem(where=place.text, key=".".join(map(str, key)), message=message, order=place.order)
 
 
@@ -49,10 +49,10 @@ _DEFAULT_NAMES: dict[str, str | None] = {
     section: getattr(RunConfig.model_fields[section].default, "name", None)
     for section in ("data", "model", "task", "optimizer", "schedule")
 }
-"""The sections that are components, with the name that stands for one that is not named; data and model have none."""
+"""The sections that are components, with the default name; data and model have none."""
 
 
-def is_component(path: KeyPath) -> bool:
+def is_component_path(path: KeyPath) -> bool:
     """Whether a section with a name of its own is expected at `path`."""
     return (len(path) == 1 and path[0] in _DEFAULT_NAMES) or (len(path) == 2 and path[0] == "augment")
 
@@ -72,10 +72,14 @@ def name_components(root: Tree) -> None:
 
 
 def merge(parent: Tree, child: Tree, path: KeyPath = ()) -> Tree:
-    """`child` on top of `parent`, neither of them changed: mappings key by key, all else replaces."""
+    """`child` on top of `parent`, without changing either: mappings are merged key by key, all else is replaced."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
-    if is_component(path) and component_name(parent, path) != component_name(child, path) and "name" in child.value:
+    if (
+        is_component_path(path)
+        and component_name(parent, path) != component_name(child, path)
+        and "name" in child.value
+    ):
         return child
     entries = dict(parent.value)
     for key, tree in child.value.items():

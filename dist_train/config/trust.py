@@ -1,9 +1,9 @@
-"""What a config makes a run do beyond our own components, and which of it this user has let run before. No torch here.
+"""Other code that a config makes a run execute, and which of it this user has allowed before. No torch here.
 
-A config file that the user gives is trusted. The config that a run or a checkpoint carries came with it, perhaps from
-somebody else: what it would import, or have a job's shell execute, is let through only if the user's trusted.json holds
-its hash. Trainings write it there for what the user gave them, so that their runs may be copied and moved; all else is
-asked for, once, with --trust.
+A config file that the user gives is trusted. The config that a run or a checkpoint carries may come from somebody else:
+what it would import, or have a job's shell execute, is allowed only if the user's trusted.json holds its hash.
+Trainings add the hashes of what the user gave them, so that their runs may be copied and moved; anything else needs
+--trust once.
 
     {"version": 1, "trusted": {"<SHA-256 of what it is>": {"what": "model birds.nets:Net", "since": 1795366086}}}
 """
@@ -25,13 +25,12 @@ from dist_train.errors import UserError
 from dist_train.rundir.reading import read_json
 
 VERSION = 1
-MOST = 5_000
-"""Entries; the oldest make way."""
-PATIENCE = 2.0
-"""Seconds to wait for others who write at the same time. Whoever waits no longer may lose an entry of theirs, which is
-then asked for again."""
+MAX_ENTRIES = 5_000
+"""The oldest make way."""
+LOCK_TIMEOUT_S = 2.0
+"""How long to wait for other writers. After it, an entry of theirs may be lost, and needs --trust again."""
 JOB_KEYS = ("site", "prefix", "python")
-"""Of the section `slurm`: what a job executes. So may what sbatch is told in `options`: --export, --container-image."""
+"""Keys of the section `slurm` that a job executes. Its `options` may do so too: --export, --container-image."""
 LINK, FOLDER = "the link", "in the folder"
 """A link that leads out of a run, and where the points of a sweep run, which is where Python looks for modules."""
 Note = Callable[[str], None]
@@ -39,7 +38,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """One thing that runs code which is not ours."""
+    """One thing that runs code other than ours."""
 
     where: str
     """`model`, `slurm.site`, LINK or FOLDER."""
@@ -52,7 +51,7 @@ class Power:
 
     @property
     def hash(self) -> str:
-        """Of what is called and with what; keys of a run that may change do not change it."""
+        """Hash of what is called and with which arguments; no other keys of a config change it."""
         content = {"where": self.where, "what": self.what, "args": self.args}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -69,23 +68,23 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
 
 
 def of_recorded(recorded: RunConfig, whole: RunConfig, *, job: bool = False) -> list[Power]:
-    """What a config would run that came with a run.
+    """What a config that came with a run would execute.
 
     Args:
         recorded: as it came.
-        whole: with what the user has put in its place on the command line, which is trusted.
+        whole: with the overrides of the command line, which are trusted.
     """
     theirs = {(power.where, power.what) for power in powers(whole, job=job)}
     return [power for power in powers(recorded, job=job) if (power.where, power.what) in theirs]
 
 
-def check(asked: list[Power], source: str, *, given: bool, note: Note) -> None:
-    """Lets what came from elsewhere through, or not.
+def require(asked: list[Power], source: str, *, given: bool, note: Note) -> None:
+    """Refuses code from elsewhere that is not trusted.
 
     Args:
         source: what it came with, for the message.
         given: --trust, which is remembered.
-        note: told one line about a list that cannot be read or written.
+        note: called with one line if the list cannot be read or written.
 
     Raises:
         UserError: (exit 2) when something is not trusted; nothing has been run then.
@@ -116,7 +115,7 @@ def _unknown(asked: list[Power], note: Note) -> list[Power]:
 
 
 def remember(found: Iterable[Power]) -> str | None:
-    """Writes down that these are trusted; returns why it could not. It is never a reason to end."""
+    """Records that these are trusted. Returns why it could not; never raises."""
     new = {power.hash: {"what": str(power), "since": int(time.time())} for power in found}
     path = _path()
     if not new:
@@ -135,19 +134,19 @@ def remember(found: Iterable[Power]) -> str | None:
 
 
 def _path() -> Path | None:
-    """trusted.json of this user; None where there is no place for it."""
+    """This user's trusted.json; None if there is no place for it."""
     given = os.environ.get("XDG_CONFIG_HOME", "")
     if os.path.isabs(given):
         return Path(given) / "dist-train" / "trusted.json"
     try:
         home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()
-    except RuntimeError:  # nobody in the list of users
+    except RuntimeError:  # this user id has no entry in the list of users
         return None
     return home / ".config" / "dist-train" / "trusted.json" if home.is_absolute() else None
 
 
 def _read(path: Path, note: Note) -> dict[str, Any]:
-    """The entries by their hash; none where there is no file or a damaged one, of which `note` is told."""
+    """The entries by hash; none if there is no file, or a damaged one, which is noted."""
     try:
         content = read_json(path)
         entries = content["trusted"]
@@ -163,8 +162,8 @@ def _read(path: Path, note: Note) -> dict[str, Any]:
 
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
-    """Replaces the file by a synced one that only its owner may read."""
-    newest = dict(sorted(entries.items(), key=_age)[-MOST:])
+    """Replaces the file by a synced one that only its owner can read."""
+    newest = dict(sorted(entries.items(), key=_age)[-MAX_ENTRIES:])
     text = json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n"
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
@@ -186,12 +185,12 @@ def _age(item: tuple[str, Any]) -> float:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Only one writes at a time, where the file system has locks: else the last one wins."""
+    """Serializes writers, if the file system has locks; otherwise the last one wins."""
     lock = os.open(
         path.with_name(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
     )
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,14 +24,14 @@ Count = Annotated[Int, Field(ge=1)]
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 RunName = Annotated[str, Field(pattern=RUN_NAME)]
-"""A run's name is a folder's name, so it may not leave the run root, nor look like a flag."""
+"""A run's name is a folder's name, so it must not leave the run root or look like an option."""
 
 IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 """`package.module:Thing`."""
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A file or folder of the user's: `~` at its beginning is the home folder, which no shell sees behind `data.root=`."""
+"""A file or folder of the user's: a leading `~` is the home folder, which no shell expands after `data.root=`."""
 
 _WORD = r"[A-Za-z0-9_.@+-]"
 SLURM_NAMES = rf"^[A-Za-z0-9_]{_WORD}*(,[A-Za-z0-9_]{_WORD}*)*$"
@@ -106,7 +106,7 @@ class Duration:
         return self.value * _SECONDS[self.unit]
 
     def steps(self, steps_per_epoch: int, global_batch: int) -> int:
-        """Length in optimizer steps, rounded up, so that at least what was asked for is done.
+        """Length in optimizer steps, rounded up.
 
         Raises:
             ValueError: when the unit is one of time.

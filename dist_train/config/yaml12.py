@@ -1,9 +1,9 @@
 """YAML 1.2 (core schema) read into a tree that knows where every key and value stands.
 
-PyYAML reads YAML 1.1, in which `1e-3` is text, `off` a boolean, `012` ten and `12:30` a number, and of two equal keys
-the last wins in silence. Here plain values mean what YAML 1.2.2, section 10.3 says, and equal keys are a problem.
-Nothing is ever constructed from a tag: the tree holds text, numbers, booleans, null, lists and mappings alone. A file
-that would cost much to read (aliases of aliases, deep nesting) is refused before it does.
+PyYAML reads YAML 1.1, in which `1e-3` is text, `off` a boolean, `012` ten and `12:30` a number, and the last of two
+equal keys wins silently. Here plain values mean what YAML 1.2.2, section 10.3 says, and equal keys are a problem.
+Nothing is ever constructed from a tag: the tree holds only text, numbers, booleans, null, lists and mappings. A file
+that is expensive to read (aliases of aliases, deep nesting) is refused early.
 """
 
 import re
@@ -19,7 +19,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from dist_train.config.problems import Problem, printable
-from dist_train.config.tree import KeyPath, Place, Tree, problem_at
+from dist_train.config.tree import KeyPath, Location, Tree, problem_at
 
 MAX_DEPTH = 32
 MAX_NODES = 5_000
@@ -27,7 +27,7 @@ MAX_NUMBER_LENGTH = 100
 
 
 class Unreadable(Exception):
-    """No tree can be had from the text, for this one problem."""
+    """The text cannot be read as a tree, because of this problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -79,7 +79,7 @@ _CONSTRUCT: dict[str, Callable[[str], Any]] = {
 
 
 class _Composer(Reader, Scanner, Parser, Composer, CoreResolver):  # type: ignore[misc]
-    """PyYAML's reader as far as nodes, with limits; it has no constructor."""
+    """PyYAML's reader up to nodes, with limits and without a constructor."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -118,7 +118,7 @@ _ADVICE = {
     "cannot start any token": "a character that no plain text may begin with; put the text in quotes",
     "expected alphabetic or numeric character": "text that begins with & or * needs quotes",
 }
-"""What PyYAML says, in words for somebody who does not know its parser."""
+"""PyYAML's messages, in words for somebody who does not know its parser."""
 
 
 def _advice(error: yaml.MarkedYAMLError) -> str:
@@ -126,16 +126,16 @@ def _advice(error: yaml.MarkedYAMLError) -> str:
     return next((advice for part, advice in _ADVICE.items() if part in said), f"not YAML: {printable(said, 200)}")
 
 
-def parse(text: str, source: Callable[[int, int], Place], problems: list[Problem], key: KeyPath = ()) -> Tree:
+def parse_yaml(text: str, source: Callable[[int, int], Location], problems: list[Problem], key: KeyPath = ()) -> Tree:
     """The tree of a text with one YAML document.
 
     Args:
-        source: makes a place of a line and a column, both counted from 1.
-        problems: what is wrong with single keys and values is added here; such a value counts as null.
-        key: the key path that the document stands at.
+        source: makes a location from a line and a column, both counted from 1.
+        problems: receives problems of single keys and values; such a value becomes null.
+        key: the key path of the document.
 
     Raises:
-        Unreadable: when there is no tree to be had.
+        Unreadable: when the text cannot be read.
     """
     start = source(1, 1)
     try:
@@ -172,11 +172,11 @@ def _document(composer: _Composer) -> yaml.Node | None:
 
 @dataclass
 class _Builder:
-    source: Callable[[int, int], Place]
+    source: Callable[[int, int], Location]
     problems: list[Problem]
     built: int = field(default=0, init=False)
 
-    def tree(self, node: yaml.Node, key: KeyPath, key_place: Place, depth: int) -> Tree:
+    def tree(self, node: yaml.Node, key: KeyPath, key_place: Location, depth: int) -> Tree:
         place = self._place(node)
         self.built += 1
         if self.built > MAX_NODES or depth > MAX_DEPTH:  # an alias may hold aliases, or itself
@@ -189,7 +189,7 @@ class _Builder:
             value = self._scalar(node, key)
         return Tree(value, place, key_place)
 
-    def _place(self, node: yaml.Node) -> Place:
+    def _place(self, node: yaml.Node) -> Location:
         return self.source(node.start_mark.line + 1, node.start_mark.column + 1)
 
     def _add(self, node: yaml.Node, key: KeyPath, message: str) -> None:
@@ -260,11 +260,11 @@ class _Builder:
         return node.value
 
 
-def from_plain(value: Any, place: Place, problems: list[Problem], key: KeyPath = ()) -> Tree:
+def from_plain(value: Any, place: Location, problems: list[Problem], key: KeyPath = ()) -> Tree:
     """The tree of a value from JSON, with the limits that a document has.
 
     Raises:
-        Unreadable: when it is beyond them.
+        Unreadable: when it exceeds them.
     """
     left = [MAX_NODES]
 
@@ -290,7 +290,7 @@ def from_plain(value: Any, place: Place, problems: list[Problem], key: KeyPath =
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""In names and paths these only ever do harm: to a terminal, to a batch script, to a file system."""
+"""Harmful in names and paths: to a terminal, a batch script, a file system."""
 
 
 def _is_merge(node: yaml.Node) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import LoaderConfig, RunConfig
-from dist_train.control.heartbeat import add_work, stacks
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -25,6 +24,7 @@ from dist_train.data.device_transform import DeviceTransform, Mix
 from dist_train.data.fetch import Fetch, Loaded, LoadRequest, each_array, sample_name, taken
 from dist_train.data.sampler import ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
+from dist_train.heartbeat import add_work, stacks
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
 

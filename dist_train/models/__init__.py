@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from dist_train.config.custom import construct
+from dist_train.config.imports import construct
 from dist_train.config.problems import printable
 from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
 from dist_train.errors import ExitCode, UserError

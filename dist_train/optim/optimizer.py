@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.config.custom import construct
+from dist_train.config.imports import construct
 from dist_train.config.schema import AdamW, OptimizerConfig, Sgd
 from dist_train.errors import ExitCode, UserError
 

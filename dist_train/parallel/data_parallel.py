@@ -12,7 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,15 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.control.heartbeat import add_work
-from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
+from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.tree import BinaryCounter, LastLeaf
 from dist_train.randomness import Generators, key
+
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
 
 
 class Parallel:
@@ -83,7 +85,7 @@ class Parallel:
         add_work(time.perf_counter() - begun)
         return output
 
-    def each(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[Microbatch, float]]:
+    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator[tuple["Microbatch", float]]:
         """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
         and one backward in the body. After the last one, `.grad` of every parameter holds the mean over the V
         microbatches' gradients, the same bits on every rank.

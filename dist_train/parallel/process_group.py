@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import DistributedConfig
-from dist_train.control.heartbeat import beat
 from dist_train.errors import UserError
+from dist_train.heartbeat import beat
 from dist_train.parallel.exchange import Lanes, regular
 from dist_train.parallel.ranks import Ranks
 

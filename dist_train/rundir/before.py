@@ -14,10 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.rundir.layout import is_checkpoint_name
+from dist_train.rundir.codec import read_records
+from dist_train.rundir.layout import FIRST_NODE, GenerationDir, RunDir, checkpoint_name
 from dist_train.rundir.ownership import FOLDER as LEASE
 from dist_train.rundir.ownership import current
-from dist_train.rundir.reading import read_json
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.runs import is_checkpoint_name
 
 SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""
@@ -96,8 +98,8 @@ class Before:
 
     def _checkpoints(self) -> set[str]:
         """Those of a step; what is saved before the first one, for a rollback, holds nothing that could be lost."""
-        names = {path.name for path in self._folder.glob("checkpoints/step-*") if is_checkpoint_name(path.name)}
-        return names - {"step-00000000"}
+        names = {path.name for path in RunDir(self._folder).checkpoints.glob("step-*") if is_checkpoint_name(path.name)}
+        return names - {checkpoint_name(0)}
 
     def _entries(self) -> Iterator[Path]:
         """What there is of what a start may write."""
@@ -113,15 +115,15 @@ class _Ours:
 
     def __init__(self, folder: Path, new: set[Path]) -> None:
         self.new = new
-        self._wandb, self._tensorboard = folder / "wandb", folder / "tensorboard"
+        self._wandb, self._tensorboard = RunDir(folder).wandb, RunDir(folder).tensorboard
         self._run_id: str | None = None
         with suppress(OSError, ValueError):
             self._run_id = (self._wandb / "id.txt").read_text().strip() or None
         self._processes: set[tuple[object, object]] = {(socket.gethostname(), os.getpid())}
         for path in new:
-            if path.parent == folder / "generations":
-                ranks = [read_json(facts) for facts in path.glob("ranks/*.json")]
-                self._processes |= {(rank.get("host"), rank.get("pid")) for rank in ranks if isinstance(rank, dict)}
+            if path.parent == RunDir(folder).generations:
+                ranks = read_records(ProcessId, GenerationDir(path).ranks)
+                self._processes |= {(rank.host, rank.pid) for rank in ranks}
 
     def made(self, path: Path) -> bool:
         """Whether this start made what is new. What cannot be told is not its own."""
@@ -147,7 +149,7 @@ def _is_claim(path: Path) -> bool:
 
 
 def _has_first_node(path: Path) -> bool:
-    return path.parent.name == "generations" and (path / "nodes" / "node0.json").exists()
+    return path.parent.name == "generations" and GenerationDir(path).node(FIRST_NODE).exists()
 
 
 def _is_taken(run_dir: Path) -> bool:

@@ -1,92 +1,189 @@
-"""What run directories are called, and which one to go on with; for the launcher, and for ranks started without it."""
+"""Where a run keeps what: every path of a run directory, derived here and nowhere else."""
 
 import os
-import re
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dist_train.rundir.reading import read_json
+from dist_train.rundir.reading import numbered
 
-if TYPE_CHECKING:  # pydantic takes a tenth of a second, and not every launch has a config
-    from dist_train.config.schema import RunConfig
-
-LATEST = "latest"
-CHECKPOINTS = "checkpoints"
-_CHECKPOINT = re.compile(r"step-\d{8,}")
+FIRST_NODE = "node0"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A run, and the checkpoint that it would go on from."""
+@dataclass(frozen=True)
+class GenerationDir:
+    """RUN/generations/NUMBER: one start of the process group."""
 
-    run_dir: Path
-    checkpoint: str
-    at: float
-    """When it was saved, in Unix time."""
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def start(self) -> Path:
+        """The name of this start, where all nodes of a job know one."""
+        return self.path / "start.json"
+
+    @property
+    def nodes(self) -> Path:
+        """A file for each node: its launcher."""
+        return self.path / "nodes"
+
+    @property
+    def ranks(self) -> Path:
+        """A file for each rank that has begun."""
+        return self.path / "ranks"
+
+    @property
+    def errors(self) -> Path:
+        """A file for each rank that ended with an exception."""
+        return self.path / "errors"
+
+    @property
+    def quiet(self) -> Path:
+        """A file for each node whose ranks are past their deadlines."""
+        return self.path / "quiet"
+
+    @property
+    def stacks(self) -> Path:
+        return self.path / "stacks"
+
+    @property
+    def record(self) -> Path:
+        """What torch's @record decorator writes."""
+        return self.path / "record"
+
+    def node(self, name: str) -> Path:
+        return self.nodes / f"{name}.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        """The page that the rank shares with the watchdog."""
+        return self.path / "heartbeats" / f"rank{rank}"
+
+    def stack(self, rank: int) -> Path:
+        return self.stacks / f"rank{rank}.txt"
+
+    def agent(self, node: str) -> Path:
+        """How the node's agent saw its ranks end."""
+        return self.path / f"agent{suffix(node)}.json"
+
+    def verdict(self, node: str) -> Path:
+        return self.path / f"verdict{suffix(node)}.json"
+
+    def verdicts(self) -> list[Path]:
+        """All nodes', the first node's in front."""
+        return sorted(self.path.glob("verdict*.json"), key=lambda path: (path.name != "verdict.json", path.name))
+
+    def make(self) -> None:
+        for folder in (self.nodes, self.ranks, self.errors):
+            folder.mkdir(parents=True, exist_ok=True)
 
 
-def new_run_dir(config: "RunConfig") -> Path:
-    """<run_root>/<name>/<UTC stamp>-<4 characters>. Makes nothing."""
-    return new_folder(Path(config.run_root) / config.name)
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory. It need not be there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """What the newest session ran on."""
+        return self.path / "environment.json"
+
+    @property
+    def state(self) -> Path:
+        """How far the run is, for people and tools; a checkpoint has all that counts."""
+        return self.path / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Which samples each step has seen, where the config asks for it."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def launches(self) -> Path:
+        """Every start of the launcher."""
+        return self.path / "lives.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint_name(step)
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def lease(self) -> Path:
+        """Numbered claims of the owners that the run has had."""
+        return self.path / ".lease"
+
+    @property
+    def slurm(self) -> Path:
+        """The script, the config, the record and the log of a submitted job."""
+        return self.path / "slurm"
+
+    @property
+    def job(self) -> Path:
+        """The job that the run was last submitted as."""
+        return self.slurm / "job.json"
+
+    @property
+    def generations(self) -> Path:
+        return self.path / "generations"
+
+    def lock(self, node: int | None) -> Path:
+        """What the node's launcher holds while it runs."""
+        return self.path / f".lock-node{node or 0}"
+
+    def locks(self) -> list[Path]:
+        """Those of all nodes."""
+        return sorted(self.path.glob(".lock-node*"))
+
+    def all_generations(self) -> list[GenerationDir]:
+        """The oldest first."""
+        return [GenerationDir(path) for path in numbered(self.generations)]
+
+    def newest_generation(self) -> GenerationDir | None:
+        return next(reversed(self.all_generations()), None)
+
+    def generation(self, number: int) -> GenerationDir:
+        return GenerationDir(self.generations / str(number))
+
+    def is_run(self) -> bool:
+        """Whether anything says that a run was begun or submitted here."""
+        signs = (self.config, self.checkpoints, self.state, self.generations, self.job)
+        return any(map(os.path.exists, signs))
 
 
-def new_folder(parent: Path) -> Path:
-    """A name below `parent` that is free: <UTC stamp>-<4 characters>. Makes nothing."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    alphabet = "0123456789abcdefghjkmnpqrstvwxyz"  # without those that look alike
-    return parent / f"{stamp}-{''.join(secrets.choice(alphabet) for _ in range(4))}"
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
-def to_go_on_with(config: "RunConfig") -> Saved | None:
-    """The newest run of this name that has something to go on from: `latest`, or where that has nothing, the one that
-    saved last. None where there is nothing at all."""
-    parent = Path(config.run_root) / config.name
-    link = parent / LATEST
-    if link.is_symlink() and (found := saved(parent / os.readlink(link))) is not None:
-        return found
-    runs = [found for path in _folders(parent) if (found := saved(path)) is not None]
-    # A folder called latest is a copy of one of the others, made where links are not copied.
-    return max(runs, key=lambda run: (run.at, run.run_dir.name != LATEST, run.run_dir.name), default=None)
+def rank_log(logs: Path, rank: int) -> Path:
+    return logs / f"rank{rank}.log"
 
 
-def saved(run_dir: Path) -> Saved | None:
-    """The newest checkpoint of a run whose files are all there, each as long as it was written. None without one.
-
-    Whether each byte is what it was, rank 0 sees when it reads them.
-    """
-    names = [path.name for path in _folders(run_dir / CHECKPOINTS) if is_checkpoint_name(path.name)]
-    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, in one way or another
-            folder = run_dir / CHECKPOINTS / name
-            manifest = read_json(folder / "manifest.json")
-            if all((folder / file).stat().st_size == facts["size"] for file, facts in manifest["files"].items()):
-                return Saved(run_dir=run_dir, checkpoint=name, at=float(manifest["saved"]))
-    return None
-
-
-def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder is called as a checkpoint is; somebody's copy beside it, `step-00000100-copy`, is not."""
-    return _CHECKPOINT.fullmatch(name) is not None
-
-
-def _folders(parent: Path) -> list[Path]:
-    with suppress(OSError):
-        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
-    return []
-
-
-def point_latest_at(run_dir: Path) -> None:
-    """Makes `latest` beside `run_dir` point to it; other readers see the old one or the new one. Some file systems have
-    no links, and somebody's folder may be there: it is a convenience."""
-    temporary = run_dir.parent / f".{LATEST}-{os.getpid()}"
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(run_dir.name)
-        try:
-            os.replace(temporary, run_dir.parent / LATEST)
-        finally:
-            temporary.unlink(missing_ok=True)
+def suffix(node: str) -> str:
+    """In the names of files that each node writes: empty for the first."""
+    return "" if node == FIRST_NODE else f"-{node}"

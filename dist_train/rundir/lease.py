@@ -19,7 +19,8 @@ from pathlib import Path
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.before import Before
 from dist_train.rundir.files import write_all
-from dist_train.rundir.ownership import EXPIRY_S, FOLDER, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
 
 _WIDTH = 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -42,7 +43,7 @@ class Fence:
         """
         claim = current(self.run_dir)
         if claim is None:
-            raise FileNotFoundError(errno.ENOENT, "the run's lease was deleted", str(self.run_dir / FOLDER))
+            raise FileNotFoundError(errno.ENOENT, "the run's lease was deleted", str(RunDir(self.run_dir).lease))
         owner = claim.owner
         if owner and owner.token == self.token and not claim.is_released:
             return
@@ -78,7 +79,7 @@ class Lease:
         takes_back: bool = False,
     ) -> None:
         self._lost, self._note = lost, note
-        self._owner = owner or Owner.myself()
+        self._owner = owner or Owner.now()
         self._expiry, self._renewal = expiry, renewal
         self._fence: Fence | None = None
         self._takes_back = takes_back

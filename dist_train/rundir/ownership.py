@@ -7,15 +7,16 @@ clocks: an owner that this host cannot see is dead once its count has stood stil
 
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.codec import decode
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import Odd, is_number, parse_json, read_bytes
 
 FOLDER = ".lease"
@@ -33,32 +34,24 @@ _LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
-    """One process among all that ever were.
+class Owner(ProcessId):
+    """A process that owns a run directory, or has owned one.
 
     Attributes:
-        boot: id of the boot and of the PID namespace that pid belongs to; None where the system does not say.
-        started: when, in clock ticks since boot: a process id is given out again.
         job: the scheduler's, where there is one.
         since: when it became the owner, for people.
         token: drawn for this claim.
     """
 
-    host: str
-    boot: str | None
-    pid: int
-    started: int
-    job: str | None
-    since: str
+    job: str | None = None
+    since: str = ""
     token: str
 
     @classmethod
-    def myself(cls) -> "Owner":
+    def now(cls) -> "Owner":
+        """This process, as it claims a directory."""
         return cls(
-            host=socket.gethostname(),
-            boot=_boot(),
-            pid=os.getpid(),
-            started=_stat(os.getpid())[0],
+            **asdict(ProcessId.myself()),
             job=os.environ.get("DIST_TRAIN_JOB"),
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
             token=os.urandom(8).hex(),
@@ -69,17 +62,8 @@ class Owner:
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
     def lives(self) -> bool | None:
-        """None where this process cannot tell."""
-        if self.boot is None or self.boot != _boot():
-            return None
-        try:
-            os.kill(self.pid, 0)
-            started, state = _stat(self.pid)
-        except ProcessLookupError:
-            return False
-        except (OSError, TypeError):  # another user's, whose /proc may be hidden; or no number at all
-            return None
-        return started == self.started and state not in "ZX"
+        """None where this process cannot tell: then the owner's count is watched."""
+        return None if self.boot is None else super().lives()
 
 
 @dataclass(frozen=True)
@@ -93,11 +77,11 @@ class Claim:
     def owner(self) -> Owner | None:
         """None where it cannot be read."""
         try:
-            owner = Owner(**parse_json(self.content.split(b"\n")[0]))
-        except (ValueError, TypeError):
+            owner = decode(Owner, parse_json(self.content.split(b"\n")[0]))
+        except ValueError:
             return None
         texts = (owner.host, owner.since, owner.token, owner.boot or "", owner.job or "")
-        known = all(isinstance(text, str) and text.isprintable() for text in texts)
+        known = all(text.isprintable() for text in texts)
         return owner if known and is_number(owner.pid, 1, 2**31) and is_number(owner.started) else None
 
     @property
@@ -114,7 +98,9 @@ def current(run_dir: Path) -> Claim | None:
     for _ in range(10):
         number = None
         try:
-            number = max((int(name) for name in os.listdir(run_dir / FOLDER) if _NUMBER.fullmatch(name)), default=None)
+            number = max(
+                (int(name) for name in os.listdir(RunDir(run_dir).lease) if _NUMBER.fullmatch(name)), default=None
+            )
             return None if number is None else Claim(number, _content(claim_path(run_dir, number)))
         except FileNotFoundError:  # removed between the two looks, because there is a newer one; or there is no folder
             continue
@@ -130,7 +116,7 @@ def _content(path: Path) -> bytes:
 
 
 def claim_path(run_dir: Path, number: int) -> Path:
-    return run_dir / FOLDER / f"{number:08d}"
+    return RunDir(run_dir).lease / f"{number:08d}"
 
 
 def refuse_owned(run_dir: Path) -> None:
@@ -180,20 +166,3 @@ def await_free(run_dir: Path, patience: float, note: Callable[[str], None], dyin
         if not same and alive is None:
             note(f"{run_dir}: does {owner or 'its owner'} still live? Watching it for at most {patience:g} s")
         time.sleep(_LOOK_S)
-
-
-@cache
-def _boot() -> str | None:
-    """Where process ids mean the same: this boot of this machine, and this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return None
-
-
-def _stat(pid: int) -> tuple[int, str]:
-    """When a process started, in clock ticks since boot, and its state's letter. Raises OSError."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
-    return int(fields[19]), fields[0]

@@ -1,91 +1,251 @@
-"""The launcher's small JSON files. A reader sees the old content or the new, never half of either."""
+"""What the files of a run directory say, each file as one frozen dataclass (docs/run-directory.md).
 
-import json
-import os
-from collections.abc import Callable
+codec.py reads and writes them. A rank writes its two by itself, with the standard library alone (launch/rank/).
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_train.rundir import reading
-from dist_train.rundir.reading import is_number
+from dist_train.errors import ExitCode
+from dist_train.rundir.codec import decode, read_json, read_lines
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
 
-MOST = 64 * 2**20
-"""Bytes of the largest file that is read: a verdict of many ranks, with all their stacks."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replaces `path` in one step. Not synced: after a power loss nobody asks for these."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(content) + "\n")
-    os.replace(temporary, path)
+# ---------------------------------------------------------------- generations/<g>/
 
 
-def read_json(path: Path) -> Any:
-    """The content, or None where there is no such file, or no JSON in it, or more than any of ours has."""
-    try:
-        return reading.read_json(path, MOST)
-    except (OSError, ValueError):
-        return None
+@dataclass(frozen=True, kw_only=True)
+class NodeRecord(ProcessId):
+    """nodes/NAME.json: the launcher of a node, and how a scheduler knows it.
+
+    Attributes:
+        job: the scheduler's id of the job.
+        step: the scheduler's id of the job step, where the launcher has one.
+        restarts: how often the job had come back.
+        command: what was typed, for people.
+    """
+
+    job: str | None = None
+    step: str | None = None
+    restarts: int = 0
+    command: str | list[str] | None = None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none of a line that a crash cut off, or where there is no file."""
-    rows = []
-    try:
-        lines = reading.read_bytes(path, MOST).splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = reading.parse_json(line)
-        except ValueError:
-            continue
-        rows += [row] * isinstance(row, dict)
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One line of a stack; `text` is the line of source, without indentation."""
+
+    file: str
+    line: int
+    function: str
+    text: str = ""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The content where it is an object, else an empty one."""
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
+@dataclass(frozen=True, kw_only=True)
+class ExceptionName:
+    """An exception in a chain. `is_cause`: the one after it was raised from it."""
+
+    type: str
+    module: str
+    message: str
+    is_cause: bool = False
 
 
-def state_of(run_dir: Path) -> dict[str, Any]:
-    """What a run's state.json says, as far as it makes sense."""
-    found = read_object(run_dir / "state.json")
-    return {key: value for key, value in found.items() if key not in _FITS or _FITS[key](value)}
+@dataclass(frozen=True, kw_only=True)
+class RankRecord(ProcessId):
+    """ranks/RANK.json: a rank that has begun.
+
+    Attributes:
+        agent: process id of the elastic agent that it was started by.
+        ended: the exit code it left with, or the words; None while it runs, and where it was killed.
+        ended_ns: when, in ns since boot.
+        chain: what a SystemExit was raised from.
+    """
+
+    rank: int
+    agent: int
+    ended: int | str | None = None
+    ended_ns: int | None = None
+    chain: list[ExceptionName] = field(default_factory=list)
 
 
-def _is_step(value: Any) -> bool:
-    return value is None or is_number(value)
+@dataclass(frozen=True, kw_only=True)
+class ErrorRecord:
+    """errors/rankRANK.json: the exception that ended a rank.
+
+    Attributes:
+        boot_ns: when, in ns since boot, which orders the ranks of one host.
+        code: the exit code that fits it.
+        is_user_error: the message is all that the user needs.
+        limits: of the process: nofile, nproc, as; and `peak`, the most memory it has had, in bytes.
+        gpu: bytes at the most, reserved and in all, of a GPU that ran out of memory.
+    """
+
+    rank: int
+    boot_ns: int
+    type: str
+    module: str
+    message: str
+    code: int
+    is_user_error: bool
+    notes: list[str] = field(default_factory=list)
+    errno: int | None = None
+    filename: str = ""
+    chain: list[ExceptionName] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+    gpu: dict[str, int] | None = None
+    frames: list[Frame] = field(default_factory=list)
+    traceback: str = ""
+
+    @property
+    def name(self) -> ExceptionName:
+        return ExceptionName(type=self.type, module=self.module, message=self.message)
 
 
-def _is_best(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return value is None
-    number = value.get("value")
-    is_float = isinstance(number, float) or is_number(number, -(2**63))
-    return is_float and is_number(value.get("step")) and isinstance(value.get("metric"), str)
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """How the agent saw a rank end; a negative exit code is a signal's number."""
+
+    rank: int
+    pid: int
+    exit_code: int
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "status": lambda value: isinstance(value, str) and value.isidentifier() and len(value) < 20,
-    "step": _is_step,
-    "total_steps": _is_step,
-    "best": _is_best,
-    "updated": lambda value: isinstance(value, float) or is_number(value),
-    "metrics": lambda value: value is None or isinstance(value, dict),
-}
+@dataclass(frozen=True, kw_only=True)
+class AgentOutcome:
+    """agent.json: how the ranks of a node ended, those that failed first in front; or what kept the agent from it."""
+
+    error: str | None
+    ranks: list[RankEnd]
+    boot_ns: int = 0
 
 
-def is_process(facts: object) -> bool:
-    """Whether what a file says could be what `myself` wrote."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("host"), str):
-        return False
-    return is_number(facts.get("pid"), 1, 2**31) and is_number(facts.get("started"))
+@dataclass(frozen=True, kw_only=True)
+class VerdictReport:
+    """What a verdict says of the exception that was the first cause."""
+
+    type: str
+    message: str
+    is_user_error: bool = False
 
 
-def read_all(folder: Path) -> list[Any]:
-    """The content of every JSON file in a folder, by name; empty where there is no folder."""
-    found = (read_json(path) for path in sorted(folder.glob("[!.]*.json")))
-    return [content for content in found if content is not None]
+@dataclass(frozen=True, kw_only=True)
+class VerdictCause:
+    """What a verdict says of the first cause: an exception, exit, signal, early, peer, ended, mismatch or hang."""
+
+    kind: str = "unknown"
+    exit_code: int | None = None
+    report: VerdictReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSummary:
+    """verdict.json, as far as the launcher reads it again. `outcome` is done, stopped or failed."""
+
+    exit_code: int = int(ExitCode.USER_CODE)
+    outcome: str = "failed"
+    cause: VerdictCause | None = None
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best evaluation so far."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """state.json: how far a run has come.
+
+    Attributes:
+        status: running, stopped, done or failed.
+        signal: the name of the signal that stopped it.
+        updated: Unix time in s.
+    """
+
+    status: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    best: Best | None = None
+    metrics: dict[str, Any] | None = None
+    signal: str | None = None
+    updated: float = 0.0
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "RunState":
+        """What state.json says, as far as it makes sense; empty without one."""
+        found = read_json(RunDir(run_dir).state)
+        state = decode(cls, found if isinstance(found, dict) else {}, lenient=True)
+        return state if state.is_sound else cls()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a training could have written it."""
+        named = self.status is None or (self.status.isidentifier() and len(self.status) < 20)
+        return named and all(number is None or number >= 0 for number in (self.step, self.total_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRow:
+    """A line of lives.jsonl: a launch began, ended, or was lost. A launch is one start of the launcher.
+
+    Attributes:
+        life: number of the launch.
+        event: began, ended or lost.
+        restarts: how often the scheduler's job had come back.
+        checkpoint: the newest one as the launch began.
+        in_order: it is no reason to give up.
+        saved: the newest checkpoint as the launch ended.
+        unix: Unix time in s.
+    """
+
+    life: int
+    event: str
+    job: str | None = None
+    restarts: int = 0
+    hosts: list[str] | None = None
+    nodes: int | None = None
+    ranks: int | None = None
+    checkpoint: str | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    in_order: bool | None = None
+    seconds_to_stop: float | None = None
+    saved: str | None = None
+    unix: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRecord:
+    """One start of the launcher: how it began, and how it ended; None of a launch that runs or left no word."""
+
+    began: LaunchRow
+    ended: LaunchRow | None
+
+    @property
+    def number(self) -> int:
+        return self.began.life
+
+    @property
+    def in_order(self) -> bool:
+        return self.ended is not None and bool(self.ended.in_order)
+
+
+def read_launches(run_dir: Path) -> list[LaunchRecord]:
+    """Every launch of the run, the oldest first."""
+    began: dict[int, LaunchRow] = {}
+    ended: dict[int, LaunchRow] = {}
+    for row in read_lines(LaunchRow, RunDir(run_dir).launches):
+        if row.event == "began":
+            began[row.life] = row
+        else:
+            ended[row.life] = row
+    unknown = {number: LaunchRow(life=number, event="began") for number in ended}
+    return [LaunchRecord(began=row, ended=ended.get(number)) for number, row in sorted({**unknown, **began}.items())]

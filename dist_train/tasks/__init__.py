@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dist_train.config.custom import construct
+from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Task

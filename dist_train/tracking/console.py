@@ -8,6 +8,7 @@ import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.formatting import header_lines, summary
+from dist_train.tracking.terminal import TerminalView
 from dist_train.tracking.view import PlainView
 
 
@@ -36,7 +37,7 @@ class ConsoleSink(Sink):
     def begin(self, facts: RunFacts, note: Note) -> None:
         output = self._output if self._output is not None else sys.stderr
         self._facts = facts
-        self._view = _terminal(output) if interactive(output) else PlainView(output)
+        self._view = TerminalView(output) if interactive(output) else PlainView(output)
         for line in header_lines(facts) + self._early.lines:
             self._view.line(line)
         self._view.begin(facts)
@@ -69,9 +70,3 @@ def interactive(output: TextIO | None) -> bool:
         return output is not None and output.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     except ValueError:  # a closed file
         return False
-
-
-def _terminal(output: TextIO) -> PlainView:
-    from dist_train.tracking.terminal import TerminalView
-
-    return TerminalView(output)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
@@ -153,11 +154,12 @@ def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker
         require_tensorboard()
     if not ranks.is_first:
         return NullTracker()
-    sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl"), LogFileSink(run_dir / "logs" / "rank0.log")]
+    run = RunDir(run_dir)
+    sinks: list[Sink] = [JsonlSink(run.metrics), LogFileSink(rank_log(run.logs, 0))]
     if config.tracking.samples:
-        sinks.append(SamplesSink(run_dir / "samples.jsonl"))
+        sinks.append(SamplesSink(run.samples))
     if config.tracking.tensorboard:
-        sinks.append(TensorboardSink(run_dir / "tensorboard"))
+        sinks.append(TensorboardSink(run.tensorboard))
     mode = wandb_mode(config.tracking.wandb.mode)
     if mode != "disabled":
         sinks.append(WandbSink(mode))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.rundir.files import open_to_append, write_atomic
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
 from dist_train.tracking import base
 from dist_train.tracking.base import POSITION, Interval, Note, Row, RunFacts, SessionOutcome, Sink
@@ -82,7 +83,7 @@ class WandbSink(Sink):
         self._hurried = False
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        folder = facts.run_dir / "wandb"
+        folder = RunDir(facts.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         self._facts, self._note = facts, note
         self._process = _start(folder / "process.log")

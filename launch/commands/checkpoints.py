@@ -2,7 +2,9 @@
 
 import click
 
-from launch.commands.common import become, json_option
+from dist_train.config.requests import CheckpointsRequest, to_arguments
+from launch.children import become
+from launch.commands.common import json_option
 
 
 @click.command()
@@ -15,4 +17,5 @@ def command(run_or_checkpoint: str, verify: bool, as_json: bool) -> None:
     With --verify also whether each is sound, and if not, which file is bad and how. A damaged checkpoint is never used:
     a resume takes the one before it.
     """
-    become("dist_train.commands.checkpoints", [run_or_checkpoint, *["--verify"] * verify, *["--json"] * as_json])
+    request = CheckpointsRequest(target=run_or_checkpoint, verify=verify, as_json=as_json)
+    become("dist_train.commands.checkpoints", to_arguments(request))

@@ -1,26 +1,24 @@
 """What several commands share. Nothing heavy is imported before it is needed."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dist_train.errors import UserError
+from launch.children import isolated
 from launch.console import say
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
-_TRUST = "Let the run's own config run code of others, from now on: it says which if it has to be asked for."
-DASHES_AND_UNDERSCORES = {"token_normalize_func": lambda word: word.replace("_", "-")}
-"""For click: `--nproc_per_node` and `--nproc-per-node` are the same, as torchrun has it."""
+_TRUST = "Let the run's own config run other people's code, from now on. Without it, an error names that code."
 
 
-class OverridesLast(click.Command):
-    """Tells a mistyped flag among the arguments from a config."""
+class _Command(click.Command):
+    """Suggests the nearest option when one is mistyped."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -28,6 +26,19 @@ class OverridesLast(click.Command):
         except click.NoSuchOption as error:
             near = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
             raise click.UsageError(f"no option {error.option_name}.{near}", ctx) from None
+
+
+def launch_command(*, epilog: str | None = None, options_last: bool = False) -> Callable[[Any], click.Command]:
+    """A command whose options may also be spelled with underscores, `--nproc_per_node`, as for torchrun.
+
+    Args:
+        options_last: everything after the first argument is an argument.
+    """
+    settings = {
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+        "allow_interspersed_args": not options_last,
+    }
+    return click.command(cls=_Command, context_settings=settings, epilog=epilog)
 
 
 def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -48,7 +59,7 @@ def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
 def is_override(word: str) -> bool:
     try:
         return "=" in word and not Path(word).is_file()
-    except OSError:  # longer than any path may be
+    except OSError:  # longer than a path may be
         return True
 
 
@@ -80,31 +91,31 @@ def _nearest_file(path: Path) -> str:
 
 
 def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The validated config, of which nothing is to be built.
+    """The validated config, for a command that builds nothing from it.
 
     Raises:
         UserError: with all its problems.
     """
     from dist_train.config.problems import ConfigError
-    from dist_train.config.source import load as load_config
+    from dist_train.config.source import load
 
     try:
-        return load_config(config, overrides)
+        return load(config, overrides)
     except ConfigError as error:
         raise UserError(str(error)) from None
 
 
-def load(
+def load_trusted(
     config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
 ) -> "RunConfig":
-    """The validated config. One that came with a run, and would run code that the user does not know, needs `trust`.
+    """The validated config. A config that came with a run and would run unknown code needs `trust`.
 
     Args:
         of_run: the file was found in a run that the user has named.
-        job: its section `slurm` is to be executed.
+        job: its section `slurm` will be executed.
 
     Raises:
-        UserError: with all its problems, or what it would run.
+        UserError: with all its problems, or with the code that it would run.
     """
     from dist_train.config import recorded
     from dist_train.config.problems import ConfigError
@@ -116,20 +127,17 @@ def load(
 
 
 def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
-    """What a rank runs, for a run that may have come from anybody: the folder where the command was given is searched
-    for modules only if the config names one."""
+    """What a rank executes for a run that may have come from anybody.
+
+    The current folder is searched for modules only if the config names one.
+    """
     from dist_train.config.trust import powers
 
-    return ("-m", module) if powers(config) else alone(module)
-
-
-def alone(module: str) -> tuple[str, ...]:
-    """What a rank runs that needs no module of the user's."""
-    return (str(Path(home()) / "dist_train" / "isolated" / "run.py"), module)
+    return ("-m", module) if powers(config) else isolated(module)
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")
-"""Sections that may be others where a saved model is evaluated: the model stays what it is."""
+"""Sections that may be overridden when a saved model is evaluated; the model itself stays as it is."""
 
 
 def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "RunConfig":
@@ -146,16 +154,11 @@ def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "Run
                 f"{word!r} is no override that a saved model can be evaluated with; these begin with "
                 f"{', '.join(f'{name}.' for name in OF_EVALUATION)}: data.root=/elsewhere"
             )
-    found = recorded.read(Path(target), overrides)
-    if found is None:
-        raise UserError(
-            f"{target}: neither a run directory nor a checkpoint of one (no config.yaml, no config in a manifest.json)"
-        )
-    return found.trusted(trust, say)
+    return recorded.read_recorded(Path(target), overrides).trusted(trust, say)
 
 
-def remember(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
-    """That the user runs these: so that the runs may be copied and moved."""
+def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
+    """Records that the user trusts these configs, so that their runs may be copied and moved."""
     from dist_train.config import trust
 
     trust.remember(power for config in configs for power in trust.powers(config, job=job))
@@ -163,26 +166,6 @@ def remember(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
 
 def trust_option(command: Any) -> Any:
     return click.option("--trust", is_flag=True, help=_TRUST)(command)
-
-
-def become(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Goes on as `python -m module` in this very process: signals and exit code are its own.
-
-    The folder where it was called is not searched for modules: it may be the very run that somebody else has sent.
-    """
-    environment = {**os.environ, "PYTHONPATH": search_path()}
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
-
-
-def home() -> str:
-    """The folder that our packages are imported from."""
-    return str(Path(__file__).resolve().parents[2])
-
-
-def search_path() -> str:
-    """PYTHONPATH for another process of ours: where our packages are, then what the user has given."""
-    return os.pathsep.join([home(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 
 
 def json_option(help_text: str) -> Callable[[Any], Any]:

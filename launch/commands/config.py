@@ -12,9 +12,9 @@ def command() -> None:
     """Show or check a config, or print the schema."""
 
 
-@command.command()
+@command.command("show")
 @click.argument("words", nargs=-1, metavar="CONFIG [a.b=c]...")
-def show(words: tuple[str, ...]) -> None:
+def show_config(words: tuple[str, ...]) -> None:
     """The resolved config as YAML: every key with the value that a run would use."""
     config, overrides = split_config(words)
     resolved = look_at(existing_config(config), overrides)

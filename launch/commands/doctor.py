@@ -3,24 +3,24 @@
 import json
 import socket
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from dist_train.config.stdout import tell
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     existing_config,
     json_option,
-    load,
+    launch_command,
+    load_trusted,
     split_config,
     trust_option,
 )
 from launch.console import mark, say
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks to start. auto: as a training would.")
 @trust_option
@@ -32,15 +32,15 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
     each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
     """
-    from launch.doctor.examine import Patient, examine, is_well, standard_config
+    from launch.doctor.examine import Subject, examine, is_well, standard_config
     from launch.doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
-    config: Any = load(existing_config(config_path), overrides, trust=trust) if words else standard_config()
-    patient = Patient(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
+    config: Any = load_trusted(existing_config(config_path), overrides, trust=trust) if words else standard_config()
+    subject = Subject(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
     found = []
     try:
-        for finding in examine(patient):
+        for finding in examine(subject):
             found.append(finding)
             if not as_json:
                 finding.show()
@@ -48,7 +48,7 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
         sys.exit(stopped.args[0])
     well = is_well(found)
     if as_json:
-        facts = {"ok": well, "host": socket.gethostname(), "findings": [finding.as_json() for finding in found]}
+        facts = {"ok": well, "host": socket.gethostname(), "findings": [asdict(finding) for finding in found]}
         tell(json.dumps(facts))
     elif not well:
         bad = sum(finding.level == "problem" for finding in found)

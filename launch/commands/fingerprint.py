@@ -2,7 +2,9 @@
 
 import click
 
-from launch.commands.common import become, json_option
+from dist_train.config.requests import FingerprintRequest, to_arguments
+from launch.children import become
+from launch.commands.common import json_option
 
 
 @click.command()
@@ -13,4 +15,5 @@ def command(run_or_checkpoint: str, as_json: bool) -> None:
 
     Of a run, the newest checkpoint's. Two runs with the same hash have the same bits.
     """
-    become("dist_train.commands.fingerprint", [run_or_checkpoint, *["--json"] * as_json])
+    request = FingerprintRequest(target=run_or_checkpoint, as_json=as_json)
+    become("dist_train.commands.fingerprint", to_arguments(request))

@@ -16,7 +16,7 @@ def torchrun_flag(*names: str, **settings: Any) -> Any:
 
 
 def hang_timeout(value: str | None) -> float | None:
-    """None where nothing was given, 0 for `off`."""
+    """Seconds; None if nothing was given, 0 for `off`."""
     if value in (None, "off"):
         return None if value is None else 0.0
     try:
@@ -43,13 +43,13 @@ FLAGS = (
     torchrun_flag("--master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one."),
     torchrun_flag("--local-addr", help="Address of this node."),
     torchrun_flag(
-        "--max-restarts", type=click.IntRange(0), default=0, help="New starts from the last checkpoint after a crash."
+        "--max-restarts", type=click.IntRange(0), default=0, help="Restarts from the last checkpoint after a crash."
     ),
     click.option(
         "--grace",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="After a signal, the time to save and stop in; then all ends unsaved, to go on from the last checkpoint.",
+        help="Time to save and stop after a signal; when it is over, everything ends unsaved.",
     ),
     click.option(
         "--hang-timeout",
@@ -77,11 +77,11 @@ FLAGS = (
         help="Fork the ranks from a process that has imported torch once, or execute each, as torchrun does.",
     ),
 )
-"""Of `launch.plan.flags.Flags`."""
+"""The options that `launch.plan.flags.Flags` holds."""
 
 
 def launch_flags(command: Any) -> Any:
-    """All of them, in the order of the help."""
+    """Adds all of them to a command, in the order of the help."""
     for flag in reversed(FLAGS):
         command = flag(command)
     return command

@@ -4,19 +4,19 @@ import os
 
 import click
 
+from dist_train.config.requests import PredictRequest, to_arguments
 from dist_train.errors import UserError
+from launch.children import become
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
-    become,
     is_override,
     json_option,
+    launch_command,
     load_recorded,
     trust_option,
 )
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES)
+@launch_command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False))
 @click.argument("words", nargs=-1, required=True, metavar="IMAGE...|FOLDER [a.b=c]...")
 @trust_option
@@ -32,12 +32,11 @@ def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool)
     if not images:
         raise UserError("which images? After the checkpoint come files, or folders of them")
     for image in images:
-        if not os.path.exists(image):  # which is False for names that no file can have
+        if not os.path.exists(image):  # also for a name that no file can have
             raise UserError(f"{image}: no such file or folder")
     overrides = [path for path in paths if path not in images]
-    load_recorded(checkpoint, overrides, trust=trust)  # which says what is wrong in a moment
-    flags = [*["--json"] * as_json, *["--trust"] * trust]
-    become(
-        "dist_train.commands.predict",
-        [*flags, *[f"--override={word}" for word in overrides], "--", checkpoint, *images],
+    load_recorded(checkpoint, overrides, trust=trust)  # reports mistakes before torch is imported
+    request = PredictRequest(
+        target=checkpoint, images=tuple(images), overrides=tuple(overrides), trust=trust, as_json=as_json
     )
+    become("dist_train.commands.predict", to_arguments(request))

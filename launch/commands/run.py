@@ -11,7 +11,8 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option
+from dist_train.rundir.layout import RunDir
+from launch.commands.common import json_option, launch_command
 from launch.commands.launch_flags import launch_flags, torchrun_flag
 
 EPILOG = """\b
@@ -28,17 +29,13 @@ SIGUSR1, SIGUSR2 go to the workers that handle them; the others are sent SIGTERM
 
 \b
 In the shell of salloc or srun --pty it starts itself on all nodes of the allocation, with srun, as train does."""
-SHUTDOWN = 30.0
-"""Seconds; torchrun's own --shutdown-timeout."""
+SHUTDOWN_TIMEOUT_S = 30.0
+"""torchrun's own --shutdown-timeout."""
 PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
-"""What torch's agent does with it is all there is to do."""
+"""Options that are left to torch's agent."""
 
 
-@click.command(
-    cls=OverridesLast,
-    context_settings={**DASHES_AND_UNDERSCORES, "allow_interspersed_args": False},
-    epilog=EPILOG,
-)
+@launch_command(epilog=EPILOG, options_last=True)
 @launch_flags
 @torchrun_flag("-m", "--module", is_flag=True, help="The program is a module.")
 @torchrun_flag("--no-python", is_flag=True, help="The program is no Python: execute it.")
@@ -47,10 +44,10 @@ PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
 @torchrun_flag("--virtual-local-rank", is_flag=True, help="Each worker sees its GPU alone, as number 0.")
 @torchrun_flag("--event-log-handler", metavar="NAME", help="Of torch's elastic agent.")
 @torchrun_flag("--shutdown-timeout", type=float, help="torchrun's name for --grace.")
-@torchrun_flag("-r", "--redirects", hidden=True, help="Every rank's output is in its log.")
-@torchrun_flag("--start-method", hidden=True, help="For functions; this starts programs.")
-@torchrun_flag("--signals-to-handle", hidden=True, help="SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are.")
-@torchrun_flag("--use-env", is_flag=True, hidden=True, help="The only way there is.")
+@torchrun_flag("-r", "--redirects", hidden=True, expose_value=False, help="Every rank's output is in its log.")
+@torchrun_flag("--start-method", hidden=True, expose_value=False, help="For functions; this starts programs.")
+@torchrun_flag("--signals-to-handle", hidden=True, expose_value=False, help="SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are.")
+@torchrun_flag("--use-env", is_flag=True, hidden=True, expose_value=False, help="The only way there is.")
 @click.option("--preload", metavar="MODULE,...", help="What to import once for all ranks, besides torch.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="For logs and verdicts. [default: runs/NAME/<time>]")
@@ -67,9 +64,9 @@ def command(
     **flags: Any,
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from dist_train.rundir.records import write_json
+    from dist_train.rundir.codec import write_json
+    from dist_train.rundir.runs import make_run_dir
     from launch.diagnosis.verdict import latest
-    from launch.plan import run_choice
     from launch.supervisor import supervise
 
     words = _program(program, module, no_python)
@@ -77,8 +74,8 @@ def command(
     if code is not None:
         sys.exit(code)
     plan = _plan(words, arguments, preload, run_dir, **flags)
-    run_choice.make(plan.folder)
-    state = plan.folder / "state.json"
+    make_run_dir(plan.folder)
+    state = RunDir(plan.folder).state
     write_json(state, {"status": "running"})
     code = supervise(plan)
     if plan.node in (0, None):
@@ -102,7 +99,7 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
 
 def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from dist_train.rundir.layout import new_folder
+    from dist_train.rundir.runs import new_folder
     from launch.slurm import start
 
     return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
@@ -111,23 +108,21 @@ def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str,
 def _plan(
     program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
 ) -> Any:
-    from dist_train.rundir.layout import new_folder
+    from dist_train.rundir.runs import new_folder
     from launch.plan import count_nodes, host, make_plan
     from launch.plan.flags import Flags
     from launch.plan.requirements import Demands
 
-    passed_on = [flags.pop(name) for name in PASSED_ON]
+    passed_on = {name: flags.pop(name) for name in PASSED_ON}
     shutdown = flags.pop("shutdown_timeout")
-    for ignored in ("redirects", "start_method", "signals_to_handle", "use_env"):
-        flags.pop(ignored)
     flags["nproc_per_node"] = flags["nproc_per_node"] or "1"
-    flags["grace"] = flags["grace"] or shutdown or SHUTDOWN
+    flags["grace"] = flags["grace"] or shutdown or SHUTDOWN_TIMEOUT_S
     given, machine = Flags(**flags), host.look()
     modules = tuple(name.strip() for name in (preload or "").split(",") if name.strip() not in ("", "torch"))
     nodes = count_nodes(given, machine)
     if run_dir is None:
         root = Path("runs") / _name(program)
-        job = f"slurm-{machine.slurm.job}" if machine.slurm and nodes > 1 else given.rdzv_id
+        job = machine.slurm.run_name if machine.slurm and nodes > 1 else given.rdzv_id
         if nodes > 1 and job is None:
             raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
         run_dir = str(root / job if job else new_folder(root))
@@ -140,15 +135,11 @@ def _plan(
         arguments=arguments,
         resume=None,
     )
-    flagged = zip(PASSED_ON, passed_on, strict=True)
-    words = [word for name, value in flagged if value for word in _words(name.replace("_", "-"), value)]
-    # The user's environment counts for more than a default of ours.
+    flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
+    words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
+    # The user's environment wins over our defaults.
     environment = {name: value for name, value in plan.environment.items() if name not in os.environ}
     return replace(plan, environment=environment, passed_on=tuple(words))
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    return (f"--{name}",) if value is True else (f"--{name}", str(value))
 
 
 def _name(program: tuple[str, ...]) -> str:

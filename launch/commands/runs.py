@@ -1,72 +1,58 @@
 """`dist-train runs`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dist_train.config.problems import printable
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.rundir.strict_json import to_json
 from launch.commands.common import json_option
 from launch.console import say
+
+if TYPE_CHECKING:
+    from launch.runs.listing import RunSummary
 
 
 @click.command()
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="The folder that holds the runs.")
 @json_option("A JSON list on stdout.")
 def command(root: str, as_json: bool) -> None:
-    """What there is: name, state, step, best metric, where; and what SLURM's queue says, where there is one.
+    """List the runs: name, state, step, best metric, folder, and what SLURM's queue says, where there is one.
 
-    A state is submitted, running, done, stopped, failed, or died: said to be running, and its processes are gone.
+    A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
     """
-    from launch.plan.run_choice import list_runs
+    from launch.runs.listing import list_runs, with_queue
 
-    found = list_runs(Path(root))
-    add_queue(found)
+    found = with_queue(list_runs(Path(root)))
     if as_json:
-        tell(to_json(found, indent=2))
+        tell(to_json([as_json_row(run) for run in found], indent=2))
     elif not found:
         say(f"no runs under {root}")
     else:
-        tell(table(rows(found)))
+        tell(aligned(rows(found)))
 
 
-def add_queue(runs: list[dict[str, Any]]) -> None:
-    """Gives each run its `queue`: what SLURM says of its job, or None; one question for all of them."""
-    from dataclasses import asdict
-
-    from launch.slurm import queue
-
-    entries = queue.look(job for run in runs for job in run["jobs"])
-    for run in runs:
-        known = [entries[job] for job in run["jobs"] if job in entries] if entries else []
-        newest = next((entry for entry in known if entry.active), known[-1] if known else None)
-        run["queue"] = {**asdict(newest), "text": f"{newest.job} {newest}"} if newest else None
-        gone = entries is not None and run["jobs"] and not (newest and newest.active)
-        if gone and run["state"] in ("submitted", "running", "starting"):
-            run["state"] = "cancelled" if run["state"] == "submitted" else "died"
+def as_json_row(run: "RunSummary") -> dict[str, Any]:
+    row = asdict(run)
+    if run.queue is not None:
+        row["queue"]["text"] = f"{run.queue.job} {run.queue}"
+    return row
 
 
-def rows(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Of the table, its head first; `queue` is a column where there is something to say."""
+def rows(runs: "list[RunSummary]") -> list[tuple[str, ...]]:
+    """The rows of the table, header first; there is a column `queue` only if some run is in it."""
     head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
     found = [head, *map(_row, runs)]
-    if not any(run["queue"] for run in runs):
+    if not any(run.queue for run in runs):
         found = [row[:2] + row[3:] for row in found]
     return found
 
 
-def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    step, total, best = run["step"], run["total_steps"], run["best"]
-    steps = "" if step is None else f"{step:,}" + (f"/{total:,}" if total else "")
-    metric = f"{printable(best['metric'])} {best['value']:.4g} at {best['step']:,}" if best else ""
-    queued = run["queue"]["text"] if run["queue"] else ""
-    return printable(run["name"], 300), run["state"], queued, steps, metric, printable(run["path"], 4096)
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, two blanks between them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)
+def _row(run: "RunSummary") -> tuple[str, ...]:
+    steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
+    best = f"{printable(run.best.metric)} {run.best.value:.4g} at {run.best.step:,}" if run.best else ""
+    queued = f"{run.queue.job} {run.queue}" if run.queue else ""
+    return printable(run.name, 300), run.state, queued, steps, best, printable(run.path, 4096)

@@ -11,12 +11,12 @@ import click
 
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
-from launch.commands.common import DASHES_AND_UNDERSCORES, OverridesLast, json_option, load, remember, trust_option
+from launch.commands.common import json_option, launch_command, load_trusted, remember_configs, trust_option
 from launch.console import mark, say
 
 if TYPE_CHECKING:
     from launch.slurm.render import Script
-    from launch.slurm.submission import Run
+    from launch.slurm.submission import Training
 
 EPILOG = """\b
 The options from --nodes to --array are keys of the config's section `slurm`, which has more: signal, prefix (a
@@ -27,22 +27,30 @@ An array trains once for each task, in a run directory of its own; `{task}` in a
   dist-train slurm configs/digits.yaml 'seed={task}' --array 0-7"""
 
 
-def _key(name: str, metavar: str, help_text: str) -> Any:
-    return click.option(f"--{name}", metavar=metavar, help=help_text)
+KEYS = {
+    "nodes": ("N", "Nodes."),
+    "gpus-per-node": ("N|TYPE:N", "GPUs, and so ranks, on each."),
+    "cpus-per-task": ("N", "Cores on each."),
+    "mem": ("SIZE", "Memory on each, such as 64G."),
+    "time": ("TIME", "Limit of one start, such as 12:00:00; the job is requeued until the training is done."),
+    "partition": ("NAME", "Where to queue."),
+    "account": ("NAME", "Who pays."),
+    "qos": ("NAME", "Quality of service."),
+    "constraint": ("FEATURES", "What the nodes must have."),
+}
+"""Keys of the config's section `slurm` that are also options: metavar and help text of each."""
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+def _keys(command: Any) -> Any:
+    for name, (metavar, text) in reversed(KEYS.items()):
+        command = click.option(f"--{name}", metavar=metavar, help=text)(command)
+    return command
+
+
+@launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
-@_key("nodes", "N", "Nodes.")
-@_key("gpus-per-node", "N|TYPE:N", "GPUs, and so ranks, on each.")
-@_key("cpus-per-task", "N", "Cores on each.")
-@_key("mem", "SIZE", "Memory on each, such as 64G.")
-@_key("time", "TIME", "Limit of one start, such as 12:00:00; the job is requeued until the training is done.")
-@_key("partition", "NAME", "Where to queue.")
-@_key("account", "NAME", "Who pays.")
-@_key("qos", "NAME", "Quality of service.")
-@_key("constraint", "FEATURES", "What the nodes must have.")
-@_key("array", "TASKS", "A run for each task, such as 0-7 or 0-7%2 (two at a time).")
+@_keys
+@click.option("--array", metavar="TASKS", help="A run for each task, such as 0-7 or 0-7%2 (two at a time).")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")
@@ -56,7 +64,7 @@ def _key(name: str, metavar: str, help_text: str) -> Any:
 @json_option("A JSON list of the jobs on stdout, in place of the job's id.")
 def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, **options: Any) -> None:
     """Submit CONFIG as a SLURM job that comes back after time limits, preemptions and lost nodes."""
-    script, runs = prepare(words, **options)
+    script, runs = plan_job(words, **options)
     if follow and None not in runs:
         raise UserError("--follow follows one job; how the tasks of an array are doing: dist-train runs")
     from launch.slurm import submission
@@ -66,7 +74,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         tell(render(script))
         return
     records = submission.submit(script, runs)
-    remember((run.config for run in runs.values()), job=True)
+    remember_configs((run.config for run in runs.values()), job=True)
     tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
     _tell(script, records)
     if follow:
@@ -75,15 +83,15 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         sys.exit(follow_job(records[0]))
 
 
-def prepare(
+def plan_job(
     words: tuple[str, ...],
     run_dir: str | None,
     resume: str | None,
     allow_change: tuple[str, ...],
     trust: bool = False,
     **flags: Any,
-) -> "tuple[Script, dict[int | None, Run]]":
-    """From the command line to the script and the runs of its tasks; looks, and makes nothing.
+) -> "tuple[Script, dict[int | None, Training]]":
+    """From the command line to the script and the trainings of its tasks. Creates nothing.
 
     Raises:
         UserError: when it cannot be done.
@@ -99,7 +107,7 @@ def prepare(
         options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
     path, overrides, of_run = find_config(words, resume, run_dir)
     overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
-    config = load(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
+    config = load_trusted(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
     numbers, at_once = _tasks(config.slurm.array)
     choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
@@ -107,28 +115,28 @@ def prepare(
     if choice.resume not in ("auto", "none"):
         options += ["--resume", str(Path(choice.resume).absolute())]
     folder = choice.folder.absolute()
-    runs: dict[int | None, Run] = {}
+    runs: dict[int | None, Training] = {}
     for task in numbers:
         words_of_task = [word.replace("{task}", str(task)) for word in overrides]
-        own = config if task is None else load(path, words_of_task, of_run, trust=trust, job=True)
+        own = config if task is None else load_trusted(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
-        runs[task] = submission.Run(config=own, folder=place, options=tuple(options))
+        runs[task] = submission.Training(config=own, folder=place, options=tuple(options))
         foreign_files.refuse(place, trusted=trust)
-        submission.check(runs[task], config.slurm)
+        submission.check_startable(runs[task], config.slurm)
     return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
 
 
 def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
-    from launch.slurm.arrays import expand
+    from launch.slurm.arrays import parse_tasks
 
     if array is None:
         return [None], None
-    numbers, at_once = expand(str(array))
+    numbers, at_once = parse_tasks(str(array))
     return [*numbers], at_once
 
 
 def override(key: str, value: str) -> str:
-    """A flag as an override: a count as it is, text quoted, so that it stays text."""
+    """An option as an override: counts are written plainly, text is quoted so that it stays text."""
     is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
     return f"slurm.{key}={value if is_count else json.dumps(value)}"
 

@@ -19,9 +19,10 @@ def command(runs: tuple[str, ...], no_wait: bool) -> None:
     that waits in the queue is taken out of it. One that does not run is left as it is, exit code 0.
     """
     from launch.runs.stop import stop
+    from launch.sweep.store import leader
 
     try:
-        sys.exit(stop([Path(run) for run in runs], wait=not no_wait))
+        sys.exit(stop([Path(run) for run in runs], leader, wait=not no_wait))
     except KeyboardInterrupt:
         say("not waiting any longer; it has been asked to save and stop")
         sys.exit(ExitCode.INTERRUPTED)

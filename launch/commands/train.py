@@ -10,13 +10,12 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 from launch.commands.common import (
-    DASHES_AND_UNDERSCORES,
-    OverridesLast,
     existing_config,
     json_option,
-    load,
+    launch_command,
+    load_trusted,
     program_for,
-    remember,
+    remember_configs,
     split_config,
     trust_option,
 )
@@ -45,7 +44,7 @@ Ctrl-C, SIGTERM: save and stop; a second one ends everything at once.
 SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 
 
-@click.command(cls=OverridesLast, context_settings=DASHES_AND_UNDERSCORES, epilog=EPILOG)
+@launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @launch_flags
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
@@ -67,14 +66,14 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     code = _in_allocation(words, dry_run, **options)
     if code is not None:
         sys.exit(code)
-    config_path, config, plan, note = prepare(words, **options)
+    config_path, config, plan, note = plan_training(words, **options)
     if dry_run:
         from launch.plan.dry_run import show
 
         sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
     from launch.plan import foreign_files
 
-    remember([config])
+    remember_configs([config])
     foreign_files.remember(plan.folder)
     if preflight:
         from launch.doctor import examine
@@ -107,14 +106,14 @@ def _in_allocation(
     from launch.slurm import start
 
     def folder() -> Path:
-        config = load(*find_config(words, resume, run_dir), trust=trust)
+        config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
         wish = run_choice.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
         return run_choice.choose(config, wish).folder
 
     return start.everywhere(flags, folder, dry_run=dry_run)
 
 
-def prepare(
+def plan_training(
     words: tuple[str, ...],
     run_dir: str | None,
     resume: str | None,
@@ -122,13 +121,13 @@ def prepare(
     trust: bool = False,
     **flags: Any,
 ) -> "tuple[str, Any, LaunchPlan, str | None]":
-    """From the command line to the plan: config path, config, plan, and what the user might not expect of it.
+    """From the command line to the plan: config path, config, plan, and a note on what the user might not expect.
 
     Raises:
         UserError: when it cannot be done.
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
-    config = load(config_path, overrides, of_run, trust=trust)
+    config = load_trusted(config_path, overrides, of_run, trust=trust)
     from launch.plan import count_nodes, foreign_files, host, make_plan, run_choice
     from launch.plan.flags import Flags
 
@@ -137,7 +136,7 @@ def prepare(
     wish = run_choice.Wish(
         run_dir=run_dir,
         resume=resume,
-        job=f"slurm-{slurm.job}" if slurm and not slurm.interactive else given.rdzv_id,
+        job=slurm.run_name if slurm and not slurm.interactive else given.rdzv_id,
         nodes=count_nodes(given, machine),
         restarts=slurm.restarts if slurm and not slurm.interactive else None,
         allowed=allow_change,
@@ -158,8 +157,9 @@ def prepare(
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Path and overrides: from the command line, or the config that the run to go on with has left; and whether it came
-    with a run.
+    """Path and overrides of the config, and whether it came with a run.
+
+    It is the config on the command line, or else that of the run to resume.
 
     Raises:
         UserError: when there is none.

@@ -6,10 +6,14 @@ import re
 import signal
 from pathlib import Path
 
-from launch.diagnosis.collectives import told
+from dist_train.errors import ExitCode
+from dist_train.rundir.records import ErrorRecord
+from launch.console import ranges
+from launch.diagnosis.collectives import sides
 from launch.diagnosis.failures import Failure, calls_that_differ, is_mismatch
-from launch.diagnosis.formatting import ranges, short
+from launch.diagnosis.formatting import short
 from launch.plan.host import Memory
+from launch.slurm.queue import kill_hint
 
 _SHM = Path("/dev/shm")
 
@@ -18,18 +22,18 @@ def advice(
     cause: Failure, found: list[Failure], memory: Memory | None, out_of_memory: bool, job: str | None = None
 ) -> list[str]:
     """Lines for the user; empty where the failure speaks for itself."""
-    report = cause.report or {}
-    message = str(report.get("message", "")) + (cause.native.said if cause.native else "")
+    report = cause.report
+    message = (report.message if report else "") + (cause.native.said if cause.native else "")
     killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
     if killed or "killed by signal: Killed" in message:
         return _killed(memory, out_of_memory, job)
     if cause.kind == "mismatch" or is_mismatch(message):
         return _mismatch(found)
-    if report.get("code") == 12:
+    if report is not None and report.code == ExitCode.OUT_OF_MEMORY:
         return _out_of_memory(report, memory)
-    number = report.get("errno")
+    number = report.errno if report else None
     if number in (errno.EMFILE, errno.ENFILE) or "too many open files" in message.lower():
-        most = report.get("limits", {}).get("nofile")
+        most = report.limits.get("nofile") if report else None
         return [
             f"the limit of open files (nofile) is {most}: raise it with `ulimit -n`, or use fewer loader workers; "
             "what opens files and never closes them reaches any limit"
@@ -38,7 +42,7 @@ def advice(
         return [f"{_space(_SHM)}: DataLoader workers pass their batches through it. Make it larger "
                 "(docker run --shm-size), or use fewer workers or none"]  # fmt: skip
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return [f"{_space(_place(report.get('filename')))}: make room, or write elsewhere"]
+        return [f"{_space(_place(report.filename if report else None))}: make room, or write elsewhere"]
     if number == errno.EADDRINUSE or "EADDRINUSE" in message:
         return [_port_taken(message)]
     return []
@@ -50,7 +54,7 @@ def _killed(memory: Memory | None, out_of_memory: bool, job: str | None) -> list
         limit = f"limit {size(memory.limit)}{' (cgroup)' if memory.is_cgroup else ''}{peak}. " if memory else ""
         return [f"{limit}Fewer or smaller loading processes, a smaller batch, or more memory"]
     used = f": {size(memory.used)} of {size(memory.limit)} used" if memory else ""
-    who = f"; SLURM may have: sacct -j {job} -o State,ExitCode,MaxRSS" if job else "; someone sent it"
+    who = f"; {kill_hint(job)}" if job else "; someone sent it"
     return [f"not the OOM killer{used}{who}"]
 
 
@@ -62,28 +66,26 @@ def _mismatch(found: list[Failure]) -> list[str]:
             "TORCH_DISTRIBUTED_DEBUG=DETAIL names the first that differs"
         ]
     number = next(iter(differing.values())).number
-    sides = [
+    lines = [
         f"  rank{'s' * (len(ranks) > 1)} {ranges(ranks)} called {call.what} "
         f"at {short(call.file)}:{call.line} {call.function}()"
-        for ranks, call in told(differing)
+        for ranks, call in sides(differing)
     ]
-    return [f"{what}, and collective {number:,} is the first that differs", *sides]
+    return [f"{what}, and collective {number:,} is the first that differs", *lines]
 
 
-def _out_of_memory(report: dict, memory: Memory | None) -> list[str]:
-    if report["type"] == "OutOfMemoryError":
-        gpu = report.get("gpu")
+def _out_of_memory(report: ErrorRecord, memory: Memory | None) -> list[str]:
+    if report.type == "OutOfMemoryError":
+        gpu = report.gpu
         peak = f"peak {size(gpu['peak'])} of {size(gpu['total'])}, {size(gpu['reserved'])} reserved. " if gpu else ""
         return [
             f"{peak}Smaller batches: raise batch.microbatches, or lower the batch per rank; bf16 halves activations"
         ]
-    most = report.get("limits", {}).get("as")
-    peak = report.get("limits", {}).get("peak", 0)
+    most = report.limits.get("as")
+    had = report.limits.get("peak", 0)
     limit = f"address space is limited to {size(most)} (ulimit -v)" if most else ""
     limit = limit or (f"{size(memory.used)} of {size(memory.limit)} used" if memory else "no limit known")
-    return [
-        f"{limit}, this rank had {size(peak)} at the most. A smaller batch, fewer loader workers, or a higher limit"
-    ]
+    return [f"{limit}, this rank had {size(had)} at the most. A smaller batch, fewer loader workers, or a higher limit"]
 
 
 def _place(filename: str | None) -> Path:

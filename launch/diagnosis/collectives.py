@@ -54,9 +54,9 @@ def odd_one(calls: Mapping[int, Call]) -> tuple[int, str] | None:
     return rank, counted[0][0]
 
 
-def told(calls: Mapping[int, Call]) -> Iterator[tuple[list[int], Call]]:
+def sides(calls: Mapping[int, Call]) -> Iterator[tuple[list[int], Call]]:
     """Ranks that have called the same, and from where one of them did."""
-    sides: dict[str, list[int]] = defaultdict(list)
+    found: dict[str, list[int]] = defaultdict(list)
     for rank in sorted(calls):
-        sides[calls[rank].what].append(rank)
-    return ((ranks, calls[ranks[0]]) for ranks in sides.values())
+        found[calls[rank].what].append(rank)
+    return ((ranks, calls[ranks[0]]) for ranks in found.values())

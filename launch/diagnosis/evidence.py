@@ -1,21 +1,24 @@
 """What is known of each rank at the moment of a hang: heartbeat, state of its processes, their stacks."""
 
 import json
-import linecache
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.process_id import stat
+from dist_train.rundir.records import Frame, RankRecord
 from launch.diagnosis import collectives
 from launch.diagnosis.collectives import Call
-from launch.diagnosis.formatting import is_foreign
-from launch.processes import catches, descendants, send, stat
+from launch.diagnosis.formatting import frame_at, is_own
+from launch.processes import catches, descendants, send
 from launch.rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
 
-PATIENCE = 5.0
+ANSWER_S = 5.0
 """Seconds for a stack to come; C code writes it, so a process that does not answer is in the kernel or stopped."""
-SETTLED = 0.1
+SETTLED_S = 0.1
 """Seconds without a new byte after which it is complete."""
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.+)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x0*(?P<ident>[0-9a-f]+)")
@@ -58,17 +61,17 @@ class Heartbeat:
         return (self.beats, self.total if self.phase == "unknown" else 0)
 
 
-def read_calls(generation: Path, rank: int) -> list[Call]:
+def read_calls(generation: GenerationDir, rank: int) -> list[Call]:
     """The newest collectives that a rank has called, oldest first."""
     try:
-        return collectives.read((generation / "heartbeats" / f"rank{rank}").read_bytes())
+        return collectives.read(generation.heartbeat(rank).read_bytes())
     except OSError:
         return []
 
 
-def read_heartbeat(generation: Path, rank: int) -> Heartbeat:
+def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
     try:
-        page = (generation / "heartbeats" / f"rank{rank}").read_bytes()
+        page = generation.heartbeat(rank).read_bytes()
         beats, _, phase, step, slowest, main, worked, work, clockwork = RECORD.unpack_from(page)
     except (OSError, ValueError):
         return Heartbeat()
@@ -80,24 +83,6 @@ def read_heartbeat(generation: Path, rank: int) -> Heartbeat:
         groups = {}
     told = {"slowest": slowest, "worked": worked, "work": work, "clockwork": clockwork}
     return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """One line of a stack."""
-
-    file: str
-    line: int
-    function: str
-
-    @property
-    def text(self) -> str:
-        return linecache.getline(self.file, self.line).strip()
-
-    @property
-    def is_own(self) -> bool:
-        """Of the user's files."""
-        return not is_foreign(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +99,7 @@ class Process:
     @property
     def own(self) -> Frame | None:
         """Where it is in the user's code."""
-        return next((frame for frame in self.frames if frame.is_own), None)
+        return next((frame for frame in self.frames if is_own(frame)), None)
 
     @property
     def waits(self) -> str | None:
@@ -126,7 +111,7 @@ class Process:
                 return "collective"
             if _LOADER.search(frame.file):
                 return "loader"
-            if frame.is_own or "/dist_train/" in frame.file:
+            if is_own(frame) or "/dist_train/" in frame.file:
                 return None
         return None
 
@@ -135,7 +120,7 @@ class Process:
         """The outermost function of torch above the user's frame: all_reduce, backward."""
         last = ""
         for frame in self.frames:
-            if frame.is_own or "/dist_train/" in frame.file:
+            if is_own(frame) or "/dist_train/" in frame.file:
                 return last or "wait"
             last = frame.function if "/torch/" in frame.file and frame.function != "wrapper" else last
         return last or "wait"
@@ -160,30 +145,24 @@ class Evidence:
     """The newest collectives that its program has called, oldest first."""
 
 
-def gather(generation: Path, alive: list[dict], ended: list[dict]) -> list[Evidence]:
+def gather(generation: GenerationDir, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> list[Evidence]:
     """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/.
 
     All ranks are asked before any answer is read: the signal can wake one from a call into the kernel, and it would
     go on, and the others with it.
     """
-    sessions = sorted([*alive, *ended], key=lambda session: session["rank"])
-    hearts = {session["rank"]: read_heartbeat(generation, session["rank"]) for session in sessions}
-    asked = {
-        session["rank"]: ask(session["pid"], generation / "stacks" / f"rank{session['rank']}.txt", "rank")
-        for session in sessions
-        if session not in ended
-    }
+    ranks = sorted([*alive, *ended], key=lambda record: record.rank)
+    hearts = {record.rank: read_heartbeat(generation, record.rank) for record in ranks}
+    asked = {record.rank: ask(record.pid, generation.stack(record.rank), "rank") for record in alive}
     found = []
-    for session in sessions:
-        rank, heartbeat = session["rank"], hearts[session["rank"]]
-        process, children = None, []
-        if rank in asked:
-            process = asked[rank].answer(heartbeat.main)
-            path = generation / "stacks" / f"rank{rank}.txt"
-            for child in descendants(session["pid"]):  # into the same file, so one after another
-                children.append(ask(child, path, "child process").answer(heartbeat.main))
-        calls_made = read_calls(generation, rank)
-        found.append(Evidence(rank=rank, heartbeat=heartbeat, process=process, children=children, calls=calls_made))
+    for record in ranks:
+        rank, main, children = record.rank, hearts[record.rank].main, []
+        process = asked[rank].answer(main) if rank in asked else None
+        if process is not None:
+            for child in descendants(record.pid):  # into the same file, so one after another
+                children.append(ask(child, generation.stack(rank), "child process").answer(main))
+        calls = read_calls(generation, rank)
+        found.append(Evidence(rank=rank, heartbeat=hearts[rank], process=process, children=children, calls=calls))
     return found
 
 
@@ -223,12 +202,12 @@ def ask(pid: int, stacks: Path, who: str) -> Asked:
 def _new_text(stacks: Path, before: int) -> str:
     begun = time.monotonic()
     size, since = before, begun
-    while time.monotonic() - begun < PATIENCE:
+    while time.monotonic() - begun < ANSWER_S:
         time.sleep(0.02)
         now = stacks.stat().st_size
         if now != size:
             size, since = now, time.monotonic()
-        elif size > before and time.monotonic() - since > SETTLED:
+        elif size > before and time.monotonic() - since > SETTLED_S:
             break
     with open(stacks, "rb") as file:
         file.seek(before)
@@ -250,5 +229,5 @@ def main_thread(text: str, ident: int) -> list[Frame]:
         if match := _THREAD.match(line):
             current = threads[int(match["ident"], 16)] = []
         elif match := _FRAME.match(line):
-            current.append(Frame(file=match["file"], line=int(match["line"]), function=match["function"]))
+            current.append(frame_at(match["file"], int(match["line"]), match["function"]))
     return threads.get(ident, current)

@@ -1,15 +1,16 @@
 """A failure in a few lines: who, what, where, what to do, what became of the others, where to read on."""
 
-import linecache
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.console import mark
+from dist_train.rundir.layout import rank_log
+from dist_train.rundir.records import ErrorRecord, Frame
+from launch.console import mark, ranges
 from launch.diagnosis.advice import advice
 from launch.diagnosis.failures import Failure
-from launch.diagnosis.formatting import is_foreign, ranges, short
+from launch.diagnosis.formatting import is_foreign, short
 from launch.diagnosis.native_crash import tail
 from launch.plan.host import Memory
 
@@ -20,7 +21,7 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class FailureContext:
     """What is around the failure."""
 
     logs: Path
@@ -35,17 +36,17 @@ class Scene:
     """Of the scheduler."""
 
 
-def explain(cause: Failure, found: list[Failure], scene: Scene) -> str:
+def explain(cause: Failure, found: list[Failure], context: FailureContext) -> str:
     """The text for the user. What they can mend is one line; the rest says who, what, where, and where to read on."""
-    if cause.report and cause.report["is_user_error"]:
-        return f"{mark('✗', 'red')} {cause.report['message']}"
-    node = "" if cause.host in (scene.here, "?") else f"node {cause.host}, "
-    lines = [f"{mark('✗', 'red')} rank {cause.rank} ({node}pid {cause.pid}) {_what(cause, scene.out_of_memory)}"]
-    lines += _detail(cause, scene)
-    lines += [f"  {line}" for line in advice(cause, found, scene.memory, scene.out_of_memory, scene.job)]
+    if cause.report and cause.report.is_user_error:
+        return f"{mark('✗', 'red')} {cause.report.message}"
+    node = "" if cause.host in (context.here, "?") else f"node {cause.host}, "
+    lines = [f"{mark('✗', 'red')} rank {cause.rank} ({node}pid {cause.pid}) {_what(cause, context.out_of_memory)}"]
+    lines += _detail(cause, context)
+    lines += [f"  {line}" for line in advice(cause, found, context.memory, context.out_of_memory, context.job)]
     lines += _others(cause, found)
-    log = scene.logs / f"rank{cause.rank}.log"
-    saved = f"last checkpoint: {_step(scene.checkpoint)}. " if scene.checkpoint else ""
+    log = rank_log(context.logs, cause.rank)
+    saved = f"last checkpoint: {_step(context.checkpoint)}. " if context.checkpoint else ""
     lines.append(f"  {saved}{'Full traceback' if cause.report else 'Its log'}: {log}")
     return "\n".join(lines)
 
@@ -72,8 +73,8 @@ def _end(failure: Failure, cause: Failure) -> tuple[str, str]:
     if failure.kind == "early":
         text = "had left with exit code 0"
     elif failure.report:
-        same = cause.report and failure.report["message"] == cause.report["message"]
-        text = "failed the same way" if same else f"failed later: {failure.report['type']}"
+        same = cause.report and failure.report.message == cause.report.message
+        text = "failed the same way" if same else f"failed later: {failure.report.type}"
     elif (failure.exit_code or 0) < 0:
         text = f"died of {signal_name(-(failure.exit_code or 0))} later"
     else:
@@ -85,11 +86,11 @@ def _what(cause: Failure, out_of_memory: bool) -> str:
     if cause.kind == "mismatch":
         return "called another collective than the others"
     if cause.report:
-        if died := _WORKER_DIED.search(cause.report["message"]):
+        if died := _WORKER_DIED.search(cause.report.message):
             return f"lost a loading process: {died[0]}"
         whose = " in your code" if cause.kind == "exception" and _own_frames(cause.report) else ""
         lost = " because another rank was gone, which left no trace here" if cause.kind == "peer" else ""
-        return f"failed{lost}: {cause.report['type']}{whose}"
+        return f"failed{lost}: {cause.report.type}{whose}"
     if cause.kind == "early":
         return "left with exit code 0 while the others were still at work"
     code = cause.exit_code or 0
@@ -109,8 +110,8 @@ def signal_name(number: int) -> str:
     return f"{named.name} ({meaning.lower()})" if meaning else named.name
 
 
-def _detail(cause: Failure, scene: Scene) -> list[str]:
-    log = scene.logs / f"rank{cause.rank}.log"
+def _detail(cause: Failure, context: FailureContext) -> list[str]:
+    log = rank_log(context.logs, cause.rank)
     if cause.kind == "mismatch":
         return []
     if not cause.report:
@@ -124,9 +125,9 @@ def _detail(cause: Failure, scene: Scene) -> list[str]:
         return [*stack, *(f"    {line}" for line in lines[-LOG_LINES:])]
     report = cause.report
     own = _own_frames(report)
-    lines = [_frame_line(frame, frame in own) for frame in own[-3:] or report["frames"][-2:]]
+    lines = [_frame_line(frame, frame in own) for frame in own[-3:] or report.frames[-2:]]
     lines += _message(report)
-    if _WORKER_DIED.search(report["message"]) and cause.worker is not None:
+    if _WORKER_DIED.search(report.message) and cause.worker is not None:
         lines += [f"    its stack: {cause.worker.what}", *_stack_lines(cause.worker.frames)]
     return lines
 
@@ -141,34 +142,33 @@ def _native_stack(cause: Failure) -> list[str]:
     return said + ([where, *_stack_lines(cause.native.waiting)] if cause.native.waiting else [])
 
 
-def _stack_lines(frames: list[dict]) -> list[str]:
+def _stack_lines(frames: list[Frame]) -> list[str]:
     """The innermost last, as in a traceback."""
-    frames = [{**frame, "text": linecache.getline(frame["file"], int(frame["line"])).strip()} for frame in frames]
     hidden = ("<frozen runpy>", "runpy.py")
-    frames = [frame for frame in frames if not frame["file"].startswith(str(_HOME / "launch"))]
-    shown = [frame for frame in reversed(frames) if not frame["file"].endswith(hidden)]
-    return [_frame_line(frame, not is_foreign(frame["file"])) for frame in shown[-8:]]
+    frames = [frame for frame in frames if not frame.file.startswith(str(_HOME / "launch"))]
+    shown = [frame for frame in reversed(frames) if not frame.file.endswith(hidden)]
+    return [_frame_line(frame, not is_foreign(frame.file)) for frame in shown[-8:]]
 
 
-def _frame_line(frame: dict, own: bool) -> str:
-    text = f"   {frame['text']}" if frame["text"] else ""
-    return f"  {'>' if own else ' '} {short(frame['file'])}:{frame['line']}  {frame['function']}{text}"
+def _frame_line(frame: Frame, own: bool) -> str:
+    text = f"   {frame.text}" if frame.text else ""
+    return f"  {'>' if own else ' '} {short(frame.file)}:{frame.line}  {frame.function}{text}"
 
 
-def _own_frames(report: dict) -> list[dict]:
+def _own_frames(report: ErrorRecord) -> list[Frame]:
     """Those of the user's files: neither Python's, nor an installed package's, nor this project's."""
-    return [frame for frame in report["frames"] if not is_foreign(frame["file"])]
+    return [frame for frame in report.frames if not is_foreign(frame.file)]
 
 
-def _message(report: dict) -> list[str]:
+def _message(report: ErrorRecord) -> list[str]:
     """All that the exception says, its notes, and in a line each what it was raised from."""
-    first, *more = report["message"].strip("\n").splitlines() or [""]
-    more += [line for note in report["notes"] for line in note.splitlines()]
+    first, *more = report.message.strip("\n").splitlines() or [""]
+    more += [line for note in report.notes for line in note.splitlines()]
     if len(more) > MESSAGE_LINES:
         more[MESSAGE_LINES:] = [f"… and {len(more) - MESSAGE_LINES} lines more, in the log"]
-    causes = [one for one in report.get("chain", []) if one.get("is_cause")]
-    lines = [f"    {report['type']}: {first}", *(f"      {line}" for line in more)]
-    return lines + [f"    from {one['type']}: {(one['message'].splitlines() or [''])[0]}" for one in causes]
+    causes = [one for one in report.chain if one.is_cause]
+    lines = [f"    {report.type}: {first}", *(f"      {line}" for line in more)]
+    return lines + [f"    from {one.type}: {(one.message.splitlines() or [''])[0]}" for one in causes]
 
 
 def _step(checkpoint: str | None) -> str:

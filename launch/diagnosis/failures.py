@@ -2,11 +2,12 @@
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from dist_train.errors import ExitCode
+from dist_train.rundir.records import ErrorRecord, ExceptionName, RankEnd, RankRecord
 from launch.diagnosis import collectives
 from launch.diagnosis.collectives import Call
 from launch.diagnosis.native_crash import NativeDeath
@@ -46,7 +47,7 @@ class Failure:
     """Boot time in ns of its exception or its death; later than any where no time is known."""
     host: str = "?"
     pid: int = 0
-    report: dict[str, Any] | None = None
+    report: ErrorRecord | None = None
     """What the rank wrote of an exception (rank/exceptions.py)."""
     native: NativeDeath | None = None
     """What its log tells of its death in native code."""
@@ -57,10 +58,10 @@ class Failure:
 
 
 def find_failures(
-    sessions: list[dict],
-    reports: list[dict],
-    ended: list[dict],
-    ended_by_us: set[int],
+    ranks: Sequence[RankRecord],
+    reports: Sequence[ErrorRecord],
+    ended: Sequence[RankEnd],
+    ended_by_us: Collection[int] = (),
     died: Mapping[int, int] | None = None,
     native: Mapping[int, NativeDeath] | None = None,
     called: Mapping[int, list[Call]] | None = None,
@@ -68,47 +69,53 @@ def find_failures(
     """One for each rank that did not end well, from what the ranks and the agent left.
 
     Args:
-        sessions: of ranks/*.json, one for each rank that began.
-        reports: of errors/*.json, one for each exception.
-        ended: the agent's rank, pid and exit code, in the order seen.
+        ranks: those that began.
+        reports: their exceptions.
+        ended: how the agent saw them end, in the order seen.
         ended_by_us: ranks that the supervisor killed because another had failed.
         died: boot time in ns of each death that was seen on this host.
         native: what the logs of this host's ranks tell of deaths in native code.
         called: the newest collectives of each rank.
     """
-    died, native = died or {}, native or {}
-    facts = {session["rank"]: session for session in sessions}
-    exceptions = {report["rank"]: report for report in reports}
-    codes = {end["rank"]: (number, end["exit_code"]) for number, end in enumerate(ended)}
+    died, native, called = died or {}, native or {}, called or {}
+    records = {record.rank: record for record in ranks}
+    exceptions = {report.rank: report for report in reports}
+    codes = {end.rank: (number, end.exit_code) for number, end in enumerate(ended)}
     found = []
-    for rank in sorted({*facts, *exceptions, *codes}):
+    for rank in sorted({*records, *exceptions, *codes}):
         seen, code = codes.get(rank, (len(ended), None))
-        report, session = exceptions.get(rank), facts.get(rank, {})
-        if code is None and report is None and "ended" not in session and rank in died and rank not in ended_by_us:
+        report, record = exceptions.get(rank), records.get(rank)
+        said_its_end = record is not None and record.ended is not None
+        if code is None and report is None and not said_its_end and rank in died and rank not in ended_by_us:
             code = 0 if ended else None  # by os._exit: the agent names all that ended otherwise
-        stamp = (report or {}).get("boot_ns") or session.get("ended_ns") or died.get(rank) or _UNSEEN + seen
+        stamps = [report.boot_ns if report else None, record.ended_ns if record else None, died.get(rank)]
         last_words = native.get(rank) if code in _NATIVE else None
-        kind = _kind(code, report, session, rank in ended_by_us, seen, last_words)
+        kind = _kind(code, report, record, rank in ended_by_us, seen, last_words)
         if kind is not None:
-            place = {"host": session.get("host", "?"), "pid": session.get("pid", 0)}
             found.append(
                 Failure(
                     rank=rank,
                     kind=kind,
                     exit_code=code,
-                    order=stamp,
+                    order=next((stamp for stamp in stamps if stamp), _UNSEEN + seen),
+                    host=record.host if record else "?",
+                    pid=record.pid if record else 0,
                     report=report,
                     native=last_words,
                     worker=native.get(rank) if report else None,
-                    calls=(called or {}).get(rank, []),
-                    **place,
+                    calls=called.get(rank, []),
                 )
             )
     return found
 
 
 def _kind(
-    code: int | None, report: dict | None, session: dict, by_us: bool, seen: int, native: NativeDeath | None
+    code: int | None,
+    report: ErrorRecord | None,
+    record: RankRecord | None,
+    by_us: bool,
+    seen: int,
+    native: NativeDeath | None,
 ) -> Kind | None:
     if report is not None:
         return "peer" if is_peer_loss(report) else "exception"
@@ -117,24 +124,24 @@ def _kind(
     if code is not None and code < 0:
         return "peer" if native is not None and _aborted_for_peer(code, native) else "signal"
     if code:
-        return "peer" if any(_says_peer_loss(one) for one in session.get("chain", [])) else "exit"
-    return "early" if session.get("ended") == 0 or code == 0 else None
+        return "peer" if record is not None and any(map(_says_peer_loss, record.chain)) else "exit"
+    return "early" if code == 0 or (record is not None and record.ended == 0) else None
 
 
-def is_peer_loss(report: dict) -> bool:
+def is_peer_loss(report: ErrorRecord) -> bool:
     """Whether an exception, or one that it came of, only says that another rank is gone."""
-    if any(frame["file"].endswith(_LOADING) for frame in report["frames"]):
+    if any(frame.file.endswith(_LOADING) for frame in report.frames):
         return False  # a loading process is gone, or has lost a server of its own, and not a rank
-    return any(_says_peer_loss(one) for one in [report, *report.get("chain", [])])
+    return any(map(_says_peer_loss, [report.name, *report.chain]))
 
 
-def _says_peer_loss(error: dict) -> bool:
-    if _NO_PEER_LOST.search(error["message"]):
+def _says_peer_loss(error: ExceptionName) -> bool:
+    if _NO_PEER_LOST.search(error.message):
         return False
-    ours = error["module"].startswith("torch") or error["type"] in ("RuntimeError", "ConnectionError", "OSError")
+    ours = error.module.startswith("torch") or error.type in ("RuntimeError", "ConnectionError", "OSError")
     broken = ("DistBackendError", "DistNetworkError", "DistStoreError")
     connection = ("ConnectionResetError", "BrokenPipeError", "ConnectionRefusedError")
-    return error["type"] in (*broken, *connection) or (ours and bool(_PEER_LOST.search(error["message"])))
+    return error.type in (*broken, *connection) or (ours and bool(_PEER_LOST.search(error.message)))
 
 
 def _aborted_for_peer(code: int, native: NativeDeath) -> bool:
@@ -168,7 +175,7 @@ def first_cause(found: list[Failure]) -> Failure | None:
 
 def odd_one(cause: Failure, found: list[Failure]) -> Failure:
     """Where collectives did not fit together: the one rank that differs, which need not be the one that noticed."""
-    if not is_mismatch(cause.report["message"] if cause.report else cause.native.said if cause.native else ""):
+    if not is_mismatch(cause.report.message if cause.report else cause.native.said if cause.native else ""):
         return cause
     differing = calls_that_differ(found)
     odd = collectives.odd_one(differing) if differing else None
@@ -186,8 +193,8 @@ def exit_code(cause: Failure, *, out_of_memory: bool) -> ExitCode:
     """What the launcher's own exit code says of it."""
     if cause.report:
         known = {int(member) for member in ExitCode} - {int(ExitCode.DONE)}
-        code = cause.report["code"]
-        if out_of_memory and "killed by signal: Killed" in cause.report["message"]:  # a loading process
+        code = cause.report.code
+        if out_of_memory and "killed by signal: Killed" in cause.report.message:  # a loading process
             return ExitCode.OUT_OF_MEMORY
         return ExitCode(code) if code in known else ExitCode.USER_CODE
     if cause.exit_code == -signal.SIGKILL and out_of_memory:

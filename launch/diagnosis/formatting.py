@@ -1,8 +1,11 @@
 """How files and ranks are written where a person reads them."""
 
+import linecache
 import site
 import sysconfig
 from pathlib import Path
+
+from dist_train.rundir.records import Frame
 
 _HOME = Path(__file__).resolve().parents[2]
 
@@ -13,17 +16,16 @@ def is_foreign(file: str) -> bool:
     return file.startswith("<") or "site-packages" in file or any(Path(file).is_relative_to(place) for place in folders)
 
 
+def frame_at(file: str, line: int, function: str) -> Frame:
+    """With its line of source, as the file is now."""
+    return Frame(file=file, line=line, function=function, text=linecache.getline(file, line).strip())
+
+
+def is_own(frame: Frame) -> bool:
+    """Whether it is of the user's files: neither Python's, nor an installed package's, nor this project's."""
+    return not is_foreign(frame.file)
+
+
 def short(file: str) -> str:
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
-
-
-def ranges(ranks: list[int]) -> str:
-    """`[0, 1, 2, 5]` as `0-2, 5`."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

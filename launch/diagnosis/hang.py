@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from launch.console import mark
+from dist_train.rundir.records import Frame
+from launch.console import mark, ranges
 from launch.diagnosis.collectives import first_difference, odd_one
-from launch.diagnosis.evidence import Evidence, Frame, Process
-from launch.diagnosis.formatting import ranges, short
+from launch.diagnosis.evidence import Evidence, Process
+from launch.diagnosis.formatting import frame_at, short
 from launch.diagnosis.watchdog import Hang
 
 _OF_SOME = re.compile(r"[0-9a-f]{32,}")
@@ -113,7 +114,7 @@ def _in_another_call(evidence: list[Evidence]) -> Finding | None:
         return None
     rank, usual = odd
     call = differing[rank]
-    place = Frame(file=call.file, line=call.line, function=call.function)
+    place = frame_at(call.file, call.line, call.function)
     text = f"   {place.text}" if place.text else ""
     why = f"{short(call.file)}:{call.line} {call.function}(){text}: it called {call.what}, the others {usual}"
     return Finding(ranks=(rank,), why=why, place=place)

@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_train.rundir.records import Frame
+from launch.diagnosis.formatting import frame_at
+
 _FATAL = "Fatal Python error: "
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$')
 
@@ -33,9 +36,9 @@ def _last_lines(path: Path, count: int, window: int) -> list[str]:
 class NativeDeath:
     """What faulthandler, and C++ before it, wrote at the end of a log."""
 
-    frames: list[dict]
+    frames: list[Frame]
     """Of the thread that died, the innermost first; empty where that was none of Python's."""
-    waiting: list[dict]
+    waiting: list[Frame]
     """Of the main thread, where it was not the one that died."""
     what: str
     """`Segmentation fault`, `Aborted` …"""
@@ -48,14 +51,14 @@ def native_death(lines: list[str]) -> NativeDeath | None:
     begin = max((number for number, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return None
-    threads: dict[str, list[dict]] = {}
+    threads: dict[str, list[Frame]] = {}
     name = ""
     for line in lines[begin:]:
         if "(most recent call first)" in line:
             name = line
             threads[name] = []
         elif (match := _FRAME.match(line)) and name:
-            threads[name].append({**match.groupdict(), "text": ""})
+            threads[name].append(frame_at(match["file"], int(match["line"]), match["function"]))
         elif not line.strip() and name.startswith("Current"):
             name = ""
     current = next((frames for name, frames in threads.items() if name.startswith("Current")), [])

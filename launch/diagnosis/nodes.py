@@ -7,19 +7,24 @@ Where the run directory is not shared, nobody hears of it, and the longest deadl
 
 import time
 from contextlib import suppress
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from dist_train.rundir.records import read_all, write_json
-from launch.diagnosis.collectives import Call
-from launch.diagnosis.evidence import Evidence, Frame, Heartbeat, Process
+from dist_train.rundir.codec import read_records, write_json
+from dist_train.rundir.layout import GenerationDir
+from launch.diagnosis.evidence import Evidence
 
-LOOK_EVERY = 1.0
-SETTLED = 3.0
+LOOK_S = 1.0
+SETTLED_S = 3.0
 """Seconds for which all have to say so: one may be about to take it back."""
-PATIENCE = 10.0
+OTHERS_WRITE_S = 10.0
 """Seconds for the others to write what they know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeEvidence:
+    """What one node knows of its ranks."""
+
+    ranks: list[Evidence]
 
 
 class Nodes:
@@ -30,8 +35,8 @@ class Nodes:
         count: how many there are.
     """
 
-    def __init__(self, generation: Path, name: str, count: int) -> None:
-        self._folder, self._name, self._count = generation / "quiet", name, count
+    def __init__(self, generation: GenerationDir, name: str, count: int) -> None:
+        self._folder, self._name, self._count = generation.quiet, name, count
         self._says_so = False
         self._next, self._since = 0.0, float("inf")
 
@@ -45,10 +50,10 @@ class Nodes:
         if not this_one:
             self._since = float("inf")
         elif now >= self._next:
-            self._next = now + LOOK_EVERY
+            self._next = now + LOOK_S
             quiet = len(list(self._folder.glob("[!.]*.json"))) >= self._count
             self._since = min(self._since, now) if quiet else float("inf")
-        return now - self._since >= SETTLED
+        return now - self._since >= SETTLED_S
 
     def _say(self, quiet: bool) -> None:
         mine = self._folder / f"{self._name}.json"
@@ -67,24 +72,10 @@ class Nodes:
         folder = self._folder / "ranks"
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / f"{self._name}.json", {"ranks": [asdict(one) for one in mine]})
-        deadline = time.monotonic() + PATIENCE
-        while len(found := read_all(folder)) < self._count and time.monotonic() < deadline:
+            write_json(folder / f"{self._name}.json", NodeEvidence(ranks=mine))
+        deadline = time.monotonic() + OTHERS_WRITE_S
+        while len(found := read_records(NodeEvidence, folder)) < self._count and time.monotonic() < deadline:
             time.sleep(0.1)
-        known = {one.rank: one for written in found for one in map(_evidence, written["ranks"])}
+        known = {one.rank: one for node in found for one in node.ranks}
         known |= {one.rank: one for one in mine}
         return [known[rank] for rank in sorted(known)]
-
-
-def _evidence(written: dict[str, Any]) -> Evidence:
-    return Evidence(
-        rank=written["rank"],
-        heartbeat=Heartbeat(**written["heartbeat"]),
-        process=_process(written["process"]) if written["process"] else None,
-        children=[_process(child) for child in written["children"]],
-        calls=[Call(**call) for call in written["calls"]],
-    )
-
-
-def _process(written: dict[str, Any]) -> Process:
-    return Process(**{**written, "frames": [Frame(**frame) for frame in written["frames"]]})

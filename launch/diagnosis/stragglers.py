@@ -7,8 +7,8 @@ import statistics
 import time
 from collections.abc import Mapping
 
+from launch.console import ranges
 from launch.diagnosis.evidence import Heartbeat
-from launch.diagnosis.formatting import ranges
 
 EVERY = 5.0
 """Seconds between two looks."""

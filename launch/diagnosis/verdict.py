@@ -1,12 +1,37 @@
 """The verdict for machines: one JSON object, generations/<g>/verdict.json (docs/run-directory.md has its fields)."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.rundir.reading import numbered
-from dist_train.rundir.records import read_json
+from dist_train.rundir.codec import read_json
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import Frame
 from launch.diagnosis.failures import Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What makes two failures the same, whichever rank was the first to have it."""
+
+    kind: str
+    exit_code: int | None
+    type: str | None
+    message: str | None
+    innermost: Frame | None
+
+
+def signature(cause: Failure | None) -> Signature | None:
+    if cause is None:
+        return None
+    report = cause.report
+    return Signature(
+        kind=cause.kind,
+        exit_code=cause.exit_code,
+        type=report.type if report else None,
+        message=report.message if report else None,
+        innermost=report.frames[-1] if report and report.frames else None,
+    )
 
 
 def as_record(outcome: str, code: int, cause: Failure | None = None, found: list[Failure] | None = None) -> dict:
@@ -19,19 +44,10 @@ def as_record(outcome: str, code: int, cause: Failure | None = None, found: list
     }
 
 
-def signature(cause: Failure | None) -> tuple | None:
-    """What makes two failures the same, whichever rank was the first to have it."""
-    if cause is None:
-        return None
-    report: dict[str, Any] = cause.report or {}
-    frame = report["frames"][-1] if report.get("frames") else {}
-    return cause.kind, cause.exit_code, report.get("type"), report.get("message"), frame.get("file"), frame.get("line")
-
-
-def latest(folder: Path) -> dict | None:
+def latest(folder: Path) -> dict[str, Any] | None:
     """The verdict of a run's last generation, with that generation's number; None where there is none."""
-    for place in reversed(numbered(folder / "generations")):
-        for path in (place / "verdict.json", *sorted(place.glob("verdict-*.json"))):
+    for generation in reversed(RunDir(folder).all_generations()):
+        for path in generation.verdicts():
             if isinstance(found := read_json(path), dict):
-                return {"generation": int(place.name), **found}
+                return {"generation": generation.number, **found}
     return None

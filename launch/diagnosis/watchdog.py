@@ -6,9 +6,12 @@ hung when all ranks are past their deadlines, on all nodes: one that still works
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.records import RankRecord
 from launch.diagnosis.activity import Activity, activity
 from launch.diagnosis.evidence import Evidence, Heartbeat, gather, read_heartbeat
 from launch.diagnosis.nodes import Nodes
@@ -71,15 +74,17 @@ class Watchdog:
         nodes: this and the others, whose ranks may rightly hold up ours.
     """
 
-    def __init__(self, generation: Path, limit: float | None, nodes: Nodes) -> None:
+    def __init__(self, generation: GenerationDir, limit: float | None, nodes: Nodes) -> None:
         self._generation, self._limit, self._nodes = generation, limit, nodes
         self._quiet: dict[int, _Quiet] = {}
         self._stragglers = Stragglers()
         self._looked = time.monotonic()
         self._measured = 0.0
+        self._all_stopped = False
+        """Somebody stopped the whole job, and will let it go on."""
 
-    def look(self, alive: list[dict], ended: list[dict]) -> Hang | None:
-        """`alive` and `ended` are ranks/*.json of those that run, and of those that have ended well."""
+    def look(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> Hang | None:
+        """`alive` are the ranks that run, `ended` those that have ended well."""
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, LONGEST_GAP), now
         if self._limit == 0 or not alive:
@@ -87,7 +92,7 @@ class Watchdog:
         measure = now - self._measured >= NEXT_ACTIVITY
         since = min(now - self._measured, 2 * NEXT_ACTIVITY)
         self._measured = now if measure else self._measured
-        if measure or any(session["rank"] not in self._quiet for session in alive):
+        if measure or any(record.rank not in self._quiet for record in alive):
             self._update(alive, since if measure else 0.0, passed)
         else:
             self._pass(alive, passed)
@@ -104,11 +109,11 @@ class Watchdog:
         """What there is to say of ranks that the others wait for, while all goes on."""
         return self._stragglers.look({rank: quiet.heartbeat for rank, quiet in self._quiet.items()})
 
-    def _pass(self, alive: list[dict], passed: float) -> None:
+    def _pass(self, alive: Sequence[RankRecord], passed: float) -> None:
         """Time goes by, and beats end it; this look costs a page of memory per rank."""
-        for session in alive:
-            quiet = self._quiet[session["rank"]]
-            heartbeat = read_heartbeat(self._generation, session["rank"])
+        for record in alive:
+            quiet = self._quiet[record.rank]
+            heartbeat = read_heartbeat(self._generation, record.rank)
             if heartbeat.signs != quiet.heartbeat.signs:
                 if quiet.heartbeat.total:  # what comes before the first is no gap between two
                     quiet.gap = max(quiet.same, 0.9 * quiet.gap)
@@ -117,19 +122,14 @@ class Watchdog:
                 quiet.idle += passed
                 quiet.same += passed
 
-    _all_stopped = False
-    """Somebody stopped the whole job, and will let it go on."""
-
-    def _update(self, alive: list[dict], since: float, passed: float) -> None:
+    def _update(self, alive: Sequence[RankRecord], since: float, passed: float) -> None:
         children = family_tree()
-        hearts = {session["rank"]: read_heartbeat(self._generation, session["rank"]) for session in alive}
-        seen = {
-            session["rank"]: activity(session["pid"], children, hearts[session["rank"]].clockwork) for session in alive
-        }
+        hearts = {record.rank: read_heartbeat(self._generation, record.rank) for record in alive}
+        seen = {record.rank: activity(record.pid, children, hearts[record.rank].clockwork) for record in alive}
         self._all_stopped = all(active.state == "T" for active in seen.values())
-        for session in alive:
-            self._quiet.setdefault(session["rank"], _Quiet(hearts[session["rank"]], seen[session["rank"]]))
-        living = {session["rank"] for session in alive}
+        for record in alive:
+            self._quiet.setdefault(record.rank, _Quiet(hearts[record.rank], seen[record.rank]))
+        living = {record.rank for record in alive}
         self._quiet = {rank: quiet for rank, quiet in self._quiet.items() if rank in living}
         self._pass(alive, passed)
         fewest = min(quiet.heartbeat.total for quiet in self._quiet.values())
@@ -155,12 +155,12 @@ class Watchdog:
             limit = max(limit, TIMES * heartbeat.slowest)
         return quiet.idle > limit
 
-    def _declare(self, alive: list[dict], ended: list[dict]) -> Hang:
+    def _declare(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> Hang:
         evidence = self._nodes.gather(gather(self._generation, alive, ended))
         steps = [quiet.heartbeat.slowest for quiet in self._quiet.values() if quiet.heartbeat.phase == "step"]
         return Hang(
             seconds=min(quiet.same for quiet in self._quiet.values()),
             usual=max(steps, default=0.0) or None,
             evidence=evidence,
-            stacks=self._generation / "stacks",
+            stacks=self._generation.stacks,
         )

@@ -1,4 +1,4 @@
-"""The run directory's file system, by doing there what a training does; and /dev/shm."""
+"""Tests the run directory's file system by doing there what a training does, and /dev/shm."""
 
 import errno
 import fcntl
@@ -6,32 +6,34 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from launch.doctor.finding import Finding
+from dist_train.rundir.files import sync_folder
+from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan.dry_run import size
 
 _CONTENT = bytes(range(256)) * 256
-"""64 KiB: more than a config, a lease and a first line of metrics."""
-_CLOCKS = 2.0
-"""Seconds that a file server's clock may be away from ours."""
-_SHM = 2**30
+"""64 KiB: more than a config, a lease and the first line of metrics."""
+_CLOCK_TOLERANCE_S = 2.0
+"""How far a file server's clock may be from ours."""
+_SHM_ENOUGH = 2**30
 """Bytes of /dev/shm that are enough for any loader here; containers come with 64 MiB."""
 _SHM_LEAST = 2**20
+_MAKE_ROOM = "make room there, or set run_root to a disk with room"
 SHM = Path("/dev/shm")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is: where it would be made."""
+    """The folder, or the nearest parent that exists."""
     places = (folder, *folder.absolute().parents)
     return next(place for place in places if place.exists())
 
 
 def run_directory(folder: Path) -> list[Finding]:
-    """Creates, syncs, renames and locks files where runs live, and removes them again."""
+    """Creates, syncs, renames and locks files where runs are kept, and removes them again."""
     place = existing(folder)
     try:
         probe = Path(tempfile.mkdtemp(prefix=".dist-train-probe-", dir=place))
@@ -46,38 +48,27 @@ def run_directory(folder: Path) -> list[Finding]:
 
 
 def _refused(folder: Path, place: Path, what: str, error: OSError) -> Finding:
-    return Finding(
-        topic="run directory",
-        level="problem",
-        text=f"{what} in {place}: {error.strerror}",
-        advice="make room there, or set run_root to a disk with room"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else "set run_root (or --run-dir) to a folder that you may write to",
-        facts={"folder": str(folder), "probed": str(place), "errno": error.errno},
-    )
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = _MAKE_ROOM if is_full else "set run_root (or --run-dir) to a folder that you may write to"
+    text = f"{what} in {place}: {error.strerror}"
+    return problem("run directory", text, advice, folder=str(folder), probed=str(place), errno=error.errno)
 
 
 def _works(folder: Path, place: Path, probe: Path) -> Finding:
     failed = [what for what, works in _abilities(probe) if not works]
+    facts = {"folder": str(folder), "probed": str(place)}
     if not failed:
-        text = f"{folder}: files are created, synced, renamed and locked as they should"
-        return Finding(topic="run directory", text=text, facts={"folder": str(folder), "probed": str(place)})
-    essential = [what for what in failed if what != "locks"]
-    if essential:
-        level, advice = "problem", "checkpoints would not be safe there: set run_root to another file system"
-    else:
-        level, advice = "warning", "two launchers on one host might take the same run: start a run once only"
-    return Finding(
-        topic="run directory",
-        level=level,  # type: ignore[arg-type]
-        text=f"{place}: {' and '.join(failed)} do not work there",
-        advice=advice,
-        facts={"folder": str(folder), "probed": str(place), "failed": failed},
-    )
+        return ok("run directory", f"{folder}: files are created, synced, renamed and locked as they should", **facts)
+    text = f"{place}: {' and '.join(failed)} do not work there"
+    if failed == ["locks"]:
+        advice = "two launchers on one host might take the same run: start a run once only"
+        return warning("run directory", text, advice, **facts, failed=failed)
+    advice = "checkpoints would not be safe there: set run_root to another file system"
+    return problem("run directory", text, advice, **facts, failed=failed)
 
 
 def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
-    """Each thing that checkpoints and leases rely on, and whether it is so.
+    """The operations that checkpoints and leases rely on, and whether each works.
 
     Raises:
         OSError: when not even a file can be written.
@@ -91,13 +82,13 @@ def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
     os.rename(begun, final)
     yield "renames", final.read_bytes() == _CONTENT and not begun.exists()
     yield "renames of folders", _renames_folders(probe)
-    yield "syncs of folders", _succeeds(lambda: _sync(probe))
+    yield "syncs of folders", _succeeds(lambda: sync_folder(probe))
     yield "exclusive links", _links_are_exclusive(probe, final)
     yield "locks", _locks_exclude(probe / "lock")
 
 
 def _renames_folders(probe: Path) -> bool:
-    """A checkpoint's folder gets its name in one step, and never that of another."""
+    """A checkpoint's folder gets its final name in one step, and never replaces another."""
     for name in ("new", "old"):
         (probe / name).mkdir()
         (probe / name / "file").touch()
@@ -106,16 +97,8 @@ def _renames_folders(probe: Path) -> bool:
     )
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _links_are_exclusive(probe: Path, file: Path) -> bool:
-    """A lease's number is given out once; a file system without links does it by exclusive files."""
+    """A lease's number is given out only once; a file system without links relies on exclusive files instead."""
     try:
         os.link(file, probe / "link")
     except OSError as error:
@@ -130,60 +113,54 @@ def _locks_exclude(path: Path) -> bool:
         return not _succeeds(lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
 
-def _succeeds(action: object) -> bool:
+def _succeeds(action: Callable[[], object]) -> bool:
     try:
-        action()  # type: ignore[operator]
+        action()
     except OSError:
         return False
     return True
 
 
 def _clock(place: Path, probe: Path) -> Finding:
-    """The clock that all nodes of a job have in common is that of the file system where their run lives."""
+    """The only clock that all nodes of a job share is that of the run's file system."""
     before = time.time()
     (probe / "now").touch()
     stamp, after = (probe / "now").stat().st_mtime, time.time()
     away = stamp - before if stamp < before else max(0.0, stamp - after)
     facts = {"seconds_away": round(away, 3), "probed": str(place)}
-    if abs(away) > _CLOCKS:
+    if abs(away) > _CLOCK_TOLERANCE_S:
         text = f"{abs(away):.1f} s {'behind' if away > 0 else 'ahead of'} that of the file system of {place}"
         advice = "times of logs and runs will mislead: set it (chronyc tracking, timedatectl)"
-        return Finding(topic="clock", level="warning", text=text, advice=advice, facts=facts)
-    return Finding(topic="clock", text=f"agrees with the file system of {place}", facts=facts)
+        return warning("clock", text, advice, **facts)
+    return ok("clock", f"agrees with the file system of {place}", **facts)
 
 
 # ---------------------------------------------------------------- room
 
 
 def room(folder: Path, *, each: int | None, kept: int) -> Finding:
-    """Whether checkpoints of `each` bytes fit, `kept` of them and one more that is being written."""
+    """Whether there is room for `kept` checkpoints of `each` bytes and one more that is being written."""
     place = existing(folder)
     stat = os.statvfs(place)
     free = stat.f_bavail * stat.f_frsize
     facts = {"free": free, "checkpoint": each, "kept": kept, "files_free": stat.f_favail if stat.f_files else None}
     if stat.f_files and stat.f_favail == 0:
-        return _no_room(f"no file can be made on the disk of {place}: it is out of inodes", facts)
+        text = f"no file can be made on the disk of {place}: it is out of inodes"
+        return problem("disk", text, _MAKE_ROOM, **facts)
+    text = f"{size(free)} free for {folder}"
     if each is None:
-        return Finding(topic="disk", text=f"{size(free)} free for {folder}", facts=facts)
+        return ok("disk", text, **facts)
     if free < each:
-        return _no_room(f"{size(free)} free for {folder}, and a checkpoint is {size(each)}", facts)
+        return problem("disk", f"{text}, and a checkpoint is {size(each)}", _MAKE_ROOM, **facts)
     needed = each * (kept + 1)
-    text = (
-        f"{size(free)} free for {folder}, {kept} checkpoints of {size(each)} and one in the making are {size(needed)}"
-    )
+    text += f", {kept} checkpoints of {size(each)} and one in the making are {size(needed)}"
     if free < needed:
-        advice = "make room, or lower checkpoint.keep"
-        return Finding(topic="disk", level="warning", text=text, advice=advice, facts=facts)
-    return Finding(topic="disk", text=text, facts=facts)
-
-
-def _no_room(text: str, facts: dict) -> Finding:
-    advice = "make room there, or set run_root to a disk with room"
-    return Finding(topic="disk", level="problem", text=text, advice=advice, facts=facts)
+        return warning("disk", text, "make room, or lower checkpoint.keep", **facts)
+    return ok("disk", text, **facts)
 
 
 def size_of(checkpoint: Path) -> int:
-    """Bytes of a checkpoint that is there; it may be removed meanwhile."""
+    """Bytes of an existing checkpoint, which may be removed meanwhile."""
     total = 0
     for path in checkpoint.glob("*"):
         with suppress(OSError):
@@ -195,15 +172,13 @@ def shared_memory(*, workers: bool, nccl: bool) -> Finding:
     """/dev/shm carries batches from loading processes, and NCCL's data between GPUs; checkpoints do not need it."""
     topic = "shared memory"
     if not SHM.is_dir():
-        level = "problem" if workers or nccl else "warning"
-        return Finding(topic=topic, level=level, text="there is no /dev/shm", advice="mount a tmpfs there")  # type: ignore[arg-type]
+        return (problem if workers or nccl else warning)(topic, "there is no /dev/shm", "mount a tmpfs there")
     stat = os.statvfs(SHM)
     total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
     text = f"{size(free)} of {size(total)} free in /dev/shm"
     facts = {"size": total, "free": free}
-    if free >= _SHM or not (workers or nccl):
-        return Finding(topic=topic, text=text, facts=facts)
+    if free >= _SHM_ENOUGH or not (workers or nccl):
+        return ok(topic, text, **facts)
     wants = " and ".join(["the loading processes hand batches over there"] * workers + ["NCCL uses it"] * nccl)
     advice = "remove what fills it, or start the container with --shm-size=8g (or loader.workers=0)"
-    level = "problem" if free < _SHM_LEAST else "warning"
-    return Finding(topic=topic, level=level, text=f"{text}: {wants}", advice=advice, facts=facts)  # type: ignore[arg-type]
+    return (problem if free < _SHM_LEAST else warning)(topic, f"{text}: {wants}", advice, **facts)

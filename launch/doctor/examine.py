@@ -1,4 +1,4 @@
-"""The order of questions: all of them for `dist-train doctor`, the quick ones for `train --preflight`."""
+"""The order of the checks: all of them for `dist-train doctor`, the quick ones for `train --preflight`."""
 
 import os
 import socket
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.runs import newest_checkpoint
 from launch.doctor import disk, gpu, machine, network, ranks, software
-from launch.doctor.finding import Finding
-from launch.plan import LaunchPlan, host, make_plan, run_choice
+from launch.doctor.finding import Finding, problem
+from launch.plan import LaunchPlan, host, make_plan
 from launch.plan.flags import Flags
-
-_SCHEDULER = "SLURM_"
+from launch.slurm.place import without_job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient:
-    """What is examined: a config, its file where there is one, and how many ranks."""
+class Subject:
+    """What is examined: a config, its file where there is one, and the number of ranks."""
 
     config: Any
     config_path: str | None = None
@@ -26,8 +27,8 @@ class Patient:
     nproc_per_node: str | None = None
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
-    """Every finding as it comes. Ranks are started last, and not where torch or the plan already fails.
+def examine(subject: Subject) -> Iterator[Finding]:
+    """Yields every finding as it comes. Ranks are started last, unless torch or the plan has failed already.
 
     Raises:
         ranks.Stopped: when a signal ended the ranks.
@@ -35,19 +36,19 @@ def examine(patient: Patient) -> Iterator[Finding]:
     here, scheduler = _look(os.environ)
     yield from [scheduler] if scheduler else []
     torch = software.ask_torch()
-    works = software.versions(torch)
+    works = software.check_versions(torch)
     yield works
     if works.level == "problem":
         torch = {}
     else:
         yield from _torch(torch, here)
-    plan, refused = _plan(patient, here, seen=len(torch.get("gpus", [])))
+    plan, refused = _plan(subject, here, seen=len(torch.get("gpus", [])))
     yield from [refused] if refused else []
-    yield from _machine(patient.config, plan, here)
+    yield from _machine(subject.config, plan, here)
     yield network.port()
     yield network.own_name()
-    yield from _run_directory(patient)
-    yield software.tracking(patient.config)
+    yield from _run_directory(subject)
+    yield software.tracking(subject.config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)
 
@@ -56,24 +57,23 @@ def _look(environ: Mapping[str, str]) -> tuple[host.Host, Finding | None]:
     try:
         return host.look(environ), None
     except UserError as error:
-        plain = {name: value for name, value in environ.items() if not name.startswith(_SCHEDULER)}
-        return host.look(plain), Finding(topic="SLURM", level="problem", text=str(error))
+        return host.look(without_job(environ)), problem("SLURM", str(error))
 
 
 def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
     yield software.devices(torch, visible=here.gpus)
-    yield software.driver(torch, visible=here.gpus)
+    yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
     yield software.backends(torch)
 
 
-def _plan(patient: Patient, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
-    """What is started on this node. Where torch sees no GPU, ranks go to the CPU, so that the rest is examined too."""
-    flags = Flags(nproc_per_node=patient.nproc_per_node, standalone=True)
+def _plan(subject: Subject, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
+    """The plan for this node. If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined."""
+    flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
     usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), slurm=None)
     try:
-        plan = make_plan(patient.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
+        plan = make_plan(subject.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
     except UserError as error:
-        return None, Finding(topic="plan", level="problem", text=str(error))
+        return None, problem("plan", str(error))
     return plan, None
 
 
@@ -81,12 +81,14 @@ def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[
     count = plan.ranks_per_node if plan else 1
     yield machine.cores(here, ranks=count, threads=plan.threads_per_rank if plan else 1)
     yield machine.numa()
-    yield machine.open_files(world_size=count, backend=plan.backend if plan else "gloo", workers=_known_workers(config))
+    yield machine.open_files_limit(
+        world_size=count, backend=plan.backend if plan else "gloo", workers=_known_workers(config)
+    )
     yield disk.shared_memory(workers=config.loader.workers != 0, nccl=_uses_nccl(plan))
 
 
 def _known_workers(config: Any) -> int:
-    """Loading processes of a rank; `auto` depends on the data, and may be none."""
+    """Loading processes of a rank; 0 for `auto`, which depends on the data."""
     return config.loader.workers if isinstance(config.loader.workers, int) else 0
 
 
@@ -94,27 +96,27 @@ def _uses_nccl(plan: LaunchPlan | None) -> bool:
     return plan is not None and plan.backend == "nccl" and plan.ranks_per_node > 1
 
 
-def _run_directory(patient: Patient) -> Iterator[Finding]:
-    root = Path(patient.config.run_root)
+def _run_directory(subject: Subject) -> Iterator[Finding]:
+    root = Path(subject.config.run_root)
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        yield disk.room(root, each=_checkpoint_size(patient), kept=patient.config.checkpoint.keep + 1)
+        yield disk.room(root, each=_checkpoint_size(subject), kept=subject.config.checkpoint.keep + 1)
 
 
-def _checkpoint_size(patient: Patient) -> int | None:
-    if patient.config_path is None:
+def _checkpoint_size(subject: Subject) -> int | None:
+    if subject.config_path is None:
         return None
     from launch.plan.dry_run import describe
 
-    return describe(patient.config, patient.config_path, list(patient.overrides)).get("state_bytes")
+    return describe(subject.config, subject.config_path, list(subject.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training
 
 
 def preflight(config: Any, plan: LaunchPlan) -> None:
-    """What can be told at once of this node and this plan. Says nothing when all is well.
+    """Runs the quick checks of this node and this plan. Silent when all is well.
 
     Raises:
         UserError: when the training could not work, with the first problem and what to do about it.
@@ -126,7 +128,7 @@ def preflight(config: Any, plan: LaunchPlan) -> None:
 
 def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
     workers = _known_workers(config)
-    yield machine.open_files(world_size=plan.world_size, backend=plan.backend, workers=workers)
+    yield machine.open_files_limit(world_size=plan.world_size, backend=plan.backend, workers=workers)
     yield disk.shared_memory(workers=workers > 0, nccl=_uses_nccl(plan))
     yield network.port(plan)
     yield from [head] if (head := network.head_name(plan)) else []
@@ -137,18 +139,18 @@ def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
 
 
 def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
-    """By NVIDIA's table; only where that says no, torch itself has the last word (a cuda-compat package may help)."""
+    """Checks NVIDIA's table; if that refuses the driver, asks torch itself, since a cuda-compat package may help."""
     driver, cuda = gpu.driver_version(), gpu.cuda_of_torch()
     if cuda is None or gpu.is_too_old(driver, cuda):
         torch = software.ask_torch()
         if "problem" not in torch:
-            yield gpu.judge(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
+            yield gpu.check_driver(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
 
 
 def _newest_size(folder: Path) -> int | None:
-    """Of the run's newest checkpoint: the next one will be as large."""
-    newest = run_choice.newest_checkpoint(folder)
-    return disk.size_of(folder / run_choice.CHECKPOINTS / newest) if newest else None
+    """Bytes of the run's newest checkpoint: the next one will be about as large."""
+    newest = newest_checkpoint(folder)
+    return disk.size_of(RunDir(folder).checkpoints / newest) if newest else None
 
 
 def standard_config() -> Any:

@@ -1,6 +1,6 @@
-"""One line of what was found, and whether it is good."""
+"""One line of the report: what was found, and whether it is good."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from launch.console import mark, say
@@ -10,24 +10,35 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is so, and what to do where it should not be.
-
-    A `problem` is something that a training would fail of; a `warning` something that it could do better without.
-    """
+    """What was found, and what to do about it."""
 
     topic: str
-    level: Literal["ok", "warning", "problem"] = "ok"
+    level: Literal["ok", "warning", "problem"]
+    """With a `problem` a training would fail; a `warning` says what it could do better."""
     text: str
-    advice: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """The figures behind the text, for machines."""
+    advice: str | None
+    facts: dict[str, Any]
+    """The values behind the text, for programs."""
+
+    @property
+    def said(self) -> str:
+        return f"{self.text}; {self.advice}" if self.advice else self.text
 
     def __str__(self) -> str:
-        return f"{self.topic}: {self.text}" + (f"; {self.advice}" if self.advice else "")
+        return f"{self.topic}: {self.said}"
 
     def show(self) -> None:
-        """One line to the person at the terminal."""
-        say(f"{mark(*_SIGNS[self.level])} {self.topic:<14}{self.text}" + (f"; {self.advice}" if self.advice else ""))
+        """Prints it as one line."""
+        say(f"{mark(*_SIGNS[self.level])} {self.topic:<14}{self.said}")
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+def ok(topic: str, text: str, **facts: Any) -> Finding:
+    return Finding(topic=topic, level="ok", text=text, advice=None, facts=facts)
+
+
+def warning(topic: str, text: str, advice: str | None, **facts: Any) -> Finding:
+    return Finding(topic=topic, level="warning", text=text, advice=advice, facts=facts)
+
+
+def problem(topic: str, text: str, advice: str | None = None, **facts: Any) -> Finding:
+    return Finding(topic=topic, level="problem", text=text, advice=advice, facts=facts)

@@ -1,14 +1,14 @@
-"""NVIDIA's driver against the CUDA that torch was built for."""
+"""Compares NVIDIA's driver with the CUDA that torch was built for."""
 
 import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, ok, problem
 
 MINIMUM_DRIVER = {11: 450, 12: 525, 13: 580}
-"""CUDA's major version: the driver branch that it needs at least. NVIDIA, "CUDA Compatibility", Minor Version
+"""For each major version of CUDA the oldest driver branch that works. NVIDIA, "CUDA Compatibility", Minor Version
 Compatibility, table 1: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 _DISPLAY = "0x03"
 """PCI class of graphics and 3D controllers."""
@@ -16,7 +16,7 @@ _NVIDIA = "0x10de"
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
-    """Of the kernel module that is loaded, proprietary or open; None when there is none."""
+    """Version of the loaded kernel module, proprietary or open; None if there is none."""
     try:
         text = (root / "proc/driver/nvidia/version").read_text()
     except OSError:
@@ -51,17 +51,17 @@ def cuda_of_torch() -> str | None:
 
 
 def needed_driver(cuda: str | None) -> int | None:
-    """The oldest driver branch for a CUDA version; None where the table says nothing."""
+    """The oldest driver branch for a CUDA version; None if it is not in the table."""
     return MINIMUM_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
 
 
 def is_too_old(driver: str | None, cuda: str | None) -> bool:
-    """By the table. A forward-compatibility package (cuda-compat) can make it work all the same."""
+    """Whether the table says so. A forward-compatibility package (cuda-compat) can make it work nevertheless."""
     needed = needed_driver(cuda)
     return driver is not None and needed is not None and int(driver.split(".")[0]) < needed
 
 
-def judge(torch: dict[str, Any], *, driver: str | None, cards: int, gpus: int) -> Finding:
+def check_driver(torch: dict[str, Any], *, driver: str | None, cards: int, gpus: int) -> Finding:
     """Whether torch can use the GPUs that are here.
 
     Args:
@@ -74,28 +74,27 @@ def judge(torch: dict[str, Any], *, driver: str | None, cards: int, gpus: int) -
     facts = {"driver": driver, "cuda": cuda, "needed": needed_driver(cuda), "cards": cards, "torch_sees": len(sees)}
     build = f"torch {torch.get('torch')} is built for CUDA {cuda}" if cuda else f"torch {torch.get('torch')}"
     if sees:
-        return Finding(topic="driver", text=f"{driver or 'in use'}; {build}", facts=facts)
+        return ok("driver", f"{driver or 'in use'}; {build}", **facts)
     if not (driver or cards):
-        return Finding(
-            topic="driver", text=f"no NVIDIA card or driver here; {build}, and computes on the CPU", facts=facts
-        )
+        return ok("driver", f"no NVIDIA card or driver here; {build}, and computes on the CPU", **facts)
     if cuda is None:
         text = f"{build} is a build without CUDA, and there are GPUs here"
-        return _bad(text, "install a CUDA build of torch (pytorch.org/get-started)", facts)
+        return problem("driver", text, "install a CUDA build of torch (pytorch.org/get-started)", **facts)
     if driver is None:
         text = f"there is an NVIDIA card, and no driver is loaded for it; {build} sees no GPU"
-        return _bad(text, "install NVIDIA's driver, or pass the GPUs into the container (--gpus all)", facts)
+        return problem(
+            "driver", text, "install NVIDIA's driver, or pass the GPUs into the container (--gpus all)", **facts
+        )
     if is_too_old(driver, cuda):
         text = f"{driver} is too old: {build}, which needs {facts['needed']} or newer, and so sees no GPU"
-        return _bad(text, f"update the driver, or install a torch that is built for {_newest_cuda(driver)}", facts)
+        return problem(
+            "driver", text, f"update the driver, or install a torch that is built for {_newest_cuda(driver)}", **facts
+        )
     if gpus == 0:
-        return Finding(topic="driver", text=f"{driver}; CUDA_VISIBLE_DEVICES leaves out all GPUs", facts=facts)
+        return ok("driver", f"{driver}; CUDA_VISIBLE_DEVICES leaves out all GPUs", **facts)
     why = f": {torch['why_no_gpu']}" if torch.get("why_no_gpu") else ""
-    return _bad(f"{driver} is new enough for CUDA {cuda}, but torch sees no GPU{why}", "does nvidia-smi work?", facts)
-
-
-def _bad(text: str, advice: str, facts: dict[str, Any]) -> Finding:
-    return Finding(topic="driver", level="problem", text=text, advice=advice, facts=facts)
+    text = f"{driver} is new enough for CUDA {cuda}, but torch sees no GPU{why}"
+    return problem("driver", text, "does nvidia-smi work?", **facts)
 
 
 def _newest_cuda(driver: str) -> str:

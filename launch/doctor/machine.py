@@ -4,11 +4,11 @@ import os
 import resource
 from pathlib import Path
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan import host
 
-_COMFORT = 1024
-"""Open files that a usual session has."""
+_USUAL_FILES = 1024
+"""The usual limit of a session."""
 _FILES, _FILES_PER_WORKER = 22, 6
 _FILES_PER_RANK = {"gloo": 3, "nccl": 1}
 """A rank cannot train with fewer open files than these: its own, those of each loading process, and a socket to each
@@ -16,7 +16,7 @@ other rank for each process group of gloo's. Measured on torch 2.14 (docs/doctor
 
 
 def cores(found: host.Host, *, ranks: int, threads: int) -> Finding:
-    """How many cores a training may use, and what says so."""
+    """How many cores a training may use, and which limit decides."""
     groups = Path("/proc/self/cgroup").read_text()
     limits = {
         "machine": os.cpu_count() or 1,
@@ -30,36 +30,32 @@ def cores(found: host.Host, *, ranks: int, threads: int) -> Finding:
     wanted = ranks * threads
     if wanted > found.cores:
         text += f", for {ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)}"
-        advice = "the ranks will take turns: fewer ranks are as fast"
-        return Finding(topic="cores", level="warning", text=text, advice=advice, facts=facts)
-    return Finding(topic="cores", text=text, facts=facts)
+        return warning("cores", text, "the ranks will take turns: fewer ranks are as fast", **facts)
+    return ok("cores", text, **facts)
 
 
 def numa(root: Path = Path("/")) -> Finding:
     """NUMA nodes, as the kernel lists them."""
-    nodes = {}
-    for folder in sorted(root.glob("sys/devices/system/node/node[0-9]*")):
-        nodes[folder.name[4:]] = (folder / "cpulist").read_text().strip()
+    folders = sorted(root.glob("sys/devices/system/node/node[0-9]*"))
+    nodes = {folder.name[4:]: (folder / "cpulist").read_text().strip() for folder in folders}
     if not nodes:
-        return Finding(topic="NUMA", text="the kernel lists no nodes: one memory for all cores", facts={"nodes": {}})
+        return ok("NUMA", "the kernel lists no nodes: one memory for all cores", nodes={})
     listed = ", ".join(f"{node}: cores {cpus or 'none'}" for node, cpus in nodes.items())
-    return Finding(topic="NUMA", text=f"{len(nodes)} node{'s' * (len(nodes) > 1)} ({listed})", facts={"nodes": nodes})
+    return ok("NUMA", f"{len(nodes)} node{'s' * (len(nodes) > 1)} ({listed})", nodes=nodes)
 
 
-def open_files(*, world_size: int, backend: str, workers: int) -> Finding:
-    """The limit of open files against what a rank with `workers` loading processes cannot do without."""
+def open_files_limit(*, world_size: int, backend: str, workers: int) -> Finding:
+    """Compares the limit of open files with what a rank with `workers` loading processes needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES + _FILES_PER_RANK[backend] * world_size + _FILES_PER_WORKER * workers
     facts = {"soft": soft, "hard": hard, "needed": needed}
     text = "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at most"
-    if soft == resource.RLIM_INFINITY or soft >= max(_COMFORT, needed):
-        return Finding(topic="open files", text=text, facts=facts)
-    raised = max(_COMFORT, 2 * needed)
+    if soft == resource.RLIM_INFINITY or soft >= max(_USUAL_FILES, needed):
+        return ok("open files", text, **facts)
+    raised = max(_USUAL_FILES, 2 * needed)
     enough = hard == resource.RLIM_INFINITY or hard >= raised
     advice = f"ulimit -n {raised}" if enough else f"raise the hard limit of {hard} (limits.conf, or the container's)"
-    level = "problem" if soft < needed else "warning"
     if soft < needed:
         text += f", and each of {world_size} rank{'s' * (world_size > 1)} needs {needed}"
-    else:
-        text += ", which many loading processes or ranks can exceed"
-    return Finding(topic="open files", level=level, text=text, advice=advice, facts=facts)  # type: ignore[arg-type]
+        return problem("open files", text, advice, **facts)
+    return warning("open files", f"{text}, which many loading processes or ranks can exceed", advice, **facts)

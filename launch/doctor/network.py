@@ -1,74 +1,68 @@
-"""Ports and names, as the ranks will need them to meet."""
+"""Ports and host names that the ranks need to find each other."""
 
 import os
 import socket
 import threading
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, ok, problem, warning
 from launch.plan import LaunchPlan, host
 
-_SECONDS = 5.0
-"""For one name; a resolver that is down answers late or never."""
+_RESOLVE_TIMEOUT_S = 5.0
+"""For one name: a resolver that is down answers late or never."""
 
 
 def port(plan: LaunchPlan | None = None) -> Finding:
-    """Whether the port that the ranks will meet at is free: the one that was given, or any."""
+    """Whether the port of the rendezvous is free: the given one, or any."""
     given = plan.rendezvous.master_port if plan else None
     if given is None:
         try:
-            return Finding(topic="port", text=f"free ones on loopback, such as {host.free_port()}")
+            return ok("port", f"free ones on loopback, such as {host.free_port()}")
         except OSError as error:
-            return _no_port(
-                f"none can be opened on loopback: {os.strerror(error.errno or 0)}", "is the interface lo up? (ip link)"
-            )
+            text = f"none can be opened on loopback: {os.strerror(error.errno or 0)}"
+            return problem("port", text, "is the interface lo up? (ip link)")
     if plan is not None and plan.nodes > 1 and plan.node != 0:
-        return Finding(topic="port", text=f"{given}, which node 0 will open", facts={"port": given})
+        return ok("port", f"{given}, which node 0 will open", port=given)
     address = "127.0.0.1" if plan is None or plan.nodes == 1 else ""
     try:
         socket.create_server((address, given)).close()
     except OSError as error:
         advice = f"ss -ltnp 'sport = :{given}' names its owner; give another --master-port"
-        return _no_port(f"{given} cannot be opened: {os.strerror(error.errno or 0)}", advice)
-    return Finding(topic="port", text=f"{given} is free", facts={"port": given})
-
-
-def _no_port(text: str, advice: str) -> Finding:
-    return Finding(topic="port", level="problem", text=text, advice=advice)
+        return problem("port", f"{given} cannot be opened: {os.strerror(error.errno or 0)}", advice)
+    return ok("port", f"{given} is free", port=given)
 
 
 def own_name() -> Finding:
-    """Whether this machine's name leads to this machine. A single node does without: it stays on loopback."""
+    """Whether this machine's name resolves to this machine. A single node does not need it: it stays on loopback."""
     name = socket.gethostname()
-    addresses = resolve(name)
+    addresses = addresses_of(name)
     facts = {"name": name, "addresses": addresses}
     if not addresses:
         text = f"{name} resolves to nothing: a run on one node uses loopback, one on several will not start"
-        return Finding(topic="host name", level="warning", text=text, advice="add it to /etc/hosts", facts=facts)
+        return warning("host name", text, "add it to /etc/hosts", **facts)
     strange = [address for address in addresses if not _is_here(address)]
     if strange:
         text = f"{name} resolves to {', '.join(strange)}, which is no address of this machine"
-        advice = "correct /etc/hosts or DNS before a run on several nodes"
-        return Finding(topic="host name", level="warning", text=text, advice=advice, facts=facts)
+        return warning("host name", text, "correct /etc/hosts or DNS before a run on several nodes", **facts)
     loopback = all(address.startswith("127.") or address == "::1" for address in addresses)
     note = " (loopback: enough for one node)" if loopback else ""
-    return Finding(topic="host name", text=f"{name} is {', '.join(addresses)}{note}", facts=facts)
+    return ok("host name", f"{name} is {', '.join(addresses)}{note}", **facts)
 
 
 def head_name(plan: LaunchPlan) -> Finding | None:
-    """Whether this node can tell where node 0 is; None on a single node."""
+    """Whether this node can resolve the name of node 0; None on a single node."""
     meet = plan.rendezvous
     head = meet.master_addr or (meet.endpoint or "").rpartition(":")[0].strip("[]")
     if plan.nodes == 1 or not head:
         return None
-    addresses = resolve(head)
+    addresses = addresses_of(head)
     if addresses:
-        return Finding(topic="head node", text=f"{head} is {', '.join(addresses)}", facts={"addresses": addresses})
+        return ok("head node", f"{head} is {', '.join(addresses)}", addresses=addresses)
     advice = f"`getent hosts {head}` must answer on every node: add it to /etc/hosts or give an address"
-    return Finding(topic="head node", level="problem", text=f"{head} resolves to nothing here", advice=advice)
+    return problem("head node", f"{head} resolves to nothing here", advice)
 
 
-def resolve(name: str) -> list[str]:
-    """Its addresses; empty when there are none, or none within a few seconds."""
+def addresses_of(name: str) -> list[str]:
+    """Its addresses; empty if there are none, or no answer within a few seconds."""
     found: list[str] = []
 
     def ask() -> None:
@@ -80,12 +74,12 @@ def resolve(name: str) -> list[str]:
 
     asking = threading.Thread(target=ask, daemon=True)  # getaddrinfo has no time limit of its own
     asking.start()
-    asking.join(_SECONDS)
+    asking.join(_RESOLVE_TIMEOUT_S)
     return list(found)
 
 
 def _is_here(address: str) -> bool:
-    """An address that can be bound is one of this machine's."""
+    """Whether it is an address of this machine, which is one that can be bound."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

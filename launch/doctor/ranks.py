@@ -1,15 +1,17 @@
-"""Ranks started by the very launcher, to measure each other."""
+"""Starts ranks with the launcher itself; they measure each other."""
 
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
-from dist_train.rundir.records import read_json
-from launch.commands.common import alone
+from dist_train.rundir.codec import read_json
+from dist_train.rundir.layout import FIRST_NODE, RunDir
+from launch.children import isolated
 from launch.doctor import speed
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, problem
 from launch.plan import LaunchPlan
 from launch.supervisor import supervise
 
@@ -33,9 +35,9 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         started = replace(
             plan,
             folder=folder,
-            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder where it works
-            program=alone(MODULE),
-            arguments=(str(outcome), "--backend", plan.backend),
+            environment={**plan.environment, "TMPDIR": str(folder)},  # torch's agent leaves a folder behind
+            program=isolated(MODULE),
+            arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,
             max_restarts=0,
         )
@@ -53,11 +55,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
 
 
 def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
-    cause = read_json(folder / "generations" / "1" / "verdict.json") or {}
-    return Finding(
-        topic="ranks",
-        level="problem",
-        text=f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}",
-        advice=f"the lines above say why; their logs: {folder / 'logs'}",
-        facts={"exit_code": code, "stage": stage, "verdict": cause},
-    )
+    cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
+    text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
+    advice = f"the lines above say why; their logs: {folder / 'logs'}"
+    return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)

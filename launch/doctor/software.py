@@ -1,32 +1,29 @@
-"""Versions, and what only torch and wandb can tell, each from a process of its own."""
+"""Versions, and what only torch and wandb can report, each in its own process."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
 from typing import Any
 
-from launch.commands.common import home
-from launch.doctor import gpu
-from launch.doctor.finding import Finding
+from launch.children import environment
+from launch.doctor.finding import Finding, ok, problem, warning
 
-_SECONDS = 120
+_ANSWER_TIMEOUT_S = 120
 """For a first import of torch from a cold or shared disk."""
 _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 
-def ask(*words: str) -> dict[str, Any]:
+def ask_module(*words: str) -> dict[str, Any]:
     """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
-    path = os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-P", "-m", *words]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "PYTHONPATH": path}
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"problem": f"no answer within {_SECONDS} s" if not isinstance(error, OSError) else str(error)}
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=environment())
+    except subprocess.TimeoutExpired:
+        return {"problem": f"no answer within {_ANSWER_TIMEOUT_S} s"}
+    except OSError as error:
+        return {"problem": str(error)}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
     try:
         return json.loads(answer.stdout.strip().splitlines()[-1])
@@ -36,10 +33,10 @@ def ask(*words: str) -> dict[str, Any]:
 
 def ask_torch() -> dict[str, Any]:
     """Versions, devices and backends as torch sees them, or `problem`."""
-    return ask("dist_train.commands.torch_facts")
+    return ask_module("dist_train.commands.torch_facts")
 
 
-def versions(torch: dict[str, Any]) -> Finding:
+def check_versions(torch: dict[str, Any]) -> Finding:
     """What is installed, and whether torch and torchvision can be imported together."""
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     found["torch"] = torch.get("torch", found["torch"])
@@ -48,9 +45,8 @@ def versions(torch: dict[str, Any]) -> Finding:
     if failed:
         name = "torch" if torch.get("problem") else "torchvision"
         advice = "reinstall torch and torchvision together (make setup)"
-        text = f"{name} cannot be imported: {failed}"
-        return Finding(topic="versions", level="problem", text=text, advice=advice, facts=found)
-    return Finding(topic="versions", text=text, facts=found)
+        return problem("versions", f"{name} cannot be imported: {failed}", advice, **found)
+    return ok("versions", text, **found)
 
 
 def _version(name: str) -> str | None:
@@ -61,53 +57,43 @@ def _version(name: str) -> str | None:
 
 
 def devices(torch: dict[str, Any], *, visible: int) -> Finding:
-    """What a rank would compute on."""
+    """The devices that ranks would compute on."""
     names = torch.get("gpus", [])
     if not names:
-        return Finding(topic="devices", text="no GPU for torch: ranks compute on the CPU", facts={"gpus": []})
+        return ok("devices", "no GPU for torch: ranks compute on the CPU", gpus=[])
     kinds = {name: names.count(name) for name in dict.fromkeys(names)}
     text = ", ".join(f"{count} × {name}" for name, count in kinds.items())
     facts = {"gpus": names, "visible": visible}
     if len(kinds) > 1:
         advice = "the slowest sets the pace: CUDA_VISIBLE_DEVICES chooses"
-        return Finding(topic="devices", level="warning", text=f"different kinds: {text}", advice=advice, facts=facts)
-    return Finding(topic="devices", text=text, facts=facts)
-
-
-def driver(torch: dict[str, Any], *, visible: int) -> Finding:
-    """The driver against the torch build."""
-    return gpu.judge(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=visible)
+        return warning("devices", f"different kinds: {text}", advice, **facts)
+    return ok("devices", text, **facts)
 
 
 def backends(torch: dict[str, Any]) -> Finding:
-    """How ranks can talk to each other."""
+    """The backends through which ranks can communicate."""
     found = torch.get("backends", {})
     text = ", ".join(f"{name} {version}".strip() for name, version in found.items()) or "none"
-    facts = {"backends": found}
     if "gloo" not in found or (torch.get("gpus") and "nccl" not in found):
         missing = "gloo" if "gloo" not in found else "nccl"
         advice = "install torch from pytorch.org, whose builds have both"
-        return Finding(
-            topic="backends", level="problem", text=f"{text}: {missing} is missing", advice=advice, facts=facts
-        )
-    return Finding(topic="backends", text=text, facts=facts)
+        return problem("backends", f"{text}: {missing} is missing", advice, backends=found)
+    return ok("backends", text, backends=found)
 
 
 def tracking(config: Any) -> Finding:
-    """What W&B would do. Says whether there are credentials, and never anything of them."""
-    answer = ask("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
+    """What W&B would do. Reports whether there are credentials, and never reveals them."""
+    answer = ask_module("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
     if "problem" in answer:
         text = f"wandb does not answer: {answer['problem']}"
         advice = "the training goes on without it; tracking.wandb.mode=disabled says nothing of it"
-        return Finding(topic="W&B", level="warning", text=text, advice=advice)
-    mode, credentials = answer["mode"], answer["credentials"]
-    facts = {"mode": mode, "credentials": credentials}
+        return warning("W&B", text, advice)
+    mode = answer["mode"]
     if mode in ("disabled", "offline"):
-        return Finding(topic="W&B", text=mode, facts=facts)
-    if credentials:
-        return Finding(topic="W&B", text=f"{mode}: credentials found; they were not tried", facts=facts)
+        return ok("W&B", mode, **answer)
+    if answer["credentials"]:
+        return ok("W&B", f"{mode}: credentials found; they were not tried", **answer)
     if mode == "auto":
-        return Finding(topic="W&B", text="auto: no credentials, so runs are recorded offline", facts=facts)
-    advice = "wandb login, or tracking.wandb.mode=offline"
+        return ok("W&B", "auto: no credentials, so runs are recorded offline", **answer)
     text = "online, and there are no credentials: runs are recorded offline"
-    return Finding(topic="W&B", level="warning", text=text, advice=advice, facts=facts)
+    return warning("W&B", text, "wandb login, or tracking.wandb.mode=offline", **answer)

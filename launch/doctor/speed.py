@@ -1,27 +1,27 @@
-"""Which rank, or which pair of ranks, is slower than the others: a rule, and what it finds. Pure.
+"""Which rank, or which pair of ranks, is slower than the others. Pure functions.
 
-A value is an outlier when it is below a fraction of the median of all *other* values: robust against any number of
-outliers below a half, and one of two is found as well. The fractions are far from what a busy machine does to healthy
-ranks, and closer on GPUs, whose work a busy machine hardly disturbs.
+A value is an outlier if it is below a fraction of the median of all *other* values. This is robust as long as less than
+half of the values are outliers, and it finds one of two. The fractions leave room for what a busy machine does to
+healthy ranks; on GPUs, whose work it hardly disturbs, they are closer to 1.
 """
 
 import statistics
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, ok, warning
 
 K = TypeVar("K")
 SPEED = {"cpu": 0.5, "cuda": 0.85}
-"""Of the others' matrix multiplication. Half: two hardware threads of one core."""
+"""Of the others' speed of matrix multiplication. Half is what two hardware threads of one core get."""
 SHARE = 0.4
 """Of the others' share of a core."""
 LINK = {"cpu": 0.2, "cuda": 0.4}
-"""Of the others' bandwidth. PCIe beside NVLink is a difference by design, and yet the slowest link sets the pace."""
+"""Of the others' bandwidth. PCIe beside NVLink is slower by design, but the slowest link sets the pace."""
 
 
 def outliers(values: Mapping[K, float], fraction: float) -> dict[K, float]:
-    """Of the values below `fraction` of the median of all others, what fraction they are."""
+    """The values below `fraction` of the median of all others, each as a fraction of that median."""
     found = {}
     for key, value in values.items():
         others = [other for name, other in values.items() if name != key]
@@ -64,31 +64,30 @@ def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
             if device == "cuda"
             else "something else runs on its core, or its core is slower: top, taskset -p PID"
         )
-        return Finding(topic="computing", level="warning", text="; ".join(said), advice=advice, facts=facts)
+        return warning("computing", "; ".join(said), advice, **facts)
     text = f"{_range(gflops.values())} GFLOP/s a rank"
     if taking_turns:
         text += ", not compared: more ranks than cores"
     elif len(gflops) > 1:
         text += ", no rank stands out"
-    return Finding(topic="computing", text=text, facts=facts)
+    return ok("computing", text, **facts)
 
 
 def _all_reduce(measured: Mapping[str, Any]) -> Finding:
     rate, ranks = measured["all_reduce_gbs"], measured["world_size"]
     text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {measured['all_reduce_mb']} MB"
     facts = {"gb_per_second": rate, "ranks": ranks, "backend": measured["backend"], "mb": measured["all_reduce_mb"]}
-    return Finding(topic="all-reduce", text=f"{text}, {ranks} ranks", facts=facts)
+    return ok("all-reduce", f"{text}, {ranks} ranks", **facts)
 
 
 def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
-    """Ranks that are slow already are not named again by their links."""
+    """Judges the links between ranks that are not slow themselves."""
     every = {tuple(map(int, name.split("-"))): rate for name, rate in measured["pairs_gbs"].items()}
     rates = {pair: rate for pair, rate in every.items() if not set(pair) & set(slow_ranks)}
     found = outliers(rates, LINK[measured["device"]])
     facts = {"gb_per_second": measured["pairs_gbs"], "slow_pairs": ["-".join(map(str, pair)) for pair in found]}
     if not found:
-        text = f"{_range(every.values())} GB/s each way, no pair stands out"
-        return Finding(topic="pairs", text=text, facts=facts)
+        return ok("pairs", f"{_range(every.values())} GB/s each way, no pair stands out", **facts)
     named = _common_rank(set(found), set(rates))
     if named is not None:
         said = f"every exchange with rank {named} is slow, at {_percent(max(found.values()))} of the others' or less"
@@ -99,11 +98,11 @@ def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
         if measured["device"] == "cuda"
         else "which cores and interface do these ranks use?"
     )
-    return Finding(topic="pairs", level="warning", text=said, advice=advice, facts=facts)
+    return warning("pairs", said, advice, **facts)
 
 
 def _common_rank(slow: set[tuple[int, ...]], all_pairs: set[tuple[int, ...]]) -> int | None:
-    """The one rank whose every pair is slow, when no other pair is, and it has more than one."""
+    """The rank whose pairs are exactly the slow ones, if there is one and it has more than one pair."""
     for rank in set.intersection(*map(set, slow)):
         own = {pair for pair in all_pairs if rank in pair}
         if own == slow and len(own) > 1:

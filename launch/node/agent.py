@@ -18,43 +18,47 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dist_train.rundir.records import write_json
+from dist_train.rundir.codec import decode, write_json
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.records import AgentOutcome, RankEnd
+from launch.node.request import AgentRequest
 from launch.processes import descendants, send
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
-ENTRY = Path(__file__).parents[1] / "rank" / "main.py"
+RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
 def main() -> None:
     """Never returns: the interpreter's own way out of torch takes seconds."""
-    request = json.loads(sys.stdin.readline())
+    request = decode(AgentRequest, json.loads(sys.stdin.readline()))
     hold_lifeline()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    os.chdir(request["cwd"])
+    os.chdir(request.cwd)
     work(request)
 
 
 def main_forked(request: dict[str, Any], server: socket.socket) -> None:
     """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
-    from launch.node.fork_client import ForkServer, fork_ranks_from
+    from launch.node.fork_client import ForkClient, fork_ranks_from
 
-    fork_ranks_from(ForkServer(server))
-    work(request)
+    fork_ranks_from(ForkClient(server))
+    work(decode(AgentRequest, request))
 
 
-def work(request: dict[str, Any]) -> None:
+def work(request: AgentRequest) -> None:
     """Runs the ranks to their end and writes how that was. Ends the process."""
-    sys.stdout = sys.stderr = open(request["log"], "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
+    sys.stdout = sys.stderr = open(request.log, "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
     for descriptor in (1, 2):  # what torch prints from C++ too: this process never waits for a console
         os.dup2(sys.stderr.fileno(), descriptor)
     try:
-        outcome: dict[str, Any] = {"error": None, "ranks": launch(request)}
-    except BaseException as error:
+        error, ranks = None, launch(request)
+    except BaseException as failed:
         traceback.print_exc()
-        outcome = {"error": f"{type(error).__name__}: {error}", "ranks": []}
-    write_json(Path(request["outcome"]), {**outcome, "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME)})
+        error, ranks = f"{type(failed).__name__}: {failed}", []
+    outcome = AgentOutcome(error=error, ranks=ranks, boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    write_json(Path(request.outcome), outcome)
     sys.stderr.flush()
     os._exit(0)
 
@@ -75,17 +79,17 @@ def hold_lifeline() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def launch(request: dict[str, Any]) -> list[dict[str, int]]:
-    """Runs the ranks to their end. Returns rank, pid and exit code of each, those that failed first in front.
+def launch(request: AgentRequest) -> list[RankEnd]:
+    """Runs the ranks to their end. Returns how each ended, those that failed first in front.
 
-    A negative exit code is a signal's number. Never restarts: every life gets an agent of its own.
+    Never restarts them: every generation gets an agent of its own.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    arguments = parse_args([*request["arguments"]])
+    arguments = parse_args([*request.arguments])
     single = arguments.nnodes in ("1", "1:1")
     port = arguments.master_port or 0
     if arguments.rdzv_backend == "static" and single:
@@ -93,28 +97,24 @@ def launch(request: dict[str, Any]) -> list[dict[str, int]]:
         arguments.rdzv_backend = "loopback"
         arguments.standalone = False
     config, program, words = config_from_args(arguments)
-    config.logs_specs = rank_files(request["generation"], request["restarts"])
+    config.logs_specs = rank_files(request)
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
     me = str(os.getpid())
-    entry = [str(ENTRY), me, me, request["generation"], request["logs"], request["output"], request["signals"]]
+    entry = [str(RANK_MAIN), me, me, request.generation, request.logs, request.output, request.signals]
     if arguments.no_python:
         program, words = sys.executable, ["-u", "--no-python", program, *words]
-    words = [words[0], *entry, *words[1:]]  # python -u ENTRY … -m MODULE …
+    words = [words[0], *entry, *words[1:]]  # python -u RANK_MAIN … -m MODULE …
     try:
         ended = elastic_launch(config, program)(*words)
     except ChildFailedError as failed:
-        return [{"rank": rank, "pid": one.pid, "exit_code": one.exitcode} for rank, one in failed.failures.items()]
-    return [{"rank": rank, "pid": 0, "exit_code": 0} for rank in ended]
+        return [RankEnd(rank=rank, pid=one.pid, exit_code=one.exitcode) for rank, one in failed.failures.items()]
+    return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
 
 
-def rank_files(generation: str, restarts: tuple[int, int]) -> Any:
-    """torch's own log redirection off (rank/main.py does it), and a place for what its @record decorator writes.
-
-    Args:
-        restarts: how often the ranks have been started again, and how often they may be: our count, since each of our
-            generations is a first one to torch's agent.
-    """
+def rank_files(request: AgentRequest) -> Any:
+    """Turns torch's own log redirection off (rank/main.py does it), and says where its @record decorator writes. The
+    counts of restarts are ours, since each of our generations is a first one to torch's agent."""
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
@@ -125,13 +125,14 @@ def rank_files(generation: str, restarts: tuple[int, int]) -> Any:
             records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
             for local, env in envs.items():
                 env["TORCHELASTIC_ERROR_FILE"] = records[local]
-                env["TORCHELASTIC_RESTART_COUNT"], env["TORCHELASTIC_MAX_RESTARTS"] = map(str, restarts)
+                env["TORCHELASTIC_RESTART_COUNT"] = str(request.restarts)
+                env["TORCHELASTIC_MAX_RESTARTS"] = str(request.max_restarts)
             console = dict.fromkeys(envs, "")
             return LogsDest(stdouts=console, stderrs=dict(console), error_files=records)
 
         @property
         def root_log_dir(self) -> str:
-            return str(Path(generation) / "record")
+            return str(GenerationDir(Path(request.generation)).record)
 
     return RankFiles()
 

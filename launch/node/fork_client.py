@@ -11,10 +11,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from launch.node.fork_server import receive, send
+from launch.node.channel import receive, send
 
 
-class ForkServer:
+class ForkClient:
     """The agent's end of the line to the fork server."""
 
     def __init__(self, channel: socket.socket) -> None:
@@ -70,7 +70,7 @@ class ForkServer:
 class ForkedProcess:
     """A process that is not our child, as a subprocess.Popen."""
 
-    def __init__(self, pid: int, server: ForkServer) -> None:
+    def __init__(self, pid: int, server: ForkClient) -> None:
         self.pid = pid
         self._server = server
 
@@ -95,7 +95,7 @@ class ForkedRank:
             os.killpg(self.proc.pid, death_sig or signal.SIGTERM)
 
 
-def fork_ranks_from(server: ForkServer) -> None:
+def fork_ranks_from(server: ForkClient) -> None:
     """From now on, torch's agent in this process has its ranks forked, unless the server refuses.
 
     The agent starts processes by one function, and has no other place to put one's own in.
@@ -107,7 +107,7 @@ def fork_ranks_from(server: ForkServer) -> None:
     def handler(entrypoint: str, args: tuple, env: dict[str, str], *more: Any, **options: Any) -> Any:
         numa = options.get("numa_options")
         if numa is None:
-            _, _, parent, *words = args  # -u ENTRY PARENT …
+            _, _, parent, *words = args  # -u RANK_MAIN PARENT …
             process = server.start(env, [str(server.pid), *words])
             if process is not None:
                 return ForkedRank(process)

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import json
 import os
 import selectors
 import signal
@@ -19,40 +18,17 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[2]
-LARGEST_MESSAGE = 1 << 20
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed",)
 """What nearly every distributed program comes to."""
 DEVICES = "/dev/nvidia"
 """How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
-
-
-def main(arguments: list[str]) -> None:
-    """Serves until the supervisor is gone, which takes everything below along. Never returns."""
-    control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    entry = load("rank/main")
-    processes = entry.beside("processes")
-    entry.die_with(parent)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    order = receive(control)
-    if order is None:
-        os._exit(1)
-    os.chdir(order["cwd"])
-    sys.path[0] = order["path"]  # the program's own folder, in place of ours
-    print_to(order["log"])
-    gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
-    try:
-        import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    Server(control, entry, processes, order.get("devices", DEVICES)).serve(order["modules"], order["strict"])
 
 
 def load(name: str) -> Any:
@@ -65,19 +41,54 @@ def load(name: str) -> Any:
     return module
 
 
-def receive(channel: socket.socket) -> Any:
-    """The next message; None when the other side is gone."""
+channel = load("node/channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreloadOrder:
+    """The supervisor's first message.
+
+    Attributes:
+        cwd: the folder that the user's command was given in.
+        path: the program's own folder, first in sys.path.
+        log: the file that what the imports print goes to.
+        modules: what to import besides torch.
+        strict: whether a module that cannot be imported is an error: the user has named it.
+        devices: how the paths of a GPU driver's files begin.
+    """
+
+    cwd: str
+    path: str
+    log: str
+    modules: list[str]
+    strict: bool
+    devices: str = DEVICES
+
+
+def main(arguments: list[str]) -> None:
+    """Serves until the supervisor is gone, which takes everything below along. Never returns."""
+    control, parent = socket.socket(fileno=int(arguments[0])), int(arguments[1])
+    sys.path[0] = str(HOME)  # for what these two import
+    rank_main, processes = load("rank/main"), load("processes")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
+        del sys.modules[name]  # the program may find another one
+    rank_main.die_with(parent)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    received = channel.receive(control)
+    if received is None:
+        os._exit(1)
+    order = PreloadOrder(**received)
+    os.chdir(order.cwd)
+    sys.path[0] = order.path
+    print_to(order.log)
+    gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
     try:
-        packet = channel.recv(LARGEST_MESSAGE)
-    except OSError:
-        return None
-    return json.loads(packet) if packet else None
-
-
-def send(channel: socket.socket, message: Any) -> None:
-    """To a side that is gone it is not sent."""
-    with contextlib.suppress(OSError):
-        channel.send(json.dumps(message).encode())
+        import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    ForkServer(control, rank_main, processes, order.devices).serve(order.modules, order.strict)
 
 
 def print_to(log: str) -> None:
@@ -97,13 +108,13 @@ def open_files(prefix: str) -> Iterator[str]:
                 yield path
 
 
-class Server:
+class ForkServer:
     """Forks what it is asked for, and tells how it ended."""
 
-    def __init__(self, control: socket.socket, entry: Any, processes: Any, devices: str) -> None:
+    def __init__(self, control: socket.socket, rank_main: Any, processes: Any, devices: str) -> None:
         self._control = control
         self._devices = devices
-        self._entry = entry
+        self._rank_main = rank_main
         self._processes = processes
         self._selector = selectors.DefaultSelector()
         self._refusal: str | None = None
@@ -117,7 +128,7 @@ class Server:
         self._processes.become_subreaper()
         self._processes.outlive_parent()
         if self._refusal is not None:
-            send(self._control, {"refused": self._refusal})
+            channel.send(self._control, {"refused": self._refusal})
         while True:
             for key, _ in self._selector.select():
                 key.data()
@@ -150,15 +161,15 @@ class Server:
     # ------------------------------------------------------------ agents
 
     def _start_agent(self) -> None:
-        request = receive(self._control)
+        request = channel.receive(self._control)
         if request is None:
-            self._processes.sweep(patience=0)
+            self._processes.end_descendants(patience=0)
             os._exit(0)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
         theirs.close()
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._start_rank(ours))
-        send(self._control, {"agent": pid})
+        channel.send(self._control, {"agent": pid})
 
     def _be_agent(self, request: dict[str, Any], server: socket.socket) -> None:
         sys.path[0] = str(HOME)
@@ -169,22 +180,22 @@ class Server:
     # ------------------------------------------------------------ ranks
 
     def _start_rank(self, agent: socket.socket) -> None:
-        request = receive(agent)
+        request = channel.receive(agent)
         if request is None:
             self._selector.unregister(agent)
             agent.close()
         elif self._refusal is not None:
-            send(agent, {"refused": self._refusal})
+            channel.send(agent, {"refused": self._refusal})
         else:
             pid = self._fork(lambda: self._be_rank(**request), agent)
-            send(agent, {"rank": pid})
+            channel.send(agent, {"rank": pid})
 
     def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
         os.setsid()
         os.environ.update(environment)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
-        self._entry.leave(words)
+        self._rank_main.leave(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
         """Returns the id of a process that runs `child`; `asked` is told of its end."""
@@ -192,7 +203,7 @@ class Server:
         pid = os.fork()
         if pid == 0:
             try:
-                self._entry.die_with(server)
+                self._rank_main.die_with(server)
                 gc.freeze()  # the collector would write to, and so copy, the pages that all share
                 gc.enable()
                 self._let_go(keep)
@@ -221,7 +232,7 @@ class Server:
         os.close(ended)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if asked.fileno() >= 0:
-            send(asked, {"ended": pid, "code": code})
+            channel.send(asked, {"ended": pid, "code": code})
 
 
 if __name__ == "__main__":

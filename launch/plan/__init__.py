@@ -1,19 +1,20 @@
 """The plan: what would be started, as a pure function of config, flags and host. Deciding happens here alone."""
 
 import shlex
-import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_train.config.shares import check_even, share
+from dist_train.config.shares import check_fits
 from dist_train.errors import UserError
-from launch.plan.console_options import parse_ranks, parse_size, parse_tee
+from dist_train.rundir.layout import RunDir, suffix
+from launch.plan.console_options import parse_shown, parse_size
 from launch.plan.environment import environment, threads_of_a_rank
 from launch.plan.flags import Flags
 from launch.plan.host import Host
 from launch.plan.rendezvous import Rendezvous, choose
 from launch.plan.requirements import Demands
+from launch.relay.request import Shown
 from launch.slurm.place import Place
 
 
@@ -24,6 +25,8 @@ class LaunchPlan:
     nodes: int
     node: int | None
     """None where the rendezvous hands out the node's number."""
+    node_name: str
+    """In the names of what this node writes; the host's where it has no number."""
     ranks_per_node: int
     device: Literal["cpu", "gpu"]
     backend: Literal["nccl", "gloo"]
@@ -50,14 +53,14 @@ class LaunchPlan:
     """Its arguments."""
     resume: str | None
     """What it is to begin from; None for programs that do not ask."""
+    is_training: bool
+    """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
     folder: Path
     """Of logs and generations: the run directory."""
     log_dir: Path | None
     """Where logs go instead of the run directory."""
-    tee: str
-    """Which ranks beside 0 are shown on the console, as torchrun writes it."""
-    ranks: list[int] | None
-    """Which ranks are shown on the console, where that was said so."""
+    shown: Shown
+    """Which ranks the console shows."""
     log_size: int
     """Bytes in a rank's log before it becomes the one before."""
     slurm: Place | None = None
@@ -78,14 +81,12 @@ class LaunchPlan:
         return f"{self.slurm.job}.{self.slurm.step}-{self.slurm.restarts}-{self.attempt}"
 
     @property
-    def is_training(self) -> bool:
-        """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
-        return self.resume is not None
+    def agent_log(self) -> Path:
+        return self.logs / f"agent{suffix(self.node_name)}.log"
 
     @property
-    def suffix(self) -> str:
-        """What tells this node's files from node 0's."""
-        return "" if self.node == 0 else f"-node{self.node}" if self.node is not None else f"-{socket.gethostname()}"
+    def preload_log(self) -> Path:
+        return self.logs / f"preload{suffix(self.node_name)}.log"
 
     @property
     def world_size(self) -> int:
@@ -93,7 +94,7 @@ class LaunchPlan:
 
     @property
     def logs(self) -> Path:
-        return self.log_dir or self.folder / "logs"
+        return self.log_dir or RunDir(self.folder).logs
 
     @property
     def torchrun_arguments(self) -> tuple[str, ...]:
@@ -158,6 +159,7 @@ def make_plan(
     return LaunchPlan(
         nodes=nodes,
         node=node,
+        node_name=f"node{node}" if node is not None else host.name,
         ranks_per_node=ranks,
         device=device,
         backend=backend,
@@ -174,19 +176,13 @@ def make_plan(
         program=program,
         arguments=arguments,
         resume=resume,
+        is_training=resume is not None,
         folder=folder,
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
-        **_output(flags, nodes * ranks),
+        shown=parse_shown(flags.ranks, flags.tee, nodes * ranks),
+        log_size=parse_size(flags.log_size),
         slurm=host.slurm,
     )
-
-
-def _output(flags: Flags, world_size: int) -> dict[str, Any]:
-    if flags.ranks is not None and flags.tee != "0":
-        raise UserError(f"--ranks {flags.ranks} and --tee {flags.tee} both say which ranks are shown: give one of them")
-    parse_tee(flags.tee)  # which says so when it is wrong
-    shown = parse_ranks(flags.ranks, world_size)
-    return {"tee": flags.tee, "ranks": shown, "log_size": parse_size(flags.log_size)}
 
 
 def count_nodes(flags: Flags, host: Host) -> int:
@@ -249,16 +245,3 @@ def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
             "distributed.backend=gloo puts the ranks on the CPU"
         )
     return ranks
-
-
-def check_fits(config: Any, world_size: int, microbatches: int) -> None:
-    """Raises UserError when a global batch cannot be shared out among so many ranks."""
-    share(0, world_size, microbatches)  # which says so when there are too few
-    if config.model.sync_batchnorm:
-        check_even(world_size, microbatches)
-    size = config.batch.global_size
-    if size % microbatches:
-        raise UserError(
-            f"batch.global_size {size} does not divide into {microbatches} microbatches, one for each rank; the "
-            f"nearest above is {-(-size // microbatches) * microbatches}, or set batch.microbatches to a number"
-        )

@@ -1,13 +1,24 @@
 """What --ranks, --tee and --log-size mean. Pure."""
 
 import re
-from typing import Any
 
 from dist_train.errors import UserError
+from launch.relay.request import Shown, Tee
 
 LOG_SIZE = "256MB"
 _UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 SMALLEST_LOG = 1_000
+
+
+def parse_shown(ranks: str | None, tee: str, world_size: int) -> Shown:
+    """--ranks and --tee.
+
+    Raises:
+        UserError: when both are given, or one of them is wrong.
+    """
+    if ranks is not None and tee != "0":
+        raise UserError(f"--ranks {ranks} and --tee {tee} both say which ranks are shown: give one of them")
+    return Shown(ranks=parse_ranks(ranks, world_size), tee=parse_tee(tee))
 
 
 def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
@@ -32,25 +43,18 @@ def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
     return sorted(chosen)
 
 
-def parse_tee(text: str) -> dict[str, Any]:
-    """torchrun's --tee, `3` or `0:3,1:2`, as {"all": bool, "local": [local ranks]}.
+def parse_tee(text: str) -> Tee:
+    """torchrun's --tee, `3` or `0:3,1:2`.
 
     Raises:
         UserError: when it is neither.
     """
     if re.fullmatch(r"[0-3]", text):
-        return {"all": text != "0", "local": []}
+        return Tee(all=text != "0")
     if not re.fullmatch(r"\d+:[0-3](,\d+:[0-3])*", text):
         raise UserError(f"--tee {text}: 0 to 3 for all ranks, or LOCAL_RANK:3,…; --ranks 0,3 is simpler")
     chosen = dict(item.split(":") for item in text.split(","))
-    return {"all": False, "local": [int(local) for local, streams in chosen.items() if streams != "0"]}
-
-
-def is_shown(rank: int, local_rank: int, *, ranks: list[int] | None, tee: dict[str, Any]) -> bool:
-    """Whether a rank is seen on the console: those that --ranks names, else rank 0 and those that --tee names."""
-    if ranks is not None:
-        return rank in ranks
-    return rank == 0 or tee["all"] or local_rank in tee["local"]
+    return Tee(local=[int(local) for local, streams in chosen.items() if streams != "0"])
 
 
 def parse_size(text: str) -> int:

@@ -1,7 +1,7 @@
 """`--dry-run`: what would happen, from the very plan that would run. Starts no rank and writes nothing."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ from dist_train.config.shares import share
 from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
-from launch.commands.common import home
+from launch.children import environment
 from launch.console import mark, say
 from launch.plan import LaunchPlan
-from launch.plan.run_choice import free_space
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS = 300
@@ -45,11 +44,10 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
 def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
     is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home(), os.environ.get("PYTHONPATH", "")]).rstrip(":")}
     alone = [] if powers(config) else ["-P"]
     command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment())
     except subprocess.TimeoutExpired:
         return {"problem": f"no answer within {_SECONDS} s"}
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
@@ -114,6 +112,14 @@ def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
     needs = f", {size(state)} each, needs {size(state * kept)}" if state else ""
     often = f"every {config.checkpoint.every}, {config.checkpoint.keep} kept + best"
     return f"{often}{needs}, {free} free in {config.run_root}/"
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes free where `folder` is or will be."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_dir():
+            return shutil.disk_usage(place).free
+    return None
 
 
 def free_space_of(config: RunConfig) -> str:

@@ -33,7 +33,7 @@ def refuse(folder: Path, *, trusted: bool) -> None:
 
     found = _links(folder)
     if not _is_new(folder):
-        trust.check(found, f"going on with {folder}", given=trusted, note=say)
+        trust.require(found, f"going on with {folder}", given=trusted, note=say)
 
 
 def remember(folder: Path) -> None:

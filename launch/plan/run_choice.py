@@ -1,18 +1,22 @@
-"""Run directories: which one a command means, how a new one is called, and which there are."""
+"""Which run directory a command means, and what the run begins from."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dist_train.errors import UserError
-from dist_train.rundir.layout import CHECKPOINTS, Saved, is_checkpoint_name, new_run_dir, saved, to_go_on_with
-from dist_train.rundir.reading import numbered
-from dist_train.rundir.records import is_process, read_all, read_object, read_rows, state_of
-from launch.processes import is_alive, myself
-from launch.slurm import jobs
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import read_launches
+from dist_train.rundir.runs import (
+    CHECKPOINTS,
+    Saved,
+    has_checkpoints,
+    is_checkpoint,
+    new_run_dir,
+    saved,
+    to_go_on_with,
+)
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -54,8 +58,8 @@ def config_of(resume: str | None, run_dir: str | None) -> Path | None:
             continue
         folder = Path(given)
         for place in (folder, folder.parent.parent) if is_checkpoint(folder) else (folder,):
-            if (place / "config.yaml").is_file():
-                return place / "config.yaml"
+            if (config := RunDir(place).config).is_file():
+                return config
     return None
 
 
@@ -93,7 +97,7 @@ def _in_job(config: "RunConfig", wish: Wish, job: str, source: Path | None) -> C
     name, ours = job.removeprefix("slurm-"), list[Path]()
     if wish.restarts is not None:
         if wish.resume == "auto":
-            ours = [path.parent for path in first.parent.glob("*/lives.jsonl") if _was_in_job(path, name)]
+            ours = [run for run in first.parent.glob("*") if _was_in_job(run, name)]
             same = _newest([run for run in ours if is_of(run, config, wish.allowed)])
             if same is not None:
                 return _auto(same)
@@ -113,8 +117,8 @@ def _newest(runs: list[Path]) -> Saved | None:
     return max(known, key=lambda run: run.at, default=None)
 
 
-def _was_in_job(lives: Path, job: str) -> bool:
-    return any(str(row.get("job")) == job for row in read_rows(lives))
+def _was_in_job(run_dir: Path, job: str) -> bool:
+    return any(launch.began.job == job for launch in read_launches(run_dir))
 
 
 def _auto(newest: Saved) -> Choice:
@@ -148,107 +152,14 @@ def _existing(resume: str | None) -> Path | None:
     folder = Path(str(resume))
     if not folder.is_dir():
         raise UserError(f"--resume {resume}: no such directory; it takes auto, none, a run directory or a checkpoint")
-    if not (is_checkpoint(folder) or is_run(folder)):
+    if not (is_checkpoint(folder) or RunDir(folder).is_run()):
         raise UserError(
             f"--resume {resume}: neither a run directory (config.yaml, {CHECKPOINTS}/) nor a checkpoint (manifest.json)"
         )
     return folder.resolve()
 
 
-def is_checkpoint(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
-
-
-def is_run(folder: Path) -> bool:
-    names = ("config.yaml", CHECKPOINTS, "state.json", "generations", "slurm/job.json")
-    return any((folder / name).exists() for name in names)
-
-
-def has_checkpoints(folder: Path) -> bool:
-    return newest_checkpoint(folder) is not None
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """Name of the newest complete checkpoint, such as `step-00001200`."""
-    found = (folder / CHECKPOINTS).glob("step-*")
-    names = (path.name for path in found if is_checkpoint_name(path.name) and path.is_dir())
-    return max(names, key=lambda name: (len(name), name), default=None)
-
-
 def _safe_name(job: str) -> str:
     if _FOLDER_NAME.fullmatch(job) is None:
         raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
     return job
-
-
-def make(folder: Path) -> None:
-    """Creates the run directory with the part that the launcher keeps.
-
-    Raises:
-        UserError: when the file system does not let us.
-    """
-    try:
-        (folder / "generations").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None
-
-
-def free_space(folder: Path) -> int | None:
-    """Bytes free where `folder` is or will be."""
-    for place in (folder, *folder.absolute().parents):
-        if place.is_dir():
-            return shutil.disk_usage(place).free
-    return None
-
-
-def list_runs(root: Path) -> list[dict[str, Any]]:
-    """What there is under a run root, the oldest first."""
-    return [describe(folder, root) for folder in sorted(_runs_below(root, 3), key=_by_name)]
-
-
-def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    """ROOT/RUN, ROOT/NAME/RUN, and the tasks of an array, ROOT/NAME/RUN/TASK; nothing inside of a run."""
-    for path in folder.glob("*"):
-        if path.is_dir() and not path.is_symlink():
-            if is_run(path):
-                yield path
-            elif depth > 1:
-                yield from _runs_below(path, depth - 1)
-
-
-def _by_name(folder: Path) -> tuple[str, int]:
-    """By the time in the name, the tasks of an array by their number."""
-    name = folder.name
-    return (folder.parent.name, int(name)) if name.isdecimal() else (name, -1)
-
-
-def describe(folder: Path, root: Path) -> dict[str, Any]:
-    """One run in a few words: name, state, step, total_steps, best, updated, path, jobs (ids in SLURM's queue)."""
-    state = state_of(folder)
-    ids = jobs.of_run(folder)
-    status = state.get("status", "starting")
-    generations = numbered(folder / "generations")
-    if status in ("running", "starting") and generations and not _owner_lives(generations[-1]):
-        verdicts = [read_object(path) for path in generations[-1].glob("verdict*.json")]
-        status = "failed" if any(verdict.get("outcome", "failed") == "failed" for verdict in verdicts) else "died"
-    if not state and not generations and ids:
-        status = "submitted"
-    return {
-        "name": str(folder.relative_to(root)),
-        "state": status,
-        "step": state.get("step"),
-        "total_steps": state.get("total_steps"),
-        "best": state.get("best"),
-        "metrics": state.get("metrics"),
-        "updated": state.get("updated"),
-        "path": str(folder),
-        "jobs": ids,
-    }
-
-
-def _owner_lives(generation: Path) -> bool:
-    """Whether a supervisor of the generation still runs, as far as can be seen from this host."""
-    here = myself()["host"]
-    return any(
-        owner["host"] != here or is_alive(owner) for owner in read_all(generation / "nodes") if is_process(owner)
-    )

@@ -90,7 +90,10 @@ def raised_elsewhere(error: BaseException) -> tuple[dict[str, str] | None, list[
     kind, text = getattr(wrapper, "exc_type", None), getattr(wrapper, "exc_msg", None)
     if not isinstance(kind, type) or not isinstance(text, str):
         return None, []
-    frames = [{**match.groupdict(), "text": match["text"] or ""} for match in _FRAME.finditer(text)]
+    frames = [
+        {**match.groupdict(), "line": int(match["line"]), "text": match["text"] or ""}
+        for match in _FRAME.finditer(text)
+    ]
     return {"type": kind.__name__, "module": kind.__module__, "message": _message_in(text, kind)}, frames
 
 
@@ -178,10 +181,8 @@ def gpu_memory(error: BaseException) -> dict[str, int] | None:
 
 def is_user_error(error: BaseException) -> bool:
     """Our own errors for users: one line and an exit code, known by their class wherever they come from."""
-    places = ((kind.__module__, kind.__name__) for kind in type(error).__mro__)
-    return any(
-        module.startswith("dist_train.config") and name in ("UserError", "ConfigError") for module, name in places
-    )
+    ours = {("dist_train.errors", "UserError"), ("dist_train.config.problems", "ConfigError")}
+    return any((kind.__module__, kind.__name__) in ours for kind in type(error).__mro__)
 
 
 def exit_code(error: BaseException) -> int:

@@ -108,10 +108,11 @@ def answer_signals() -> None:
 
 
 def whoami() -> dict[str, Any]:
-    """Process id, start in clock ticks since boot, host name, and among whose ids: what tells it from any other."""
+    """What tells this process from any other: a `ProcessId` of dist_train/rundir/process_id.py."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    among = os.stat("/proc/self/ns/pid").st_ino  # two containers may have one host name
-    return {"pid": os.getpid(), "started": started, "host": socket.gethostname(), "pid_namespace": among}
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # two containers may have one host name
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "boot": f"{boot_id} {namespace}"}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@ import secrets
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from launch import console
-from launch.plan import LaunchPlan
-from launch.plan.console_options import parse_tee
+from launch.relay.request import RelayRequest, Shown
 
 HOME = Path(__file__).resolve().parents[2]
 """The folder that `launch` is imported from."""
@@ -21,7 +21,7 @@ PATIENCE = 10.0
 class OutputRelay:
     """Begins with the generation; `finish` when its processes are gone, before anything is said about them."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, shown: Shown, nodes: int, log_size: int) -> None:
         self.address = f"dist-train-{secrets.token_hex(16)}"
         """Of a socket in Linux's abstract namespace: there is no file to leave behind, and no path to be too long."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -34,17 +34,11 @@ class OutputRelay:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C and Ctrl-Z are the supervisor's
             )
-            request = {
-                "listener": listener.fileno(),
-                "ranks": plan.ranks,
-                "nodes": plan.nodes,
-                "tee": parse_tee(plan.tee),
-                "limit": plan.log_size,
-            }
+            request = RelayRequest(listener=listener.fileno(), shown=shown, nodes=nodes, limit=log_size)
         self.pid = self._process.pid
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             self._process.stdin.flush()
 
     def say(self, text: str) -> None:

@@ -21,10 +21,10 @@ import time
 import tty
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from launch.plan.console_options import is_shown
+from dist_train.rundir.codec import decode
 from launch.relay.lines import Lines
+from launch.relay.request import RelayRequest
 from launch.relay.targets import Console, LogFile
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -43,9 +43,9 @@ PATIENCE, AT_MOST = 1.0, 5.0
 def main() -> None:
     for number in IGNORED:  # it ends when all that it reads from has
         signal.signal(number, signal.SIG_IGN)
-    request = json.loads(_first_line())
+    request = decode(RelayRequest, json.loads(_first_line()))
     relay = Relay(request)
-    relay.run(socket.socket(fileno=request["listener"]))
+    relay.run(socket.socket(fileno=request.listener))
     for console in relay.consoles:
         console.end_line()
         console.drain(PATIENCE, AT_MOST)
@@ -106,15 +106,13 @@ class Rank:
 class Relay:
     """All ranks of this node."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: RelayRequest) -> None:
         self._request = request
         out = Console(1)
         same = os.path.sameopenfile(1, 2)
         self._out, self._err = out, out if same else Console(2)
         self.consoles = [self._out] if same else [self._out, self._err]
-        tee = request["tee"]
-        self._alone = not (tee["all"] or tee["local"]) if request["ranks"] is None else request["ranks"] == [0]
-        self._one_node = request["nodes"] == 1
+        self._one_node = request.nodes == 1
         """Otherwise other relays write to one console, through terminals of srun; whole lines can be told apart."""
         self._selector = selectors.DefaultSelector()
         self._ranks: list[Rank] = []
@@ -183,10 +181,10 @@ class Relay:
 
     def _connect(self, rank: int, local_rank: int, path: Path, pid: int) -> list[int]:
         """Returns the ends for a rank's stdout, its stderr and its log alone."""
-        joined = Rank(LogFile(path, self._request["limit"]))
+        joined = Rank(LogFile(path, self._request.limit))
         self._ranks.append(joined)
         out = err = None
-        if is_shown(rank, local_rank, ranks=self._request["ranks"], tee=self._request["tee"]):
+        if self._request.shown.includes(rank, local_rank):
             out = self._shown(joined, rank, self._out, pid)
             err = out if self._err is self._out else self._shown(joined, rank, self._err, pid)
         log = Lines(joined.log.write)
@@ -197,7 +195,7 @@ class Relay:
     def _shown(self, joined: Rank, rank: int, console: Console, pid: int) -> int:
         """The end for a stream that goes to the console too."""
         log = Lines(joined.log.write)
-        if rank == 0 and (self._alone or (console.is_terminal and self._one_node)):
+        if rank == 0 and (self._request.shown.is_rank0_alone or (console.is_terminal and self._one_node)):
             reading, writing = self._terminal(console, pid) if console.is_terminal else os.pipe()
             self._add(joined, Stream(reading, [console.write, log.feed], [log], log))
             return writing

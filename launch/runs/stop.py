@@ -2,22 +2,24 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.records import state_of
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.records import NodeRecord, RunState
+from dist_train.rundir.runs import newest_checkpoint
 from launch.console import mark, say
-from launch.plan.run_choice import is_run, list_runs, newest_checkpoint
-from launch.processes import is_alive, myself, send
+from launch.processes import send
+from launch.runs.listing import list_runs
 from launch.slurm import jobs, queue
-from launch.sweep.store import leader
+from launch.slurm import stop as slurm_stop
 
-LOOK = 0.2
+LOOK_S = 0.2
 """Seconds between two looks at a process."""
-LOOK_AT_QUEUE = (1.0, 10.0)
+QUEUE_LOOK_S = (1.0, 10.0)
 """Seconds between two looks at the queue, rising from the first to the last."""
 
 
@@ -26,11 +28,11 @@ class Target:
     """A run that is to end."""
 
     folder: Path
-    launchers: list[dict[str, Any]]
+    launchers: list[NodeRecord]
     """Of its newest generation, one for each node."""
-    entries: list[queue.Entry]
+    entries: list[queue.JobStatus]
     """Its jobs that are in the queue."""
-    leader: dict[str, Any] | None = None
+    leader: ProcessId | None = None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
     was: str | None = None
     """How it was found: running, or waiting in the queue; None when neither."""
@@ -38,19 +40,21 @@ class Target:
     """Jobs that have been asked, and need not be asked again."""
 
     @property
-    def here(self) -> list[dict[str, Any]]:
+    def here(self) -> list[NodeRecord]:
         """Its launchers on this host that live."""
-        own = myself()["host"]
-        return [one for one in self.launchers if one["host"] == own and is_alive(one)]
+        return [one for one in self.launchers if one.lives()]
 
     @property
     def over(self) -> bool:
-        led = self.leader is not None and is_alive(self.leader)
+        led = self.leader is not None and bool(self.leader.lives())
         return not self.entries and not self.here and not led
 
 
-def stop(places: Sequence[Path], *, wait: bool) -> int:
+def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, wait: bool) -> int:
     """Asks all runs of `places`, then waits for them. Returns the exit code: 0 when none of them runs any more.
+
+    Args:
+        leader: the process here that leads the sweep in a folder, if there is one.
 
     Raises:
         UserError: when a place holds no run, or SLURM refuses.
@@ -78,9 +82,9 @@ def runs_of(place: Path) -> list[Path]:
     Raises:
         UserError: when there is none.
     """
-    if is_run(place):
+    if RunDir(place).is_run():
         return [place]
-    found = [Path(run["path"]) for run in list_runs(place)] if place.is_dir() else []
+    found = [Path(run.path) for run in list_runs(place)] if place.is_dir() else []
     if not found:
         raise UserError(f"{place}: no run there; what there is, and where: dist-train runs")
     return found
@@ -102,77 +106,65 @@ def look(targets: list[Target]) -> None:
 
 def ask(targets: list[Target]) -> None:
     """All that can be asked now, each once: a second time would mean "at once, unsaved"."""
-    leaders = {target.leader["pid"]: target for target in targets if target.leader is not None}
+    leaders = {target.leader.pid: target for target in targets if target.leader is not None}
     for target in leaders.values():
         _ask_processes(target)
     new = [entry for target in targets for entry in target.entries if entry.job not in target.asked]
     if new:
-        queue.never_requeue([entry.job for entry in new])
-        queue.cancel_pending([entry.job for entry in new])
+        slurm_stop.keep_out([entry.job for entry in new])
     for target in targets:
         for entry in target.entries:
-            if entry.state == "RUNNING" and entry.job not in target.asked and _ask_job(target, entry):
+            if entry.is_running and entry.job not in target.asked:
+                slurm_stop.interrupt(entry, target.launchers)
                 target.asked.add(entry.job)
         if not target.entries and target.leader is None:
             _ask_processes(target)
 
 
-def _ask_job(target: Target, entry: queue.Entry) -> bool:
-    """Interrupts the launchers of a job's present life; without any there is nothing to save, and it is cancelled."""
-    present = [one for one in target.launchers if one.get("job") == entry.job and one.get("restarts") == entry.restarts]
-    step = next((one["step"] for one in present if one.get("step")), None)
-    if step:
-        queue.interrupt(step)
-    elif present:  # started by a batch script of one node, without srun
-        queue.interrupt(entry.job, batch=True)
-    else:
-        queue.cancel(entry.job)
-    return True
-
-
 def _ask_processes(target: Target) -> None:
-    asked = [target.leader] if target.leader is not None else target.here
-    for launcher in asked:
-        key = f"process {launcher['pid']}"
+    asked: list[tuple[int, bool]] = [(one.pid, one.job is not None) for one in target.here]
+    if target.leader is not None:
+        asked = [(target.leader.pid, False)]
+    for pid, has_job in asked:
+        key = f"process {pid}"
         if key not in target.asked:
             target.asked.add(key)
             # Under a scheduler SIGTERM means that it wants the nodes back, and the launcher would ask to be requeued.
-            send(launcher["pid"], signal.SIGINT if launcher.get("job") else signal.SIGTERM)
+            send(pid, signal.SIGINT if has_job else signal.SIGTERM)
 
 
 def _is_waiting(target: Target) -> bool:
-    return bool(target.entries) and all(entry.state == "PENDING" for entry in target.entries)
+    return bool(target.entries) and all(entry.is_pending for entry in target.entries)
 
 
 def _runs_elsewhere(target: Target) -> bool:
     """Whether it may run where neither this host nor the queue reaches it."""
-    state = state_of(target.folder)
-    others = [one for one in target.launchers if one["host"] != myself()["host"] and not one.get("job")]
-    return bool(others) and state.get("status", "running") == "running"
+    others = [one for one in target.launchers if one.lives() is None and not one.job]
+    return bool(others) and RunState.of(target.folder).status in (None, "running")
 
 
 # ---------------------------------------------------------------- waiting and telling
 
 
 def _wait(targets: list[Target]) -> None:
-    pause, next_look, told = LOOK_AT_QUEUE[0], time.monotonic(), False
+    pause, next_look, told = QUEUE_LOOK_S[0], time.monotonic(), False
     while not all(target.over for target in targets):
         if not told:
             say("saving, then stopping … Ctrl-C ends the waiting, not the saving")
             told = True
-        time.sleep(LOOK)
+        time.sleep(LOOK_S)
         if any(target.entries for target in targets) and time.monotonic() >= next_look:
             look(targets)
             ask(targets)  # one that was waiting may have begun in the meantime
-            next_look, pause = time.monotonic() + pause, min(2 * pause, LOOK_AT_QUEUE[1])
+            next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_LOOK_S[1])
 
 
 def outcome(target: Target, *, waited: bool) -> str:
     """One line for a run."""
-    state = state_of(target.folder)
+    state = RunState.of(target.folder)
     newest = newest_checkpoint(target.folder)
     saved = f"last checkpoint {newest}" if newest else "there is no checkpoint"
-    status = state.get("status")
+    status = state.status
     if target.was is None:
         return f"{target.folder}: not running ({status or 'never began'}); {saved}"
     if not waited:
@@ -182,7 +174,7 @@ def outcome(target: Target, *, waited: bool) -> str:
     if status == "done":
         return f"{mark('✓', 'green')} {target.folder}: came to its end before it could be stopped; {saved}"
     if status == "stopped":
-        return f"{mark('✓', 'green')} {target.folder}: stopped{_at(state.get('step'))}; {saved}"
+        return f"{mark('✓', 'green')} {target.folder}: stopped{_at(state.step)}; {saved}"
     return f"{mark('!', 'yellow')} {target.folder}: ended, and did not say that it had saved; {saved}"
 
 
@@ -193,6 +185,6 @@ def _at(step: int | None) -> str:
 def _unreachable(target: Target) -> str:
     there = target.launchers[0]
     return (
-        f"{mark('✗', 'red')} {target.folder} runs on {there['host']} (process {there['pid']}), which this host cannot "
+        f"{mark('✗', 'red')} {target.folder} runs on {there.host} (process {there.pid}), which this host cannot "
         f"reach: call dist-train stop there"
     )

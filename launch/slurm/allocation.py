@@ -1,8 +1,7 @@
-"""An allocation in whose shell the command was typed: the launcher starts itself on all its nodes, with srun.
+"""A command typed in the shell of an allocation starts launchers on all of its nodes, with srun.
 
-That is so in the shell of an salloc, wherever it is; in a batch script of several nodes; and in `srun --pty` of several
-nodes, where only the first has a terminal. A launcher that srun has started, one on each node, is in a step
-(plan/host.py).
+That shell may be salloc's, on any machine; a batch script of several nodes; or `srun --pty` on several nodes, where
+only the first has a terminal. A launcher that srun has started, one per node, is in a step (place.py).
 """
 
 import re
@@ -14,23 +13,23 @@ from functools import partial
 
 from dist_train.errors import ExitCode, UserError
 from launch.processes import die_with_parent, send
-from launch.signals import Inbox
+from launch.signals import ReceivedSignals
 from launch.slurm import hostlist
 from launch.slurm.place import INTERACTIVE_STEP
 
-TICK = 0.5
-"""Seconds between two looks at srun; a signal or its end wakes at once."""
+POLL_S = 0.5
+"""Between two looks at srun; a signal or srun's end wakes it at once."""
 OURS = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW", "SLURM_LABELIO")
-"""What belongs to the step around us, and would be taken for the new one's."""
+"""Variables of the step around us, which the new step would take for its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """Nodes that are ours, none of which runs a launcher yet.
+    """Nodes allocated to us, none of which runs a launcher yet.
 
     Attributes:
-        cpus: cores that we have on each of the nodes, at least.
-        interactive: it was typed in a shell, and is no part of a batch script.
+        cpus: the fewest cores that we have on any of the nodes.
+        interactive: the command was typed in a shell and is not part of a batch script.
     """
 
     job: str
@@ -39,8 +38,8 @@ class Allocation:
     interactive: bool
 
 
-def find(environ: Mapping[str, str]) -> Allocation | None:
-    """None outside of one, and where srun has started this process on every node that it is to run on.
+def find_allocation(environ: Mapping[str, str]) -> Allocation | None:
+    """The allocation around us; None outside of one, or if srun has already started a launcher on each node.
 
     Raises:
         UserError: when variables are missing or contradict each other.
@@ -54,7 +53,9 @@ def find(environ: Mapping[str, str]) -> Allocation | None:
     if in_step and environ.get("SLURM_PROCID", "0") != "0":
         raise UserError("srun --pty on several nodes: the terminal is the first one's, so leave --pty out")
     nodes = _nodes(environ)
-    elsewhere = "SLURM_NODEID" not in environ  # the shell of an salloc stays where it was called, on a login node
+    elsewhere = (
+        "SLURM_NODEID" not in environ
+    )  # salloc's shell stays on the machine where it was called, such as a login node
     if nodes == 1 and not elsewhere:
         return None
     interactive = elsewhere or step is not None
@@ -64,7 +65,7 @@ def find(environ: Mapping[str, str]) -> Allocation | None:
 def _nodes(environ: Mapping[str, str]) -> int:
     listed = _needed(environ, "SLURM_JOB_NODELIST")
     try:
-        names = hostlist.expand(listed)
+        names = hostlist.host_names(listed)
     except ValueError as error:
         raise UserError(f"SLURM_JOB_NODELIST: {error}") from None
     given = environ.get("SLURM_JOB_NUM_NODES") or _needed(environ, "SLURM_NNODES")
@@ -83,16 +84,16 @@ def _needed(environ: Mapping[str, str], name: str) -> str:
 
 
 def _cpus(environ: Mapping[str, str]) -> int | None:
-    """The fewest of `SLURM_JOB_CPUS_PER_NODE`, which is written as `8(x2),4`."""
+    """The smallest number in `SLURM_JOB_CPUS_PER_NODE`, which reads `8(x2),4`."""
     found = re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_JOB_CPUS_PER_NODE", ""))
     return min((int(number) for number in found), default=None)
 
 
 def srun(allocation: Allocation, nodes: int, command: Sequence[str]) -> list[str]:
-    """The command that starts `command` once on each node, with all cores and GPUs that we have there.
+    """The srun command that starts `command` once on each node, with all our cores and GPUs there.
 
     Raises:
-        UserError: when there are not so many nodes.
+        UserError: when the allocation has fewer nodes.
     """
     if nodes > allocation.nodes:
         raise UserError(
@@ -100,12 +101,12 @@ def srun(allocation: Allocation, nodes: int, command: Sequence[str]) -> list[str
         )
     cores = [f"--cpus-per-task={allocation.cpus}"] * (allocation.cpus is not None)
     tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cores]
-    # --overlap: with the step of the shell that this was typed in, which holds everything and needs nothing.
+    # --overlap: the step of our own shell holds all resources and needs none.
     return ["srun", *tasks, "--overlap", "--kill-on-bad-exit=0", "--wait=300", "--unbuffered", "--input=none", *command]
 
 
-def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Runs `srun …` to its end and hands signals on; Ctrl-C and SIGTERM too mean: save and stop, twice: at once.
+def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs `srun …` to its end and passes signals on. Ctrl-C and SIGTERM mean: save and stop; twice: at once.
 
     Returns:
         The launchers' exit code.
@@ -114,9 +115,9 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
         UserError: when there is no srun.
     """
     environment = {name: value for name, value in environ.items() if name not in OURS}
-    with Inbox() as inbox:
+    with ReceivedSignals() as inbox:
         try:
-            # A session of its own: srun would take the terminal's Ctrl-C for a question about its own state.
+            # Its own session: srun would take the terminal's Ctrl-C for a request to report its state.
             step = subprocess.Popen(
                 command,
                 env=environment,
@@ -135,10 +136,10 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
                 send(step.pid, signal.SIGTERM)  # srun ends the step with SIGKILL
             elif inbox.stop is not None and not asked:
                 asked = True
-                send(step.pid, signal.SIGUSR1)  # the only request to stop that srun hands on
+                send(step.pid, signal.SIGUSR1)  # the only stop request that srun passes on
             for number in inbox.take_others():
                 send(step.pid, number)
-            inbox.wait(TICK)
+            inbox.wait(POLL_S)
         if inbox.stop == signal.SIGINT and (inbox.kill or step.returncode == ExitCode.REQUEUE):
             return ExitCode.INTERRUPTED
     return step.returncode if step.returncode >= 0 else 128 - step.returncode

@@ -1,61 +1,58 @@
 """`--follow`: a job's log as it grows, and its state when that changes, until the job is over."""
 
-import os
 import signal
 import sys
 import time
 from pathlib import Path
 
 from dist_train.errors import ExitCode
-from dist_train.rundir.records import state_of
+from dist_train.rundir.records import RunState
 from launch.console import say
 from launch.slurm import queue
-from launch.slurm.jobs import Record
+from launch.slurm.jobs import SubmittedJob
 
-LOOK_AT_LOG = 0.5
-"""Seconds between two looks."""
-LOOK_AT_QUEUE = (1.0, 10.0)
-"""Seconds, rising from the first to the last while nothing changes: a controller has more to do than to answer us."""
+LOG_POLL_S = 0.5
+QUEUE_POLL_S = (1.0, 10.0)
+"""Rises from the first to the last while nothing changes, to spare the controller."""
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 
 
-def follow(record: Record) -> int:
-    """Returns when the job is over, with the exit code that says how; Ctrl-C leaves the job alone and returns 130."""
+def follow(submitted: SubmittedJob) -> int:
+    """Returns the job's exit code when it is over. Ctrl-C leaves the job alone and returns 130."""
     try:
-        with Tail(Path(record.log)) as log:
-            return _until_its_end(record, log)
+        return _until_its_end(submitted, Tail(Path(submitted.log)))
     except KeyboardInterrupt:
-        say(f"\njob {record.job} goes on. To stop it: dist-train stop {record.run_dir}")
+        say(f"\njob {submitted.job} goes on. To stop it: dist-train stop {submitted.run_dir}")
         return ExitCode.INTERRUPTED
 
 
-def _until_its_end(record: Record, log: "Tail") -> int:
-    seen, finished, next_look, pause = "", 0, 0.0, LOOK_AT_QUEUE[0]
+def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
+    seen, finished, next_look, pause = "", 0, 0.0, QUEUE_POLL_S[0]
     while True:
         log.show()
         if time.monotonic() >= next_look:
-            found = queue.look([record.job])
-            entry = found.get(record.job) if found is not None else None
+            found = queue.look([submitted.job])
+            entry = found.get(submitted.job) if found is not None else None
             state = str(entry) if entry else "" if found is None else "gone"
             if state and state != seen:
-                seen, pause = state, LOOK_AT_QUEUE[0]
-                say(f"job {record.job}: {state if entry else 'no longer known to the queue'}")
+                seen, pause = state, QUEUE_POLL_S[0]
+                say(f"job {submitted.job}: {state if entry else 'no longer known to the queue'}")
             # A job that is about to be requeued may look finished once.
             finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
             if finished == 2:
                 log.show()
-                return exit_code(entry, Path(record.run_dir))
-            next_look, pause = time.monotonic() + pause, min(2 * pause, LOOK_AT_QUEUE[1])
+                return exit_code_of_job(entry, Path(submitted.run_dir))
+            next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_POLL_S[1])
             if finished:
-                next_look = time.monotonic() + LOOK_AT_QUEUE[0]
-        time.sleep(LOOK_AT_LOG)
+                next_look = time.monotonic() + QUEUE_POLL_S[0]
+        time.sleep(LOG_POLL_S)
 
 
-def exit_code(entry: queue.Entry | None, run_dir: Path) -> int:
-    """How a job ended: its script's own exit code where there is one; without any knowledge, the run's own state."""
+def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
+    """The exit code of the job's script. If the queue no longer knows the job, the run's state decides."""
     if entry is None:
-        status = state_of(run_dir).get("status")
+        status = RunState.of(run_dir).status
         return {"done": ExitCode.DONE, "stopped": ExitCode.TERMINATED}.get(str(status), ExitCode.USER_CODE)
     if entry.state in _CODES:
         return _CODES[entry.state]
@@ -65,26 +62,21 @@ def exit_code(entry: queue.Entry | None, run_dir: Path) -> int:
 
 
 class Tail:
-    """What is added to a file, to stdout; it need not be there yet."""
+    """Copies what is added to a file to stdout; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
-
-    def __enter__(self) -> "Tail":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        self._shown = 0
 
     def show(self) -> None:
-        """Prints what has come since the last call."""
-        if self._file is None:
-            try:
-                self._file = os.open(self._path, os.O_RDONLY)
-            except OSError:  # the job has not begun
-                return
-        while chunk := os.read(self._file, 65_536):
-            sys.stdout.buffer.write(chunk)
+        """Prints what was added since the last call."""
+        try:
+            file = self._path.open("rb")
+        except OSError:  # the job has not begun
+            return
+        with file:
+            file.seek(self._shown)
+            while chunk := file.read(65_536):
+                sys.stdout.buffer.write(chunk)
+            self._shown = file.tell()
         sys.stdout.flush()

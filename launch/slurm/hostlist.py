@@ -3,22 +3,17 @@
 import re
 
 
-def expand(text: str) -> list[str]:
-    """All host names, in the order written; leading zeros kept.
+def host_names(text: str) -> list[str]:
+    """All host names in the order written, with leading zeros.
 
     Raises:
-        ValueError: when brackets do not match or a range is none.
+        ValueError: when brackets do not match or a range is invalid.
     """
     return [name for part in _split(text) for name in _expand_part(part)]
 
 
-def first(text: str) -> str:
-    """The first name, which is the head node of an allocation."""
-    return expand(text)[0]
-
-
 def _split(text: str) -> list[str]:
-    """Cuts at the commas outside of brackets."""
+    """Splits at the commas outside of brackets."""
     parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text.strip())
     if not parts or ",".join(parts) != text.strip():
         raise ValueError(f"{text!r} is no SLURM host list")

@@ -1,12 +1,12 @@
-"""What a run directory knows of the jobs that trained in it: slurm/job.json, and what each launcher left."""
+"""What a run directory knows about its jobs: slurm/job.json, and the record of each launcher."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dist_train.rundir.reading import numbered
-from dist_train.rundir.records import is_process, read_all, read_json, write_json
+from dist_train.rundir.codec import read_record, read_records, write_json
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import NodeRecord
 
 FOLDER = "slurm"
 """In the run directory: job.sbatch, config.yaml, job.json, and the log."""
@@ -14,7 +14,7 @@ SCRIPT, CONFIG = "job.sbatch", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class SubmittedJob:
     """A job as it was submitted."""
 
     job: str
@@ -26,33 +26,28 @@ class Record:
     """Unix time in s."""
 
 
-def record(*, job: str, run_dir: Path, log: Path, script: Path) -> Record:
-    """Leaves it in slurm/job.json of the run directory, which is made if need be."""
-    made = Record(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
-    (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / FOLDER / "job.json", asdict(made))
+def write_submitted(*, job: str, run_dir: Path, log: Path, script: Path) -> SubmittedJob:
+    """Writes slurm/job.json in the run directory, which is created if necessary."""
+    made = SubmittedJob(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
+    RunDir(run_dir).slurm.mkdir(parents=True, exist_ok=True)
+    write_json(RunDir(run_dir).job, made)
     return made
 
 
-def recorded(run_dir: Path) -> Record | None:
+def read_submitted(run_dir: Path) -> SubmittedJob | None:
     """The job that the run was last submitted as by `dist-train slurm`."""
-    found = read_json(run_dir / FOLDER / "job.json")
-    try:
-        return Record(**found)
-    except TypeError:
-        return None
+    return read_record(SubmittedJob, RunDir(run_dir).job)
 
 
 def of_run(run_dir: Path) -> list[str]:
-    """Ids of the jobs that may be training in it now: its last submission, and that of its newest launchers."""
-    submitted = recorded(run_dir)
+    """Ids of the jobs that may be training in it now: the last one submitted and those of the newest launchers."""
+    submitted = read_submitted(run_dir)
     ids = [submitted.job] if submitted else []
-    ids += [str(node["job"]) for node in newest_launchers(run_dir) if node.get("job")]
+    ids += [node.job for node in newest_launchers(run_dir) if node.job]
     return list(dict.fromkeys(ids))
 
 
-def newest_launchers(run_dir: Path) -> list[dict[str, Any]]:
-    """Process, start and host of the launcher of each node, in the newest generation."""
-    generations = numbered(run_dir / "generations")
-    found = read_all(generations[-1] / "nodes") if generations else []
-    return [facts for facts in found if is_process(facts)]
+def newest_launchers(run_dir: Path) -> list[NodeRecord]:
+    """The launcher of each node, in the newest generation."""
+    generation = RunDir(run_dir).newest_generation()
+    return read_records(NodeRecord, generation.nodes) if generation else []

@@ -1,4 +1,4 @@
-"""What an older life of this very job has left on this machine: SLURM loses track of who has lost his parents."""
+"""Processes that an earlier start of this job left on this machine: SLURM loses track of orphans."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ from pathlib import Path
 from launch.processes import send, stat
 from launch.slurm.place import Place
 
-_GONE_S = 5.0
+_END_TIMEOUT_S = 5.0
 _OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")
-"""Numbers of jobs are those of a cluster, and a machine may be in two."""
+"""Job numbers are unique within a cluster, and a machine may belong to two."""
 
 
 def end_older_lives(job: Place) -> list[int]:
-    """Kills every process of an earlier start of the job, also one that is stopped. Returns their ids.
+    """Kills every process of an earlier start of the job, stopped ones included. Returns their ids.
 
-    SLURM starts a job again only when it takes its last life for ended, so there is nothing to wait for.
+    SLURM restarts a job only when it believes that the last start has ended, so there is nothing to wait for.
     """
     if job.restarts == 0:
         return []
     found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_older(int(name), job)]
     for pid in found:
         send(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _GONE_S
+    deadline = time.monotonic() + _END_TIMEOUT_S
     while any(_runs(pid) for pid in found) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
@@ -32,7 +32,7 @@ def end_older_lives(job: Place) -> list[int]:
 def _is_older(pid: int, job: Place) -> bool:
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, or another user's
+    except OSError:  # it has ended, or is another user's
         return False
     variables = dict(line.partition(b"=")[::2] for line in lines)
     restarts = variables.get(b"SLURM_RESTART_COUNT", b"0")

@@ -9,7 +9,7 @@ from dist_train.errors import UserError
 from launch.slurm import hostlist
 
 INTERACTIVE_STEP = str(0xFFFFFFFA)
-"""The step that salloc's own shell is, with `LaunchParameters=use_interactive_step`."""
+"""The step of salloc's own shell, with `LaunchParameters=use_interactive_step`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Place:
     job: str
     """The job's id; `ARRAYJOB_TASK` in an array."""
     job_number: int
-    """Unique to the job, also inside an array."""
+    """Unique to the job; each task of an array has its own."""
     nodes: int
     node: int
     head: str
@@ -27,22 +27,27 @@ class Place:
     restarts: int
     """How often the job has been requeued."""
     cpus: int | None
-    """Cores that SLURM gave to this task, where it says so."""
+    """Cores that SLURM gave to this task, if it says so."""
     hosts: tuple[str, ...] = ()
     """The nodes' names, in order."""
     step: str = "batch"
-    """Of the job, unique in each of its lives."""
+    """The job's step, unique within each start of the job."""
     interactive: bool = False
-    """A person typed the command in the allocation's shell: nothing comes back to it, and there may be a next one."""
+    """A person typed the command in the allocation's shell: no requeue repeats it, and another command may follow."""
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory on all nodes of the job; a requeued job returns to it."""
+        return f"slurm-{self.job}"
 
 
 def find_place(environ: Mapping[str, str]) -> Place | None:
-    """Our place in the job; None outside, also in the shell of an salloc on another machine (allocation.py).
+    """Our place in the job; None outside of one and in salloc's shell on another machine (allocation.py).
 
-    A batch script, and the shell of an allocation on its first node, are places of one node.
+    A batch script, and an allocation's shell on its first node, count as one node.
 
     Raises:
-        UserError: when variables are missing or contradict each other, or srun started more than one task a node.
+        UserError: when variables are missing or contradict each other, or srun started more than one task per node.
     """
     if "SLURM_JOB_ID" not in environ or "SLURM_NODEID" not in environ:
         return None
@@ -57,29 +62,32 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
         _one_launcher_per_node(environ, nodes)
     if not in_step or interactive:
         nodes, node, names = 1, 0, names[node : node + 1]
-    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     return Place(
-        job=array or environ["SLURM_JOB_ID"],
+        job=_job_id(environ),
         job_number=_number(environ, "SLURM_JOB_ID"),
         nodes=nodes,
         node=node,
         head=names[0],
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        cpus=_slurm_cpus(environ, in_step and not interactive),
+        cpus=_cpus(environ, in_step and not interactive),
         hosts=tuple(names),
         step=environ.get("SLURM_STEP_ID", "batch"),
         interactive=interactive,
     )
 
 
+def without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the variables of a job."""
+    return {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+
+
 def step_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """What names this launcher to SLURM, for whoever wants to stop it: job, step and how often the job was requeued."""
+    """How SLURM identifies this launcher, for `dist-train stop`: job, step and number of requeues."""
     if "SLURM_JOB_ID" not in environ:
         return {}
-    array = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}" if _is_array(environ) else None
     number = environ.get("SLURM_STEP_ID")
     return {
-        "job": array or environ["SLURM_JOB_ID"],
+        "job": _job_id(environ),
         "step": f"{environ['SLURM_JOB_ID']}.{number}" if number else None,
         "restarts": _number(environ, "SLURM_RESTART_COUNT", 0),
     }
@@ -101,7 +109,7 @@ def _nodelist(environ: Mapping[str, str], nodes: int) -> list[str]:
     if name not in environ:
         raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
     try:
-        names = hostlist.expand(environ[name])
+        names = hostlist.host_names(environ[name])
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     if len(names) != nodes:
@@ -118,12 +126,14 @@ def _one_launcher_per_node(environ: Mapping[str, str], nodes: int) -> None:
         )
 
 
-def _is_array(environ: Mapping[str, str]) -> bool:
-    return "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ
+def _job_id(environ: Mapping[str, str]) -> str:
+    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
 
 
-def _slurm_cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
-    """A step's task owns its --cpus-per-task; a batch script or a shell the job's cores on its node."""
+def _cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
+    """Cores of a step's task (--cpus-per-task), or the job's cores on the node of a batch script or a shell."""
     names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
     given = (environ.get(name, "") for name in names)
     return next((max(1, int(value)) for value in given if value.isdigit()), None)

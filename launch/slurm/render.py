@@ -1,7 +1,7 @@
-"""The script of a job, as a person would write it: #SBATCH lines, what to run, and the body that all scripts share.
+"""The script of a job, as a person would write it: #SBATCH lines, the arguments, and the body that all scripts share.
 
-Values come from the user, so each is checked and quoted here: a #SBATCH line is read back as sbatch reads it, and has
-to say what it was meant to say; everything else is quoted for bash.
+Values come from the user, so each is checked and quoted here. The #SBATCH lines are read back as sbatch reads them and
+compared with what was meant; everything else is quoted for bash.
 """
 
 import os
@@ -18,7 +18,7 @@ from launch.slurm import arrays
 BODY = Path(__file__).with_name("body.sh")
 _BARE = re.compile(r"[A-Za-z0-9_.,:=@+/%-]*")
 _REFUSED = "\"'\\$`#%"
-"""What sbatch or a shell might take for more than a character; `%` begins a pattern in the name of a log."""
+"""Characters with a meaning to sbatch or a shell; `%` begins a pattern in a log's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +28,28 @@ class Script:
     name: str
     """Of the job in the queue; a run's name (letters, digits, `._-`)."""
     folder: Path
-    """Where it runs."""
+    """The working directory."""
     logs: Path
     """Folder of its log: JOBID.log, or ARRAYJOB_TASK.log."""
     slurm: SlurmConfig
-    """What nodes it asks for; `array` is not read."""
+    """The resources it asks for; `array` is not read."""
     tasks: Mapping[int | None, Sequence[str]]
-    """The arguments of `dist-train train`: of each task of an array by its number, or of a plain job by None."""
+    """The arguments of `dist-train train`, by task number; a job that is no array has the one key None."""
     python: str
-    """The Python on the nodes, unless `slurm` names one."""
+    """The Python to use on the nodes, unless `slurm` names one."""
     path: str | None = None
-    """Folder to import dist-train from, where it is not installed."""
+    """Folder to import dist-train from, if it is not installed."""
     at_once: int | None = None
     """Tasks that may run at a time."""
 
     @property
     def log(self) -> str:
-        """As sbatch is given it: %j is the job's id, %A_%a an array's and its task's."""
-        return f"{self.logs}/{'%j' if None in self.tasks else '%A_%a'}.log"
+        """The pattern for sbatch: %j is the job's id, %A_%a those of an array and its task."""
+        return str(self.log_of("%j" if None in self.tasks else "%A_%a"))
+
+    def log_of(self, job: str) -> Path:
+        """The log of a job, or of a task of an array (`12_3`)."""
+        return self.logs / f"{job}.log"
 
 
 def render(script: Script) -> str:
@@ -69,11 +73,6 @@ def render(script: Script) -> str:
     if directives(text) != wanted:
         raise AssertionError(f"sbatch would read {directives(text)} where {wanted} was meant")
     return text + "\n" + BODY.read_text(encoding="utf-8")
-
-
-def log_of(script: Script, job: str) -> Path:
-    """The log of a job, or of a task of an array (`12_3`)."""
-    return script.logs / f"{job}.log"
 
 
 # ---------------------------------------------------------------- for sbatch
@@ -103,7 +102,7 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     }
     yield from ((name, str(value)) for name, value in chosen.items() if value is not None)
     if None not in script.tasks:
-        yield "--array", arrays.written((task for task in script.tasks if task is not None), script.at_once)
+        yield "--array", arrays.format_tasks((task for task in script.tasks if task is not None), script.at_once)
     yield "--signal", f"B:USR1@{slurm.signal}"
     yield "--requeue", None
     for option in slurm.options:
@@ -124,7 +123,7 @@ def _directive(name: str, value: str | None) -> str:
 
 
 def directives(text: str) -> list[tuple[str, str | None]]:
-    """The #SBATCH lines as sbatch reads them: up to the first command; quotes and backslashes count, # ends a line."""
+    """The #SBATCH options as sbatch reads them: up to the first command, with quotes, backslashes and # comments."""
     found: list[tuple[str, str | None]] = []
     for line in text.split("\n"):
         if line.startswith("#SBATCH"):
@@ -154,7 +153,7 @@ def _settings(script: Script) -> Iterator[str]:
 
 
 def _prefix(words: str) -> list[str]:
-    return [os.path.expanduser(word) for word in shlex.split(words)]  # a quoted `~` is a letter to bash
+    return [os.path.expanduser(word) for word in shlex.split(words)]  # bash does not expand a quoted `~`
 
 
 def _arguments(tasks: Mapping[int | None, Sequence[str]]) -> Iterator[str]:
@@ -175,7 +174,7 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _one_line(value: str, what: str) -> str:
-    """Quoting makes every other character harmless; a line break would only make the script unreadable.
+    """Refuses control characters; quoting makes every other character harmless.
 
     Raises:
         UserError: when there are control characters in it.

@@ -1,4 +1,4 @@
-"""`dist-train train …` or `run …`, typed in an allocation, as one launcher on each of its nodes."""
+"""Turns `dist-train train …` or `run …`, typed in an allocation, into one launcher on each of its nodes."""
 
 import os
 import shlex
@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
-from launch.commands.common import home
+from launch.children import environment
 from launch.console import say
 from launch.slurm import allocation
 
 BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
-"""torchrun's flags that say how the nodes meet: who gives them starts each node himself."""
+"""torchrun's flags that say how the nodes meet: whoever gives them starts each node by hand."""
 
 
 def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run: bool = False) -> int | None:
-    """Starts this very command on all nodes, where it was typed in the shell of an allocation that it is to use.
+    """Starts this command on all nodes if it was typed in the shell of an allocation.
 
     Args:
-        flags: torchrun's, which beat all that SLURM says.
-        folder: chooses the run's, once for all nodes; not asked where the job names it.
+        flags: torchrun's, which win over SLURM.
+        folder: chooses the run directory once for all nodes; not called if the job determines it.
         dry_run: only say what would be started.
 
     Returns:
-        The launchers' exit code; None where there is nothing to start, because this process is the launcher.
+        The launchers' exit code; None if there is nothing to start because this process is the launcher.
 
     Raises:
-        UserError: when SLURM's variables are incomplete or contradict each other, or the flags.
+        UserError: when SLURM's variables are incomplete, or contradict each other or the flags.
     """
-    found = None if stays_here(flags) else allocation.find(os.environ)
+    found = None if stays_here(flags) else allocation.find_allocation(os.environ)
     if found is None:
         return None
     command, *rest = sys.argv[1:]
@@ -40,12 +40,11 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         return 0
-    path = [home(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return allocation.run(line, {**os.environ, "PYTHONPATH": os.pathsep.join(path)})
+    return allocation.run_srun(line, environment())
 
 
 def stays_here(flags: Mapping[str, Any]) -> bool:
-    """Whether torchrun's flags leave nothing to start for us."""
+    """Whether torchrun's flags make this process the launcher of this node."""
     return bool(flags["standalone"]) or any(flags[name] is not None for name in BY_HAND)
 
 

@@ -1,51 +1,57 @@
-"""From a config to a job in the queue: the plan of it first, which a dry run prints, then the one act."""
+"""From a config to a job in the queue: first the script, which a dry run prints, then its submission."""
 
+import os
+import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig, SlurmConfig
+from dist_train.config.shares import check_fits
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
-from launch.plan import check_fits
 from launch.slurm import jobs, queue
-from launch.slurm.render import Script, directives, log_of, render
+from launch.slurm.render import Script, directives, render
+
+_OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
+"""Options whose environment variable for sbatch has another name."""
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training of a job."""
+class Training:
+    """One run directory that a job trains in."""
 
     config: RunConfig
     folder: Path
     """Its run directory, absolute."""
     options: tuple[str, ...] = ()
-    """For `dist-train train`, beside config and --run-dir."""
+    """Options of `dist-train train` besides --run-dir."""
 
     @property
     def config_file(self) -> Path:
-        """The config as it was when the job was submitted: what is edited while it waits does not change it."""
+        """The config at the time of submission: later edits of the user's file do not change it."""
         return self.folder / jobs.FOLDER / jobs.CONFIG
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        # Where it runs the user may have another home folder, with another list of what is trusted.
+        # On the nodes the user may have another home folder, with another list of what is trusted.
         trusted = ["--trust"] * bool(powers(self.config))
         return (str(self.config_file), "--run-dir", str(self.folder), *self.options, *trusted)
 
 
 def script_of(
-    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Run], folder: Path, at_once: int | None = None
+    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Training], folder: Path, at_once: int | None = None
 ) -> Script:
-    """The script of a job that trains `runs`: one under None, or one for each task of an array.
+    """The script of a job that trains `runs`: one under the key None, or one for each task of an array.
 
     Args:
-        folder: gets the script and the logs in `slurm/`: the run directory, or the one above those of an array.
+        folder: the run directory, or the parent of an array's; its `slurm/` gets the script and the logs.
     """
     return Script(
         name=name,
@@ -60,17 +66,17 @@ def script_of(
 
 
 def _import_path() -> str | None:
-    """The folder to import us from; None where we are installed, and so found without being told."""
+    """The folder to import dist-train from; None if it is installed."""
     ours = Path(__file__).resolve().parents[2]
     installed = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
     return None if ours in installed else str(ours)
 
 
-def check(run: Run, slurm: SlurmConfig) -> None:
-    """What would fail the job at its start, as far as it can be known now.
+def check_startable(run: Training, slurm: SlurmConfig) -> None:
+    """Checks what would make the job fail at its start, as far as it can be known now.
 
     Raises:
-        UserError: when the ranks do not fit the batch, or the run is at work or in the queue already (exit code 3).
+        UserError: when the ranks do not fit the batch, or (exit code 3) the run is already running or queued.
     """
     if slurm.gpus_per_node is not None:
         ranks = slurm.nodes * int(str(slurm.gpus_per_node).rpartition(":")[2])
@@ -87,11 +93,11 @@ def check(run: Run, slurm: SlurmConfig) -> None:
             )
 
 
-def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
+def submit(script: Script, runs: Mapping[int | None, Training]) -> list[jobs.SubmittedJob]:
     """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
 
     Raises:
-        UserError: when it cannot be done. What was made for it is gone again then.
+        UserError: when it cannot be done; everything created for it is removed.
     """
     text = render(script)
     path = script.logs / jobs.SCRIPT
@@ -100,7 +106,7 @@ def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
         for run in runs.values():
             run.config_file.write_text(to_yaml(run.config), encoding="utf-8")
         path.write_text(text, encoding="utf-8")
-        job = queue.submit(path, [name for name, _ in directives(text)])
+        job = sbatch(path, [name for name, _ in directives(text)])
     except BaseException:
         for folder in reversed(made):
             shutil.rmtree(folder, ignore_errors=True)
@@ -108,13 +114,13 @@ def submit(script: Script, runs: Mapping[int | None, Run]) -> list[jobs.Record]:
     return [_record(script, path, job, task, run) for task, run in runs.items()]
 
 
-def _record(script: Script, path: Path, job: str, task: int | None, run: Run) -> jobs.Record:
+def _record(script: Script, path: Path, job: str, task: int | None, run: Training) -> jobs.SubmittedJob:
     own = job if task is None else f"{job}_{task}"
-    return jobs.record(job=own, run_dir=run.folder, log=log_of(script, own), script=path)
+    return jobs.write_submitted(job=own, run_dir=run.folder, log=script.log_of(own), script=path)
 
 
 def _make(folders: Sequence[Path]) -> list[Path]:
-    """Makes the folders. Returns all that were not there before, the parents first."""
+    """Creates the folders. Returns those that did not exist, parents first."""
     made: list[Path] = []
     for folder in folders:
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -124,3 +130,38 @@ def _make(folders: Sequence[Path]) -> list[Path]:
             raise UserError(f"cannot make {folder}: {error.strerror}") from None
         made += reversed(missing)
     return made
+
+
+# ---------------------------------------------------------------- sbatch
+
+
+def sbatch(script: Path, options: Iterable[str] = ()) -> str:
+    """Puts a script into the queue; returns the job's id.
+
+    Args:
+        options: those that the script sets, such as `--time`: no SBATCH_TIMELIMIT in the environment overrides them.
+
+    Raises:
+        UserError: when there is no sbatch, or it refuses, with what it says.
+    """
+    try:
+        done = queue.call("sbatch", "--parsable", str(script), environment=sbatch_environment(options))
+    except FileNotFoundError:
+        raise UserError("no sbatch in PATH: call this where jobs are submitted, or see it with --dry-run") from None
+    match = re.match(r"([0-9]+)(;\S*)?$", done.stdout.strip())
+    if done.returncode or match is None:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise UserError(f"sbatch refuses: {said[-1].removeprefix('sbatch: error: ')}")
+    return match[1]
+
+
+def sbatch_environment(options: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for sbatch, without the variables of a job around us and those that would override `options`."""
+    names = (option.removeprefix("--").replace("-", "_").upper() for option in options)
+    beaten = {"SBATCH_WAIT", "SBATCH_NO_REQUEUE", *(f"SBATCH_{_OTHER_NAMES.get(name, name)}" for name in names)}
+    inside = "SLURM_JOB_ID" in environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in beaten and not (inside and name.startswith("SLURM_") and name not in _KEPT)
+    }

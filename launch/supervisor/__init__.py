@@ -13,21 +13,24 @@ from typing import TextIO
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.before import IN_LOG_DIR, Before
+from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.ownership import refuse_owned
+from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import open_regular
+from dist_train.rundir.runs import make_run_dir, newest_checkpoint
 from launch.console import mark, open_standard_streams, say
-from launch.plan import LaunchPlan, run_choice
-from launch.processes import become_subreaper, myself, sweep
-from launch.signals import Inbox
+from launch.plan import LaunchPlan
+from launch.processes import become_subreaper, end_descendants
+from launch.signals import ReceivedSignals
 from launch.slurm.orphans import end_older_lives
-from launch.supervisor.agent_starter import Starter
-from launch.supervisor.generation import Generation
-from launch.supervisor.launch_log import on_record
+from launch.supervisor.agent_starter import AgentStarter
+from launch.supervisor.generation import Generation, begin_generation
+from launch.supervisor.launch_log import Launch
 from launch.supervisor.node_loss import agreed_code
 
-PATIENCE = 3
+MAX_BARREN_GENERATIONS = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
-OTHERS_END = 10.0
+OTHERS_END_S = 10.0
 """Seconds that the other nodes' launchers have to end after this one."""
 _LAST_S = 1.0
 """Seconds that the first one takes to remove the folders that it has emptied."""
@@ -53,20 +56,20 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
         refuse_owned(plan.folder.resolve())
     before = _before(plan)
     try:
-        run_choice.make(plan.folder)
+        make_run_dir(plan.folder)
     except UserError:
         for place in before:
             place.remove_empty()
         raise
-    with owning(plan), Inbox() as inbox:
+    with owning(plan), ReceivedSignals() as signals:
         for place in before if plan.nodes == 1 else ():  # of several, another may have begun to write
             place.look_again()
-        starter = Starter(plan)
+        starter = AgentStarter(plan)
         try:
-            code = _live(plan, inbox, starter)
+            code = _launch(plan, signals, starter)
         finally:
             starter.close()
-            sweep(patience=0)
+            end_descendants(patience=0)
         try:
             if at_end is not None:
                 at_end(plan, code)
@@ -93,10 +96,10 @@ def _put_back(before: list[Before]) -> None:
 
 def _await_first(plan: LaunchPlan, before: list[Before]) -> None:
     """Removes this node's logs, its claim while that is ours, and what else it has made once the first node is done."""
-    first, deadline = plan.folder / ".lock-node0", time.monotonic() + OTHERS_END
-    own = {f".lock{plan.suffix}", f"agent{plan.suffix}.log", f"preload{plan.suffix}.log"}
+    first, deadline = RunDir(plan.folder).lock(0), time.monotonic() + OTHERS_END_S
+    own = {RunDir(plan.folder).lock(plan.node).name, plan.agent_log.name, plan.preload_log.name}
     for rank in range((plan.node or 0) * plan.ranks_per_node, ((plan.node or 0) + 1) * plan.ranks_per_node):
-        own |= {f"rank{rank}.log", f"rank{rank}.log.1"}
+        own |= {name := rank_log(plan.logs, rank).name, f"{name}.1"}
     for place in before:
         place.remove(own)
     while not all([place.remove_empty() for place in before]) and time.monotonic() < deadline:
@@ -107,10 +110,10 @@ def _await_first(plan: LaunchPlan, before: list[Before]) -> None:
 
 def _await_others(plan: LaunchPlan) -> None:
     """Returns when the launchers of the other nodes, which write in the same directory, have let go of it."""
-    deadline = time.monotonic() + OTHERS_END
-    for path in plan.folder.glob(".lock-node*"):
+    deadline = time.monotonic() + OTHERS_END_S
+    for path in RunDir(plan.folder).locks():
         with contextlib.suppress(OSError), open(open_regular(path, links=False)) as lock:
-            while path.name != ".lock-node0" and time.monotonic() < deadline:
+            while path != RunDir(plan.folder).lock(0) and time.monotonic() < deadline:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
@@ -118,36 +121,39 @@ def _await_others(plan: LaunchPlan) -> None:
                     time.sleep(0.1)
 
 
-def _live(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
-    """One start of the launcher, on record."""
-    with on_record(plan, inbox) as life:
-        if life.is_in_vain():
-            return life.give_up()
-        code = _generations(plan, inbox, starter)
-        if plan.node == 0:
-            life.end(code, inbox)
-        return code
+def _launch(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
+    """This launch, on record."""
+    launch = Launch(plan)
+    if launch.is_in_vain():
+        return launch.give_up()
+    if plan.node == 0:
+        launch.begin()
+    code = _generations(plan, signals, starter)
+    if plan.node == 0:
+        launch.end(code, signals)
+    return code
 
 
-def _generations(plan: LaunchPlan, inbox: Inbox, starter: Starter) -> int:
-    stuck, told = 0, None
+def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
+    barren, ended = 0, None
     for attempt in itertools.count(1):
-        before = run_choice.newest_checkpoint(plan.folder)
-        generation = Generation(plan.of_attempt(attempt), inbox, starter)
-        code = generation.run(told)
-        told = generation.told
-        if inbox.stop is None and generation.knows_no_cause:
-            code = agreed_code(plan, generation.folder, code, last=attempt > plan.max_restarts)
-        stuck = stuck + 1 if plan.is_training and run_choice.newest_checkpoint(plan.folder) == before else 0
+        before = newest_checkpoint(plan.folder)
+        current = plan.of_attempt(attempt)
+        folder = begin_generation(current)
+        ended = Generation(current, folder, signals, starter, ended).run()
+        code = ended.code
+        if signals.stop is None and ended.knows_no_cause:
+            code = agreed_code(plan, folder, code, last=attempt > plan.max_restarts)
+        barren = barren + 1 if plan.is_training and newest_checkpoint(plan.folder) == before else 0
         if code == ExitCode.CONFIG and attempt > 1 and plan.is_training:
             return ExitCode.CANNOT_RESUME  # something of it has been written, as 2 would deny
-        if code not in RESTARTABLE or inbox.stop is not None or attempt > plan.max_restarts:
+        if code not in RESTARTABLE or signals.stop is not None or attempt > plan.max_restarts:
             return code
-        if stuck == PATIENCE:
-            say(f"{mark('✗', 'red')} {PATIENCE} generations in a row saved nothing new: not started again")
+        if barren == MAX_BARREN_GENERATIONS:
+            say(f"{mark('✗', 'red')} {barren} generations in a row saved nothing new: not started again")
             return code
         say(f"{mark('!', 'yellow')} starting again, generation {attempt + 1} of at most {plan.max_restarts + 1} …")
-    raise AssertionError("itertools.count ends never")
+    raise AssertionError("itertools.count never ends")
 
 
 @contextlib.contextmanager
@@ -157,12 +163,12 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
     Raises:
         UserError: when another live supervisor holds it (exit code 3), or it cannot be opened.
     """
-    path = plan.folder / f".lock-node{plan.node or 0}"
+    path = RunDir(plan.folder).lock(plan.node)
     with _open_lock(path) as lock:
         if _takes(lock, plan):
-            facts, job = myself(), plan.slurm
+            me, job = ProcessId.myself(), plan.slurm
             lock.truncate(0)
-            lock.write(f"process {facts['pid']} on {facts['host']}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            lock.write(f"process {me.pid} on {me.host}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
             lock.flush()
         yield

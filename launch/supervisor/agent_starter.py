@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from launch.console import mark, say
-from launch.node.fork_server import receive, send
+from launch.node.channel import receive, send
+from launch.node.fork_server import PreloadOrder
+from launch.node.request import AgentRequest
 from launch.plan import LaunchPlan
-from launch.signals import Inbox
+from launch.signals import ReceivedSignals
 
 HOME = Path(__file__).resolve().parents[2]
 """The folder that `launch` is imported from."""
@@ -35,7 +38,7 @@ class Agent(Protocol):
 class ExecutedAgent:
     """`python -m launch.node.agent`, our child. Its stdin is its lifeline."""
 
-    def __init__(self, plan: LaunchPlan, request: dict[str, Any]) -> None:
+    def __init__(self, plan: LaunchPlan, request: AgentRequest) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "launch.node.agent"],
             stdin=subprocess.PIPE,
@@ -46,7 +49,7 @@ class ExecutedAgent:
         self.pid = self._process.pid
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             self._process.stdin.flush()
 
     def poll(self) -> int | None:
@@ -65,7 +68,7 @@ class ExecutedAgent:
 class ForkedAgent:
     """A child of the fork server, which tells of its end."""
 
-    def __init__(self, pid: int, server: "Preloaded") -> None:
+    def __init__(self, pid: int, server: "ForkServerProcess") -> None:
         self.pid = pid
         self._server = server
 
@@ -81,7 +84,7 @@ class ForkedAgent:
         return
 
 
-class Preloaded:
+class ForkServerProcess:
     """The fork server, our child, for one generation after another; the kernel ends it with us."""
 
     def __init__(self, plan: LaunchPlan, log: Path) -> None:
@@ -104,14 +107,19 @@ class Preloaded:
             start_new_session=True,
         )
         theirs.close()
-        order = {"cwd": os.getcwd(), "path": _folder_of(plan.program), "log": str(log)}
-        asked_for = not plan.is_training  # by the user; else a guess of ours
-        send(self._channel, {**order, "modules": plan.preload, "strict": asked_for})
+        order = PreloadOrder(
+            cwd=os.getcwd(),
+            path=_folder_of(plan.program),
+            log=str(log),
+            modules=[*plan.preload],
+            strict=not plan.is_training,  # the user has named the modules; those of a training are a guess of ours
+        )
+        send(self._channel, asdict(order))
 
-    def ask(self, request: dict[str, Any]) -> None:
+    def ask(self, request: AgentRequest) -> None:
         """For an agent: it comes once torch is imported."""
         self._newest = None
-        send(self._channel, request)
+        send(self._channel, asdict(request))
 
     def agent(self) -> ForkedAgent | None:
         """The one asked for, once it is there."""
@@ -153,17 +161,17 @@ def _folder_of(program: tuple[str, ...]) -> str:
     return os.getcwd() if program[0] == "-m" else str(Path(program[0]).resolve().parent)
 
 
-class Starter:
+class AgentStarter:
     """Starts agents for one launch: preloaded as the plan has it, for as long as that works."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._server: Preloaded | None = None
+        self._server: ForkServerProcess | None = None
         self._preload = plan.start == "preload"
         if self._preload:
             self._begin()
 
-    def agent(self, request: dict[str, Any], inbox: Inbox) -> Agent | None:
+    def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Runs one generation on this node; None when it was asked to stop before it began."""
         if self._preload:
             if self._server is None or self._server.process.poll() is not None:
@@ -171,9 +179,9 @@ class Starter:
             assert self._server is not None
             self._server.ask(request)
             while (agent := self._server.agent()) is None and not self._server.gone:
-                if inbox.stop is not None:
+                if signals.stop is not None:
                     return None
-                inbox.wait(1.0, [self._server])
+                signals.wait(1.0, [self._server])
             if agent is not None:
                 return agent
             self._preload = False
@@ -195,7 +203,7 @@ class Starter:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return f"the process that they are forked from {end}"
 
-    def news(self) -> list[Preloaded]:
+    def news(self) -> list[ForkServerProcess]:
         """To wait for besides signals."""
         return [self._server] if self._server is not None and not self._server.gone else []
 
@@ -206,9 +214,9 @@ class Starter:
 
     @property
     def _log(self) -> Path:
-        return self._plan.logs.absolute() / f"preload{self._plan.suffix}.log"
+        return self._plan.preload_log.absolute()
 
     def _begin(self) -> None:
         self.close()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._server = Preloaded(self._plan, self._log)
+        self._server = ForkServerProcess(self._plan, self._log)

@@ -1,44 +1,41 @@
-"""When the ranks of one agent died, to the millisecond: torch's agent looks only now and then, and at all at once."""
+"""When the ranks of one agent ended, to the millisecond: torch's agent looks only now and then, and at all at once."""
 
 import os
 import select
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from dist_train.rundir.records import read_all
+from dist_train.rundir.codec import read_records
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.process_id import boot
+from dist_train.rundir.records import RankRecord
 
-_PAUSE = 0.05
+_LOOK_S = 0.05
 """Seconds between two looks for ranks that have begun."""
 
 
-def ranks_of(agent: int, host: str, folder: Path) -> list[dict[str, Any]]:
-    """What the agent's ranks have written down of themselves; process ids alone are the same on several hosts, and in
-    several containers on one."""
-    here = os.stat("/proc/self/ns/pid").st_ino
-    return [
-        session
-        for session in read_all(folder)
-        if (session["agent"], session["host"], session["pid_namespace"]) == (agent, host, here)
-    ]
+def ranks_of(agent: int, generation: GenerationDir) -> list[RankRecord]:
+    """What the agent's ranks have written about themselves. The process id of an agent may be that of another one on
+    another host, and in another container of this host."""
+    return [rank for rank in read_records(RankRecord, generation.ranks) if (rank.agent, rank.boot) == (agent, boot())]
 
 
-class Deaths:
-    """Watches the ranks that write themselves down in `folder`, from a thread, while it is open.
+class ExitWatcher:
+    """Watches the ranks of one agent, from a thread, while it is open.
 
-    Only the agent's own: of another's, which may be of another node on this host, nobody here will know the exit code.
+    It leaves out those of other agents, which may run for another node on this host: nobody here learns their exit
+    codes.
     """
 
-    def __init__(self, folder: Path, agent: int, host: str) -> None:
-        self._folder, self._agent, self._host = folder, agent, host
-        self._died: dict[int, int] = {}
+    def __init__(self, generation: GenerationDir, agent: int) -> None:
+        self._generation, self._agent = generation, agent
+        self._ended: dict[int, int] = {}
         self._known: set[tuple[int, int]] = set()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="deaths", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="exit watcher", daemon=True)
 
-    def __enter__(self) -> "Deaths":
+    def __enter__(self) -> "ExitWatcher":
         self._thread.start()
         return self
 
@@ -47,8 +44,8 @@ class Deaths:
         self._thread.join()
 
     def stamps(self) -> dict[int, int]:
-        """Boot time in ns at which a rank was first known to be dead."""
-        return dict(self._died)
+        """For each rank that has ended, the time at which that was first seen, in ns since boot."""
+        return dict(self._ended)
 
     def _watch(self) -> None:
         poll, ranks = select.poll(), {}
@@ -56,8 +53,8 @@ class Deaths:
             for rank, descriptor in self._new():
                 ranks[descriptor] = rank
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(_PAUSE * 1000):
-                self._died[ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            for descriptor, _ in poll.poll(_LOOK_S * 1000):
+                self._ended[ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 poll.unregister(descriptor)
                 os.close(descriptor)
         for descriptor in ranks:
@@ -66,13 +63,12 @@ class Deaths:
     def _new(self) -> list[tuple[int, int]]:
         """Rank and pidfd of those that have begun since the last look."""
         found = []
-        for session in ranks_of(self._agent, self._host, self._folder):
-            key = (session["rank"], session["pid"])
-            if key in self._known:
+        for record in ranks_of(self._agent, self._generation):
+            if (key := (record.rank, record.pid)) in self._known:
                 continue
             self._known.add(key)
             try:
-                found.append((session["rank"], os.pidfd_open(session["pid"])))
-            except OSError:  # gone and buried, or no descriptor left
-                self._died[session["rank"]] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                found.append((record.rank, os.pidfd_open(record.pid)))
+            except OSError:  # it has ended and is reaped, or no descriptor is left
+                self._ended[record.rank] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return found

@@ -1,149 +1,123 @@
-"""lives.jsonl: every start of the launcher in a run directory, with its nodes and what ended it. Node 0 writes it.
+"""lives.jsonl: every launch of a run, with its nodes and what ended it. Node 0 writes it.
 
-A life that is killed cannot say so; the next one closes its entry. A scheduler may start a job again for ever, so the
-record also decides when that has to end: after three lives in a row that saved nothing new.
+A launch that is killed cannot say so; the next one closes its entry. A scheduler may start a job again for ever, so the
+record also decides when that has to end: after three launches in a row that saved nothing new.
 """
 
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from dataclasses import fields
 
 from dist_train.errors import ExitCode
-from dist_train.rundir.reading import is_number
-from dist_train.rundir.records import read_rows, state_of
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.records import LaunchRow, RunState, read_launches
+from dist_train.rundir.runs import newest_checkpoint
 from launch.console import mark, say
 from launch.plan import LaunchPlan
-from launch.plan.run_choice import newest_checkpoint
-from launch.processes import myself
-from launch.signals import Inbox
+from launch.signals import ReceivedSignals
 
-FILE = "lives.jsonl"
-PATIENCE = 3
-"""Lives of a job in a row without a newer checkpoint, after which it is not to be started again."""
+MAX_BARREN_LAUNCHES = 3
+"""Launches of a job in a row without a newer checkpoint, after which it is not to be started again."""
 _IN_ORDER = (0, ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
-class Life:
-    """One start of the launcher."""
+class Launch:
+    """This start of the launcher, on record."""
 
     def __init__(self, plan: LaunchPlan) -> None:
-        self.plan = plan
-        self.before = read(plan.folder)
-        self.number = 1 + max((life["life"] for life in self.before), default=0)
-        self.began = time.time()
-        self.checkpoint = newest_checkpoint(plan.folder)
+        self._plan = plan
+        self._earlier = read_launches(plan.folder)
+        self._number = 1 + max((launch.number for launch in self._earlier), default=0)
+        self._began = time.time()
+        self._checkpoint = newest_checkpoint(plan.folder)
 
     def is_in_vain(self) -> bool:
         """Whether this job was started again and again, saved nothing new, and was not asked to stop in between."""
-        slurm = self.plan.slurm
+        slurm = self._plan.slurm
         if slurm is None:
             return False
-        older = [one for one in self.before if one["job"] == slurm.job and one["restarts"] < slurm.restarts]
-        vain = 0
-        for one in reversed(older):
-            if one["in_order"] or one["checkpoint"] != self.checkpoint:
+        barren = 0
+        for launch in reversed(self._earlier):
+            if launch.began.job != slurm.job or launch.began.restarts >= slurm.restarts:
+                continue
+            if launch.in_order or launch.began.checkpoint != self._checkpoint:
                 break
-            vain += 1
-        return vain >= PATIENCE
+            barren += 1
+        return barren >= MAX_BARREN_LAUNCHES
 
     def begin(self) -> None:
-        """Writes that it is there, and what has become of the one before."""
-        if self.before and self.before[-1]["ended"] is None:
+        """Writes that the launch is there, and what has become of the one before."""
+        if self._earlier and self._earlier[-1].ended is None:
             reason = "left no word: its launcher was killed, or its node lost"
-            self._append(life=self.before[-1]["life"], event="lost", reason=reason, in_order=False)
-        slurm = self.plan.slurm
+            self._append(LaunchRow(life=self._earlier[-1].number, event="lost", reason=reason, in_order=False))
+        slurm = self._plan.slurm
         self._append(
-            life=self.number,
-            event="began",
-            job=slurm.job if slurm else None,
-            restarts=slurm.restarts if slurm else 0,
-            hosts=list(slurm.hosts) if slurm else [myself()["host"]],
-            nodes=self.plan.nodes,
-            ranks=self.plan.world_size,
-            checkpoint=self.checkpoint,
-            unix=self.began,
+            LaunchRow(
+                life=self._number,
+                event="began",
+                job=slurm.job if slurm else None,
+                restarts=slurm.restarts if slurm else 0,
+                hosts=list(slurm.hosts) if slurm else [ProcessId.myself().host],
+                nodes=self._plan.nodes,
+                ranks=self._plan.world_size,
+                checkpoint=self._checkpoint,
+                unix=self._began,
+            )
         )
 
-    def end(self, code: int, inbox: Inbox) -> None:
-        """Writes what ended it."""
-        reason, in_order = self._reason(code, inbox)
-        took = round(time.monotonic() - inbox.since, 3) if inbox.since is not None else None
+    def end(self, code: int, signals: ReceivedSignals) -> None:
+        """Writes what ended the launch."""
+        reason, in_order = self._reason(code, signals)
+        took = round(time.monotonic() - signals.since, 3) if signals.since is not None else None
         self._append(
-            life=self.number,
-            event="ended",
-            exit_code=int(code),
-            reason=reason,
-            in_order=in_order,
-            seconds_to_stop=took,
-            saved=newest_checkpoint(self.plan.folder),
-            unix=time.time(),
+            LaunchRow(
+                life=self._number,
+                event="ended",
+                exit_code=int(code),
+                reason=reason,
+                in_order=in_order,
+                seconds_to_stop=took,
+                saved=newest_checkpoint(self._plan.folder),
+                unix=time.time(),
+            )
         )
 
     def give_up(self) -> int:
-        """The exit code of a life that is not to begin. It is on record as in order, so that a person may try again."""
-        reason = f"{PATIENCE} lives in a row saved nothing new: not started again"
-        say(f"{mark('✗', 'red')} {reason}; what ended them is in {self.plan.folder / FILE}")
-        if self.plan.node == 0:
+        """The exit code of a launch that must not begin. The record calls it in order: a person may try again."""
+        reason = f"{MAX_BARREN_LAUNCHES} lives in a row saved nothing new: not started again"
+        say(f"{mark('✗', 'red')} {reason}; what ended them is in {RunDir(self._plan.folder).launches}")
+        if self._plan.node == 0:
             self.begin()
-            row = {"exit_code": int(ExitCode.USER_CODE), "reason": reason, "in_order": True}
-            self._append(life=self.number, event="ended", **row, unix=time.time())
+            code = int(ExitCode.USER_CODE)
+            ended = {"exit_code": code, "reason": reason, "in_order": True, "unix": time.time()}
+            self._append(LaunchRow(life=self._number, event="ended", **ended))  # type: ignore[arg-type]
         return ExitCode.USER_CODE
 
-    def _reason(self, code: int, inbox: Inbox) -> tuple[str, bool]:
+    def _reason(self, code: int, signals: ReceivedSignals) -> tuple[str, bool]:
         """In words, and whether it was in order: not a reason to give up."""
-        state = state_of(self.plan.folder)
-        fresh = state.get("updated", 0) >= self.began
-        if inbox.stop is None:
+        state = RunState.of(self._plan.folder)
+        is_fresh = state.updated >= self._began
+        if signals.stop is None:
             if code == 0:
-                return ("done" if state.get("status") == "done" else "stopped, as the config says"), True
+                return ("done" if state.status == "done" else "stopped, as the config says"), True
             if code == ExitCode.REQUEUE:
                 return "another node was lost", False
             return ExitCode(code).name.lower().replace("_", " "), False
-        name = signal.Signals(inbox.stop).name
-        if inbox.kill is not None and fresh:
+        name = signal.Signals(signals.stop).name
+        if signals.kill is not None and is_fresh:
             return f"{name}, and once more: ended at once", True
         if code not in _IN_ORDER:
             return f"{name}, and then {ExitCode(code).name.lower().replace('_', ' ')}", False
-        if not fresh:
+        if not is_fresh:
             return f"{name}, before training began", True
-        if state.get("status") in ("stopped", "done"):
+        if state.status in ("stopped", "done"):
             return f"{name}: saved and stopped", True
         return f"{name}: not saved in time", False
 
-    def _append(self, **row: Any) -> None:
-        with suppress(OSError), open(self.plan.folder / FILE, "a") as file:  # a full disk is told by what matters more
-            file.write(json.dumps(row) + "\n")
-
-
-@contextmanager
-def on_record(plan: LaunchPlan, inbox: Inbox) -> Iterator[Life]:
-    """This life, begun on record; its `end` is for who knows the exit code."""
-    life = Life(plan)
-    if plan.node == 0 and not life.is_in_vain():
-        life.begin()
-    yield life
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Each life of the run, the oldest first: what is known of its beginning, and of its end under `ended`."""
-    lives: dict[int, dict[str, Any]] = {}
-    for row in filter(_is_row, read_rows(folder / FILE)):
-        empty = {"job": None, "restarts": 0, "checkpoint": None, "in_order": False, "ended": None}
-        life = lives.setdefault(row["life"], {**empty, "life": row["life"]})
-        if row["event"] == "began":
-            life |= row
-        else:
-            life["ended"] = row
-            life["in_order"] = row["in_order"]
-    return [lives[number] for number in sorted(lives)]
-
-
-def _is_row(row: Any) -> bool:
-    """Whether it could be one of ours."""
-    if not isinstance(row, dict) or not is_number(row.get("life")) or not isinstance(row.get("event"), str):
-        return False
-    return is_number(row.get("restarts", 0)) and isinstance(row.get("in_order", row["event"] == "began"), bool)
+    def _append(self, row: LaunchRow) -> None:
+        written = {one.name: value for one in fields(row) if (value := getattr(row, one.name)) != one.default}
+        with suppress(OSError), open(RunDir(self._plan.folder).launches, "a") as file:  # a full disk is told elsewhere
+            file.write(json.dumps(written) + "\n")

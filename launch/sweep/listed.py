@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from dist_train.config.problems import Problem
-from dist_train.config.tree import Place, Tree
-from dist_train.config.yaml12 import Unreadable, parse
+from dist_train.config.tree import Location, Tree
+from dist_train.config.yaml12 import Unreadable, parse_yaml
 from dist_train.errors import UserError
 
 MAX_BYTES = 1024 * 1024
@@ -17,19 +17,19 @@ _AS_YAML = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One point as the file has it."""
+class ListedPoint:
+    """One point as written in the file."""
 
     overrides: dict[str, str]
     where: str
     """`points.yaml:3:1`"""
 
 
-def read_list(path: Path, problems: list[Problem]) -> list[Entry]:
-    """The entries; what is wrong is added to `problems`.
+def read_list(path: Path, problems: list[Problem]) -> list[ListedPoint]:
+    """The points; mistakes are added to `problems`.
 
     Raises:
-        UserError: when there is no such file, or no text in it.
+        UserError: when there is no such file, or it holds no text.
     """
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
@@ -52,7 +52,7 @@ def read_list(path: Path, problems: list[Problem]) -> list[Entry]:
 # ---------------------------------------------------------------- lines
 
 
-def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]:
+def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[ListedPoint]:
     for number, line in enumerate(text.splitlines(), 1):
         where = f"{path}:{number}"
         try:
@@ -68,15 +68,15 @@ def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]
                 problems.append(Problem(where=where, key="", message=message, order=(number,)))
             overrides[key] = value
         if words:
-            yield Entry(overrides, where)
+            yield ListedPoint(overrides, where)
 
 
 # ---------------------------------------------------------------- YAML and JSON
 
 
-def _of_yaml(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]:
+def _of_yaml(path: Path, text: str, problems: list[Problem]) -> Iterator[ListedPoint]:
     try:
-        tree = parse(text, partial(_place, str(path)), problems)
+        tree = parse_yaml(text, partial(_place, str(path)), problems)
     except Unreadable as error:
         problems.append(error.problem)
         return
@@ -86,14 +86,14 @@ def _of_yaml(path: Path, text: str, problems: list[Problem]) -> Iterator[Entry]:
         return
     for item in tree.value:
         if isinstance(item.value, dict):
-            yield Entry(dict(_flat(item, "")), item.place.text)
+            yield ListedPoint(dict(_flat(item, "")), item.place.text)
         else:
             message = "a point is a mapping such as `{optimizer.lr: 0.1}`"
             problems.append(Problem(where=item.place.text, key="", message=message, order=item.place.order))
 
 
-def _place(name: str, line: int, column: int) -> Place:
-    return Place((0, line, column), f"{name}:{line}:{column}")
+def _place(name: str, line: int, column: int) -> Location:
+    return Location((0, line, column), f"{name}:{line}:{column}")
 
 
 def _flat(tree: Tree, prefix: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
-"""Points on this machine, some at once: each is a `dist-train train` of its own, and none outlives this process.
+"""Runs points on this machine, some at a time. Each is its own `dist-train train`, and none outlives this process.
 
-Ctrl-C and SIGTERM are handed to the points, which save and stop; a second one ends all of them.
+Ctrl-C and SIGTERM are passed on to the points, which save and stop; a second one ends all of them.
 """
 
 import os
@@ -15,42 +15,42 @@ from pathlib import Path
 from dist_train.config.problems import printable
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
-from launch.commands.common import search_path
+from launch.children import environment
 from launch.console import mark, say
 from launch.diagnosis.explain import signal_name
 from launch.diagnosis.native_crash import tail
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
-from launch.processes import become_subreaper, die_with_parent, send, sweep
-from launch.signals import Inbox
+from launch.processes import become_subreaper, die_with_parent, end_descendants, send
+from launch.signals import ReceivedSignals
 from launch.sweep.points import Point
 from launch.sweep.store import Sweep
 
-TICK = 0.5
-"""Seconds between two looks; a point's end or a signal wakes at once."""
+POLL_S = 0.5
+"""Between two looks at the points; the end of a point or a signal wakes it at once."""
 _LONGEST_REASON = 160
 _STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What each of the points that run at once gets of this machine."""
+    """The share of this machine that each concurrent point gets."""
 
     ranks: Mapping[str, int]
-    """By the point's name."""
+    """Number of ranks, by the name of the point."""
     slots: Sequence[Mapping[str, str]]
-    """One for each at once: what its environment has beside ours."""
+    """Variables to add to the environment, for each place that points run in at the same time."""
 
 
 def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machine: Host) -> Share:
-    """Cores and GPUs divided among `jobs`; the plan decides, as for a run of its own on so small a machine.
+    """Divides cores and GPUs among `jobs`. The plan decides on ranks as it would on a machine of that size.
 
     Args:
         configs: of each point, by its name.
 
     Raises:
-        UserError: when points cannot run on their share, for all of them.
+        UserError: naming the problems of all points that cannot run on their share.
     """
     jobs = min(jobs, len(configs))
     alone = replace(machine, slurm=None)
@@ -73,7 +73,7 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
 
 
 def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | None) -> LaunchPlan:
-    """One that only counts; with `resume`, as a training, whose ranks have to fit its batch."""
+    """A plan that is made for its counts only; with `resume`, the ranks must also fit the batch of a training."""
     flags = Flags(nproc_per_node=ranks, standalone=True)
     return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
 
@@ -92,18 +92,18 @@ def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]
     return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
-def run(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
-    """Runs the points to their end. Returns 0, the code that all failed ones share, or 10; after a signal, that of it.
+def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
+    """Runs the points to their end. Returns 0, the one exit code of all failed points, or 10; after a signal, its code.
 
     Args:
         flags: for each `dist-train train`.
     """
     become_subreaper()
-    with Inbox() as inbox:
+    with ReceivedSignals() as inbox:
         try:
             return _Runner(sweep_, points, share, flags, inbox).run()
         finally:
-            sweep(patience=0)
+            end_descendants(patience=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class _Running:
 
 class _Runner:
     def __init__(
-        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: Inbox
+        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: ReceivedSignals
     ) -> None:
         self._sweep, self._share, self._flags, self._inbox = sweep_, share, flags, inbox
         self._waiting, self._free = list(points), list(share.slots)
@@ -132,7 +132,7 @@ class _Runner:
             self._hand_on_signals()
             if self._inbox.kill is not None:
                 return 128 + self._inbox.kill
-            self._inbox.wait(TICK)
+            self._inbox.wait(POLL_S)
             for one in [one for one in self._running if one.process.poll() is not None]:
                 self._ended(one)
         return self._code()
@@ -151,8 +151,8 @@ class _Runner:
                 stdout=log,
                 stderr=log,
                 cwd=self._sweep.cwd,
-                env={**os.environ, **slot, "PYTHONPATH": search_path()},
-                start_new_session=True,  # so that Ctrl-C reaches this process alone
+                env=environment(**slot),
+                start_new_session=True,  # so that Ctrl-C reaches this process only
                 preexec_fn=die_with_parent,
             )
         self._running.append(_Running(point=point, process=process, slot=slot, begun=time.monotonic()))
@@ -194,6 +194,6 @@ class _Runner:
 
 
 def _last_word(log: Path) -> str:
-    """What its launcher said of the failure."""
+    """What the point's launcher said about the failure."""
     said = next((line for line in reversed(tail(log, 40)) if line.startswith("✗")), "")
     return f": {printable(said.lstrip('✗ '), _LONGEST_REASON)}" if said else ""

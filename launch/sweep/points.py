@@ -1,7 +1,7 @@
-"""What a sweep varies: from `--over` and a list file to validated points, or to all that is wrong with them.
+"""What a sweep varies: turns `--over` and a list file into validated points, or into all problems with them.
 
-Values are read as overrides are (YAML 1.2), several of them divided by commas outside of quotes and brackets; `0..3` is
-0, 1, 2, 3. `--over` given several times, and with a list, is every combination.
+Values are read like overrides (YAML 1.2) and separated by commas outside of quotes and brackets; `0..3` is 0, 1, 2, 3.
+Several `--over`, and `--over` with a list, give every combination.
 """
 
 import itertools
@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from dist_train.config.problems import ConfigError, Problem, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
+from dist_train.config.types import RunName
 from dist_train.errors import UserError
-from launch.diagnosis.formatting import ranges
-from launch.sweep.listed import Entry, read_list
+from launch.console import ranges
+from launch.sweep.listed import ListedPoint, read_list
 
-MOST = 10_000
-"""Points of one sweep; more is taken for a mistake."""
+MAX_POINTS = 10_000
+"""Of one sweep; more is considered a mistake."""
 FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
-"""What all points have in common: they live in one folder, are ranked in one table, and are tasks of one array."""
+"""Keys that are the same for all points: they share one folder, one ranking and one array."""
 _RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.eE+-]*")
 _LONGEST_VALUE, _LONGEST_NAME = 20, 80
@@ -34,33 +37,37 @@ _OPEN, _CLOSE, _QUOTES = "[{", "]}", "\"'"
 class Point:
     """One run of a sweep."""
 
-    name: str
-    """`003-lr0.3-seed1`: its number and what it varies. Its folder's name, by the rule for run names."""
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: RunName
+    """`003-lr0.3-seed1`: its number and what it varies. This is also the name of its folder."""
     overrides: Mapping[str, str]
-    """Key path and value as given, for what this point varies."""
+    """The varied keys, with the values as given."""
 
 
 def draw(
     config: str, base: Sequence[str], over: Sequence[str], listed: Path | None
 ) -> tuple[tuple[Point, ...], list[RunConfig]]:
-    """The points, each with its validated config. Reads files, and creates nothing.
+    """The points, each with its validated config. Reads files and creates nothing.
 
     Args:
         config: a YAML file.
         base: overrides for all points.
         over: `key=value,value` of each --over.
-        listed: a file with one point an entry.
+        listed: a file with one point per entry.
 
     Raises:
-        UserError: with every problem there is, of all points at once.
+        UserError: with every problem of every point.
     """
     problems: list[Problem] = []
     grid = _grid(over, problems)
-    entries = read_list(listed, problems) if listed else [Entry({}, "command line")]
-    _keys_once(grid, entries, problems)
+    entries = read_list(listed, problems) if listed else [ListedPoint({}, "command line")]
+    for entry in entries:
+        for key in entry.overrides.keys() & grid.keys():
+            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
     count = len(entries) * math.prod(map(len, grid.values()))
-    if count > MOST:
-        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MOST:,}"))
+    if count > MAX_POINTS:
+        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MAX_POINTS:,}"))
     if problems:
         raise _refused(config, problems)
     drawn = [
@@ -100,7 +107,7 @@ def _grid(over: Sequence[str], problems: list[Problem]) -> dict[str, list[str]]:
 
 
 def split_values(text: str) -> tuple[list[str], str]:
-    """The values of `0.1,0.3` or `0..3`, and what is wrong with them, if anything."""
+    """The values of `0.1,0.3` or `0..3`, and a message if something is wrong with them."""
     found: list[str] = []
     for part in _split(text):
         limits = _RANGE.fullmatch(part)
@@ -110,14 +117,17 @@ def split_values(text: str) -> tuple[list[str], str]:
             found.append(part.strip())
             continue
         low, high = int(limits[1]), int(limits[2])
-        if high < low or high - low >= MOST:
-            return [], f"{part.strip()} is no range: the first number is the smaller one, and at most {MOST:,} between"
+        if high < low or high - low >= MAX_POINTS:
+            return (
+                [],
+                f"{part.strip()} is no range: the first number is the smaller one, and at most {MAX_POINTS:,} between",
+            )
         found += map(str, range(low, high + 1))
     return found, ""
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of quotes and brackets."""
+    """Splits at the commas outside of quotes and brackets."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if char == "," and not depth and not quote:
@@ -125,7 +135,7 @@ def _split(text: str) -> list[str]:
             continue
         if quote:
             quote = "" if char == quote else quote
-        elif char in _QUOTES and not parts[-1].strip(" [{,:"):  # as in YAML, a quote in the middle of a word is text
+        elif char in _QUOTES and not parts[-1].strip(" [{,:"):  # as in YAML, a quote inside a word is text
             quote = char
         else:
             depth += (char in _OPEN) - (char in _CLOSE and depth > 0)
@@ -133,26 +143,20 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _keys_once(grid: Mapping[str, Any], entries: Sequence[Entry], problems: list[Problem]) -> None:
-    for entry in entries:
-        for key in entry.overrides.keys() & grid.keys():
-            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
-
-
 # ---------------------------------------------------------------- validation
 
 
-def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list[RunConfig]:
+def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     found: dict[Problem, list[int]] = {}
     for number, entry in enumerate(drawn):
         try:
-            configs.append(load(config, [*base, *words(entry.overrides)]))
+            configs.append(load(config, [*base, *as_arguments(entry.overrides)]))
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(_placed(problem, entry), []).append(number)
     if found:
-        raise _refused(config, [_told(problem, numbers, len(drawn)) for problem, numbers in found.items()])
+        raise _refused(config, [_with_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
     differing = [key for key in FIXED if any(_value(each, key) != _value(configs[0], key) for each in configs)]
     message = "is the same for all points of a sweep: set it once, behind the config"
     if differing:
@@ -160,18 +164,18 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[Entry]) -> list
     return configs
 
 
-def words(overrides: Mapping[str, str]) -> list[str]:
-    """As the command line has them."""
+def as_arguments(overrides: Mapping[str, str]) -> list[str]:
+    """The overrides as written on the command line."""
     return [f"{key}={value}" for key, value in overrides.items()]
 
 
-def _placed(problem: Problem, entry: Entry) -> Problem:
-    """A problem of what the list file says is at its place there."""
+def _placed(problem: Problem, entry: ListedPoint) -> Problem:
+    """Locates a problem in the list file if the point's own overrides caused it."""
     own = any(f"{problem.key}.".startswith(f"{key}.") for key in entry.overrides)
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
 
 
-def _told(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
+def _with_points(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
     if len(numbers) == of:
         return problem
     which = f"point{'s' * (len(numbers) > 1)} {ranges(list(numbers))}"
@@ -198,31 +202,28 @@ def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]
 
 
 def _said(point: Point) -> str:
-    return f"point {int(point.name.partition('-')[0])} ({printable(shlex.join(words(point.overrides)))})"
+    return f"point {int(point.name.partition('-')[0])} ({printable(shlex.join(as_arguments(point.overrides)))})"
 
 
 # ---------------------------------------------------------------- names
 
 
 def varied(points: Iterable[Mapping[str, str]]) -> list[str]:
-    """The keys that are not the same in all points, in the order given."""
+    """The keys whose values differ between points, in the order given."""
     points = list(points)
     keys = dict.fromkeys(key for point in points for key in point)
     return [key for key in keys if len({point.get(key) for point in points}) > 1]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by as few of its last parts as tell it from the others: `optimizer.lr` is lr."""
-    return {key: next((end for end in _ends(key) if _is_telling(end, keys)), key) for key in keys}
+    """The shortest ending of each key that is unique among the keys: `optimizer.lr` is lr."""
 
+    def shortest(key: str) -> str:
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
+        return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
 
-def _ends(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-
-
-def _is_telling(end: str, keys: Sequence[str]) -> bool:
-    return sum(f".{key}".endswith(f".{end}") for key in keys) == 1
+    return {key: shortest(key) for key in keys}
 
 
 def _names(points: Sequence[Mapping[str, str]]) -> list[str]:
@@ -241,5 +242,5 @@ def _name(number: str, point: Mapping[str, str], short: Mapping[str, str]) -> st
 
 
 def _plain(text: str) -> str:
-    """What may stand in a run's name; anything else becomes a dash."""
+    """The text with every character that a run's name may not contain replaced by a dash."""
     return re.sub(r"-?[^A-Za-z0-9._-]+-?", "-", text.replace("+", "")).strip("-")

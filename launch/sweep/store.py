@@ -9,43 +9,55 @@ runs/digits/sweep-20261128-123001-k3f9/
   slurm/                the array's script and logs, where there was one
   table.csv, table.json
 ```
-It appears at once and whole, before anything runs.
+The folder appears complete, in one step, before anything runs.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from dist_train.config.types import RUN_NAME
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.layout import new_run_dir
-from dist_train.rundir.records import is_process, read_json, write_json
-from launch.plan import run_choice
-from launch.processes import is_alive, myself
+from dist_train.rundir.codec import read_json, read_record, write_json
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.runs import has_checkpoints, new_run_dir
 from launch.sweep.points import Point
 
 _FILE, _LOCK = "sweep.json", ".lock"
 
 
+def _in_one_line(value: Path | str) -> Path | str:
+    """The file may come from anybody, and its texts are shown in a terminal."""
+    if not str(value).isprintable():
+        raise ValueError("control characters")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_in_one_line)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What sweep.json says, and where it lies."""
+    """The content of sweep.json, and its folder."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     folder: Path
-    config: str
-    """The file it was drawn from, for people; each point has its own."""
-    cwd: Path
-    """Where the command was given: relative paths in the configs begin there."""
-    metric: str
+    config: Line
+    """The config file that the points were drawn from, for information; each point has its own config."""
+    cwd: Annotated[Path, AfterValidator(_in_one_line)]
+    """The folder where the command was given: relative paths in the configs start there."""
+    metric: Line
     better: Literal["max", "min"]
     points: tuple[Point, ...]
 
@@ -60,18 +72,21 @@ class Sweep:
         return self.folder / "logs" / f"{point.name}.log"
 
     def config_of(self, point: Point) -> Path:
-        """What it began with, once there is something to go on from: with `auto` values settled."""
-        own = self.run_dir(point) / "config.yaml"
-        begun = own.is_file() and run_choice.has_checkpoints(self.run_dir(point))
+        """The run's own config, with its `auto` values settled, once it has a checkpoint; before that, the point's."""
+        own = RunDir(self.run_dir(point)).config
+        begun = own.is_file() and has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 
     def train_words(self, point: Point) -> tuple[str, ...]:
-        """For `dist-train train`: this point, from the beginning or from where it is."""
-        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)), "--trust")  # it was looked at before
+        """Arguments of `dist-train train`: this point, from the beginning or from its newest checkpoint."""
+        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)), "--trust")  # checked before
+
+
+_SWEEP = TypeAdapter(Sweep)
 
 
 def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> Sweep:
-    """A sweep in a folder that is free. Makes nothing."""
+    """A sweep in a new folder. Creates nothing."""
     first = configs[0]
     place = new_run_dir(first)
     return Sweep(
@@ -85,7 +100,7 @@ def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) 
 
 
 def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
-    """The runs of a sweep are one group in W&B, unless the user has named another, here or in W&B's own variable."""
+    """The config with the sweep as its group in W&B, unless the user named one there or in W&B's own variable."""
     tracking = config.tracking
     named = tracking.wandb.group or (None if os.environ.get("WANDB_RUN_GROUP") else sweep.name)
     wandb = tracking.wandb.model_copy(update={"group": named})
@@ -93,10 +108,10 @@ def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
 
 
 def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
-    """Makes the folder with everything that describes the sweep.
+    """Creates the folder with everything that describes the sweep.
 
     Raises:
-        UserError: when the file system does not let us.
+        UserError: when the file system refuses.
     """
     hidden = sweep.folder.with_name(f".tmp-{sweep.name}")
     try:
@@ -111,8 +126,8 @@ def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
         raise UserError(f"cannot make the sweep's folder {sweep.folder}: {error.strerror}") from None
 
 
-def remove(sweep: Sweep) -> None:
-    """For a sweep that came to nothing."""
+def remove_unstarted(sweep: Sweep) -> None:
+    """Removes a sweep whose jobs could not be submitted."""
     shutil.rmtree(sweep.folder, ignore_errors=True)
 
 
@@ -121,44 +136,28 @@ def _record(sweep: Sweep) -> dict[str, Any]:
     return {**kept, "points": [asdict(point) for point in sweep.points]}
 
 
-def read(folder: Path) -> Sweep:
+def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder.
 
     Raises:
         UserError: when there is none.
     """
-    record = read_json(folder / _FILE)
-    if not _is_record(record):
-        raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it")
-    points = tuple(Point(**point) for point in record["points"])
-    return Sweep(**{**record, "folder": folder.resolve(), "cwd": Path(record["cwd"]), "points": points})
-
-
-def _is_record(record: Any) -> bool:
-    """Whether it could be what `create` wrote; a point's name is a folder's."""
-    if not isinstance(record, dict) or record.keys() != {"config", "cwd", "metric", "better", "points"}:
-        return False
-    texts = all(isinstance(value, str) and value.isprintable() for key, value in record.items() if key != "points")
-    return texts and isinstance(record["points"], list) and all(map(_is_point, record["points"]))
-
-
-def _is_point(point: Any) -> bool:
-    if not isinstance(point, dict) or point.keys() != {field.name for field in fields(Point)}:
-        return False
-    named = isinstance(point["name"], str) and re.fullmatch(RUN_NAME, point["name"]) is not None
-    overrides = point["overrides"]
-    return named and isinstance(overrides, dict) and all(isinstance(value, str) for value in overrides.values())
+    found = read_json(folder / _FILE)
+    try:
+        return _SWEEP.validate_python({**found, "folder": folder.resolve()} if isinstance(found, dict) else found)
+    except ValidationError:
+        raise UserError(f"{folder} is no sweep's folder: there is no readable {_FILE} in it") from None
 
 
 @contextlib.contextmanager
-def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
-    """Holds the sweep for one command; the kernel lets go of it however this process ends.
+def locked(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
+    """Locks the sweep for one command; the kernel releases the lock however this process ends.
 
     Args:
-        leads: its points are processes below this one, which hands them what it is asked.
+        leads: the points are children of this process, which passes stop requests on to them.
 
     Raises:
-        UserError: (exit 3) when another command works on it.
+        UserError: (exit 3) when another command holds it.
     """
     with open(sweep.folder / _LOCK, "a") as lock:
         try:
@@ -166,16 +165,16 @@ def owning(sweep: Sweep, *, leads: bool = True) -> Iterator[None]:
         except BlockingIOError:
             message = f"{sweep.folder}: another `dist-train sweep` is at work on it; wait for its end, or stop it"
             raise UserError(message, ExitCode.OWNED) from None
-        except OSError:  # a file system without locks; each run directory has an owner of its own
+        except OSError:  # the file system has no locks; each run directory has its own owner
             pass
         lock.truncate(0)
         if leads:
-            lock.write(json.dumps(myself()))
+            lock.write(json.dumps(asdict(ProcessId.myself())))
             lock.flush()
         yield
 
 
-def leader(folder: Path) -> dict[str, Any] | None:
+def leader(folder: Path) -> ProcessId | None:
     """The process on this host that runs the points of the sweep in `folder`, if there is one."""
-    facts = read_json(folder / _LOCK)
-    return facts if is_process(facts) and facts["host"] == myself()["host"] and is_alive(facts) else None
+    process = read_record(ProcessId, folder / _LOCK)
+    return process if process is not None and process.lives() else None

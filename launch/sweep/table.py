@@ -3,19 +3,19 @@
 import csv
 import io
 import math
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
-from dist_train.rundir.reading import numbered
-from dist_train.rundir.records import read_object, state_of
+from dist_train.rundir.codec import read_record
+from dist_train.rundir.files import write_atomic
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
-from launch.commands.runs import add_queue
 from launch.diagnosis.explain import signal_name
-from launch.plan import run_choice
-from launch.slurm.queue import FINISHED
+from launch.runs.listing import RunSummary, describe, with_queue
+from launch.slurm.queue import JobStatus
 from launch.sweep.points import Point, short_keys, varied
 from launch.sweep.store import Sweep
 
@@ -47,59 +47,56 @@ class Row:
         return self.state == DONE and self.best is not None and not math.isnan(self.best)
 
 
-def look(sweep: Sweep) -> list[Row]:
+def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
-    found = [run_choice.describe(sweep.run_dir(point), sweep.folder) for point in sweep.points]
-    add_queue(found)
-    rows = [_row(sweep, point, facts) for point, facts in zip(sweep.points, found, strict=True)]
+    found = with_queue([describe(sweep.run_dir(point), sweep.folder) for point in sweep.points])
+    rows = [_row(sweep, *each) for each in zip(sweep.points, found, strict=True)]
     sign = -1 if sweep.better == "max" else 1
     return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))
 
 
-def _row(sweep: Sweep, point: Point, facts: dict[str, Any]) -> Row:
+def _row(sweep: Sweep, point: Point, run: RunSummary) -> Row:
     folder = sweep.run_dir(point)
-    state = _state(folder, facts)
-    best = facts["best"] or {}
+    state = _state(folder, run.state, run.queue)
     return Row(
         point=point,
         state=state,
-        step=facts["step"],
-        total_steps=facts["total_steps"],
-        best=best.get("value"),
-        best_step=best.get("step"),
-        metrics=facts["metrics"] or {},
-        job=facts["queue"]["job"] if facts["queue"] else None,
+        step=run.step,
+        total_steps=run.total_steps,
+        best=run.best.value if run.best else None,
+        best_step=run.best.step if run.best else None,
+        metrics=run.metrics or {},
+        job=run.queue.job if run.queue else None,
         reason=_reason(folder) if state in ("failed", "died") else None,
     )
 
 
-def _state(folder: Path, facts: dict[str, Any]) -> str:
-    state, queue = facts["state"], facts["queue"]
-    if state == DONE or (state == "stopped" and state_of(folder).get("signal") is None):
+def _state(folder: Path, state: str, job: JobStatus | None) -> str:
+    if state == DONE or (state == "stopped" and RunState.of(folder).signal is None):
         return DONE  # by train.stop_after: as far as it was meant to go
     if state == RUNNING:
         return RUNNING
-    if queue and queue["state"] not in FINISHED:
+    if job and job.active:
         return QUEUED
-    begun = any((folder / "generations").glob("[0-9]*"))
+    begun = RunDir(folder).newest_generation() is not None
     return (RUNNING if state == "starting" else state) if begun else MISSING
 
 
 def _reason(folder: Path) -> str | None:
     """The first cause, from the newest verdict."""
-    generations = numbered(folder / "generations")
-    verdicts = sorted(generations[-1].glob("verdict*.json")) if generations else []
-    cause = read_object(verdicts[0]).get("cause") if verdicts else None
-    if not isinstance(cause, dict):
+    generation = RunDir(folder).newest_generation()
+    paths = generation.verdicts() if generation else []
+    verdict = read_record(VerdictSummary, paths[0]) if paths else None
+    cause = verdict.cause if verdict else None
+    if cause is None:
         return None
-    report, code = cause.get("report"), cause.get("exit_code")
-    if isinstance(report, dict):
-        message = next(iter(str(report.get("message")).splitlines()), "")
-        text = message if report.get("is_user_error") else f"{report.get('type')}: {message}"
-    elif not isinstance(code, int):
+    if cause.report is not None:
+        message = next(iter(cause.report.message.splitlines()), "")
+        text = message if cause.report.is_user_error else f"{cause.report.type}: {message}"
+    elif cause.exit_code is None:
         return None
     else:
-        text = f"killed by {signal_name(-code)}" if code and code < 0 else f"exit code {code}"
+        text = f"killed by {signal_name(-cause.exit_code)}" if cause.exit_code < 0 else f"exit code {cause.exit_code}"
     return printable(text, _LONGEST_REASON)
 
 
@@ -138,16 +135,9 @@ def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
         "points": [
             {
                 "rank": number if row.ranked else None,
+                **asdict(row),
                 "point": row.point.name,
-                "state": row.state,
                 "overrides": dict(row.point.overrides),
-                "best": row.best,
-                "best_step": row.best_step,
-                "step": row.step,
-                "total_steps": row.total_steps,
-                "metrics": row.metrics,
-                "job": row.job,
-                "reason": row.reason,
                 "run_dir": str(sweep.run_dir(row.point)),
             }
             for number, row in enumerate(rows, 1)
@@ -175,10 +165,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write(sweep: Sweep, rows: list[Row]) -> None:
+def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
     texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
     for name, text in texts.items():
-        temporary = sweep.folder / f".tmp-{name}-{os.getpid()}"
-        temporary.write_text(text)
-        os.replace(temporary, sweep.folder / name)
+        write_atomic(sweep.folder / name, text)

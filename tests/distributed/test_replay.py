@@ -32,22 +32,23 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder / "run", tmp_path / "run")
 
 
-def replay(ranks, run_dir, first, last, *more):
+def replay(ranks, run_dir, first, last, *flags):
     """Exit code, stdout and stderr of a replay on this rank."""
     from dist_train.commands.replay import main
+    from dist_train.config.requests import ReplayRequest
 
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
         try:
-            code = main([str(run_dir), "--from-step", str(first), "--to-step", str(last), *more])
+            code = main(ReplayRequest(run=str(run_dir), from_step=first, to_step=last, **dict.fromkeys(flags, True)))
         except SystemExit as ended:
             code = ended.code
     return code, out.getvalue(), said.getvalue()
 
 
-def replayed(run_ranks, world_size, run_dir, first, last, *more):
+def replayed(run_ranks, world_size, run_dir, first, last, *flags):
     """Exit code, what it says as JSON, and the lines beside it."""
-    code, out, said = run_ranks(replay, world_size, run_dir, first, last, "--json", *more)[0]
+    code, out, said = run_ranks(replay, world_size, run_dir, first, last, "as_json", *flags)[0]
     return code, json.loads(out), said
 
 
@@ -233,7 +234,7 @@ def test_what_has_changed_since_is_said(run_ranks, copy):
 
 
 def test_show_takes_each_step_apart_the_same_on_any_number_of_ranks(run_ranks, folder):
-    (_, alone, _), (_, three, _) = (replayed(run_ranks, n, folder / "run", 6, 7, "--show") for n in (1, 3))
+    (_, alone, _), (_, three, _) = (replayed(run_ranks, n, folder / "run", 6, 7, "show") for n in (1, 3))
     assert alone["identical"] and alone["steps"] == three["steps"]
     rows = {row["step"]: row for row in result(folder / "run")[1] if row["kind"] == "train"}
     assert [step["step"] for step in alone["steps"]] == [6, 7]
@@ -247,7 +248,7 @@ def test_show_takes_each_step_apart_the_same_on_any_number_of_ranks(run_ranks, f
         assert len(largest) == 5 and largest == sorted(largest, reverse=True)
         assert max(largest) < step["gradient_norm"] > 0.3  # before clipping, both
         assert step["gradient_norm"] < sum(value**2 for value in largest) ** 0.5 * 2
-    code, out, _ = run_ranks(replay, 2, folder / "run", 6, 7, "--show")[0]
+    code, out, _ = run_ranks(replay, 2, folder / "run", 6, 7, "show")[0]
     part = alone["steps"][0]["microbatches"][3]
     assert code == 0 and "bit-identical" in out
     assert f"  microbatch 3  loss {part['loss']:.6g}  samples {' '.join(map(str, part['indices']))}\n" in out
@@ -257,13 +258,13 @@ def test_show_goes_on_after_a_difference_and_beyond_the_record(run_ranks, copy):
     rewritten(copy, 4, flip_a_bit)
     rows = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_bytes(b"".join(row for row in rows if json.loads(row)["step"] <= 10))
-    code, told, _ = replayed(run_ranks, 2, copy, 5, 8, "--show")
+    code, told, _ = replayed(run_ranks, 2, copy, 5, 8, "show")
     assert code == 1 and [step["step"] for step in told["steps"]] == [5, 6, 7, 8]
-    code, told, _ = replayed(run_ranks, 2, copy, 10, 12, "--show")
+    code, told, _ = replayed(run_ranks, 2, copy, 10, 12, "show")
     assert (code, told["compared"]["steps"], [step["step"] for step in told["steps"]]) == (0, 2, [10, 11, 12])
     assert told["identical"] and told["not_recorded"] == [11, 12]
     (copy / "metrics.jsonl").write_bytes(b"".join(row for row in rows if json.loads(row)["step"] <= 8))
-    code, out, _ = run_ranks(replay, 1, copy, 9, 10, "--show")[0]
+    code, out, _ = run_ranks(replay, 1, copy, 9, 10, "show")[0]
     assert code == 0 and out.endswith("nothing to compare: none of these steps is recorded\n")
 
 
@@ -310,7 +311,7 @@ def test_show_finds_the_microbatch_and_the_sample_that_ended_a_run(run_ranks, tm
     row = rows_of(tmp_path / "run")[-1]
     last = row["step"]
     assert row["loss"] == "nan" and last > 2
-    code, told, _ = replayed(run_ranks, 1, tmp_path / "run", last - 1, last, "--show")
+    code, told, _ = replayed(run_ranks, 1, tmp_path / "run", last - 1, last, "show")
     assert (code, told["identical"]) == (0, True)  # a nan that comes out again is the same
     assert f"step {last}: the loss of microbatch" in told["ended"]
     good, bad = told["steps"]

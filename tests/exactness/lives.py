@@ -116,12 +116,13 @@ def _ended(work: Any, run: str) -> Ended:
 def figures(ranks: Any, checkpoint: str) -> dict[str, Any] | Ended:
     """What `dist-train evaluate` says of a checkpoint."""
     from dist_train.commands.evaluate import main
+    from dist_train.config.requests import EvaluateRequest
 
     out = io.StringIO()
 
     def evaluate() -> int:
         with contextlib.redirect_stdout(out):
-            return main([checkpoint, "--json", "--trust"])
+            return main(EvaluateRequest(target=checkpoint, trust=True, as_json=True))
 
     os.environ["TORCHELASTIC_RUN_ID"] = "pool"  # for errors to come as exceptions
     os.environ["XDG_CONFIG_HOME"] = str(Path(checkpoint).parents[2])  # it is remembered there that it is trusted

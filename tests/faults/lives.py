@@ -1,7 +1,6 @@
 """One life of the run, to do something to: in ranks of the pool, which start in a moment, or by the real launcher."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from launch.processes import catches, is_alive, stat
+from dist_train.rundir.codec import read_record
+from dist_train.rundir.process_id import stat
+from dist_train.rundir.records import RankRecord
+from launch.processes import catches
 from tests.distributed.training import train
 from tests.faults.fixture import PLAIN, STEPS_FOLDER, Record, record
 from tests.rank_pool import Rank, at_work
@@ -243,12 +245,9 @@ class LaunchedLife:
 
     def ranks(self, agent: int | None) -> list[int]:
         """Living ranks, in the order of their numbers, that the agent has started."""
-        sessions = []
-        for path in self.run_dir.glob("generations/*/ranks/*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                sessions.append(json.loads(path.read_text()))
-        own = sorted((one for one in sessions if one["agent"] == agent), key=lambda one: one["rank"])
-        return [one["pid"] for one in own if is_alive(one)]
+        found = (read_record(RankRecord, path) for path in self.run_dir.glob("generations/*/ranks/*.json"))
+        own = sorted((one for one in found if one and one.agent == agent), key=lambda one: one.rank)
+        return [one.pid for one in own if one.lives()]
 
     def ended(self) -> bool:
         return self.process.poll() is not None

@@ -11,10 +11,12 @@ from typing import get_args
 
 import pytest
 
-from dist_train.control.heartbeat import Phase
+from dist_train.heartbeat import Phase
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.process_id import stat
+from dist_train.rundir.records import RankRecord
 from launch.diagnosis.nodes import Nodes
 from launch.diagnosis.watchdog import PHASES, Hang, Watchdog
-from launch.processes import stat
 from launch.rank import heartbeat
 from launch.supervisor.agent_starter import HOME
 
@@ -22,9 +24,9 @@ RANK = """
 import sys, time
 from pathlib import Path
 sys.path.append(sys.argv[1])
-import entry
-module = entry.beside("watchdog/witness")
-module.install(Path(sys.argv[2]), int(sys.argv[3]), entry.beside("calls"))
+import main
+module = main.beside("rank/heartbeat")
+module.install(Path(sys.argv[2]), int(sys.argv[3]), main.beside("rank/collectives"))
 sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
 while sys.argv[5] == "spins":
@@ -37,12 +39,12 @@ time.sleep(600)
 def start(tmp_path) -> Iterator:
     begun = []
 
-    def one(rank: int, phase: str, what: str = "sleeps") -> dict:
-        command = [sys.executable, "-c", RANK, str(HOME / "launch"), str(tmp_path), str(rank), phase, what]
+    def one(rank: int, phase: str, what: str = "sleeps") -> RankRecord:
+        command = [sys.executable, "-c", RANK, str(HOME / "launch/rank"), str(tmp_path), str(rank), phase, what]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         begun.append(process)
         assert process.stdout.readline() == "ready\n"
-        return {"rank": rank, "pid": process.pid, "started": stat(process.pid).started}
+        return RankRecord(host="here", pid=process.pid, started=stat(process.pid).started, rank=rank, agent=os.getpid())
 
     yield one
     for process in begun:
@@ -50,8 +52,8 @@ def start(tmp_path) -> Iterator:
         process.communicate()
 
 
-def watch(folder: Path, alive: list[dict], seconds: float, before=lambda: None) -> Hang | None:
-    dog = Watchdog(folder, 1.0, Nodes(folder, "here", 1))
+def watch(folder: Path, alive: list[RankRecord], seconds: float, before=lambda: None) -> Hang | None:
+    dog = Watchdog(GenerationDir(folder), 1.0, Nodes(GenerationDir(folder), "here", 1))
     before()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -71,7 +73,7 @@ def test_ranks_that_finish_no_step_are_hung(start, tmp_path):
 def test_ranks_may_begin_and_end_between_two_looks(start, tmp_path, begun, then):
     """A short script's first rank is over before its second has begun."""
     ranks = {rank: start(rank, "step") for rank in {*begun, *then}}
-    dog = Watchdog(tmp_path, None, Nodes(tmp_path, "here", 1))
+    dog = Watchdog(GenerationDir(tmp_path), None, Nodes(GenerationDir(tmp_path), "here", 1))
     for numbers in (begun, begun, then, then):
         assert dog.look([ranks[number] for number in numbers], []) is None
     assert dog.slow_ranks() == []
@@ -85,8 +87,8 @@ def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, tmp_path):
     alive = [start(0, "step"), start(1, "step")]
 
     def stop_all() -> None:
-        for session in alive:
-            os.kill(session["pid"], signal.SIGSTOP)
+        for record in alive:
+            os.kill(record.pid, signal.SIGSTOP)
 
     assert watch(tmp_path, alive, 5, stop_all) is None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.rundir.records import read_json
+from dist_train.rundir.codec import read_json
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.training import TWO_NODES, Submitted, fingerprint, stopping_times, submit, trained_alone
 
@@ -114,8 +114,8 @@ def strike(run: Submitted, way: str) -> None:
         return
     run.wait_until(lambda: len(run.lives()) > number, "the next life")
     life = run.lives()[number - 1]
-    assert life["in_order"], life
-    saved = run.folder / "checkpoints" / life["ended"]["saved"]
+    assert life.in_order, life
+    saved = run.folder / "checkpoints" / life.ended.saved
     took = saved.stat().st_ctime - asked
     assert took < GRACE
     stopping_times.setdefault(way, []).append(took)
@@ -139,7 +139,7 @@ def assert_survived(run: Submitted, alone: str, lives: int) -> None:
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, lives - 1), run.log_text()
     record = run.lives()
     assert [life["restarts"] for life in record] == list(range(lives)), record
-    assert record[-1]["ended"]["reason"] == "done", record
+    assert record[-1].ended.reason == "done", record
     assert run.fingerprint() == alone
 
 
@@ -156,11 +156,11 @@ def test_one_run_survives_one_thing_after_the_other(slurm_cluster, tmp_path, alo
     assert_survived(run, alone, lives=5 + len(sizes))
     record = run.lives()
     assert [life["nodes"] for life in record] == [2, 2, 2, 2, 2, *sizes]
-    assert [life["in_order"] for life in record] == [True, True, False, False, *[True] * (1 + len(sizes))]
-    assert record[0]["ended"]["reason"] == "SIGUSR1: saved and stopped"
-    assert record[1]["ended"]["reason"] == "SIGTERM: saved and stopped"
-    assert record[2]["ended"]["reason"] == "another node was lost"
-    assert "left no word" in record[3]["ended"]["reason"]
+    assert [life.in_order for life in record] == [True, True, False, False, *[True] * (1 + len(sizes))]
+    assert record[0].ended.reason == "SIGUSR1: saved and stopped"
+    assert record[1].ended.reason == "SIGTERM: saved and stopped"
+    assert record[2].ended.reason == "another node was lost"
+    assert "left no word" in record[3].ended.reason
 
 
 def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):

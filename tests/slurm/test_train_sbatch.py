@@ -48,7 +48,7 @@ def test_two_nodes_of_two_ranks_end_in_the_bits_of_one_process(slurm_cluster, tm
     assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
     assert run.state()["world_size"] == 4
     assert (run.folder / "checkpoints/step-00000060/manifest.json").is_file()
-    assert [life["hosts"] for life in run.lives()] == [["127.0.0.1", "127.0.0.2"]]
+    assert [life.began.hosts for life in run.lives()] == [["127.0.0.1", "127.0.0.2"]]
     assert run.fingerprint() == alone
 
 

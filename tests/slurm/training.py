@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.supervisor import launch_log
+from dist_train.rundir.records import LaunchRecord, read_launches
 from tests.slurm.cluster import Cluster, Job, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,13 +45,13 @@ class Submitted:
     def state(self) -> dict[str, Any]:
         return json.loads((self.folder / "state.json").read_text())
 
-    def lives(self) -> list[dict[str, Any]]:
-        return launch_log.read(self.folder)
+    def lives(self) -> list[LaunchRecord]:
+        return read_launches(self.folder)
 
     def wait_for_training(self, life: int = 1, steps: int = 5) -> None:
         """Until a life of the job has made some steps."""
         self.wait_until(lambda: len(self.lives()) >= life, f"life {life} to begin")
-        began = self.lives()[life - 1]["unix"]
+        began = self.lives()[life - 1].began.unix
         self.wait_until(lambda: self.steps_seen(began) >= steps, f"training to begin in life {life}")
 
     def wait_for_line(self, words: str) -> None:

@@ -212,13 +212,13 @@ def _to(place: Path) -> None:
 def _one_rank(plan: Any, at_end: Any = None) -> int:
     """In place of the launcher's supervisor: the program, as `python -m MODULE` runs it."""
     from dist_train.rundir.ownership import refuse_owned
-    from launch.plan import run_choice
+    from dist_train.rundir.runs import make_run_dir
 
     if plan.program[-1].endswith("bench_ranks"):  # of doctor; nothing that is in a run reaches them
         return 0
     if plan.resume is not None:
         refuse_owned(plan.folder.resolve())
-    run_choice.make(plan.folder)
+    make_run_dir(plan.folder)
     os.environ.update(plan.environment)
     words = [*plan.arguments, *(["--resume", plan.resume] if plan.resume is not None else [])]
     return _forked(lambda: _module(plan.program[-1], words), None, None) or 0

@@ -32,7 +32,7 @@ class Holder:
         self.count = self.last = 0
 
     def take(self, folder: str) -> str:
-        owner = Owner.myself()
+        owner = Owner.now()
         if self.place == "elsewhere":
             owner = replace(owner, boot="another machine's", host="elsewhere")
         self.lease = Lease(owner=owner, expiry=self.expiry, renewal=0.05, note=say, lost=lambda: say("lost"))

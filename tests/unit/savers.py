@@ -69,7 +69,7 @@ class Gate:
     """A fence whose checks wait while it is shut. Open at first."""
 
     def __init__(self, run_dir: Path) -> None:
-        owner = Owner.myself()
+        owner = Owner.now()
         claim = claim_path(run_dir, 1)
         claim.parent.mkdir(parents=True)
         claim.write_bytes(json.dumps(asdict(owner)).encode() + b"\n0\n")

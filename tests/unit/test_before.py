@@ -43,7 +43,7 @@ def start(run: Path) -> None:
     (run / "tensorboard" / f"events.out.tfevents.17.{socket.gethostname()}.{os.getpid()}.0").touch()
     (run / "tensorboard" / "events.out.tfevents.17.rank-s.99.0").touch()
     (run / "generations/2/ranks").mkdir()
-    (run / "generations/2/ranks/0.json").write_text('{"host": "rank-s", "pid": 99}')
+    (run / "generations/2/ranks/0.json").write_text('{"host": "rank-s", "pid": 99, "started": 1}')
 
 
 def test_a_folder_that_was_there_is_as_it_was(tmp_path):

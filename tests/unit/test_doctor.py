@@ -133,9 +133,9 @@ def test_a_port_that_is_taken_is_refused(folder):
 
 def test_a_preflight_that_finds_nothing_says_and_leaves_nothing(folder):
     script = (
-        "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import prepare\n"
+        "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import plan_training\n"
         "from launch.doctor.examine import preflight\nfrom launch.plan.flags import Flags\n"
-        "_, config, plan, _ = prepare(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
+        "_, config, plan, _ = plan_training(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
         "**asdict(Flags()))\n"
         "preflight(config, plan)\nassert not {'torch', 'wandb', 'numpy'} & sys.modules.keys()\n"
     )
@@ -162,7 +162,7 @@ def test_room_is_judged_by_the_size_of_a_checkpoint(tmp_path):
 
 def test_open_files_of_this_process():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = machine.open_files(world_size=100_000_000, backend="gloo", workers=0)
+    found = machine.open_files_limit(world_size=100_000_000, backend="gloo", workers=0)
     assert found.level == "problem" or soft == resource.RLIM_INFINITY
     assert (found.facts["soft"], found.facts["hard"]) == (soft, hard)
 
@@ -253,7 +253,7 @@ def test_cards_on_the_bus(tmp_path):
     ],
 )
 def test_the_driver_against_torch(torch, driver, cards, gpus, level, words):
-    found = gpu.judge(torch, driver=driver, cards=cards, gpus=gpus)
+    found = gpu.check_driver(torch, driver=driver, cards=cards, gpus=gpus)
     assert found.level == level and words in str(found)
 
 
@@ -371,12 +371,12 @@ def left(folder):
 
 def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     script = (
-        "import json\nfrom pathlib import Path\nfrom launch.plan import host\n"
+        "import json\nfrom dataclasses import asdict\nfrom pathlib import Path\nfrom launch.plan import host\n"
         "from launch.doctor import examine, ranks\n"
         "from launch.plan import make_plan\nfrom launch.plan.flags import Flags\n"
         "flags = Flags(nproc_per_node='2', standalone=True, start='exec')\n"
         "plan = make_plan(examine.standard_config(), flags, host.look({}), folder=Path(), program=(), arguments=(), "
-        "resume=None)\nprint(json.dumps([found.as_json() for found in ranks.findings(plan, cores=2)]))"
+        "resume=None)\nprint(json.dumps([asdict(found) for found in ranks.findings(plan, cores=2)]))"
     )
     limited = ["sh", "-c", f"ulimit -n 16; exec {shlex.join(python('-c', script))}"]
     (found,) = json.loads(run(folder, limited)[0])

@@ -60,17 +60,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_nothing_of_pythons_own_is_resolved_by_any_name(path: str, own: Path) -> None:
     before = list(sys.path)
     with pytest.raises(UserError) as caught:
-        imports.resolve(path, "model")
+        imports.resolve_import(path, "model")
     assert caught.value.code == 2 and "\n" not in str(caught.value) and str(caught.value).startswith(f"model {path}: ")
     assert sys.path == before
     assert not {"antigravity", "this"} & set(sys.modules), "not even imported"
 
 
 def test_the_users_own_things_are_resolved(own: Path) -> None:
-    net = imports.resolve("mine.nets:Net", "model")
-    assert net.__qualname__ == "Net" and imports.resolve("mine.nets:build", "model")().size == 3
-    assert imports.resolve("mine.nets:Net.small", "model")().size == 3
-    assert imports.resolve("mine.nets:ready", "model")().size == 3
+    net = imports.resolve_import("mine.nets:Net", "model")
+    assert net.__qualname__ == "Net" and imports.resolve_import("mine.nets:build", "model")().size == 3
+    assert imports.resolve_import("mine.nets:Net.small", "model")().size == 3
+    assert imports.resolve_import("mine.nets:ready", "model")().size == 3
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_the_users_own_things_are_resolved(own: Path) -> None:
 )
 def test_what_cannot_be_imported_is_told_in_one_line(path: str, fragments: list[str], own: Path) -> None:
     if path == "mine:nets":
-        imports.resolve("mine.nets:Net", "model")  # so that the package has it
+        imports.resolve_import("mine.nets:Net", "model")  # so that the package has it
     with pytest.raises(UserError) as caught:
-        imports.resolve(path, "model")
+        imports.resolve_import(path, "model")
     assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
     assert "\n" not in str(caught.value)

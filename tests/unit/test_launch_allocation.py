@@ -29,7 +29,7 @@ PTY = {**FIRST, "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "40001"}
     ],
 )
 def test_it_starts_itself_where_no_launcher_runs_on_the_nodes(change, nodes, interactive):
-    found = allocation.find({**JOB, **change})
+    found = allocation.find_allocation({**JOB, **change})
     assert found is not None
     assert (found.job, found.nodes, found.interactive, found.cpus) == ("4711", nodes, interactive, 32)
 
@@ -45,7 +45,7 @@ def test_it_starts_itself_where_no_launcher_runs_on_the_nodes(change, nodes, int
     ],
 )
 def test_it_stays_where_it_is_the_launcher(environ):
-    assert allocation.find(environ) is None
+    assert allocation.find_allocation(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_it_stays_where_it_is_the_launcher(environ):
 def test_what_slurm_says_wrong_is_named(change, words):
     environ = {name: value for name, value in {**JOB, **change}.items() if value is not None}
     with pytest.raises(UserError, match=words):
-        allocation.find(environ)
+        allocation.find_allocation(environ)
 
 
 def test_srun_gets_one_task_a_node_with_all_cores():
-    found = allocation.find(JOB)
+    found = allocation.find_allocation(JOB)
     assert found is not None
     line = allocation.srun(found, 2, ["python", "-m", "launch"])
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"} < set(line)

@@ -22,14 +22,13 @@ from launch.slurm.place import INTERACTIVE_STEP, find_place
     ],
 )
 def test_host_lists(text, names):
-    assert hostlist.expand(text) == names
-    assert hostlist.first(text) == names[0]
+    assert hostlist.host_names(text) == names
 
 
 @pytest.mark.parametrize("text", ["", "n[1-", "n[2-1]", "n[a]", "n1,,n2", "n]1["])
 def test_what_is_no_host_list_is_refused(text):
     with pytest.raises(ValueError, match="host list"):
-        hostlist.expand(text)
+        hostlist.host_names(text)
 
 
 def test_cpu_quota_of_cgroup_2_is_the_smallest_on_the_way_up(tmp_path: Path):

@@ -11,12 +11,14 @@ import pytest
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.errors import ExitCode
+from dist_train.rundir.layout import GenerationDir
+from dist_train.rundir.records import read_launches
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
-from launch.signals import OTHERS, STOPS, Inbox
+from launch.signals import OTHERS, STOPS, ReceivedSignals
 from launch.slurm.place import Place
-from launch.supervisor import launch_log
+from launch.supervisor.launch_log import Launch
 from launch.supervisor.node_loss import agreed_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,35 +38,35 @@ def checkpoint(folder: Path, step: int) -> None:
 
 
 def killed_life(folder: Path, restarts: int) -> None:
-    launch_log.Life(plan(folder, restarts)).begin()
+    Launch(plan(folder, restarts)).begin()
 
 
 def test_a_life_that_was_killed_is_closed_by_the_next(tmp_path):
     killed_life(tmp_path, 0)
-    assert launch_log.read(tmp_path)[0]["ended"] is None
+    assert read_launches(tmp_path)[0].ended is None
     killed_life(tmp_path, 1)
-    first, second = launch_log.read(tmp_path)
-    assert (first["life"], first["restarts"], first["hosts"], first["in_order"]) == (1, 0, ["n0"], False)
-    assert "left no word" in first["ended"]["reason"]
-    assert (second["life"], second["restarts"], second["ended"]) == (2, 1, None)
+    first, second = read_launches(tmp_path)
+    assert (first.number, first.began.restarts, first.began.hosts, first.in_order) == (1, 0, ["n0"], False)
+    assert "left no word" in first.ended.reason
+    assert (second.number, second.began.restarts, second.ended) == (2, 1, None)
 
 
 def test_three_in_a_row_that_saved_nothing_new_are_enough(tmp_path):
     for restarts in range(3):
-        assert not launch_log.Life(plan(tmp_path, restarts)).is_in_vain()
+        assert not Launch(plan(tmp_path, restarts)).is_in_vain()
         killed_life(tmp_path, restarts)
-    last = launch_log.Life(plan(tmp_path, 3))
+    last = Launch(plan(tmp_path, 3))
     assert last.is_in_vain()
     assert last.give_up() == ExitCode.USER_CODE
-    assert not launch_log.Life(plan(tmp_path, 4)).is_in_vain()  # a person has put it back
+    assert not Launch(plan(tmp_path, 4)).is_in_vain()  # a person has put it back
 
 
 def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
     for restarts in range(3):
         killed_life(tmp_path, restarts)
-    assert not launch_log.Life(plan(tmp_path, 0)).is_in_vain()
+    assert not Launch(plan(tmp_path, 0)).is_in_vain()
     checkpoint(tmp_path, 10)
-    assert not launch_log.Life(plan(tmp_path, 3)).is_in_vain()
+    assert not Launch(plan(tmp_path, 3)).is_in_vain()
 
 
 @pytest.fixture
@@ -78,10 +80,10 @@ def asked_for():
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_that_comes_again_when_all_is_done_does_not_kill_the_launcher(asked_for, number):
-    with Inbox() as inbox:
+    with ReceivedSignals() as signals:
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)  # would end this process
-    assert [inbox.stop, *inbox.take_others()].count(number) == 1
+    assert [signals.stop, *signals.take_others()].count(number) == 1
 
 
 @pytest.mark.parametrize(
@@ -94,16 +96,16 @@ def test_a_signal_that_comes_again_when_all_is_done_does_not_kill_the_launcher(a
     ],
 )
 def test_what_ended_a_life_is_said(tmp_path, asked_for, status, code, reason, in_order):
-    with Inbox() as inbox:
-        life = launch_log.Life(plan(tmp_path, 0))
-        life.begin()
+    with ReceivedSignals() as signals:
+        launch = Launch(plan(tmp_path, 0))
+        launch.begin()
         os.kill(os.getpid(), signal.SIGUSR1)
         if status:
             (tmp_path / "state.json").write_text(json.dumps({"status": status, "updated": time.time() + 1}))
-        life.end(code, inbox)
-    ended = launch_log.read(tmp_path)[0]["ended"]
-    assert (ended["reason"], ended["in_order"], ended["exit_code"]) == (reason, in_order, code)
-    assert 0 <= ended["seconds_to_stop"] < 60
+        launch.end(code, signals)
+    ended = read_launches(tmp_path)[0].ended
+    assert (ended.reason, ended.in_order, ended.exit_code) == (reason, in_order, code)
+    assert 0 <= ended.seconds_to_stop < 60
 
 
 PEER = {"exit_code": 10, "cause": {"kind": "peer"}}
@@ -123,4 +125,4 @@ def test_a_node_that_only_lost_a_peer_asks_the_others(tmp_path, monkeypatch, oth
     for node, verdict in enumerate(others, 1):
         if verdict is not None:
             (tmp_path / f"verdict-node{node}.json").write_text(json.dumps(verdict))
-    assert agreed_code(plan(tmp_path, 0, nodes=3), tmp_path, 10, last=last) == code
+    assert agreed_code(plan(tmp_path, 0, nodes=3), GenerationDir(tmp_path), 10, last=last) == code

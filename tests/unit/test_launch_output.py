@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from dist_train.errors import UserError
 from launch import console
 from launch.diagnosis.native_crash import tail
-from launch.plan.console_options import is_shown, parse_ranks, parse_size, parse_tee
+from launch.plan.console_options import parse_ranks, parse_size, parse_tee
 from launch.relay.lines import LONGEST_LINE, Lines
+from launch.relay.request import Shown
 from launch.relay.targets import WAITING, Console, LogFile
 
 BAR = b"".join(b"\r%3d%%|%s|" % (percent, b"#" * (percent // 10)) for percent in range(0, 101, 5)) + b"\n"
@@ -208,10 +209,13 @@ def test_ranks_are_chosen_as_lists_and_spans():
 
 def test_tee_is_torchruns():
     shown = {
-        text: [r for r in range(4) if is_shown(r, r, ranks=None, tee=parse_tee(text))] for text in ("0", "3", "2:3,1:0")
+        text: [r for r in range(4) if Shown(ranks=None, tee=parse_tee(text)).includes(r, r)]
+        for text in ("0", "3", "2:3,1:0")
     }
     assert shown == {"0": [0], "3": [0, 1, 2, 3], "2:3,1:0": [0, 2]}
-    assert is_shown(5, 1, ranks=None, tee=parse_tee("1:1")) and not is_shown(0, 0, ranks=[3], tee=parse_tee("0"))
+    assert Shown(ranks=None, tee=parse_tee("1:1")).includes(5, 1) and not Shown(ranks=[3], tee=parse_tee("0")).includes(
+        0, 0
+    )
     for wrong in ("7", "a", "0:9", "1:3,"):
         with pytest.raises(UserError, match="--tee"):
             parse_tee(wrong)

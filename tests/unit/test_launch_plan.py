@@ -159,9 +159,9 @@ def test_what_does_not_go_together_is_refused(options, words):
 
 
 def test_what_is_shown_is_said_once_and_checked_before_anything_starts():
-    assert plan(nproc_per_node="4").ranks is None
+    assert plan(nproc_per_node="4").shown.ranks is None
     made = plan(nproc_per_node="4", ranks="1,3", log_size="2MB")
-    assert made.ranks == [1, 3] and made.log_size == 2_000_000
+    assert made.shown.ranks == [1, 3] and made.log_size == 2_000_000
     for wrong in ({"ranks": "1", "tee": "3"}, {"ranks": "4"}, {"tee": "x"}, {"log_size": "0"}):
         with pytest.raises(UserError):
             plan(nproc_per_node="4", **wrong)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
-from dist_train.rundir.layout import point_latest_at
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.runs import newest_checkpoint, point_latest_at
 from launch.plan import run_choice
 from launch.plan.run_choice import Wish
-from launch.processes import myself
+from launch.runs.listing import list_runs
 
 
 @pytest.fixture
@@ -177,8 +179,14 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
         choose(config, run_dir=str(tmp_path / "a"), resume=str(tmp_path / "b"))
 
 
+ME = asdict(ProcessId.myself())
+OLD = {name: value for name, value in ME.items() if name != "boot"}  # as versions before this one have written it
+OWNERS = {"a": ME, "a2": OLD, "b": {**ME, "started": 1}, "b2": {**OLD, "started": 1}, "c": {**OLD, "host": "elsewhere"}}
+OWNERS["c2"] = {**ME, "boot": "of another namespace"}
+
+
 def test_runs_are_listed_with_their_state(tmp_path):
-    for name, owner in {"a": myself(), "b": {**myself(), "started": 1}, "c": {**myself(), "host": "elsewhere"}}.items():
+    for name, owner in OWNERS.items():
         folder = make_run(tmp_path / "digits" / name)
         (folder / "state.json").write_text(json.dumps({"status": "running", "step": 3, "total_steps": 10}))
         (folder / "generations" / "1" / "nodes").mkdir(parents=True)
@@ -189,11 +197,14 @@ def test_runs_are_listed_with_their_state(tmp_path):
     done = make_run(tmp_path / "digits" / "d")
     (done / "state.json").write_text(json.dumps({"status": "done"}))
     os.symlink("d", tmp_path / "digits" / "latest")
-    found = run_choice.list_runs(tmp_path)
-    assert [(run["name"], run["state"]) for run in found] == [
+    found = list_runs(tmp_path)
+    assert [(run.name, run.state) for run in found] == [
         ("digits/a", "running"),
+        ("digits/a2", "running"),
         ("digits/b", "died"),
+        ("digits/b2", "died"),
         ("digits/c", "running"),  # another host's processes cannot be seen from here
+        ("digits/c2", "running"),  # nor those of another container
         ("digits/d", "done"),
         ("digits/e", "starting"),
         ("digits/f", "failed"),
@@ -204,4 +215,4 @@ def test_a_copy_that_somebody_made_of_a_checkpoint_is_not_the_newest(tmp_path):
     run = make_run(tmp_path, 100, 200)
     for name in ("step-00000100-copy", "step-00000300.bak"):
         (run / "checkpoints" / name).mkdir()
-    assert run_choice.newest_checkpoint(run) == "step-00000200"
+    assert newest_checkpoint(run) == "step-00000200"

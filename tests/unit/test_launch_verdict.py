@@ -1,18 +1,22 @@
 """Which of many deaths was the first cause, what is said of it, and with which exit code."""
 
+import json
 import multiprocessing
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dist_train.rundir.codec import decode
+from dist_train.rundir.records import ErrorRecord, ExceptionName, Frame, RankEnd, RankRecord
+from launch.console import ranges
 from launch.diagnosis.advice import port_taken
 from launch.diagnosis.collectives import Call
-from launch.diagnosis.explain import Scene, explain, short
+from launch.diagnosis.explain import FailureContext, explain, short
 from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause, is_peer_loss
-from launch.diagnosis.formatting import ranges
 from launch.diagnosis.native_crash import native_death
 from launch.plan.host import Memory
 from launch.rank import exceptions
@@ -20,19 +24,36 @@ from launch.rank import exceptions
 PEER = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242"
 
 
-def report(rank: int, kind: str = "ValueError", message: str = "bad label", boot_ns: int = 1, **more: Any) -> dict:
-    fixed = {"module": "builtins", "code": 10, "is_user_error": False, "frames": [], "notes": [], "traceback": ""}
-    return {"rank": rank, "type": kind, "message": message, "boot_ns": boot_ns, **fixed, **more}
+def report(
+    rank: int, kind: str = "ValueError", message: str = "bad label", boot_ns: int = 1, **more: Any
+) -> ErrorRecord:
+    fixed = {"module": "builtins", "code": 10, "is_user_error": False}
+    return ErrorRecord(rank=rank, type=kind, message=message, boot_ns=boot_ns, **{**fixed, **more})
+
+
+def described(error: BaseException) -> ErrorRecord:
+    """As the launcher reads what rank 0 writes."""
+    return decode(ErrorRecord, json.loads(json.dumps({"rank": 0, **exceptions.describe(error, ())})))
+
+
+def began(ranks: int) -> list[RankRecord]:
+    return [RankRecord(rank=rank, host="here", pid=100 + rank, started=1, agent=1) for rank in range(ranks)]
+
+
+def codes(*ended: tuple[int, int]) -> list[RankEnd]:
+    return [RankEnd(rank=rank, pid=100 + rank, exit_code=code) for rank, code in ended]
 
 
 def cause(
-    ranks: int, reports: list[dict], ended: list[tuple[int, int]], *, by_us: set[int] = frozenset(), left: tuple = ()
+    ranks: int,
+    reports: list[ErrorRecord],
+    ended: list[tuple[int, int]],
+    *,
+    by_us: set[int] = frozenset(),
+    left: tuple = (),
 ) -> Failure:
-    sessions = [{"rank": rank, "host": "here", "pid": 100 + rank} for rank in range(ranks)]
-    for rank in left:
-        sessions[rank]["ended"] = 0
-    codes = [{"rank": rank, "pid": 100 + rank, "exit_code": code} for rank, code in ended]
-    first = first_cause(find_failures(sessions, reports, codes, by_us))
+    records = [replace(record, ended=0) if record.rank in left else record for record in began(ranks)]
+    first = first_cause(find_failures(records, reports, codes(*ended), by_us))
     assert first is not None
     return first
 
@@ -89,13 +110,15 @@ def test_exit_codes(reports, ended, killed_for_memory, code):
     assert exit_code(cause(1, reports, [ended]), out_of_memory=killed_for_memory) == code
 
 
-def scene(logs: Path, **more: Any) -> Scene:
-    return Scene(**{"logs": logs, "checkpoint": "step-00001000", "out_of_memory": False, "here": "here", **more})
+def scene(logs: Path, **more: Any) -> FailureContext:
+    return FailureContext(
+        **{"logs": logs, "checkpoint": "step-00001000", "out_of_memory": False, "here": "here", **more}
+    )
 
 
 def test_the_text_marks_the_users_own_frames(tmp_path):
-    def frame(file: str, function: str) -> dict:
-        return {"file": file, "line": 58, "function": function, "text": "label = self.labels[index]"}
+    def frame(file: str, function: str) -> Frame:
+        return Frame(file=file, line=58, function=function, text="label = self.labels[index]")
 
     frames = [
         frame(torch_file(), "__next__"),
@@ -161,7 +184,7 @@ def test_all_that_an_exception_says_is_shown_in_order(kind, how, tmp_path):
             wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
             wrapper.reraise()
     except Exception as error:
-        found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
+        found = cause(1, [described(error)], [(0, 10)])
     text = explain(found, [found], scene(tmp_path))
     said = [line.strip() for line in text[text.index(f"    {WORDS[kind][0]}") :].splitlines()]
     assert [line for line in said if line in [word.strip() for word in WORDS[kind]]] == [w.strip() for w in WORDS[kind]]
@@ -173,7 +196,7 @@ def test_what_an_exception_was_raised_from_is_named(tmp_path):
     try:
         read("cause")
     except LookupError as error:
-        found = cause(1, [{"rank": 0, **exceptions.describe(error, ())}], [(0, 10)])
+        found = cause(1, [described(error)], [(0, 10)])
     assert "    LookupError: no row\n    from ValueError: row 5 is bad" in explain(found, [found], scene(tmp_path))
 
 
@@ -203,7 +226,7 @@ def test_ranges():
 
 
 def test_what_was_raised_from_a_lost_peer_is_an_echo():
-    lost = {"type": "RuntimeError", "module": "builtins", "message": PEER}
+    lost = ExceptionName(type="RuntimeError", module="builtins", message=PEER)
     assert is_peer_loss(report(0, "ValueError", "training failed", chain=[lost]))
     assert cause(2, [report(0, chain=[lost], boot_ns=1), report(1, boot_ns=5)], [(0, 10), (1, 10)]).rank == 1
 
@@ -213,22 +236,14 @@ def test_a_taken_port_is_no_lost_peer():
     assert not is_peer_loss(taken)
 
 
-def sessions(ranks: int) -> list[dict]:
-    return [{"rank": rank, "host": "here", "pid": 100 + rank} for rank in range(ranks)]
-
-
-def codes(*ended: tuple[int, int]) -> list[dict]:
-    return [{"rank": rank, "pid": 100 + rank, "exit_code": code} for rank, code in ended]
-
-
 def test_deaths_are_ordered_by_when_they_happened_and_not_by_when_they_were_seen():
     ended = codes((0, -9), (1, -11), (2, 7))
-    found = find_failures(sessions(3), [], ended, set(), {0: 30, 1: 20, 2: 10})
+    found = find_failures(began(3), [], ended, set(), {0: 30, 1: 20, 2: 10})
     assert first_cause(found).rank == 2
 
 
 def test_os_exit_with_0_is_leaving_early():
-    found = find_failures(sessions(2), [], codes((1, -9)), {1}, {0: 10, 1: 20})
+    found = find_failures(began(2), [], codes((1, -9)), {1}, {0: 10, 1: 20})
     first = first_cause(found)
     assert (first.rank, first.kind) == (0, "early")
 
@@ -254,15 +269,15 @@ Thread 0x00007fc5ae848b81 (most recent call first):
 
 def test_an_abort_in_a_background_thread_is_an_echo_and_one_by_the_program_is_not():
     native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(BY_ITSELF)}
-    found = find_failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    found = find_failures(began(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
     assert [failure.kind for failure in found] == ["peer", "signal"]
     assert first_cause(found).rank == 1
 
 
 def test_stacks_are_read_from_a_log():
     background, own = native_death(IN_THE_BACKGROUND), native_death(BY_ITSELF)
-    assert background.frames == [] and background.waiting[0]["line"] == "8" and "Connection closed" in background.said
-    assert own.frames == [{"file": "/home/me/train.py", "line": "8", "function": "step", "text": ""}]
+    assert background.frames == [] and background.waiting[0].line == 8 and "Connection closed" in background.said
+    assert own.frames == [Frame(file="/home/me/train.py", line=8, function="step")]
     assert native_death(["all is well"]) is None
 
 
@@ -272,7 +287,7 @@ def test_of_collectives_that_do_not_fit_the_odd_rank_is_named(tmp_path):
     reports = [report(rank, "RuntimeError", PEER) for rank in range(3)]
     said = native_death(["  what(): op.preamble.length <= op.nbytes. 36 vs 16", *IN_THE_BACKGROUND[2:]])
     called = {rank: [call] for rank, call in enumerate(given)}
-    found = find_failures(sessions(4), reports, codes((3, -6)), set(), {3: 5}, {3: said}, called)
+    found = find_failures(began(4), reports, codes((3, -6)), set(), {3: 5}, {3: said}, called)
     cause = first_cause(found)
     assert (cause.rank, cause.kind) == (2, "mismatch")
     text = explain(cause, found, scene(tmp_path))
@@ -283,7 +298,7 @@ def test_of_collectives_that_do_not_fit_the_odd_rank_is_named(tmp_path):
 
 def test_others_with_the_same_end_share_a_line(tmp_path):
     reports = [report(rank, "RuntimeError", PEER) for rank in (0, 1, 2)] + [report(3)]
-    found = find_failures(sessions(5), reports, codes((3, 10)), {4})
+    found = find_failures(began(5), reports, codes((3, 10)), {4})
     text = explain(first_cause(found), found, scene(tmp_path))
     assert "\n  ranks 0-2 lost their peer and ended\n" in text and "\n  rank 4 was ended for it\n" in text
 
@@ -348,7 +363,7 @@ def test_what_nccl_says_before_it_aborts_is_found_above_its_own_long_stack():
 
 def test_a_gpus_own_error_in_nccls_thread_is_no_echo_of_a_peer():
     native = {0: native_death(IN_THE_BACKGROUND), 1: native_death(NCCL_DEATH.splitlines())}
-    found = find_failures(sessions(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
+    found = find_failures(began(2), [], codes((0, -6), (1, -6)), set(), {0: 10, 1: 20}, native)
     assert [failure.kind for failure in found] == ["peer", "signal"]
 
 

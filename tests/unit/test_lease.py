@@ -145,7 +145,7 @@ def test_a_killed_owner_is_replaced_at_once(start, run_dir, reaped):
 
 
 def test_a_process_that_got_the_number_of_a_dead_owner_is_not_the_owner(start, run_dir):
-    write_claim(run_dir, 1, replace(Owner.myself(), started=Owner.myself().started - 1))
+    write_claim(run_dir, 1, replace(Owner.now(), started=Owner.now().started - 1))
     assert start(expiry=1000).ask("take", run_dir) == "owner"
 
 
@@ -184,7 +184,7 @@ def test_a_claim_that_nobody_can_read_runs_out_like_any(start, run_dir):
 def _dead(run_dir):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    write_claim(run_dir, 7, replace(Owner.myself(), pid=ended.pid, token="gone"))
+    write_claim(run_dir, 7, replace(Owner.now(), pid=ended.pid, token="gone"))
 
 
 def _race(start, folder, rounds):

@@ -47,6 +47,8 @@ from dist_train.data.loader import (
 from dist_train.data.workers import number_of_workers, start_method
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.codec import decode
+from dist_train.rundir.records import ErrorRecord
 from dist_train.tasks import Task
 from dist_train.tasks.classification import Classification
 from launch.diagnosis.failures import is_peer_loss
@@ -529,7 +531,7 @@ def test_an_error_of_a_data_set_is_told_whole_and_the_same_wherever_it_was(kind:
         assert [one["message"] for one in report["chain"] if one["is_cause"]] == ["the cause"]
         assert (report["errno"] is None) == (base not in (OSError, ConnectionResetError))
         assert report["code"] == (12 if kind == "memory" else 10) and not report["is_user_error"]
-        assert not is_peer_loss(report)
+        assert not is_peer_loss(decode(ErrorRecord, {"rank": 0, **report}))
         (frame,) = (frame for frame in report["frames"] if frame["function"] == "__getitem__")
         assert "raise ERRORS[self.kind]" in frame["text"] and "raise ERRORS[self.kind][0]()" in report["traceback"]
         told.append([report[part] for part in ("type", "message", "notes", "errno", "filename", "code")])

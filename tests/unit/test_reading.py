@@ -10,7 +10,7 @@ from dist_train.errors import UserError
 from dist_train.rundir.files import open_to_append
 from dist_train.rundir.ownership import current
 from dist_train.rundir.reading import Odd, numbered, open_regular, read_bytes, read_json
-from dist_train.rundir.records import state_of
+from dist_train.rundir.records import RunState
 from dist_train.tracking.wandb_sink import run_id
 from launch.plan.foreign_files import refuse, remember
 from launch.supervisor import owning
@@ -110,7 +110,7 @@ def test_a_file_that_is_a_hole_is_not_read(checkpoint):
 )
 def test_a_state_says_what_makes_sense_and_no_more(tmp_path, state):
     (tmp_path / "state.json").write_text(state)
-    assert state_of(tmp_path) == {}
+    assert RunState.of(tmp_path) == RunState()
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"pid": -1}', b"\xff", b'{"host": "\\u001b[2J"}'])

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from dist_train.config.schema import SlurmConfig
 from dist_train.errors import UserError
-from launch.commands.slurm import prepare
-from launch.slurm import arrays, queue, submission
+from launch.commands.slurm import plan_job
+from launch.slurm import arrays, submission
 from launch.slurm.render import BODY, Script, directives, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,20 +107,20 @@ def test_bash_and_shellcheck_find_nothing(tasks, tmp_path):
 
 
 def test_arrays_are_written_as_they_are_read():
-    assert arrays.expand("0-3,7,10-20:5%2") == ([0, 1, 2, 3, 7, 10, 15, 20], 2)
-    assert arrays.written([0, 1, 2, 3, 7, 10, 15, 20], 2) == "0-3,7,10,15,20%2"
+    assert arrays.parse_tasks("0-3,7,10-20:5%2") == ([0, 1, 2, 3, 7, 10, 15, 20], 2)
+    assert arrays.format_tasks([0, 1, 2, 3, 7, 10, 15, 20], 2) == "0-3,7,10,15,20%2"
     for wrong in ("3-1", "0-99999"):
         with pytest.raises(UserError):
-            arrays.expand(wrong)
+            arrays.parse_tasks(wrong)
     with pytest.raises(ValidationError):
         SlurmConfig(array="0-3,")
 
 
 def test_neither_another_job_nor_sbatchs_variables_beat_the_script():
     inside = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "9", "SLURM_CONF": "/c", "HOME": "/h"}
-    assert queue.environment_for([], inside) == {"SLURM_CONF": "/c", "HOME": "/h"}
+    assert submission.sbatch_environment([], inside) == {"SLURM_CONF": "/c", "HOME": "/h"}
     variables = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "x", "SBATCH_NO_REQUEUE": "", "SBATCH_ACCOUNT": "mine"}
-    assert queue.environment_for(["--time", "--partition"], variables) == {"SBATCH_ACCOUNT": "mine"}
+    assert submission.sbatch_environment(["--time", "--partition"], variables) == {"SBATCH_ACCOUNT": "mine"}
 
 
 def test_a_site_file_reaches_the_job_and_a_missing_one_ends_it(fake_slurm):
@@ -128,7 +128,7 @@ def test_a_site_file_reaches_the_job_and_a_missing_one_ends_it(fake_slurm):
     (here / "site.sh").write_text(f"echo read >{here}/read\n")
     for site, code in (("site.sh", "0"), ("none.sh", "2")):
         (here / "job").write_text(render(script(here, site=site)))
-        assert queue.submit(here / "job") == "7"
+        assert submission.sbatch(here / "job") == "7"
         assert (fake_slurm / "code").read_text().strip() == code
     assert (here / "read").exists()
 
@@ -220,7 +220,7 @@ def _run(made: Script, text: str, out: Path) -> None:
     job = out.parent / "job.sbatch"
     job.write_text(text)
     (out / "argv").unlink(missing_ok=True)
-    assert queue.submit(job) == "7"
+    assert submission.sbatch(job) == "7"
     log = (out / "log").read_text(errors="replace")
     if made.slurm.site:  # names no file: the job ends before it begins
         assert (out / "code").read_text().strip() == "2" and not (out / "argv").exists(), log
@@ -249,7 +249,7 @@ def test_hostile_flags_and_overrides_are_refused_or_stay_in_the_run_root(fake_sl
             "tracking.wandb.group=a b",
         )
         try:
-            made, runs = prepare(words, run_dir=None, resume=None, allow_change=(), max_restarts=0, **flags)
+            made, runs = plan_job(words, run_dir=None, resume=None, allow_change=(), max_restarts=0, **flags)
             submission.submit(made, runs)
         except UserError:
             made_nothing = not (here / "runs").exists() or all(
@@ -268,7 +268,7 @@ def test_no_variable_of_the_environment_is_written_down(fake_slurm, monkeypatch)
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "canary-of-a-secret")
     none: dict[str, Any] = dict.fromkeys((*FLAGS, "nproc_per_node"))
-    submission.submit(*prepare((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none))
+    submission.submit(*plan_job((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none))
     written = [path for path in Path.cwd().rglob("*") if path.is_file()]
     assert {path.name for path in written} == {"job.sbatch", "config.yaml", "job.json"}
     assert not any("canary" in path.read_text() for path in [*written, fake_slurm / "log"])
@@ -279,7 +279,7 @@ def test_an_sbatch_that_refuses_leaves_nothing(fake_slurm, tmp_path):
         "#!/bin/bash\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n"
     )
     none: dict[str, Any] = dict.fromkeys((*FLAGS, "nproc_per_node"))
-    made, runs = prepare((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none)
+    made, runs = plan_job((DIGITS,), run_dir=None, resume=None, allow_change=(), max_restarts=0, **none)
     with pytest.raises(UserError, match="^sbatch refuses: invalid partition specified: x$"):
         submission.submit(made, runs)
     assert list(Path.cwd().iterdir()) == []

@@ -142,7 +142,7 @@ def test_the_folder_appears_whole_and_reads_back(tmp_path, monkeypatch):
     sweep = made([], ["seed=0..1"])
     assert sweep.folder.parent == tmp_path / "runs" / "digits" and sweep.name.startswith("sweep-")
     assert [path.name for path in sweep.folder.parent.iterdir()] == [sweep.name]
-    assert store.read(Path("runs/digits") / sweep.name) == sweep
+    assert store.read_sweep(Path("runs/digits") / sweep.name) == sweep
     from dist_train.config.source import load
 
     own = [load(sweep.config_of(point)) for point in sweep.points]

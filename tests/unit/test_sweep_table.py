@@ -2,20 +2,22 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from dist_train.errors import UserError
-from dist_train.rundir.records import write_json
+from dist_train.rundir.codec import write_json
+from dist_train.rundir.process_id import ProcessId
 from launch.plan.host import Host
-from launch.processes import myself
 from launch.sweep import local, table
 from launch.sweep.points import draw
 from tests.unit.test_sweep_points import made
 
 DIGITS = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
-GONE = {"pid": 2**22 + 1, "started": 1, "host": myself()["host"]}
+ME = asdict(ProcessId.myself())
+GONE = {**ME, "pid": 2**22 + 1, "started": 1}
 
 
 @pytest.fixture
@@ -46,12 +48,12 @@ def fill(sweep) -> None:
     left(sweep, 2, {"status": "running"})
     left(sweep, 3, {"status": "stopped", "signal": "SIGTERM", **best(0.7)})
     left(sweep, 4, {"status": "stopped", "signal": None, **best(0.9)})
-    left(sweep, 5, {"status": "running"}, owner=myself())
+    left(sweep, 5, {"status": "running"}, owner=ME)
 
 
 def test_best_first_and_below_what_has_no_result(sweep):
     fill(sweep)
-    rows = table.look(sweep)
+    rows = table.read_table(sweep)
     assert [(row.point.overrides["seed"], row.state) for row in rows] == [
         ("4", "done"),
         ("0", "done"),
@@ -71,13 +73,13 @@ def test_lowest_first_where_less_is_better(tmp_path, monkeypatch):
     sweep = made(loss, ["seed=0..1"])
     for number, value in enumerate((0.4, 0.2)):
         left(sweep, number, {"status": "done", **best(value)})
-    assert [row.point.overrides["seed"] for row in table.look(sweep)] == ["1", "0"]
+    assert [row.point.overrides["seed"] for row in table.read_table(sweep)] == ["1", "0"]
 
 
 def test_the_files_say_what_the_table_says(sweep):
     fill(sweep)
-    rows = table.look(sweep)
-    table.write(sweep, rows)
+    rows = table.read_table(sweep)
+    table.write_table(sweep, rows)
     lines = list(csv.DictReader((sweep.folder / "table.csv").open()))
     records = json.loads((sweep.folder / "table.json").read_text())["points"]
     assert [line["point"] for line in lines] == [record["point"] for record in records] == [r.point.name for r in rows]

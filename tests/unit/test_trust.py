@@ -14,7 +14,8 @@ from dist_train.config import recorded, trust
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
-from launch.commands.common import alone, load
+from launch.children import isolated
+from launch.commands.common import load_trusted
 from launch.commands.train import find_config
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
@@ -42,7 +43,7 @@ def run(tmp_path):
 
 def ask(run: Path, *overrides: str, given: bool = False, job: bool = False) -> list[str]:
     notes: list[str] = []
-    found = recorded.read(run, overrides)
+    found = recorded.read_recorded(run, overrides)
     assert found is not None
     found.trusted(given, notes.append, job=job)
     return notes
@@ -145,7 +146,7 @@ def test_a_file_of_the_users_own_is_trusted_beside_folders_of_other_names(home, 
 
 def _named(words: tuple[str, ...] = (), resume: Path | None = None, run_dir: Path | None = None) -> RunConfig:
     """The config that `train` and `slurm` come to."""
-    return load(*find_config(words, resume and str(resume), run_dir and str(run_dir)))
+    return load_trusted(*find_config(words, resume and str(resume), run_dir and str(run_dir)))
 
 
 def test_a_config_found_in_what_was_named_as_a_run_is_no_config_of_the_users_whatever_else_is_there(home, tmp_path):
@@ -237,7 +238,7 @@ def test_nor_by_what_a_rank_starts(sent, tmp_path):
         "    process = multiprocessing.get_context('forkserver').Process(target=print, args=('started',))\n"
         "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
     )
-    command = [sys.executable, alone("rank")[0], "rank"]
+    command = [sys.executable, isolated("rank")[0], "rank"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert not list(sent.parent.glob("ran-*"))
@@ -255,7 +256,7 @@ def test_a_damaged_list_counts_as_empty_is_told_in_one_line_and_mended(home, run
     home.write_bytes(content)
     notes: list[str] = []
     with pytest.raises(UserError, match="--trust"):
-        trust.check(trust.powers(config()), "it", given=False, note=notes.append)
+        trust.require(trust.powers(config()), "it", given=False, note=notes.append)
     assert len(notes) == 1 and str(home) in notes[0] and "\n" not in notes[0]
     ask(run, given=True)
     assert ask(run) == []

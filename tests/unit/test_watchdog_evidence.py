@@ -2,14 +2,16 @@
 
 import pytest
 
-from launch.diagnosis.evidence import Evidence, Frame, Heartbeat, Process
+from dist_train.rundir.records import Frame
+from launch.diagnosis.evidence import Evidence, Heartbeat, Process
+from launch.diagnosis.formatting import frame_at
 from launch.diagnosis.hang import find
 
 
 def process(tmp_path, line: str) -> Process:
     path = tmp_path / "own.py"
     path.write_text(f"{line}\n")
-    frames = [Frame(file=str(path), line=1, function="flush")]
+    frames = [frame_at(str(path), 1, "flush")]
     return Process(pid=1, state="R", syscall="", frames=frames)
 
 

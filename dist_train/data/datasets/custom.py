@@ -14,8 +14,7 @@ alone, since those are set for every sample.
 from collections.abc import Iterable
 from typing import Any
 
-from dist_train.config.custom import construct
-from dist_train.config.imports import resolve
+from dist_train.config.imports import construct, resolve_import
 from dist_train.config.schema import Custom
 from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.data.failure import failures, noted
@@ -24,7 +23,7 @@ from dist_train.randomness import key, seeded
 
 
 def build(config: Custom, local_rank0_first: Any) -> Splits:
-    thing = resolve(config.name, "data")
+    thing = resolve_import(config.name, "data")
     splits = ["train", "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
     made = {split: construct(config, "data", offered={}, split=split) for split in splits}
     for split, dataset in made.items():

@@ -1,4 +1,4 @@
-"""docs/config.md, made from the schema: every section, key, type, default and docstring."""
+"""Prints docs/config.md, made from the schema: every section, key, type, default and docstring."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dist_train.config import shape
 
 _HEAD = """# The config, key by key
 
-This page is made from the schema (`python -m dist_train.config.reference`); a test keeps it fresh. Editors that speak
+This page is made from the schema (`python docs/config_reference.py`); a test keeps it fresh. Editors that speak
 YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
 
 ## How a config is read
@@ -122,7 +122,7 @@ def _table(keys: dict[str, shape.Node], required: set[str]) -> str:
     rows = ["| key | is | default | |", "|---|---|---|---|"]
     for name, node in keys.items():
         default = "*needed*" if name in required else _written(node.get("default"))
-        rows.append(f"| `{name}` | {_cell(shape.words(node))} | {default} | {_cell(node.get('description', ''))} |")
+        rows.append(f"| `{name}` | {_cell(shape.in_words(node))} | {default} | {_cell(node.get('description', ''))} |")
     return "\n".join(rows) + "\n"
 
 

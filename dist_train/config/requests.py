@@ -1,0 +1,112 @@
+"""What a command asks of the module that does its work: `dist-train` writes a request, the module reads it.
+
+No torch and no pydantic here: both sides start with this.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from dist_train.errors import ExitCode
+from dist_train.rundir.codec import decode
+
+_LONGEST_ARGUMENT = 30_000
+"""Characters of at most 4 bytes each: Linux takes 128 KiB in one argument, and `predict` takes any number of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsRequest:
+    """Which checkpoints are there, and with `verify` whether they are sound?"""
+
+    target: str
+    """A run directory or a checkpoint."""
+    verify: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FingerprintRequest:
+    """One hash over all tensors of a checkpoint."""
+
+    target: str
+    """A run directory (its newest checkpoint) or a checkpoint."""
+    as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The class of each image."""
+
+    target: str
+    """A run directory (its best checkpoint) or a checkpoint."""
+    images: tuple[str, ...]
+    """Files, or folders of them."""
+    overrides: tuple[str, ...] = ()
+    trust: bool = False
+    """--trust: the config may run code that the user does not know yet."""
+    as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """The metrics of a saved model."""
+
+    target: str
+    """A run directory (its best checkpoint) or a checkpoint."""
+    overrides: tuple[str, ...] = ()
+    split: str = "evaluation"
+    """`evaluation`, `test` or `train`."""
+    trust: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayRequest:
+    """Do the recorded steps come out again?"""
+
+    run: str
+    """A run directory."""
+    from_step: int
+    """The first step, counted from 1."""
+    to_step: int
+    """The last step."""
+    show: bool = False
+    """Also show each microbatch's loss and samples, and the largest gradients."""
+    trust: bool = False
+    as_json: bool = False
+    outcome: str | None = None
+    """A file for the exit code; the launcher would take a rank that ends with another code than 0 for a failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRanksRequest:
+    """How fast is each rank, and how fast do the ranks talk to each other?"""
+
+    outcome: str
+    """The file that rank 0 writes the measurements to."""
+    backend: str
+    """`gloo` or `nccl`."""
+
+
+Request = TypeVar("Request")
+
+
+def to_arguments(request: object) -> list[str]:
+    """The request as JSON: one argument, or several to be joined where it is longer than one may be."""
+    text = json.dumps(asdict(request), ensure_ascii=False)  # type: ignore[call-overload]
+    return [text[at : at + _LONGEST_ARGUMENT] for at in range(0, len(text), _LONGEST_ARGUMENT)]
+
+
+def read_request(kind: type[Request], arguments: Sequence[str]) -> Request:
+    """What `to_arguments` wrote.
+
+    Raises:
+        SystemExit: (2) after one line on stderr, when it is no such request.
+    """
+    try:
+        return decode(kind, json.loads("".join(arguments)))
+    except ValueError:
+        print(f"this module takes one argument, a {kind.__name__} as JSON; dist-train writes it", file=sys.stderr)
+        sys.exit(int(ExitCode.CONFIG))

@@ -1,0 +1,125 @@
+"""JSON files and messages as frozen dataclasses. A reader of a file sees its old content or its new one."""
+
+import json
+import os
+import types
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dist_train.rundir import reading
+
+MAX_RECORD = 64 * 2**20
+"""Bytes of the largest file that is read: a verdict of many ranks, with all their stacks."""
+T = TypeVar("T")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces `path` in one step; a record is written as its fields. Not synced: no power loss makes it matter."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(content) if is_dataclass(content) else content) + "\n")  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content, or None where there is no such file, or no JSON in it, or more than any of ours has."""
+    try:
+        return reading.read_json(path, MAX_RECORD)
+    except (OSError, ValueError):
+        return None
+
+
+def read_record(kind: type[T], path: Path) -> T | None:
+    """A record, or None where the file holds none of that kind."""
+    try:
+        return decode(kind, reading.read_json(path, MAX_RECORD))
+    except (OSError, ValueError):
+        return None
+
+
+def read_records(kind: type[T], folder: Path) -> list[T]:
+    """Every record of that kind in a folder, by name; empty where there is no folder."""
+    found = (read_record(kind, path) for path in sorted(folder.glob("[!.]*.json")))
+    return [record for record in found if record is not None]
+
+
+def read_lines(kind: type[T], path: Path) -> list[T]:
+    """The records of a file with one a line, without a line that a crash cut off; empty where there is no file."""
+    try:
+        lines = reading.read_bytes(path, MAX_RECORD).splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(decode(kind, reading.parse_json(line)))
+        except ValueError:
+            continue
+    return records
+
+
+def decode(kind: type[T], content: Any, *, lenient: bool = False) -> T:
+    """`content`, which JSON has read, as a dataclass. Keys that it does not have are left out.
+
+    Args:
+        lenient: a value that does not fit is left out too, where the field has a default.
+
+    Raises:
+        ValueError: when it is no such record. Anybody may have written it.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"no object: {content!r:.100}")
+    values = {}
+    for name, (hint, is_optional) in _fields(kind).items():  # type: ignore[arg-type]
+        if name not in content:
+            if not is_optional:
+                raise ValueError(f"{name} is missing")
+            continue
+        try:
+            values[name] = _fitting(hint, content[name])
+        except ValueError:
+            if not (lenient and is_optional):
+                raise
+    return kind(**values)
+
+
+@cache
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Of each field its type, and whether it may be missing."""
+    hints = get_type_hints(kind)
+    return {
+        one.name: (hints[one.name], one.default is not MISSING or one.default_factory is not MISSING)
+        for one in fields(kind)  # type: ignore[arg-type]
+    }
+
+
+def _fitting(hint: Any, value: Any) -> Any:
+    """The value, with records inside of it made; raises ValueError where it does not fit the type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(inner, value)
+    if origin is Literal and value in inner:
+        return value
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_fitting(inner[0], item) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {_fitting(inner[0], key): _fitting(inner[1], item) for key, item in value.items()}
+    if is_dataclass(hint):
+        return decode(hint, value)  # type: ignore[arg-type]
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{value!r:.100} is no {hint}")
+
+
+def _first_that_fits(hints: tuple[Any, ...], value: Any) -> Any:
+    for hint in hints:
+        try:
+            return None if hint is types.NoneType and value is None else _fitting(hint, value)
+        except ValueError:
+            continue
+    raise ValueError(f"{value!r:.100} fits none of {hints}")

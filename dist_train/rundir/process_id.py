@@ -1,0 +1,79 @@
+"""One process among all that ever were, and whether it still lives. Linux; standard library only."""
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What /proc says about a process.
+
+    Attributes:
+        parent: process id of its parent.
+        state: one letter; Z and X are dead.
+        started: in clock ticks since boot.
+    """
+
+    parent: int
+    state: str
+    started: int
+
+
+def stat(pid: int) -> Stat | None:
+    """None when there is no such process, or it cannot be seen."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
+    return Stat(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+
+
+@cache
+def boot() -> str | None:
+    """Where process ids mean the same: this boot of this machine, and this PID namespace. None where Linux hides it."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessId:
+    """Tells a process from any other, on any host, also after its id was given out again.
+
+    Attributes:
+        started: in clock ticks since boot.
+        boot: the boot and the PID namespace that `pid` belongs to; None in what older versions have written.
+    """
+
+    host: str
+    pid: int
+    started: int
+    boot: str | None = None
+
+    @classmethod
+    def myself(cls) -> Self:
+        own = stat(os.getpid())
+        return cls(host=socket.gethostname(), pid=os.getpid(), started=own.started if own else 0, boot=boot())
+
+    def lives(self) -> bool | None:
+        """Whether the process runs; a zombie does not. None where this process cannot tell."""
+        is_here = self.host == socket.gethostname() if self.boot is None else self.boot == boot()
+        if not is_here:
+            return None
+        found = stat(self.pid)
+        if found is not None:
+            return found.started == self.started and found.state not in "ZX"
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return None
+        return None  # /proc hides it

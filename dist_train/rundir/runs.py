@@ -1,0 +1,121 @@
+"""What run directories are called, and which one to go on with; for the launcher, and for ranks started without it."""
+
+import os
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_train.errors import UserError
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.reading import read_json
+
+if TYPE_CHECKING:  # pydantic takes a tenth of a second, and not every launch has a config
+    from dist_train.config.schema import RunConfig
+
+LATEST = "latest"
+CHECKPOINTS = "checkpoints"
+_CHECKPOINT = re.compile(r"step-\d{8,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A run, and the checkpoint that it would go on from."""
+
+    run_dir: Path
+    checkpoint: str
+    at: float
+    """When it was saved, in Unix time."""
+
+
+def new_run_dir(config: "RunConfig") -> Path:
+    """<run_root>/<name>/<UTC stamp>-<4 characters>. Makes nothing."""
+    return new_folder(Path(config.run_root) / config.name)
+
+
+def new_folder(parent: Path) -> Path:
+    """A name below `parent` that is free: <UTC stamp>-<4 characters>. Makes nothing."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    alphabet = "0123456789abcdefghjkmnpqrstvwxyz"  # without those that look alike
+    return parent / f"{stamp}-{''.join(secrets.choice(alphabet) for _ in range(4))}"
+
+
+def to_go_on_with(config: "RunConfig") -> Saved | None:
+    """The newest run of this name that has something to go on from: `latest`, or where that has nothing, the one that
+    saved last. None where there is nothing at all."""
+    parent = Path(config.run_root) / config.name
+    link = parent / LATEST
+    if link.is_symlink() and (found := saved(parent / os.readlink(link))) is not None:
+        return found
+    runs = [found for path in _folders(parent) if (found := saved(path)) is not None]
+    # A folder called latest is a copy of one of the others, made where links are not copied.
+    return max(runs, key=lambda run: (run.at, run.run_dir.name != LATEST, run.run_dir.name), default=None)
+
+
+def saved(run_dir: Path) -> Saved | None:
+    """The newest checkpoint of a run whose files are all there, each as long as it was written. None without one.
+
+    Whether each byte is what it was, rank 0 sees when it reads them.
+    """
+    names = [path.name for path in _folders(RunDir(run_dir).checkpoints) if is_checkpoint_name(path.name)]
+    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, in one way or another
+            folder = RunDir(run_dir).checkpoints / name
+            manifest = read_json(folder / "manifest.json")
+            if all((folder / file).stat().st_size == facts["size"] for file, facts in manifest["files"].items()):
+                return Saved(run_dir=run_dir, checkpoint=name, at=float(manifest["saved"]))
+    return None
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder is called as a checkpoint is; somebody's copy beside it, `step-00000100-copy`, is not."""
+    return _CHECKPOINT.fullmatch(name) is not None
+
+
+def _folders(parent: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+    return []
+
+
+def point_latest_at(run_dir: Path) -> None:
+    """Makes `latest` beside `run_dir` point to it; other readers see the old one or the new one. Some file systems have
+    no links, and somebody's folder may be there: it is a convenience."""
+    temporary = run_dir.parent / f".{LATEST}-{os.getpid()}"
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(run_dir.name)
+        try:
+            os.replace(temporary, run_dir.parent / LATEST)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
+
+
+def has_checkpoints(folder: Path) -> bool:
+    return newest_checkpoint(folder) is not None
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """Name of the newest complete checkpoint, such as `step-00001200`."""
+    found = RunDir(folder).checkpoints.glob("step-*")
+    names = (path.name for path in found if is_checkpoint_name(path.name) and path.is_dir())
+    return max(names, key=lambda name: (len(name), name), default=None)
+
+
+def make_run_dir(folder: Path) -> None:
+    """Creates the run directory with the part that the launcher keeps.
+
+    Raises:
+        UserError: when the file system does not let us.
+    """
+    try:
+        RunDir(folder).generations.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from None

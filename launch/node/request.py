@@ -1,0 +1,33 @@
+"""What the supervisor asks of torch's elastic agent, and how the agent reads it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentRequest:
+    """One generation on this node.
+
+    Attributes:
+        cwd: the folder that the user's command was given in.
+        arguments: torchrun's.
+        generation: the folder that ranks leave their files in.
+        logs: the folder of the ranks' logs.
+        log: the file that torch's own words go to.
+        signals: whether the program answers SIGTERM and the like itself (ours), or is to find Python's defaults.
+        restarts: how often the ranks have been started again.
+        max_restarts: how often they may be.
+        output: address of the relay.
+        outcome: the file to write how the ranks ended.
+    """
+
+    cwd: str
+    arguments: list[str]
+    generation: str
+    logs: str
+    log: str
+    signals: Literal["ours", "default"]
+    restarts: int
+    max_restarts: int
+    output: str
+    outcome: str

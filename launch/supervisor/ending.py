@@ -1,0 +1,194 @@
+"""What a generation's end is called: the exit code, the words for the user, the verdict for machines."""
+
+import signal
+import time
+from dataclasses import dataclass, replace
+
+from dist_train.errors import ExitCode
+from dist_train.rundir.codec import read_record, read_records, write_json
+from dist_train.rundir.layout import GenerationDir, rank_log
+from dist_train.rundir.process_id import ProcessId
+from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState
+from dist_train.rundir.runs import newest_checkpoint
+from launch.console import mark, say
+from launch.diagnosis import hang as hangs
+from launch.diagnosis.advice import port_taken
+from launch.diagnosis.evidence import read_calls
+from launch.diagnosis.explain import FailureContext, explain
+from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause
+from launch.diagnosis.native_crash import native_death, tail
+from launch.diagnosis.verdict import Signature, as_record, signature
+from launch.diagnosis.watchdog import Hang
+from launch.plan import LaunchPlan
+from launch.plan.host import Memory, memory, oom_kills
+from launch.signals import ReceivedSignals
+from launch.supervisor.agent_starter import AgentStarter
+from launch.supervisor.node_loss import ECHOES
+from launch.supervisor.stopping import Stopping
+
+PEER_WRITES_S = 1.0
+"""Seconds that another node may still take to write down why its ranks have failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a generation ended on this node.
+
+    Attributes:
+        code: the launcher's exit code, if it ends with it.
+        signature: what the failure was, so that the same is not told twice.
+        knows_no_cause: it failed, and this node has seen nothing but that another was gone.
+    """
+
+    code: int
+    signature: Signature | None = None
+    knows_no_cause: bool = False
+
+
+class MemoryWatch:
+    """The memory that a generation had before one of its ranks died: what that one used is free again afterwards."""
+
+    def __init__(self) -> None:
+        self._kills = oom_kills()
+        self._last = memory()
+
+    def look(self) -> None:
+        self._last = memory()
+
+    def ran_out(self) -> bool:
+        """Whether the kernel has killed for want of memory since the beginning."""
+        return oom_kills() > self._kills
+
+    def before_the_death(self) -> Memory:
+        """The peak is the kernel's own."""
+        return replace(self._last, peak=memory().peak) if self.ran_out() else self._last
+
+
+class Ending:
+    """Says how a generation ended, once none of its processes is left.
+
+    Args:
+        told: the failure of the generation before, which is not told again.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        generation: GenerationDir,
+        signals: ReceivedSignals,
+        stopping: Stopping,
+        starter: AgentStarter,
+        memory: MemoryWatch,
+        told: Signature | None,
+    ) -> None:
+        self._plan, self._generation, self._signals = plan, generation, signals
+        self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
+
+    def of(self, hang: Hang | None, died: dict[int, int]) -> Ended:
+        """
+        Args:
+            died: for each rank that has ended, when that was seen, in ns since boot.
+        """
+        stop = self._signals.stop
+        if self._stopping.had_nothing_to_save and stop is not None:
+            return Ended(code=stopped_code(self._plan, stop))
+        if hang is not None:
+            return self._hung(hang)
+        if self._signals.kill is not None:
+            return self._wrote("stopped", forced_code(self._signals.kill))
+        if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
+            return self._wrote("stopped", stopped_code(self._plan, stop))
+        outcome = read_record(AgentOutcome, self._generation.agent(self._plan.node_name))
+        outcome = outcome or AgentOutcome(error="it died", ranks=[])
+        if outcome.error is None and all(rank.exit_code == 0 for rank in outcome.ranks):
+            return self._well()
+        return self._badly(outcome, died)
+
+    def _well(self) -> Ended:
+        state = RunState.of(self._plan.folder)
+        number = self._signals.stop or getattr(signal, str(state.signal), None)
+        if number is None or state.status == "done":
+            return self._wrote("done", ExitCode.DONE)
+        return self._wrote("stopped", stopped_code(self._plan, number))
+
+    def _wrote(self, outcome: str, code: int) -> Ended:
+        write_json(self._generation.verdict(self._plan.node_name), as_record(outcome, code))
+        return Ended(code=code)
+
+    def _hung(self, hang: Hang) -> Ended:
+        finding = hangs.find(hang.evidence)
+        text = hangs.explain(hang, finding)
+        say(text if self._plan.node in (0, None) else text.split("\n")[0])
+        write_json(self._generation.verdict(self._plan.node_name), hangs.as_record(hang, finding, ExitCode.HANG))
+        return Ended(code=ExitCode.HANG)
+
+    def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:
+        plan, loss = self._plan, self._starter.loss()
+        found = self._failures(outcome, died) if loss is None else []
+        cause = first_cause(found)
+        if plan.nodes > 1 and loss is None and (cause is None or cause.kind == "peer"):
+            time.sleep(PEER_WRITES_S)
+            found = self._failures(outcome, died)
+            cause = first_cause(found)
+        knows_no_cause = cause is None or cause.kind in ECHOES
+        if knows_no_cause and plan.nodes > 1 and self._signals.stop is not None:  # a node with nothing to save has left
+            return Ended(code=stopped_code(plan, self._signals.stop), knows_no_cause=True)
+        code, text = self._told_to_the_user(cause, found, outcome, loss)
+        same = cause is not None and signature(cause) == self._told
+        say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
+        write_json(self._generation.verdict(plan.node_name), as_record("failed", code, cause, found))
+        return Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+
+    def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
+        ranks = read_records(RankRecord, self._generation.ranks)
+        logs = {rank: tail(rank_log(self._plan.logs, rank), 400) for rank in died}
+        return find_failures(
+            ranks,
+            read_records(ErrorRecord, self._generation.errors),
+            outcome.ranks,
+            self._stopping.ended_by_us,
+            died,
+            {rank: found for rank, lines in logs.items() if (found := native_death(lines))},
+            {one.rank: read_calls(self._generation, one.rank) for one in ranks},
+        )
+
+    def _told_to_the_user(
+        self, cause: Failure | None, found: list[Failure], outcome: AgentOutcome, loss: str | None
+    ) -> tuple[int, str]:
+        """The exit code and the text."""
+        if cause is None:
+            return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
+        out_of_memory = self._memory.ran_out()
+        context = FailureContext(
+            logs=self._plan.logs,
+            checkpoint=newest_checkpoint(self._plan.folder),
+            out_of_memory=out_of_memory,
+            here=ProcessId.myself().host,
+            memory=self._memory.before_the_death(),
+            job=self._plan.environment.get("DIST_TRAIN_JOB"),
+        )
+        code = exit_code(cause, out_of_memory=out_of_memory)
+        is_ours = cause.report is not None and cause.report.is_user_error
+        if self._plan.is_training and code == ExitCode.CONFIG and not is_ours:
+            code = ExitCode.USER_CODE  # the user's code has called sys.exit(2); of ours it would say: not begun
+        return code, explain(cause, found, context)
+
+    def _agent_failed(self, outcome: AgentOutcome, loss: str | None) -> str:
+        if loss is not None:
+            return f"{mark('✗', 'red')} all ranks of this node are gone: {loss}"
+        why = outcome.error or "no rank said why"
+        if "Address already in use" in why and self._plan.rendezvous.master_port:
+            why = port_taken(self._plan.rendezvous.master_port)
+        return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self._plan.agent_log}"
+
+
+def stopped_code(plan: LaunchPlan, number: int) -> int:
+    """The exit code of a launch that a signal has stopped in good order."""
+    if number == signal.SIGUSR1 or (number == signal.SIGTERM and plan.scheduler):
+        return ExitCode.REQUEUE
+    return forced_code(number)
+
+
+def forced_code(number: int) -> int:
+    """128 + signal, as a shell has it: a forced end saved nothing, so it is never 75."""
+    return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED

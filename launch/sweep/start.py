@@ -1,0 +1,218 @@
+"""What `dist-train sweep` does: begins a sweep, resumes one, or shows its table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import recorded, trust
+from dist_train.config.schema import RunConfig
+from dist_train.config.stdout import aligned, tell
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.ownership import refuse_owned
+from dist_train.rundir.strict_json import to_json
+from launch.commands.common import existing_config, load_trusted, split_config
+from launch.console import mark, say
+from launch.plan import foreign_files, host
+from launch.slurm import submission
+from launch.slurm.render import render
+from launch.sweep import array, local, store, table
+from launch.sweep.points import Point, as_arguments, draw
+from launch.sweep.store import Sweep
+
+Configs = Mapping[str, RunConfig]
+"""The configs of the points to run, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """The command line."""
+
+    words: tuple[str, ...]
+    """The config and its overrides."""
+    over: tuple[str, ...]
+    listed: str | None
+    jobs: int | None
+    nproc_per_node: str | None
+    max_restarts: int
+    grace: float | None
+    resume: str | None
+    """The sweep to resume."""
+    table: str | None
+    """The sweep to show."""
+    trust: bool
+    slurm: bool
+    slurm_overrides: tuple[str, ...]
+    follow: bool
+    dry_run: bool
+    as_json: bool
+
+    @property
+    def train_flags(self) -> list[str]:
+        """Options of each point's `dist-train train`, besides its run directory and its number of ranks."""
+        grace = ["--grace", f"{self.grace:g}"] if self.grace else []
+        return ["--max-restarts", str(self.max_restarts), *grace]
+
+
+def run_sweep(request: SweepRequest) -> int:
+    """Does what was asked for; returns the exit code.
+
+    Raises:
+        UserError: when the options contradict each other, or the points cannot be run.
+    """
+    if request.resume and request.table:
+        raise UserError("--resume runs what is missing, --table only looks: give one of them")
+    named = "--resume" if request.resume else "--table" if request.table else None
+    if named and (request.words or request.over or request.listed):
+        raise UserError(f"{named} takes the sweep's own points: leave CONFIG, overrides, --over and --list out")
+    if request.table:
+        _show(store.read_sweep(Path(request.table)), request)
+        return ExitCode.DONE
+    if not request.resume:
+        return _begin(request)
+    sweep = store.read_sweep(Path(request.resume))
+    with store.locked(sweep, leads=not request.slurm):
+        return _resume(sweep, request)
+
+
+def _begin(request: SweepRequest) -> int:
+    config, base = split_config(request.words)
+    path = existing_config(config)
+    if not request.over and not request.listed:
+        raise UserError("what is to be varied? --over optimizer.lr=0.1,0.3, or --list FILE")
+    if recorded.is_recorded(Path(path)):
+        load_trusted(path, base, trust=request.trust, job=request.slurm)
+    listed = Path(request.listed) if request.listed else None
+    points, drawn = draw(path, [*base, *request.slurm_overrides], request.over, listed)
+    sweep = store.lay_out(path, points, drawn)
+    configs = {point.name: store.grouped(each, sweep) for point, each in zip(points, drawn, strict=True)}
+    start = _prepared(sweep, configs, request)
+    if request.dry_run:
+        return _print_plan(sweep, configs, request)
+    store.create(sweep, configs)
+    of_points = [power for config in configs.values() for power in trust.powers(config, job=request.slurm)]
+    trust.remember([_place(sweep), *of_points])
+    say(f"sweep  {sweep.folder}  {len(points)} points")
+    with store.locked(sweep, leads=not request.slurm):
+        try:
+            return start()
+        except UserError:  # sbatch refused, so nothing has run
+            store.remove_unstarted(sweep)
+            raise
+
+
+def _resume(sweep: Sweep, request: SweepRequest) -> int:
+    rows = table.read_table(sweep)
+    busy = {row.point.name for row in rows if _is_busy(sweep, row)}
+    todo = {row.point.name for row in rows if row.state != table.DONE} - busy
+    if busy:
+        say(f"left alone, since running or in the queue: {', '.join(sorted(busy))}")
+    if not todo:
+        _show(sweep, request)
+        return ExitCode.DONE
+    configs = _trusted(sweep, [point for point in sweep.points if point.name in todo], request)
+    if request.dry_run:
+        return _print_plan(sweep, configs, request)
+    return _prepared(sweep, configs, request)()
+
+
+def _trusted(sweep: Sweep, points: Sequence[Point], request: SweepRequest) -> Configs:
+    """The configs of the points to run. The sweep may have come from anybody."""
+
+    def require(asked: list[trust.Power]) -> None:
+        trust.require(asked, f"the sweep {as_typed(sweep.folder)}", given=request.trust, note=say)
+
+    if sweep.cwd != Path.cwd():
+        require([_place(sweep)])
+    for point in points:
+        foreign_files.refuse(sweep.run_dir(point), trusted=request.trust)
+    found = {point.name: recorded.of_file(sweep.config_of(point), request.slurm_overrides) for point in points}
+    asked = [trust.of_recorded(one.alone, one.config, job=request.slurm) for one in found.values()]
+    require(list({power.hash: power for powers in asked for power in powers}.values()))
+    return {name: one.config for name, one in found.items()}
+
+
+def _place(sweep: Sweep) -> trust.Power:
+    return trust.Power(where=trust.FOLDER, what=str(sweep.cwd))
+
+
+def _is_busy(sweep: Sweep, row: table.Row) -> bool:
+    """Whether the point runs or is queued elsewhere. Where it may run on another host, its lease decides."""
+    if row.state == table.RUNNING and row.job is None:
+        try:
+            refuse_owned(sweep.run_dir(row.point))
+        except UserError:
+            return True
+        return False
+    return row.state in (table.RUNNING, table.QUEUED)
+
+
+def _prepared(sweep: Sweep, configs: Configs, request: SweepRequest) -> Callable[[], int]:
+    """Checks all that can be checked beforehand and creates nothing. Returns the function that starts the points."""
+    if not request.slurm:
+        share = local.divide(configs, request.jobs or 1, request.nproc_per_node, host.look())
+        return lambda: _run(sweep, configs, share, request)
+    script, runs = _array(sweep, configs, request)
+    return lambda: _submit(sweep, script, runs, request)
+
+
+def _array(sweep: Sweep, configs: Configs, request: SweepRequest) -> Any:
+    ranks = ["--nproc-per-node", request.nproc_per_node] if request.nproc_per_node else []
+    return array.plan_array(sweep, configs, request.jobs, [*request.train_flags, *ranks])
+
+
+def _run(sweep: Sweep, configs: Configs, share: local.Share, request: SweepRequest) -> int:
+    """Runs the points on this machine, to the end."""
+    points = [point for point in sweep.points if point.name in configs]
+    code = local.run_points(sweep, points, share, request.train_flags)
+    _show(sweep, request)
+    if code != ExitCode.DONE:
+        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)}")
+    return code
+
+
+def _submit(sweep: Sweep, script: Any, runs: Any, request: SweepRequest) -> int:
+    """Submits the points; with --follow, waits for the end."""
+    submitted = submission.submit(script, runs)
+    job = submitted[0].job.partition("_")[0]
+    say(f"{mark('✓', 'green')} job {job} is in the queue: {len(submitted):,} task{'s' * (len(submitted) > 1)}")
+    say(f"  logs  {script.logs}/{job}_TASK.log")
+    try:
+        if request.follow:
+            array.follow_tasks(sweep, [task.job for task in submitted])
+    except KeyboardInterrupt:
+        say(f"\njob {job} goes on. Its table: dist-train sweep --table {as_typed(sweep.folder)}")
+        return ExitCode.INTERRUPTED
+    rows = _show(sweep, request)
+    if all(row.state == table.DONE for row in rows):
+        return ExitCode.DONE
+    if not request.follow:
+        say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
+        return ExitCode.DONE
+    say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
+    return ExitCode.USER_CODE
+
+
+def _print_plan(sweep: Sweep, configs: Configs, request: SweepRequest) -> int:
+    if request.slurm:
+        tell(render(_array(sweep, configs, request)[0]))
+        return ExitCode.DONE
+    for point in sweep.points:
+        if point.name in configs:
+            tell(f"{point.name}  {' '.join(as_arguments(point.overrides))}")
+    say(f"{len(configs)} points; nothing was started, nothing was written")
+    return ExitCode.DONE
+
+
+def as_typed(folder: Path) -> str:
+    """The folder as one would type it."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _show(sweep: Sweep, request: SweepRequest) -> list[table.Row]:
+    """Writes the present table to stdout and to its files."""
+    rows = table.read_table(sweep)
+    table.write_table(sweep, rows)
+    as_json = to_json(table.as_records(sweep, rows), indent=2)
+    tell(as_json if request.as_json else aligned(table.cells(sweep, rows)))
+    return rows
