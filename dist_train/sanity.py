@@ -58,9 +58,7 @@ def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None
             raise UserError(str(error), ExitCode.CONFIG) from None
         raise
     except Exception as error:
-        error.add_note(
-            "This is the check before the first step, on a few samples; train.sanity_check=false leaves it out"
-        )
+        error.add_note("This is the check before the first step, on a few samples; train.sanity_check=false skips it")
         raise
 
 

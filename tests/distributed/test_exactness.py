@@ -75,9 +75,9 @@ def _train_and_die(ranks, doomed, place, *arguments):
 
 
 def _lay_mine(kind, number):
-    from dist_train import loop, worker
+    from dist_train import loop, trainer
 
-    owner, name = {"step": (loop, "train_step"), "evaluation": (worker, "evaluate")}[kind]
+    owner, name = {"step": (loop, "train_step"), "evaluation": (trainer, "evaluate")}[kind]
     plain, calls = getattr(owner, name), []
 
     def mined(*arguments, **keywords):

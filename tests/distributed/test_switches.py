@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dist_train import worker
+from dist_train import evaluate, trainer
 from dist_train.checkpoint.store import CheckpointStore
 from tests.distributed.training import result, train, write_configs
 from tests.rank_pool import RankFailed
@@ -58,9 +58,9 @@ def test_data_that_ends_early_is_no_success(run_ranks, folder, part):
 
 def _with_less(ranks, folder, part):
     """The loader's own batches, and fewer of them than were asked for."""
-    name = f"{part}_batches"
-    whole = getattr(worker, name)
-    setattr(worker, name, lambda *given, **options: itertools.islice(whole(*given, **options), 2))
+    owner, name = {"train": trainer, "evaluation": evaluate}[part], f"{part}_batches"
+    whole = getattr(owner, name)
+    setattr(owner, name, lambda *given, **options: itertools.islice(whole(*given, **options), 2))
     return train(ranks, folder, "base.yaml", "run", "eval.every=1 steps", "eval.batch_size=64")
 
 

@@ -63,7 +63,7 @@ def write_configs(folder: Path) -> None:
 
 
 def train(ranks, folder, config, run, *arguments):
-    """One life of a run on this rank; returns its exit code."""
+    """One session of a run on this rank; returns its exit code."""
     from dist_train.worker import main
 
     argv = [str(Path(folder) / config), *arguments, "--run-dir", str(Path(folder) / run)]

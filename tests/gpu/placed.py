@@ -33,7 +33,7 @@ def place(device: str, backend: str | None = None) -> None:
 
 
 def train_on(ranks: Any, device: str, backend: str | None, folder: Path, run: str, *overrides: str) -> int:
-    """One life of a run on this rank."""
+    """One session of a run on this rank."""
     place(device, backend)
     return train(ranks, folder, "gpu.yaml", run, *overrides)
 
