@@ -20,17 +20,17 @@ def main() -> None:
 
 def figures(root: Path) -> dict[str, int | str]:
     """What principles of the layout can be counted, by name."""
-    trees = {path: ast.parse(path.read_text()) for name in PACKAGES for path in sorted((root / name).rglob("*.py"))}
+    trees = _trees(root)
     modules = {_module(path, root): tree for path, tree in trees.items()}
-    files = {module: _imported(tree, module, set(modules)) for module, tree in modules.items()}
+    files = import_graph(root)
     twice = _defined_twice(modules)
     return {
         "lines of code (no blank, comment or docstring)": sum(_code_lines(path, tree) for path, tree in trees.items()),
         "files": sum(path.stat().st_size > 0 for path in trees),
         "files that lie flat in launch/": sum(path.parent == root / "launch" for path in trees),
         "files that lie flat in dist_train/": sum(path.parent == root / "dist_train" for path in trees),
-        "files in an import circle": len(_in_circles(files)),
-        "folders in an import circle": len(_in_circles(_by_folder(files))),
+        "files in an import circle": len(in_circles(files)),
+        "folders in an import circle": len(in_circles(by_folder(files))),
         "Any": sum(
             isinstance(node, ast.Name) and node.id == "Any" for tree in trees.values() for node in ast.walk(tree)
         ),
@@ -43,6 +43,16 @@ def figures(root: Path) -> dict[str, int | str]:
         "public names defined in two files": len(twice),
         "of these": ", ".join(twice),
     }
+
+
+def _trees(root: Path) -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for name in PACKAGES for path in sorted((root / name).rglob("*.py"))}
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Of each module of ours, those that it imports, also inside of its functions."""
+    modules = {_module(path, root): tree for path, tree in _trees(root).items()}
+    return {module: _imported(tree, module, set(modules)) for module, tree in modules.items()}
 
 
 def _module(path: Path, root: Path) -> str:
@@ -91,7 +101,7 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
         yield from _running(node)
 
 
-def _by_folder(files: dict[str, set[str]]) -> dict[str, set[str]]:
+def by_folder(files: dict[str, set[str]]) -> dict[str, set[str]]:
     """The same graph between folders, where a file that lies flat in a package is one of its own."""
 
     def folder(module: str) -> str:
@@ -104,7 +114,7 @@ def _by_folder(files: dict[str, set[str]]) -> dict[str, set[str]]:
     return folders
 
 
-def _in_circles(graph: dict[str, set[str]]) -> set[str]:
+def in_circles(graph: dict[str, set[str]]) -> set[str]:
     """Nodes from which a path leads back to themselves."""
     found: set[str] = set()
     rest = {node: set(targets) for node, targets in graph.items()}

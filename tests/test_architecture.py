@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.rundir.layout import GenerationDir, RunDir
 from launch.commands.train import plan_training
 from launch.plan.flags import Flags
+from tests.house import by_folder, import_graph, in_circles
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_FILES = sorted([*ROOT.glob("dist_train/**/*.py"), *ROOT.glob("launch/**/*.py")])
@@ -146,6 +148,132 @@ def test_slurm_is_known_in_one_place():
         if SLURM_WORD.fullmatch(text) and not path.is_relative_to(ROOT / "launch/slurm")
     ]
     assert_none(found, "SLURM's variables, programs and job states are known in launch/slurm/ alone")
+
+
+MAY_IMPORT = {
+    "launch/rank": (),
+    "launch/processes.py": ("dist_train.rundir.process_id",),
+    "launch/torch_patches.py": ("torch.distributed.elastic.multiprocessing.api",),
+    "launch/node/channel.py": (),
+    "launch/node/fork_server.py": ("torch",),
+    "launch/node": ("launch.node", "launch.processes", "launch.torch_patches", "dist_train.rundir", "torch"),
+    "launch/relay": ("launch.relay", "launch.children", "launch.console", "dist_train.rundir"),
+    "dist_train/rundir": ("dist_train.rundir", "dist_train.errors", "dist_train.config.schema"),
+}
+"""What a folder or file imports besides the standard library. A process's folder has what may be in that process; what
+is loaded by its path, or before the program, has the standard library alone."""
+
+
+@pytest.mark.parametrize("place", MAY_IMPORT)
+def test_a_process_imports_only_what_may_be_in_it(place):
+    nearer = [ROOT / other for other in MAY_IMPORT if other.startswith(f"{place}/")]
+    found = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in OUR_FILES
+        if path.is_relative_to(ROOT / place) and not any(map(path.is_relative_to, nearer))
+        for line, name in imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names and not belongs_to(name, *MAY_IMPORT[place])
+    ]
+    assert_none(found, f"{place} imports {', '.join(MAY_IMPORT[place]) or 'nothing'} and the standard library alone")
+
+
+def test_only_the_processes_below_the_supervisor_import_torch():
+    heavy = ("torch", "torchvision", "numpy", "wandb")
+    found = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in OUR_FILES
+        if path.is_relative_to(ROOT / "launch") and not path.is_relative_to(ROOT / "launch/node")
+        for line, name in imports(path)
+        if belongs_to(name, *heavy) and name_of(path) != "launch/torch_patches.py"
+    ]
+    assert_none(found, "torch is imported in launch/node/ alone")
+
+
+def test_imports_go_in_one_direction():
+    graph = import_graph(ROOT)
+    assert in_circles(graph) == set(), "files that import each other"
+    assert in_circles(by_folder(graph)) == set(), "folders that import each other"
+
+
+PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], property)}
+PATHS_OF_A_RUN = {getattr(RunDir(Path("run")), name).name for name in PATHS_OF_A_RUN}
+PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "heartbeats", "stacks", "quiet", "record", "verdict.json", "agent.json"}
+
+
+def test_paths_of_a_run_are_joined_in_one_file():
+    """`folder / "checkpoints"`, and the like. A sweep's folder has names of its own."""
+    own = {"launch/sweep/store.py": {"logs"}, "launch/rank/main.py": {"ranks", "errors"}}
+    own |= {"launch/rank/heartbeat.py": {"stacks", "heartbeats"}}  # which import the standard library alone
+    found = [
+        f"{name_of(path)}:{node.lineno} / {node.right.value!r}"
+        for path in OUR_FILES
+        if name_of(path) != "dist_train/rundir/layout.py"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and isinstance(node.right, ast.Constant)
+        and str(node.right.value).partition("/")[0] in PATHS_OF_A_RUN - own.get(name_of(path), set())
+    ]
+    assert_none(found, "paths of a run directory are joined in dist_train/rundir/layout.py alone")
+
+
+def test_a_rank_joins_the_same_paths():
+    """What it joins by itself, since it has the standard library alone."""
+    generation = GenerationDir(Path("7"))
+    assert [generation.ranks, generation.errors, generation.stacks, generation.heartbeat(3).parent] == [
+        Path("7") / name for name in ("ranks", "errors", "stacks", "heartbeats")
+    ]
+    assert (generation.heartbeat(3).name, generation.stack(3).name) == ("rank3", "rank3.txt")
+
+
+def test_there_is_one_identity_of_a_process():
+    allowed = {"dist_train/rundir/process_id.py", "launch/rank/main.py"}  # a rank writes its own by itself
+    found = [
+        f"{name_of(path)}:{line} {text}"
+        for path in OUR_FILES
+        if name_of(path) not in allowed
+        for line, text in texts(path)
+        if re.search(r"boot_id|/ns/pid", text)
+    ]
+    found += [
+        f"{name_of(path)}:{call.lineno} {called}"
+        for path in OUR_FILES
+        for call, called in calls(path)
+        if called == "os.kill" and ast.unparse(call.args[1]) == "0" and name_of(path) not in allowed
+    ]
+    assert_none(found, "who a process is, and whether it lives, is known in dist_train/rundir/process_id.py alone")
+
+
+def test_there_is_one_way_to_replace_a_file():
+    allowed = {"dist_train/rundir/files.py", "launch/rank/main.py"}  # which imports the standard library alone
+    allowed |= {"launch/relay/targets.py"}  # where the log itself gets another name
+    found = [
+        f"{name_of(path)}:{call.lineno}"
+        for path in OUR_FILES
+        for call, called in calls(path)
+        if called == "os.replace" and name_of(path) not in allowed
+    ]
+    assert_none(found, "files are replaced by dist_train/rundir/files.py alone")
+
+
+def test_what_we_change_in_torch_stands_in_one_file():
+    """Assignments to a module's attribute, or into a function's cells."""
+    found = [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(target)}"
+        for path in OUR_FILES
+        if name_of(path) != "launch/torch_patches.py"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if re.search(r"^(torch|dist|nn|api|F)\.|\.cell_contents$", ast.unparse(target)) and not is_setting(target)
+    ]
+    assert_none(found, "torch is changed in launch/torch_patches.py alone")
+
+
+def is_setting(target: ast.expr) -> bool:
+    """Torch's own switches, which are there to be set."""
+    settings = ("torch.backends.", "torch._dynamo.config.", "torch.utils.deterministic.")
+    return ast.unparse(target).startswith(settings)
 
 
 def test_who_a_rank_is_has_one_source():

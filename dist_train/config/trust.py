@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from dist_train.config.problems import printable
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.errors import UserError
+from dist_train.rundir.files import replacing
 from dist_train.rundir.reading import read_json
 
 VERSION = 1
@@ -165,17 +166,12 @@ def _write(path: Path, entries: dict[str, Any]) -> None:
     """Replaces the file by a synced one that only its owner can read."""
     newest = dict(sorted(entries.items(), key=_age)[-MAX_ENTRIES:])
     text = json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n"
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
+    with replacing(path) as temporary:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(file, "w") as writing:
             writing.write(text)
             writing.flush()
             os.fsync(writing.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _age(item: tuple[str, Any]) -> float:

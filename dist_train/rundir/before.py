@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.rundir.codec import read_records
+from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import FIRST_NODE, GenerationDir, RunDir, checkpoint_name
 from dist_train.rundir.ownership import FOLDER as LEASE
 from dist_train.rundir.ownership import current
@@ -185,18 +186,13 @@ def _restore(path: Path, file: _File) -> None:
 
 def _replace(path: Path, content: bytes | str) -> None:
     """In one step: whoever looks meanwhile, or after a crash, finds the one content or the other."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         if isinstance(content, str):
             temporary.symlink_to(content)
         else:
             temporary.write_bytes(content)
             with suppress(FileNotFoundError):
                 shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,6 @@
 """JSON files and messages as frozen dataclasses. A reader of a file sees its old content or its new one."""
 
 import json
-import os
 import types
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dist_train.rundir import reading
+from dist_train.rundir.files import replacing
 
 MAX_RECORD = 64 * 2**20
 """Bytes of the largest file that is read: a verdict of many ranks, with all their stacks."""
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces `path` in one step; a record is written as its fields. Not synced: no power loss makes it matter."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(content) if is_dataclass(content) else content) + "\n")  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    plain = asdict(content) if is_dataclass(content) else content  # type: ignore[arg-type]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain) + "\n")
 
 
 def read_json(path: Path) -> Any:

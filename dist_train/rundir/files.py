@@ -3,21 +3,32 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
 """Bytes in one piece."""
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by a synced file beside it, then syncs the folder, so that the change survives a power loss."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A free name beside `path`. What the block makes there takes the place of `path` in one step, or goes again where
+    the block fails. Not synced."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        write_synced(temporary, content.encode() if isinstance(content, str) else content)
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by a synced file, then syncs the folder, so that the change survives a power loss."""
+    with replacing(path) as temporary:
+        write_synced(temporary, content.encode() if isinstance(content, str) else content)
     sync_folder(path.parent)
 
 

@@ -45,6 +45,11 @@ class GenerationDir:
         return self.path / "quiet"
 
     @property
+    def evidence(self) -> Path:
+        """A file for each node: what it knows of its ranks, once all are quiet."""
+        return self.quiet / "ranks"
+
+    @property
     def stacks(self) -> Path:
         return self.path / "stacks"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_train.errors import UserError
+from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_json
 
@@ -84,14 +85,8 @@ def _folders(parent: Path) -> list[Path]:
 def point_latest_at(run_dir: Path) -> None:
     """Makes `latest` beside `run_dir` point to it; other readers see the old one or the new one. Some file systems have
     no links, and somebody's folder may be there: it is a convenience."""
-    temporary = run_dir.parent / f".{LATEST}-{os.getpid()}"
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError), replacing(run_dir.parent / LATEST) as temporary:
         temporary.symlink_to(run_dir.name)
-        try:
-            os.replace(temporary, run_dir.parent / LATEST)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.rundir import strict_json
-from dist_train.rundir.files import sync_folder
+from dist_train.rundir.files import replacing, sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
 
@@ -124,20 +124,14 @@ def rewind(path: Path, step: int) -> list[Row]:
     Dropped are rows of later steps, lines that a crash left half-written, and with step 0, a run that starts from
     the beginning, everything. The file is replaced in one go, so that a crash here leaves the old one or the new one.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     evaluations: list[Row] = []
-    try:
-        with open(temporary, "wb") as target:
-            for line, row in _kept(path, step):
-                target.write(line)
-                if row.get("kind") == "evaluation":
-                    evaluations.append(row)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as target:
+        for line, row in _kept(path, step):
+            target.write(line)
+            if row.get("kind") == "evaluation":
+                evaluations.append(row)
+        target.flush()
+        os.fsync(target.fileno())
     sync_folder(path.parent)
     return evaluations
 

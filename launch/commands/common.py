@@ -1,19 +1,9 @@
 """What several commands share. Nothing heavy is imported before it is needed."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import click
-
-from dist_train.errors import UserError
-
-from ..children import isolated
-from ..console import say
-
-if TYPE_CHECKING:
-    from dist_train.config.schema import RunConfig
 
 _TRUST = "Let the run's own config run other people's code, from now on. Without it, an error names that code."
 
@@ -40,129 +30,6 @@ def launch_command(*, epilog: str | None = None, options_last: bool = False) -> 
         "allow_interspersed_args": not options_last,
     }
     return click.command(cls=_Command, context_settings=settings, epilog=epilog)
-
-
-def split_config(words: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
-    """`[CONFIG] [a.b=c …]` as config and overrides.
-
-    Raises:
-        UserError: when something is neither.
-    """
-    config = os.path.expanduser(words[0]) if words and not is_override(words[0]) else None
-    overrides = tuple(words[1:] if config else words)
-    for word in overrides:
-        if not is_override(word):
-            kind = "a second config" if word.endswith((".yaml", ".yml")) else "no override"
-            raise UserError(f"{word!r} is {kind}: one config comes first, then overrides such as optimizer.lr=0.1")
-    return config, overrides
-
-
-def is_override(word: str) -> bool:
-    try:
-        return "=" in word and not Path(word).is_file()
-    except OSError:  # longer than a path may be
-        return True
-
-
-def existing_config(config: str | None) -> str:
-    """The config, if it is a file.
-
-    Raises:
-        UserError: with the nearest file there is.
-    """
-    if config is None:
-        raise UserError("which config? The first argument is a YAML file, such as configs/digits.yaml")
-    path = Path(config)
-    if path.is_dir():
-        raise UserError(f"{config} is a folder; to go on with a run: dist-train train --resume {config}")
-    if not path.exists():
-        raise UserError(f"{config}: no such file{_nearest_file(path)}")
-    return config
-
-
-def _nearest_file(path: Path) -> str:
-    import difflib
-
-    folders = dict.fromkeys((path.parent, Path("configs")))
-    known = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.y*ml"))]
-    wanted = path if path.suffix else path.with_suffix(".yaml")
-    by_name = {Path(name).name: name for name in reversed(known)}
-    near = difflib.get_close_matches(str(wanted), known, n=1) or difflib.get_close_matches(wanted.name, by_name, n=1)
-    return f". Did you mean {by_name.get(near[0], near[0])}?" if near else ""
-
-
-def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The validated config, for a command that builds nothing from it.
-
-    Raises:
-        UserError: with all its problems.
-    """
-    from dist_train.config.problems import ConfigError
-    from dist_train.config.source import load
-
-    try:
-        return load(config, overrides)
-    except ConfigError as error:
-        raise UserError(str(error)) from None
-
-
-def load_trusted(
-    config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
-) -> "RunConfig":
-    """The validated config. A config that came with a run and would run unknown code needs `trust`.
-
-    Args:
-        of_run: the file was found in a run that the user has named.
-        job: its section `slurm` will be executed.
-
-    Raises:
-        UserError: with all its problems, or with the code that it would run.
-    """
-    from dist_train.config import recorded
-    from dist_train.config.problems import ConfigError
-
-    try:
-        return recorded.given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
-    except ConfigError as error:
-        raise UserError(str(error)) from None
-
-
-def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
-    """What a rank executes for a run that may have come from anybody.
-
-    The current folder is searched for modules only if the config names one.
-    """
-    from dist_train.config.trust import powers
-
-    return ("-m", module) if powers(config) else isolated(module)
-
-
-OF_EVALUATION = ("data", "eval", "loader", "distributed")
-"""Sections that may be overridden when a saved model is evaluated; the model itself stays as it is."""
-
-
-def load_recorded(target: str, overrides: Sequence[str], *, trust: bool) -> "RunConfig":
-    """The config that a run directory or a checkpoint carries, with nothing in it that the user does not trust.
-
-    Raises:
-        UserError: when it has none, or cannot be read, or is not trusted.
-    """
-    from dist_train.config import recorded
-
-    for word in overrides:
-        if not is_override(word) or word.partition("=")[0].partition(".")[0] not in OF_EVALUATION:
-            raise UserError(
-                f"{word!r} is no override that a saved model can be evaluated with; these begin with "
-                f"{', '.join(f'{name}.' for name in OF_EVALUATION)}: data.root=/elsewhere"
-            )
-    return recorded.read_recorded(Path(target), overrides).trusted(trust, say)
-
-
-def remember_configs(configs: "Iterable[RunConfig]", *, job: bool = False) -> None:
-    """Records that the user trusts these configs, so that their runs may be copied and moved."""
-    from dist_train.config import trust
-
-    trust.remember(power for config in configs for power in trust.powers(config, job=job))
 
 
 def trust_option(command: Any) -> Any:

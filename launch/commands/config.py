@@ -4,8 +4,8 @@ import click
 
 from dist_train.config.stdout import tell
 
+from ..configs import existing_config, look_at, split_config
 from ..console import mark, say
-from .common import existing_config, look_at, split_config
 
 
 @click.group()

@@ -10,15 +10,9 @@ import click
 
 from dist_train.config.stdout import tell
 
+from ..configs import existing_config, load_trusted, split_config
 from ..console import mark, say
-from .common import (
-    existing_config,
-    json_option,
-    launch_command,
-    load_trusted,
-    split_config,
-    trust_option,
-)
+from .common import json_option, launch_command, trust_option
 
 
 @launch_command()

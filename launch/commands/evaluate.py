@@ -6,7 +6,8 @@ import click
 
 from dist_train.config.requests import EvaluateRequest
 
-from .common import json_option, launch_command, load_recorded, trust_option
+from ..configs import load_recorded
+from .common import json_option, launch_command, trust_option
 from .on_ranks import run_on_ranks
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dist_train.config.requests import to_arguments
 from dist_train.errors import ExitCode
 
-from .common import program_for
+from ..configs import program_for
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig

@@ -8,13 +8,8 @@ from dist_train.config.requests import PredictRequest, to_arguments
 from dist_train.errors import UserError
 
 from ..children import become
-from .common import (
-    is_override,
-    json_option,
-    launch_command,
-    load_recorded,
-    trust_option,
-)
+from ..configs import is_override, load_recorded
+from .common import json_option, launch_command, trust_option
 
 
 @launch_command()

@@ -9,7 +9,8 @@ from dist_train.config.requests import ReplayRequest
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
 
-from .common import json_option, launch_command, load_recorded, trust_option
+from ..configs import load_recorded
+from .common import json_option, launch_command, trust_option
 from .on_ranks import run_on_ranks
 
 

@@ -12,8 +12,9 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
 
+from ..configs import load_trusted, remember_configs
 from ..console import mark, say
-from .common import json_option, launch_command, load_trusted, remember_configs, trust_option
+from .common import json_option, launch_command, trust_option
 
 if TYPE_CHECKING:
     from ..slurm.render import Script

@@ -10,17 +10,9 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 
+from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import say
-from .common import (
-    existing_config,
-    json_option,
-    launch_command,
-    load_trusted,
-    program_for,
-    remember_configs,
-    split_config,
-    trust_option,
-)
+from .common import json_option, launch_command, trust_option
 from .launch_flags import launch_flags
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ class Nodes:
     """
 
     def __init__(self, generation: GenerationDir, name: str, count: int) -> None:
-        self._folder, self._name, self._count = generation.quiet, name, count
+        self._generation, self._name, self._count = generation, name, count
         self._says_so = False
         self._next, self._since = 0.0, float("inf")
 
@@ -52,14 +52,14 @@ class Nodes:
             self._since = float("inf")
         elif now >= self._next:
             self._next = now + LOOK_S
-            quiet = len(list(self._folder.glob("[!.]*.json"))) >= self._count
+            quiet = len(list(self._generation.quiet.glob("[!.]*.json"))) >= self._count
             self._since = min(self._since, now) if quiet else float("inf")
         return now - self._since >= SETTLED_S
 
     def _say(self, quiet: bool) -> None:
-        mine = self._folder / f"{self._name}.json"
+        mine = self._generation.quiet / f"{self._name}.json"
         with suppress(OSError):  # the disk is full: the longest deadline is left
-            self._folder.mkdir(exist_ok=True)
+            self._generation.quiet.mkdir(exist_ok=True)
             if quiet:
                 write_json(mine, {"node": self._name})
             else:
@@ -70,7 +70,7 @@ class Nodes:
         """All ranks', as far as their nodes write it down in time; `mine` comes first where one is on both."""
         if self._count == 1:
             return mine
-        folder = self._folder / "ranks"
+        folder = self._generation.evidence
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / f"{self._name}.json", NodeEvidence(ranks=mine))

@@ -58,5 +58,5 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
 def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
     cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
     text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
-    advice = f"the lines above say why; their logs: {folder / 'logs'}"
+    advice = f"the lines above say why; their logs: {RunDir(folder).logs}"
     return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)

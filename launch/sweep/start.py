@@ -12,7 +12,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.strict_json import to_json
 
-from ..commands.common import existing_config, load_trusted, split_config
+from ..configs import existing_config, load_trusted, split_config
 from ..console import mark, say
 from ..plan import foreign_files, host
 from ..slurm import submission

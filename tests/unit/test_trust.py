@@ -15,8 +15,8 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from launch.children import isolated
-from launch.commands.common import load_trusted
 from launch.commands.train import find_config
+from launch.configs import load_trusted
 
 OWN = {"data": {"name": "synthetic"}, "model": {"name": "birds:Net", "args": {"width": 3}}}
 
