@@ -71,7 +71,7 @@ def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
 
 @pytest.fixture
 def asked_for():
-    """Whoever opens an inbox in this process gives its signals back."""
+    """Whoever opens an signals in this process gives its signals back."""
     before = {number: signal.getsignal(number) for number in (*STOPS, *OTHERS, signal.SIGHUP, signal.SIGCHLD)}
     yield
     for number, handler in before.items():

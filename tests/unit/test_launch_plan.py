@@ -10,7 +10,7 @@ from dist_train.errors import UserError
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
-from launch.plan.requirements import Demands
+from launch.plan.requirements import Requirements
 from launch.slurm.place import Place
 
 SLURM = Place(job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
@@ -70,7 +70,7 @@ def test_threads_that_the_user_set_are_those_of_the_plan():
     def planned(**sections):
         host = Host(name="here", cores=8, gpus=0, slurm=None, variables={"OMP_NUM_THREADS": "3"})
         more = {"folder": Path("x"), "program": ("x.py",), "arguments": (), "resume": None}
-        return make_plan(Demands(**sections), Flags(nproc_per_node="2"), host, **more)
+        return make_plan(Requirements(**sections), Flags(nproc_per_node="2"), host, **more)
 
     assert planned().threads_per_rank == 3 and "OMP_NUM_THREADS" not in planned().environment
     assert planned(threads=2).threads_per_rank == 2  # a training's, which torch is told

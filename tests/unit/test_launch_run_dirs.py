@@ -15,7 +15,7 @@ from dist_train.errors import UserError
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.runs import newest_checkpoint, point_latest_at
 from launch.plan import run_choice
-from launch.plan.run_choice import Wish
+from launch.plan.run_choice import RunRequest
 from launch.runs.listing import list_runs
 
 
@@ -41,8 +41,9 @@ def make_run(folder: Path, *steps: int) -> Path:
     return folder
 
 
-def choose(config: RunConfig, **wish: Any) -> run_choice.Choice:
-    return run_choice.choose(config, Wish(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **wish}))
+def choose(config: RunConfig, **asked: Any) -> run_choice.Choice:
+    made = RunRequest(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **asked})
+    return run_choice.choose(config, made)
 
 
 def test_nothing_said_is_a_new_directory(config, tmp_path):
@@ -158,7 +159,7 @@ def test_a_requeued_job_goes_on_from_its_own_checkpoints(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("asked", "words"),
     [
         ({"nodes": 2}, "agree on one run directory"),
         ({"resume": "nowhere"}, "no such directory"),
@@ -166,9 +167,9 @@ def test_a_requeued_job_goes_on_from_its_own_checkpoints(config, tmp_path):
         ({"job": "-rf"}, "letters, digits"),
     ],
 )
-def test_wishes_that_cannot_be_met(config, wish, words):
+def test_requests_that_cannot_be_met(config, asked, words):
     with pytest.raises(UserError, match=words):
-        choose(config, **wish)
+        choose(config, **asked)
 
 
 def test_a_folder_that_is_no_run_is_refused(config, tmp_path):

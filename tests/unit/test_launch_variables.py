@@ -5,12 +5,12 @@ import pytest
 from dist_train.errors import UserError
 from launch.plan.environment import defaults, environment
 from launch.plan.host import Host, look
-from launch.plan.requirements import Demands
+from launch.plan.requirements import Requirements
 
 
-def of(variables=(), *, gpus=0, nodes=1, device="cpu", **demands):
+def of(variables=(), *, gpus=0, nodes=1, device="cpu", **requirements):
     host = Host(name="here", cores=4, gpus=gpus, slurm=None, variables=dict(variables))
-    return environment(Demands(**demands), nodes, device, 2, host)
+    return environment(Requirements(**requirements), nodes, device, 2, host)
 
 
 @pytest.mark.parametrize("name", [*defaults(1, 2), "CUBLAS_WORKSPACE_CONFIG"])

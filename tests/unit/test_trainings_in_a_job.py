@@ -7,7 +7,7 @@ import pytest
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from launch.plan.run_choice import Choice, Wish, choose
+from launch.plan.run_choice import Choice, RunRequest, choose
 from tests.unit.test_launch_run_dirs import make_run
 
 
@@ -22,8 +22,8 @@ def config(runs: Path, **more) -> RunConfig:
 
 
 def chosen(runs: Path, restarts: int = 0, resume: str | None = None, allowed: tuple[str, ...] = (), **more) -> Choice:
-    wish = Wish(run_dir=None, resume=resume, job="slurm-7", nodes=1, restarts=restarts, allowed=allowed)
-    return choose(config(runs, **more), wish)
+    request = RunRequest(run_dir=None, resume=resume, job="slurm-7", nodes=1, restarts=restarts, allowed=allowed)
+    return choose(config(runs, **more), request)
 
 
 def live(choice: Choice, runs: Path, restarts: int, status: str, **more) -> Path:

@@ -42,8 +42,8 @@ class _File:
     """A link's is where it points to."""
 
 
-class Before:
-    """How a folder is now, for `put_back`.
+class FolderSnapshot:
+    """How a folder is now, for `restore`.
 
     Args:
         folder: which need not be there.
@@ -68,7 +68,7 @@ class Before:
             if not _is_claim(path):
                 self._known[path] = _remembered(path)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """As far as the disk allows. Does nothing where another life has the directory by now, or where something was
         saved after all, whatever the exit code says."""
         if _is_taken(self._folder) or not self._checkpoints() <= self._saved:
