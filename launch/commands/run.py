@@ -124,7 +124,7 @@ def _plan(
     nodes = count_nodes(given, machine)
     if run_dir is None:
         root = Path("runs") / _name(program)
-        job = machine.slurm.run_name if machine.slurm and nodes > 1 else given.rdzv_id
+        job = machine.place.run_name if machine.place and nodes > 1 else given.rdzv_id
         if nodes > 1 and job is None:
             raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
         run_dir = str(root / job if job else new_folder(root))

@@ -125,7 +125,7 @@ def plan_training(
     from ..plan.flags import Flags
 
     given, machine = Flags(**flags), host.look()
-    slurm = machine.slurm if not given.standalone else None
+    slurm = machine.place if not given.standalone else None
     request = run_choice.RunRequest(
         run_dir=run_dir,
         resume=resume,

@@ -70,7 +70,7 @@ def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
 def _plan(subject: Subject, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
     """The plan for this node. If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined."""
     flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
-    usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), slurm=None)
+    usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), place=None)
     try:
         plan = make_plan(subject.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
     except UserError as error:

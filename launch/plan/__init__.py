@@ -64,7 +64,7 @@ class LaunchPlan:
     """Which ranks the console shows."""
     log_size: int
     """Bytes in a rank's log before it becomes the one before."""
-    slurm: Place | None = None
+    place: Place | None = None
     """The job that this is a part of."""
     attempt: int = 1
     """Which of the starts by one launcher it is."""
@@ -72,14 +72,14 @@ class LaunchPlan:
     @property
     def scheduler(self) -> Literal["slurm"] | None:
         """Who starts us again when we ask for it."""
-        return "slurm" if self.slurm else None
+        return "slurm" if self.place else None
 
     @property
     def start_name(self) -> str | None:
         """A name of this start of the ranks that all nodes know, and that there is once."""
-        if self.slurm is None or self.nodes == 1:
+        if self.place is None or self.nodes == 1:
             return None
-        return f"{self.slurm.job}.{self.slurm.step}-{self.slurm.restarts}-{self.attempt}"
+        return f"{self.place.job}.{self.place.step}-{self.place.restarts}-{self.attempt}"
 
     @property
     def agent_log(self) -> Path:
@@ -184,7 +184,7 @@ def make_plan(
         log_dir=Path(flags.log_dir) if flags.log_dir else None,
         shown=parse_shown(flags.ranks, flags.tee, nodes * ranks),
         log_size=parse_size(flags.log_size),
-        slurm=host.slurm,
+        place=host.place,
         passed_on=requirements.passed_on,
     )
 
@@ -196,7 +196,7 @@ def count_nodes(flags: Flags, host: Host) -> int:
         UserError: when --nnodes is no positive number.
     """
     if flags.nnodes is None:
-        return host.slurm.nodes if host.slurm and not flags.standalone else 1
+        return host.place.nodes if host.place and not flags.standalone else 1
     low, _, high = flags.nnodes.partition(":")
     if high and high != low:
         raise UserError(f"--nnodes {flags.nnodes}: give one number; to change the size of a run, start it again")
@@ -212,8 +212,8 @@ def _place(flags: Flags, host: Host) -> tuple[int, int | None]:
     if nodes == 1:
         return 1, 0
     node = flags.node_rank
-    if node is None and host.slurm and host.slurm.nodes == nodes:
-        node = host.slurm.node
+    if node is None and host.place and host.place.nodes == nodes:
+        node = host.place.node
     if node is not None and not 0 <= node < nodes:
         raise UserError(f"--node-rank {node}: with {nodes} nodes it is 0 to {nodes - 1}")
     return nodes, node

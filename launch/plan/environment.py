@@ -18,8 +18,8 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
         mine["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
         check_workspace(host.variables)
     decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
-    if host.slurm:
-        decided["DIST_TRAIN_JOB"] = host.slurm.job  # for rank 0's lease, which another run of the directory will name
+    if host.place:
+        decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
     if device == "cpu" and host.gpus:
         decided["CUDA_VISIBLE_DEVICES"] = ""
     if requirements.environment_wins:

@@ -18,7 +18,7 @@ class Host:
     name: str
     cores: int
     gpus: int
-    slurm: Place | None
+    place: Place | None
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of the environment, those that libraries of ours read, as the user has set them."""
 
@@ -40,7 +40,7 @@ def look(environ: Mapping[str, str] = os.environ) -> Host:
         name=socket.gethostname(),
         cores=cores,
         gpus=visible_gpus(environ, physical_gpus()),
-        slurm=job,
+        place=job,
         variables={name: value for name, value in environ.items() if _READ.fullmatch(name)},
     )
 

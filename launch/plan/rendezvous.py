@@ -38,7 +38,7 @@ def choose(flags: "Flags", host: Host, nodes: int, node: int | None) -> Rendezvo
     Raises:
         UserError: when several nodes are told nothing.
     """
-    slurm = host.slurm if host.slurm and host.slurm.nodes == nodes else None
+    place = host.place if host.place and host.place.nodes == nodes else None
     ours = Rendezvous(
         backend=flags.rdzv_backend,
         endpoint=flags.rdzv_endpoint,
@@ -50,16 +50,16 @@ def choose(flags: "Flags", host: Host, nodes: int, node: int | None) -> Rendezvo
     )
     if nodes == 1:
         return Rendezvous(master_port=flags.master_port)
-    ours = replace(ours, id=ours.id or (f"{slurm.job}-{slurm.restarts}" if slurm else None))
+    ours = replace(ours, id=ours.id or (f"{place.job}-{place.restarts}" if place else None))
     if flags.rdzv_endpoint or flags.rdzv_backend not in (None, "static"):
         return replace(ours, backend=flags.rdzv_backend or "c10d")
-    head = flags.master_addr or (slurm.head if slurm else None)
+    head = flags.master_addr or (place.head if place else None)
     if head is None or node is None:
         raise UserError(
             f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
             "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
         )
-    port = flags.master_port or (_port_of_job(slurm.job_number, slurm.restarts) if slurm else DEFAULT_PORT)
+    port = flags.master_port or (_port_of_job(place.job_number, place.restarts) if place else DEFAULT_PORT)
     return replace(ours, backend="static", master_addr=head, master_port=port)
 
 

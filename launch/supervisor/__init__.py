@@ -51,8 +51,8 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
     """
     open_standard_streams()
     become_subreaper()
-    if plan.slurm:
-        end_older_launches(plan.slurm)
+    if plan.place:
+        end_older_launches(plan.place)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
     before = _before(plan)
@@ -167,7 +167,7 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
     path = RunDir(plan.folder).lock(plan.node)
     with _open_lock(path) as lock:
         if _takes(lock, plan):
-            me, job = ProcessId.myself(), plan.slurm
+            me, job = ProcessId.myself(), plan.place
             lock.truncate(0)
             lock.write(f"process {me.pid} on {me.host}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
@@ -206,6 +206,6 @@ def _is_older_launch(life: str, plan: LaunchPlan) -> bool:
     that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         written = json.loads(life)
-        if plan.slurm is not None and written["job"] == plan.slurm.job:
-            return int(written["restarts"]) < plan.slurm.restarts
+        if plan.place is not None and written["job"] == plan.place.job:
+            return int(written["restarts"]) < plan.place.restarts
     return False

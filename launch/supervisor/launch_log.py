@@ -37,12 +37,12 @@ class Launch:
 
     def is_in_vain(self) -> bool:
         """Whether this job was started again and again, saved nothing new, and was not asked to stop in between."""
-        slurm = self._plan.slurm
-        if slurm is None:
+        place = self._plan.place
+        if place is None:
             return False
         barren = 0
         for launch in reversed(self._earlier):
-            if launch.began.job != slurm.job or launch.began.restarts >= slurm.restarts:
+            if launch.began.job != place.job or launch.began.restarts >= place.restarts:
                 continue
             if launch.in_order or launch.began.checkpoint != self._checkpoint:
                 break
@@ -54,14 +54,14 @@ class Launch:
         if self._earlier and self._earlier[-1].ended is None:
             reason = "left no word: its launcher was killed, or its node lost"
             self._append(LaunchRow(life=self._earlier[-1].number, event="lost", reason=reason, in_order=False))
-        slurm = self._plan.slurm
+        place = self._plan.place
         self._append(
             LaunchRow(
                 life=self._number,
                 event="began",
-                job=slurm.job if slurm else None,
-                restarts=slurm.restarts if slurm else 0,
-                hosts=list(slurm.hosts) if slurm else [ProcessId.myself().host],
+                job=place.job if place else None,
+                restarts=place.restarts if place else 0,
+                hosts=list(place.hosts) if place else [ProcessId.myself().host],
                 nodes=self._plan.nodes,
                 ranks=self._plan.world_size,
                 checkpoint=self._checkpoint,

@@ -54,7 +54,7 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
         UserError: naming the problems of all points that cannot run on their share.
     """
     jobs = min(jobs, len(configs))
-    alone = replace(machine, slurm=None)
+    alone = replace(machine, place=None)
     part = replace(alone, cores=max(1, machine.cores // jobs), gpus=machine.gpus // jobs)
     counts: dict[str, int] = {}
     problems: dict[str, None] = {}

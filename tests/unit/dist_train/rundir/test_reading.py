@@ -209,7 +209,7 @@ def test_links_in_a_folder_that_is_new_are_the_users(tmp_path, monkeypatch):
 def test_the_lock_of_a_run_is_not_opened_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".lock-node0").symlink_to("mine")
-    plan = SimpleNamespace(folder=tmp_path, node=0, slurm=None)
+    plan = SimpleNamespace(folder=tmp_path, node=0, place=None)
     with pytest.raises(UserError, match=r"cannot open .*/\.lock-node0: it is a link$"), owning(plan):
         pytest.fail("it was taken")
     assert (tmp_path / "mine").read_text() == "mine"

@@ -9,7 +9,7 @@ from launch.plan.requirements import Requirements
 
 
 def of(variables=(), *, gpus=0, nodes=1, device="cpu", **requirements):
-    host = Host(name="here", cores=4, gpus=gpus, slurm=None, variables=dict(variables))
+    host = Host(name="here", cores=4, gpus=gpus, place=None, variables=dict(variables))
     return environment(Requirements(**requirements), nodes, device, 2, host)
 
 

@@ -144,7 +144,7 @@ def test_a_batch_script_and_a_shell_of_the_allocation_are_places_of_one_node():
 
 def test_this_machine():
     found = host.look({})
-    assert found.cores >= 1 and found.gpus >= 0 and found.slurm is None
+    assert found.cores >= 1 and found.gpus >= 0 and found.place is None
 
 
 @pytest.mark.parametrize(

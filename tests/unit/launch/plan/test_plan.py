@@ -26,7 +26,7 @@ def config(**sections: Any) -> RunConfig:
 def plan(
     *, cores: int = 4, gpus: int = 0, slurm: Place | None = None, given: RunConfig | None = None, **flags: Any
 ) -> LaunchPlan:
-    host = Host(name="here", cores=cores, gpus=gpus, slurm=slurm)
+    host = Host(name="here", cores=cores, gpus=gpus, place=slurm)
     arguments = ("c.yaml", "a.b=c", "--run-dir", "runs/x")
     return make_plan(
         given or config(),
@@ -68,7 +68,7 @@ def test_threads_are_chosen_and_never_torchruns_silent_one():
 
 def test_threads_that_the_user_set_are_those_of_the_plan():
     def planned(**sections):
-        host = Host(name="here", cores=8, gpus=0, slurm=None, variables={"OMP_NUM_THREADS": "3"})
+        host = Host(name="here", cores=8, gpus=0, place=None, variables={"OMP_NUM_THREADS": "3"})
         more = {"folder": Path("x"), "program": ("x.py",), "arguments": (), "resume": None}
         return make_plan(Requirements(**sections), Flags(nproc_per_node="2"), host, **more)
 

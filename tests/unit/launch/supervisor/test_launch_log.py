@@ -28,7 +28,7 @@ def plan(folder: Path, restarts: int, node: int = 0, nodes: int = 1) -> LaunchPl
     config: RunConfig = load(str(ROOT / "configs/digits.yaml"), [])
     hosts = tuple(f"n{number}" for number in range(nodes))
     facts = {"job": "7", "job_number": 7, "nodes": nodes, "node": node, "head": "n0", "restarts": restarts, "cpus": 1}
-    host = Host(name="n", cores=1, gpus=0, slurm=Place(**facts, hosts=hosts))
+    host = Host(name="n", cores=1, gpus=0, place=Place(**facts, hosts=hosts))
     words = {"program": ("-m", "dist_train"), "arguments": (), "resume": "auto"}
     return make_plan(config, Flags(), host, folder=folder, **words)  # type: ignore[arg-type]
 

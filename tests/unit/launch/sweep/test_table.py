@@ -92,7 +92,7 @@ def test_the_files_say_what_the_table_says(sweep):
 
 
 def machine(cores: int, gpus: int) -> Host:
-    return Host(name="here", cores=cores, gpus=gpus, slurm=None)
+    return Host(name="here", cores=cores, gpus=gpus, place=None)
 
 
 def configs(*base: str, count: int = 4) -> dict:
