@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.before import Before
 from dist_train.rundir.files import write_all
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
+from dist_train.rundir.snapshot import FolderSnapshot
 
 _WIDTH = 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -83,7 +83,7 @@ class Lease:
         self._expiry, self._renewal = expiry, renewal
         self._fence: Fence | None = None
         self._takes_back = takes_back
-        self._before: Before | None = None
+        self._before: FolderSnapshot | None = None
         self._file = -1
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -94,7 +94,7 @@ class Lease:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._before is not None and isinstance(error, UserError) and error.code == ExitCode.CONFIG:
             self._stop_renewing()
-            self._before.put_back()  # while the directory is still ours
+            self._before.restore()  # while the directory is still ours
         self.release()
 
     def take(self, run_dir: Path) -> Fence:
@@ -104,7 +104,7 @@ class Lease:
             UserError: (exit 3) when a live run owns it; nothing has changed then. (exit 14) when the disk refuses.
         """
         if self._takes_back:
-            self._before = Before(run_dir)
+            self._before = FolderSnapshot(run_dir)
         try:
             while self._fence is None:
                 number = await_free(run_dir, self._expiry, self._note) + 1

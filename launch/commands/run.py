@@ -1,9 +1,7 @@
 """`dist-train run`."""
 
 import json
-import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +113,7 @@ def _plan(
 
     from ..plan import count_nodes, host, make_plan
     from ..plan.flags import Flags
-    from ..plan.requirements import Demands
+    from ..plan.requirements import Requirements
 
     passed_on = {name: flags.pop(name) for name in PASSED_ON}
     shutdown = flags.pop("shutdown_timeout")
@@ -130,8 +128,10 @@ def _plan(
         if nodes > 1 and job is None:
             raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
         run_dir = str(root / job if job else new_folder(root))
-    plan = make_plan(
-        Demands(preload=modules),
+    flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
+    words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
+    return make_plan(
+        Requirements(preload=modules, passed_on=tuple(words), environment_wins=True),
         given,
         machine,
         folder=Path(run_dir),
@@ -139,11 +139,6 @@ def _plan(
         arguments=arguments,
         resume=None,
     )
-    flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
-    words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
-    # The user's environment wins over our defaults.
-    environment = {name: value for name, value in plan.environment.items() if name not in os.environ}
-    return replace(plan, environment=environment, passed_on=tuple(words))
 
 
 def _name(program: tuple[str, ...]) -> str:

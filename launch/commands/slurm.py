@@ -99,7 +99,7 @@ def plan_job(
         UserError: when it cannot be done.
     """
     from ..plan import foreign_files
-    from ..plan.run_choice import Wish, choose
+    from ..plan.run_choice import RunRequest, choose
     from ..slurm import submission
     from .train import find_config
 
@@ -111,7 +111,7 @@ def plan_job(
     overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
     config = load_trusted(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
     numbers, at_once = _tasks(config.slurm.array)
-    choice = choose(config, Wish(run_dir=run_dir, resume=resume, job=None, nodes=1))
+    choice = choose(config, RunRequest(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
         say(choice.note)
     if choice.resume not in ("auto", "none"):

@@ -100,8 +100,8 @@ def _in_allocation(
 
     def folder() -> Path:
         config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
-        wish = run_choice.Wish(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
-        return run_choice.choose(config, wish).folder
+        request = run_choice.RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
+        return run_choice.choose(config, request).folder
 
     return start.everywhere(flags, folder, dry_run=dry_run)
 
@@ -126,7 +126,7 @@ def plan_training(
 
     given, machine = Flags(**flags), host.look()
     slurm = machine.slurm if not given.standalone else None
-    wish = run_choice.Wish(
+    request = run_choice.RunRequest(
         run_dir=run_dir,
         resume=resume,
         job=slurm.run_name if slurm and not slurm.interactive else given.rdzv_id,
@@ -134,7 +134,7 @@ def plan_training(
         restarts=slurm.restarts if slurm and not slurm.interactive else None,
         allowed=allow_change,
     )
-    choice = run_choice.choose(config, wish)
+    choice = run_choice.choose(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
     changes = [word for key in allow_change for word in ("--allow-change", key)]
     plan = make_plan(

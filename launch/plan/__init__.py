@@ -16,7 +16,7 @@ from .environment import environment, threads_of_a_rank
 from .flags import Flags
 from .host import Host
 from .rendezvous import Rendezvous, choose
-from .requirements import Demands
+from .requirements import Requirements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +144,21 @@ def make_plan(
     arguments: tuple[str, ...],
     resume: str | None,
 ) -> LaunchPlan:
-    """Decides how many ranks start where, with what in their environment. `config` is a RunConfig, or the Demands of a
-    program that has none.
+    """Decides how many ranks start where, with what in their environment.
+
+    Args:
+        config: a RunConfig, or the requirements of a program that has none.
 
     Raises:
         UserError: when flags, config and host do not go together.
     """
-    demands = config if isinstance(config, Demands) else Demands.of(config)
+    requirements = config if isinstance(config, Requirements) else Requirements.of(config)
     nodes, node = _place(flags, host)
-    device, backend, ranks = _ranks(demands, flags, host, nodes)
-    microbatches = nodes * ranks if demands.microbatches == "auto" else demands.microbatches
+    device, backend, ranks = _ranks(requirements, flags, host, nodes)
+    microbatches = nodes * ranks if requirements.microbatches == "auto" else requirements.microbatches
     if resume is not None:  # a training
         check_fits(config, nodes * ranks, microbatches)
-    threads = threads_of_a_rank(demands, device, ranks, host)
+    threads = threads_of_a_rank(requirements, device, ranks, host)
     return LaunchPlan(
         nodes=nodes,
         node=node,
@@ -166,14 +168,14 @@ def make_plan(
         backend=backend,
         threads_per_rank=threads,
         microbatches=microbatches,
-        environment=environment(demands, nodes, device, threads, host),
+        environment=environment(requirements, nodes, device, threads, host),
         rendezvous=choose(flags, host, nodes, node),
         max_restarts=flags.max_restarts,
         grace=flags.grace,
         hang_timeout=flags.hang_timeout,
         monitor_interval=flags.monitor_interval,
         start=flags.start,
-        preload=demands.preload,
+        preload=requirements.preload,
         program=program,
         arguments=arguments,
         resume=resume,
@@ -183,6 +185,7 @@ def make_plan(
         shown=parse_shown(flags.ranks, flags.tee, nodes * ranks),
         log_size=parse_size(flags.log_size),
         slurm=host.slurm,
+        passed_on=requirements.passed_on,
     )
 
 
@@ -216,10 +219,10 @@ def _place(flags: Flags, host: Host) -> tuple[int, int | None]:
     return nodes, node
 
 
-def _ranks(demands: Demands, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
+def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
     """Device, backend and ranks per node."""
     asked = flags.nproc_per_node or "auto"
-    wanted = demands.backend
+    wanted = requirements.backend
     if asked == "gpu" and host.gpus == 0:
         raise UserError("--nproc-per-node gpu: no GPU here (CUDA_VISIBLE_DEVICES counts); cpu uses the cores")
     on_gpu = host.gpus > 0 and asked != "cpu" and (wanted != "gloo" or asked == "gpu")
@@ -233,7 +236,7 @@ def _ranks(demands: Demands, flags: Flags, host: Host, nodes: int) -> tuple[Any,
         raise UserError(f"--nproc-per-node {asked}: give a number, auto, gpu or cpu")
     if on_gpu:
         return "gpu", backend, host.gpus
-    room = demands.microbatches if isinstance(demands.microbatches, int) else host.cores * nodes
+    room = requirements.microbatches if isinstance(requirements.microbatches, int) else host.cores * nodes
     return "cpu", backend, max(1, min(host.cores, room // nodes))
 
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dist_train.errors import UserError
 
 from .host import Host
-from .requirements import Demands
+from .requirements import Requirements
 
 WORKSPACES = (":4096:8", ":16:8")
 """Of cuBLAS, with which its sums have one order; the first is ours."""
 
 
-def environment(demands: Demands, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
+def environment(requirements: Requirements, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
     """What is added to the environment of every rank, and of the process that they are forked from."""
     mine = defaults(nodes, threads)
-    if device == "gpu" and demands.exact:
+    if device == "gpu" and requirements.exact:
         mine["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
         check_workspace(host.variables)
     decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
@@ -22,6 +22,8 @@ def environment(demands: Demands, nodes: int, device: str, threads: int, host: H
         decided["DIST_TRAIN_JOB"] = host.slurm.job  # for rank 0's lease, which another run of the directory will name
     if device == "cpu" and host.gpus:
         decided["CUDA_VISIBLE_DEVICES"] = ""
+    if requirements.environment_wins:
+        mine, decided = {**mine, **decided}, {}
     return {**{name: value for name, value in mine.items() if name not in host.variables}, **decided}
 
 
@@ -41,10 +43,10 @@ def defaults(nodes: int, threads: int) -> dict[str, str]:
     return mine
 
 
-def threads_of_a_rank(demands: Demands, device: str, ranks: int, host: Host) -> int:
+def threads_of_a_rank(requirements: Requirements, device: str, ranks: int, host: Host) -> int:
     """The config's on a CPU; else what OMP_NUM_THREADS says, else a rank's share of the cores."""
-    if demands.threads and device == "cpu":
-        return demands.threads
+    if requirements.threads and device == "cpu":
+        return requirements.threads
     given = host.variables.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) else max(1, host.cores // ranks)
 

@@ -7,7 +7,7 @@ from dist_train.config.torchvision_names import TorchvisionClassifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demands:
+class Requirements:
     """What the program asks of the plan; the defaults are those of a program that we know nothing of."""
 
     backend: str = "auto"
@@ -16,9 +16,13 @@ class Demands:
     microbatches: int | Literal["auto"] = "auto"
     exact: bool = False
     preload: tuple[str, ...] = ()
+    passed_on: tuple[str, ...] = ()
+    """Flags that are torchrun's own business."""
+    environment_wins: bool = False
+    """Whether a variable that the user has set beats what the plan decides, and not only its defaults."""
 
     @classmethod
-    def of(cls, config: Any) -> "Demands":
+    def of(cls, config: Any) -> "Requirements":
         """Those of our own programs; `config` is a RunConfig."""
         return cls(
             backend=config.distributed.backend,

@@ -36,7 +36,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class RunRequest:
     """What the command line said of it."""
 
     run_dir: str | None
@@ -63,51 +63,51 @@ def config_of(resume: str | None, run_dir: str | None) -> Path | None:
     return None
 
 
-def choose(config: "RunConfig", wish: Wish) -> Choice:
+def choose(config: "RunConfig", request: RunRequest) -> Choice:
     """The run directory that is meant; looks, and creates nothing.
 
     Raises:
-        UserError: when the wish cannot be met, with what to do about it.
+        UserError: when the request cannot be met, with what to do about it.
     """
-    source = _existing(wish.resume)
-    job = _safe_name(wish.job) if wish.job else None
-    if wish.run_dir is not None:
-        return _in_named(Path(wish.run_dir), wish.resume, source)
+    source = _existing(request.resume)
+    job = _safe_name(request.job) if request.job else None
+    if request.run_dir is not None:
+        return _in_named(Path(request.run_dir), request.resume, source)
     if source is not None and not is_checkpoint(source):
         return Choice(folder=source.resolve(), resume="auto")
     if job is not None:
-        return _in_job(config, wish, job, source)
-    if wish.nodes > 1:
+        return _in_job(config, request, job, source)
+    if request.nodes > 1:
         raise UserError(
-            f"{wish.nodes} nodes have to agree on one run directory, and each would make its own: "
+            f"{request.nodes} nodes have to agree on one run directory, and each would make its own: "
             "give them all the same --run-dir DIR (or the same --rdzv-id)"
         )
     if source is not None:
         return Choice(folder=new_run_dir(config), resume=str(source))
-    newest = to_go_on_with(config) if wish.resume == "auto" else None
+    newest = to_go_on_with(config) if request.resume == "auto" else None
     return _auto(newest) if newest else Choice(folder=new_run_dir(config), resume="none")
 
 
-def _in_job(config: "RunConfig", wish: Wish, job: str, source: Path | None) -> Choice:
+def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | None) -> Choice:
     """The job's own run, to which it comes back. With --resume auto: where the job has gone on with this training
     before, else its own run, and where that has saved nothing, the newest."""
     from ..slurm.trainings import folder_of, is_of, was_visited
 
     first = own = Path(config.run_root) / config.name / job
     name, ours = job.removeprefix("slurm-"), list[Path]()
-    if wish.restarts is not None:
-        if wish.resume == "auto":
+    if request.restarts is not None:
+        if request.resume == "auto":
             ours = [run for run in first.parent.glob("*") if _was_in_job(run, name)]
-            same = _newest([run for run in ours if is_of(run, config, wish.allowed)])
+            same = _newest([run for run in ours if is_of(run, config, request.allowed)])
             if same is not None:
                 return _auto(same)
-        own = folder_of(first, config, wish.allowed, name, wish.restarts)
-    others = any(was_visited(run, name, wish.restarts or 0) for run in ours)  # another config's, in this very start
-    if wish.resume == "auto" and own == first and not others and not has_checkpoints(own):
+        own = folder_of(first, config, request.allowed, name, request.restarts)
+    others = any(was_visited(run, name, request.restarts or 0) for run in ours)  # another config's, in this very start
+    if request.resume == "auto" and own == first and not others and not has_checkpoints(own):
         newest = _newest(ours) or to_go_on_with(config)
         if newest is not None:
             return _auto(newest)
-    choice = _in_named(own, wish.resume, source)
+    choice = _in_named(own, request.resume, source)
     note = f"{first.name} is a training of another config in this job; this one is in {own.name}"
     return replace(choice, note=choice.note or note) if own != first else choice
 

@@ -116,7 +116,7 @@ def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
         UserError: when there is no srun.
     """
     environment = {name: value for name, value in environ.items() if name not in OURS}
-    with ReceivedSignals() as inbox:
+    with ReceivedSignals() as signals:
         try:
             # Its own session: srun would take the terminal's Ctrl-C for a request to report its state.
             step = subprocess.Popen(
@@ -133,14 +133,14 @@ def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
             ) from None
         asked = False
         while step.poll() is None:
-            if inbox.kill is not None:
+            if signals.kill is not None:
                 send(step.pid, signal.SIGTERM)  # srun ends the step with SIGKILL
-            elif inbox.stop is not None and not asked:
+            elif signals.stop is not None and not asked:
                 asked = True
                 send(step.pid, signal.SIGUSR1)  # the only stop request that srun passes on
-            for number in inbox.take_others():
+            for number in signals.take_others():
                 send(step.pid, number)
-            inbox.wait(POLL_S)
-        if inbox.stop == signal.SIGINT and (inbox.kill or step.returncode == ExitCode.REQUEUE):
+            signals.wait(POLL_S)
+        if signals.stop == signal.SIGINT and (signals.kill or step.returncode == ExitCode.REQUEUE):
             return ExitCode.INTERRUPTED
     return step.returncode if step.returncode >= 0 else 128 - step.returncode

@@ -13,7 +13,7 @@ _OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")
 """Job numbers are unique within a cluster, and a machine may belong to two."""
 
 
-def end_older_lives(job: Place) -> list[int]:
+def end_older_launches(job: Place) -> list[int]:
     """Kills every process of an earlier start of the job, stopped ones included. Returns their ids.
 
     SLURM restarts a job only when it believes that the last start has ended, so there is nothing to wait for.

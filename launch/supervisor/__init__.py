@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TextIO
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.before import IN_LOG_DIR, Before
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import open_regular
 from dist_train.rundir.runs import make_run_dir, newest_checkpoint
+from dist_train.rundir.snapshot import IN_LOG_DIR, FolderSnapshot
 
 from ..console import mark, open_standard_streams, say
 from ..plan import LaunchPlan
 from ..processes import become_subreaper, end_descendants
 from ..signals import ReceivedSignals
-from ..slurm.orphans import end_older_lives
+from ..slurm.orphans import end_older_launches
 from .agent_starter import AgentStarter
 from .generation import Generation, begin_generation
 from .launch_log import Launch
@@ -52,7 +52,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
     open_standard_streams()
     become_subreaper()
     if plan.slurm:
-        end_older_lives(plan.slurm)
+        end_older_launches(plan.slurm)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
     before = _before(plan)
@@ -83,19 +83,19 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
     return code
 
 
-def _before(plan: LaunchPlan) -> list[Before]:
+def _before(plan: LaunchPlan) -> list[FolderSnapshot]:
     """The places of a training that the first node may put back, and another may have made."""
     if not plan.is_training:
         return []
-    return [Before(plan.folder), *[Before(plan.logs, IN_LOG_DIR)] * (plan.log_dir is not None)]
+    return [FolderSnapshot(plan.folder), *[FolderSnapshot(plan.logs, IN_LOG_DIR)] * (plan.log_dir is not None)]
 
 
-def _put_back(before: list[Before]) -> None:
+def _put_back(before: list[FolderSnapshot]) -> None:
     for place in reversed(before):
-        place.put_back()
+        place.restore()
 
 
-def _await_first(plan: LaunchPlan, before: list[Before]) -> None:
+def _await_first(plan: LaunchPlan, before: list[FolderSnapshot]) -> None:
     """Removes this node's logs, its claim while that is ours, and what else it has made once the first node is done."""
     first, deadline = RunDir(plan.folder).lock(0), time.monotonic() + OTHERS_END_S
     own = {RunDir(plan.folder).lock(plan.node).name, plan.agent_log.name, plan.preload_log.name}
@@ -194,14 +194,14 @@ def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
         owner, _, life = lock.read().strip().partition("\n")
         if plan.node is None:  # several nodes of one start may share a host
             return False
-        if not _is_older_life(life, plan):
+        if not _is_older_launch(life, plan):
             raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
     except OSError:  # a file system without locks
         return False
     return True
 
 
-def _is_older_life(life: str, plan: LaunchPlan) -> bool:
+def _is_older_launch(life: str, plan: LaunchPlan) -> bool:
     """Whether the owner is an earlier start of the same job. SLURM takes that for ended, but what is frozen on a node
     that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
     with contextlib.suppress(ValueError, KeyError, TypeError):

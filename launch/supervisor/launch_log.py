@@ -88,7 +88,7 @@ class Launch:
 
     def give_up(self) -> int:
         """The exit code of a launch that must not begin. The record calls it in order: a person may try again."""
-        reason = f"{MAX_BARREN_LAUNCHES} lives in a row saved nothing new: not started again"
+        reason = f"{MAX_BARREN_LAUNCHES} launches in a row saved nothing new: not started again"
         say(f"{mark('✗', 'red')} {reason}; what ended them is in {RunDir(self._plan.folder).launches}")
         if self._plan.node == 0:
             self.begin()

@@ -100,9 +100,9 @@ def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequ
         flags: for each `dist-train train`.
     """
     become_subreaper()
-    with ReceivedSignals() as inbox:
+    with ReceivedSignals() as signals:
         try:
-            return _Runner(sweep_, points, share, flags, inbox).run()
+            return _Runner(sweep_, points, share, flags, signals).run()
         finally:
             end_descendants(patience=0)
 
@@ -117,9 +117,9 @@ class _Running:
 
 class _Runner:
     def __init__(
-        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], inbox: ReceivedSignals
+        self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], signals: ReceivedSignals
     ) -> None:
-        self._sweep, self._share, self._flags, self._inbox = sweep_, share, flags, inbox
+        self._sweep, self._share, self._flags, self._signals = sweep_, share, flags, signals
         self._waiting, self._free = list(points), list(share.slots)
         self._running: list[_Running] = []
         self._codes: list[int] = []
@@ -127,13 +127,13 @@ class _Runner:
         self._handed_on = False
 
     def run(self) -> int:
-        while self._running or (self._waiting and self._inbox.stop is None):
-            while self._waiting and self._free and self._inbox.stop is None:
+        while self._running or (self._waiting and self._signals.stop is None):
+            while self._waiting and self._free and self._signals.stop is None:
                 self._start(self._waiting.pop(0), self._free.pop(0))
             self._hand_on_signals()
-            if self._inbox.kill is not None:
-                return 128 + self._inbox.kill
-            self._inbox.wait(POLL_S)
+            if self._signals.kill is not None:
+                return 128 + self._signals.kill
+            self._signals.wait(POLL_S)
             for one in [one for one in self._running if one.process.poll() is not None]:
                 self._ended(one)
         return self._code()
@@ -160,11 +160,11 @@ class _Runner:
         say(f"  {point.name} started ({self._total - len(self._waiting)}/{self._total})")
 
     def _hand_on_signals(self) -> None:
-        for number in self._inbox.take_others():
+        for number in self._signals.take_others():
             self._send(number)
-        if self._inbox.stop is not None and not self._handed_on:
+        if self._signals.stop is not None and not self._handed_on:
             self._handed_on = True
-            self._send(self._inbox.stop)
+            self._send(self._signals.stop)
             say(f"  {len(self._running)} running, each saves and stops … once more to kill at once")
 
     def _send(self, number: int) -> None:
@@ -179,7 +179,7 @@ class _Runner:
         took = f"{time.monotonic() - one.begun:.0f} s"
         if code == ExitCode.DONE:
             say(f"{mark('✓', 'green')} {one.point.name} done in {took}")
-        elif self._inbox.stop is not None or code in _STOPPED:
+        elif self._signals.stop is not None or code in _STOPPED:
             say(f"  {one.point.name} stopped after {took}")
         else:
             how = signal_name(-code) if code < 0 else f"exit {code}"
@@ -188,9 +188,9 @@ class _Runner:
 
     def _code(self) -> int:
         failed = {code if code > 0 else int(ExitCode.USER_CODE) for code in self._codes if code != ExitCode.DONE}
-        if self._inbox.stop is not None and (failed or self._waiting):
-            requeue = self._inbox.stop == signal.SIGUSR1
-            return ExitCode.REQUEUE if requeue else 128 + self._inbox.stop
+        if self._signals.stop is not None and (failed or self._waiting):
+            requeue = self._signals.stop == signal.SIGUSR1
+            return ExitCode.REQUEUE if requeue else 128 + self._signals.stop
         return failed.pop() if len(failed) == 1 else ExitCode.USER_CODE if failed else ExitCode.DONE
 
 

@@ -10,7 +10,7 @@ import pytest
 from dist_train.checkpoint.store import CheckpointStore, read_file, verify
 from tests.distributed.test_begun import SHIFTY
 from tests.distributed.training import result, train, write_configs
-from tests.unit.savers import writers
+from tests.unit.dist_train.checkpoint.savers import writers
 
 OFTEN = "checkpoint.every=2 steps"
 BACKGROUND = "checkpoint.background=true"

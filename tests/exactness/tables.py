@@ -8,6 +8,7 @@ FOLDER = "{folder}"
 CLASSES = "{classes}"
 """Stands for the number of classes that the data of a draw has."""
 
+STARTED = "a file, read once before the first step; tests/unit/dist_train/models/test_models.py"
 FIXED: dict[str, tuple[Any, str]] = {
     "name": ("run", "a folder's name"),
     "run_root": (None, "a folder"),
@@ -24,11 +25,26 @@ FIXED: dict[str, tuple[Any, str]] = {
     "model.custom.args": (None, "they go with the name: ARGS"),
     "task.custom.args": (None, "they go with the name: ARGS"),
     "optimizer.custom.args": (None, "they go with the name: ARGS"),
-    "model.mlp.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
-    "model.cnn.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
-    "model.resnet_cifar.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
-    "model.torchvision.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
-    "model.custom.start_weights": (None, "a file, read once before the first step; tests/unit/test_models.py"),
+    "model.mlp.start_weights": (
+        None,
+        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
+    ),
+    "model.cnn.start_weights": (
+        None,
+        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
+    ),
+    "model.resnet_cifar.start_weights": (
+        None,
+        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
+    ),
+    "model.torchvision.start_weights": (
+        None,
+        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
+    ),
+    "model.custom.start_weights": (
+        None,
+        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
+    ),
     "model.mlp.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "model.cnn.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "model.resnet_cifar.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),

@@ -202,7 +202,7 @@ def test_three_lives_in_a_row_without_a_newer_checkpoint_are_enough(slurm_cluste
         _kill_launcher(run, 0)
     job = run.wait_for_end()
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 10, 3), run.log_text()
-    assert "3 lives in a row saved nothing new" in run.log_text()
+    assert "3 launches in a row saved nothing new" in run.log_text()
 
 
 def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_cluster, tmp_path):

@@ -1,0 +1,276 @@
+"""W&B: an offline run reads back and stays one run over a resume; neither its server nor its process holds us up."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_train.tracking import wandb
+from dist_train.tracking.tracker import build_tracker
+from dist_train.tracking.wandb_sink import _description, run_id, wandb_mode
+from tests.unit.dist_train.tracking.runs import (
+    EPOCH,
+    EVERY,
+    ONE_RANK,
+    TOTAL,
+    config,
+    evaluation_row,
+    facts,
+    outcome,
+    told,
+    train_row,
+)
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever credentials and settings this machine has, a test must not use them."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers: the worst that a network can do."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _run(run_dir: Path, mode: str, *, first: int = 0, last: int = TOTAL, status: str = "done") -> None:
+    run_dir.mkdir(exist_ok=True)
+    chosen = config(wandb={"mode": mode, "group": "a group", "tags": ["one", "two"]})
+    with build_tracker(chosen, ONE_RANK, run_dir) as tracker:
+        told(tracker, run_dir, chosen, first=first, last=last)
+        tracker.finish(outcome(last, run_dir, status))
+
+
+def _read(run_dir: Path) -> list[tuple[dict, list[dict]]]:
+    """Of each life: wandb's own summary of its file, and the history's rows."""
+    wandb = shutil.which("wandb", path=os.path.dirname(sys.executable))
+    assert wandb is not None
+    lives = []
+    for file in sorted((run_dir / "wandb").glob("offline-run-*/*.wandb")):
+        inspect = [wandb, "leet", "inspect", str(file), "--json"]
+        records = [json.loads(line) for line in subprocess.check_output(inspect, text=True).splitlines()]
+        history = [record["history"]["item"] for record in records if record["type"] == "history"]
+        lives.append((json.loads(subprocess.check_output([*inspect, "--summary"])), history))
+    return lives
+
+
+def test_an_offline_run_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path / "run", "auto")
+    [(whole, history)] = _read(tmp_path / "run")
+    losses = {row["train/step"]: row["train/loss"] for row in history if "train/loss" in row}
+    assert list(losses) == list(range(EVERY, TOTAL + 1, EVERY))
+    mean = sum(train_row(step)["loss"] for step in range(1, EVERY + 1)) / EVERY
+    assert losses[EVERY] == pytest.approx(mean, rel=1e-12)
+    evaluations = {row["train/step"]: row["eval/accuracy"] for row in history if "eval/accuracy" in row}
+    assert evaluations == {step: evaluation_row(step)["accuracy"] for step in range(EPOCH, TOTAL + 1, EPOCH)}
+    assert all(row["train/samples_per_s"] > 0 for row in history if "train/loss" in row)
+    assert whole["state"] == "finished" and whole["exit_code"] == 0
+    assert (whole["name"], whole["project"], whole["tags"]) == ("demo-run", "dist-train", ["one", "two"])
+    assert whole["config"]["batch"]["global_size"] == 32 and whole["config"]["facts"]["world_size"] == 2
+    assert whole["summary"]["best/accuracy"] == whole["summary"]["final/accuracy"] == TOTAL / (TOTAL + 1)
+    table = next((tmp_path / "run" / "wandb").rglob("confusion_matrix*.table.json"))
+    assert ["3", "3", 3] in json.loads(table.read_text())["data"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "wandb sync" in line]
+    assert re.fullmatch(r"wandb  offline; to upload: wandb sync \S*/run/wandb/offline-run-\S+", line)
+
+
+THEIRS = {
+    "WANDB_PROJECT": "their-project",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_NAME": "their-name",
+    "WANDB_NOTES": "their notes",
+    "WANDB_TAGS": "their-tag,another",
+    "WANDB_JOB_TYPE": "their-job",
+    "WANDB_RUN_ID": "theirid1",
+}
+
+
+def _records(folder: Path, **wandb: object) -> dict:
+    """The `run` record of an offline run below `folder`, from W&B's process alone, which takes the time it needs."""
+    run_dir = folder / "run"
+    (run_dir / "wandb").mkdir(parents=True)
+    chosen = config(wandb={"mode": "offline", **wandb})
+    begin = _description(facts(run_dir, chosen), "offline", run_id(run_dir / "wandb" / "id.txt"))
+    told = f"{json.dumps({'begin': begin})}\n{json.dumps({'summary': {}, 'finish': 0})}\n"
+    process = [sys.executable, "-m", "dist_train.tracking.wandb"]
+    subprocess.run(process, input=told, text=True, check=True, capture_output=True, timeout=100)
+    [file] = folder.rglob("*.wandb")
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", str(file), "--json"]
+    records = map(json.loads, subprocess.check_output(inspect, text=True).splitlines())
+    return next(record["run"] for record in records if record["type"] == "run")
+
+
+def test_w_and_b_s_own_variables_beat_our_defaults_and_not_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in THEIRS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "inf")  # which wandb itself refuses
+    (tmp_path / "elsewhere").mkdir()
+    run = _records(tmp_path)
+    assert not [*(tmp_path / "run").rglob("*.wandb")]
+    assert (run["project"], run["entity"], run["run_group"]) == ("their-project", "their-team", "their-group")
+    assert (run["display_name"], run["notes"], run["job_type"]) == ("their-name", "their notes", "their-job")
+    assert (run["run_id"], run["tags"]) == ("theirid1", ["their-tag", "another"])
+    assert (tmp_path / "run" / "wandb" / "id.txt").read_text().strip() == "theirid1"
+    monkeypatch.delenv("WANDB_DIR")
+    run = _records(tmp_path / "ours", project="our-project", entity="our-team", group="our-group", tags=["our-tag"])
+    assert (run["project"], run["entity"], run["run_group"]) == ("our-project", "our-team", "our-group")
+    assert run["tags"] == ["our-tag"]
+
+
+def test_a_resumed_run_is_the_same_run_there(tmp_path: Path) -> None:
+    _run(tmp_path / "run", "offline", last=20, status="stopped")
+    _run(tmp_path / "run", "offline", first=20)
+    (one, _), (two, history) = _read(tmp_path / "run")
+    assert one["run_id"] == two["run_id"] == (tmp_path / "run" / "wandb" / "id.txt").read_text().strip()
+    assert [row["train/step"] for row in history if "train/loss" in row] == list(range(25, TOTAL + 1, EVERY))
+
+
+def test_the_step_axis_is_ours(tmp_path: Path) -> None:
+    _run(tmp_path / "run", "offline", last=EVERY)
+    file = next((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    wandb = Path(sys.executable).with_name("wandb")
+    records = subprocess.check_output([wandb, "leet", "inspect", str(file), "--json"], text=True)
+    metrics = [json.loads(line)["metric"] for line in records.splitlines() if '"type":"metric"' in line]
+    assert {metric.get("glob_name"): metric.get("step_metric") for metric in metrics}["*"] == "train/step"
+
+
+def test_no_secret_of_the_environment_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    _run(tmp_path / "run", "offline", last=EVERY)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"hunter2" not in content and KEY.encode() not in content, path
+
+
+def test_disabled_leaves_nothing(tmp_path: Path) -> None:
+    _run(tmp_path / "run", "disabled")
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize(("status", "limit_s"), [("done", 25), ("stopped", 20)])
+def test_a_silent_server_costs_seconds_at_the_end_and_nothing_before(
+    tmp_path: Path, monkeypatch, capsys, silent_server: str, status: str, limit_s: float
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    (tmp_path / "run").mkdir()
+    chosen = config(wandb={"mode": "auto"})
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
+    begun = time.monotonic()
+    told(tracker, tmp_path / "run", chosen)
+    assert time.monotonic() - begun < 1
+    while not list((tmp_path / "run" / "wandb").glob("run-*")):  # until it is trying to connect
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+    begun = time.monotonic()
+    tracker.finish(outcome(TOTAL, tmp_path / "run", status))
+    assert time.monotonic() - begun < limit_s
+    assert "wandb  not reachable (it took too long), offline; to upload: wandb sync" in capsys.readouterr().err
+    [(_, history)] = _read(tmp_path / "run")
+    assert [row["train/step"] for row in history if "train/loss" in row] == list(range(EVERY, TOTAL + 1, EVERY))
+
+
+def test_a_process_that_dies_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    chosen = config(wandb={"mode": "offline"})
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
+    told(tracker, tmp_path / "run", chosen, last=EVERY)
+    [child] = _children("dist_train.tracking.wandb")
+    os.kill(child, signal.SIGKILL)
+    tracker.finish(outcome(TOTAL, tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert said.count("! wandb stopped: its process ended") == 1 and "✓ done" in said
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == EVERY
+
+
+@pytest.mark.parametrize("how", ["raise=1", "kill=1"])
+def test_a_training_that_dies_is_a_failed_run_there(tmp_path: Path, how: str) -> None:
+    program = [sys.executable, "-m", "tests.unit.dist_train.tracking.runs", str(tmp_path / "run"), "wandb=offline", how]
+    assert subprocess.run(program, capture_output=True).returncode != 0
+    deadline = time.monotonic() + 20
+    while not (lives := _read(tmp_path / "run")) or lives[0][0]["exit_code"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    [(whole, history)] = lives
+    assert whole["exit_code"] == 1
+    assert history[-1]["train/step"] == TOTAL
+
+
+def test_a_stopped_process_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    chosen = config(wandb={"mode": "offline"})
+    tracker = build_tracker(chosen, ONE_RANK, tmp_path / "run")
+    told(tracker, tmp_path / "run", chosen, last=EVERY)
+    [child] = _children("dist_train.tracking.wandb")
+    os.kill(child, signal.SIGSTOP)
+    begun = time.monotonic()
+    tracker.finish(outcome(TOTAL, tmp_path / "run", "stopped"))
+    assert time.monotonic() - begun < 20
+    assert "! wandb stopped: it did not end in time" in capsys.readouterr().err
+
+
+def _children(module: str) -> list[int]:
+    listing = subprocess.check_output(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], text=True)
+    return [int(line.split()[0]) for line in listing.splitlines() if module in line]
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "result"),
+    [
+        ("auto", {}, "auto"),
+        ("online", {}, "online"),
+        ("auto", {"WANDB_MODE": "online"}, "auto"),
+        ("auto", {"WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("online", {"WANDB_DISABLED": "true"}, "disabled"),
+        ("online", {"WANDB_MODE": "offline"}, "offline"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+        ("disabled", {"WANDB_MODE": "online"}, "disabled"),
+        ("offline", {"WANDB_MODE": "nonsense"}, "offline"),
+    ],
+)
+def test_of_config_and_environment_the_one_that_tells_less_wins(
+    monkeypatch: pytest.MonkeyPatch, configured: str, environment: dict[str, str], result: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(configured) == result
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("", 15), ("x", 15), ("inf", 15), ("-inf", 15), ("nan", 15), ("0", 1), ("2.6", 3), ("1e300", 86_400)],
+)
+def test_a_time_to_begin_is_finite_whatever_the_variable_says(
+    monkeypatch: pytest.MonkeyPatch, given: str, seconds: int
+) -> None:
+    monkeypatch.setitem(wandb.ENVIRONMENT, "WANDB_INIT_TIMEOUT", given)
+    assert wandb._init_s() == seconds
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # takes it
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
