@@ -10,28 +10,28 @@ _HEAD = """# The config, key by key
 
 [All documents](index.md) · [Glossary](glossary.md)
 
-This page is made from the schema (`python docs/config_reference.py`), and a test checks that it is up to date. Editors that
-know YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
+This page is made from the schema (`python docs/config_reference.py`), and a test checks that it is up to date. Editors
+that know YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
 
 ## How a config is read
 
-- **YAML 1.2**: `1e-3` is a number, `off` and `yes` are text, `012` is twelve. A key given twice is an error, and so is an
-  unknown one. Anchors, aliases and `<<` work; tags such as `!!python/name` are refused.
-- **`extends: other.yaml`**, or a list of files, begins from those files. Their paths are relative to the file that names
-  them. Mappings are merged key by key; lists and single values replace. If a section data, model, task, optimizer or
-  schedule changes its `name`, the other keys that it inherits are dropped: they belong to another component. The same goes
-  for the command line.
+- **YAML 1.2**: `1e-3` is a number, `off` and `yes` are text, `012` is twelve. A key given twice is an error, and so is
+  an unknown one. Anchors, aliases and `<<` work; tags such as `!!python/name` are refused.
+- **`extends: other.yaml`**, or a list of files, begins from those files. Their paths are relative to the file that
+  names them. Mappings are merged key by key; lists and single values replace. If a section data, model, task, optimizer
+  or schedule changes its `name`, the other keys that it inherits are dropped: they belong to another component. The
+  same goes for the command line.
 - **Overrides** on the command line are `a.b=c`, with the value in YAML 1.2, on top of all files: `optimizer.lr=0.05`,
   `augment.0.padding=2` (an item of a list), `augment=[]`, `train.clip_norm=null`. `model=mlp` is short for
   `model.name=mlp`. Components are switched first, so `model.hidden=[64] model=mlp` keeps the 64. A mapping as a value
   replaces the whole section.
-- **Components** (data, model, task, optimizer, schedule) are chosen by `name`. A task, optimizer or schedule without a name
-  is the default one. Data, model, task and optimizer can be your own: `name: package.module:Thing`, with `args` for it
-  ([bring your own](bring-your-own.md)). The package must be importable from the folder in which the command runs. Python's
-  own library is refused.
+- **Components** (data, model, task, optimizer, schedule) are chosen by `name`. A task, optimizer or schedule without a
+  name is the default one. Data, model, task and optimizer can be your own: `name: package.module:Thing`, with `args`
+  for it ([bring your own](bring-your-own.md)). The package must be importable from the folder in which the command
+  runs. Python's own library is refused.
 - **Durations** are written with their unit: `2 epochs`, `500 steps`, `1e6 samples`, `30 s`, `30 min`, `2 h`.
-- All mistakes are reported at once, with file, line, column, key, what was given and what is allowed. Nothing is created
-  before a config is right.
+- All mistakes are reported at once, with file, line, column, key, what was given and what is allowed. Nothing is
+  created before a config is right.
 
 `dist-train config show CONFIG [a.b=c …]` prints the resulting config, with every default filled in.
 """
