@@ -1,4 +1,4 @@
-"""Prints docs/config.md, made from the schema: every section, key, type, default and docstring."""
+"""Prints docs/config.md, which is made from the schema: every section, key, type, default and docstring."""
 
 import json
 from collections.abc import Iterator
@@ -8,29 +8,32 @@ from dist_train.config import shape
 
 _HEAD = """# The config, key by key
 
-This page is made from the schema (`python docs/config_reference.py`); a test keeps it fresh. Editors that speak
-YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
+[All documents](index.md) · [Glossary](glossary.md)
+
+This page is made from the schema (`python docs/config_reference.py`), and a test checks that it is up to date. Editors
+that know YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
 
 ## How a config is read
 
 - **YAML 1.2**: `1e-3` is a number, `off` and `yes` are text, `012` is twelve. A key given twice is an error, and so is
   an unknown one. Anchors, aliases and `<<` work; tags such as `!!python/name` are refused.
-- **`extends: other.yaml`**, or a list of files, relative to the file it stands in: begin from those. Mappings are
-  merged key by key, lists and single values replace. Where a data, model, task, optimizer or schedule section changes
-  its `name`, the other keys of the section below it are dropped: they belong to another component. The same goes for
-  the command line.
-- **Overrides** on the command line are `a.b=c`, the value in YAML 1.2, on top of all files: `optimizer.lr=0.05`,
+- **`extends: other.yaml`**, or a list of files, begins from those files. Their paths are relative to the file that
+  names them. Mappings are merged key by key; lists and single values replace. If a section data, model, task, optimizer
+  or schedule changes its `name`, the other keys that it inherits are dropped: they belong to another component. The
+  same goes for the command line.
+- **Overrides** on the command line are `a.b=c`, with the value in YAML 1.2, on top of all files: `optimizer.lr=0.05`,
   `augment.0.padding=2` (an item of a list), `augment=[]`, `train.clip_norm=null`. `model=mlp` is short for
   `model.name=mlp`. Components are switched first, so `model.hidden=[64] model=mlp` keeps the 64. A mapping as a value
   replaces the whole section.
-- **Components** (data, model, task, optimizer, schedule) are chosen by `name`. A task, optimizer or schedule that is
-  given no name is the default one. Data, model, task and optimizer can be your own: `name: package.module:Thing`, with
-  `args` for it; the package must be importable from the folder the command runs in. Python's own library is refused.
+- **Components** (data, model, task, optimizer, schedule) are chosen by `name`. A task, optimizer or schedule without a
+  name is the default one. Data, model, task and optimizer can be your own: `name: package.module:Thing`, with `args`
+  for it ([bring your own](bring-your-own.md)). The package must be importable from the folder in which the command
+  runs. Python's own library is refused.
 - **Durations** are written with their unit: `2 epochs`, `500 steps`, `1e6 samples`, `30 s`, `30 min`, `2 h`.
-- Every mistake is told at once, with file, line, column, key, what was given and what is allowed; nothing is created
-  before a config is right.
+- All mistakes are reported at once, with file, line, column, key, what was given and what is allowed. Nothing is
+  created before a config is right.
 
-`dist-train config show CONFIG [a.b=c …]` prints the config that results, with every default filled in.
+`dist-train config show CONFIG [a.b=c …]` prints the resulting config, with every default filled in.
 """
 
 
@@ -59,7 +62,7 @@ def _required(section: shape.Node) -> set[str]:
 
 def _default_name(node: shape.Node) -> str:
     default = node.get("default")
-    return f"Without it: `name: {default['name']}`." if default else "Always needed."
+    return f"The default is `name: {default['name']}`." if default else "Always needed."
 
 
 def _component(key: str, node: shape.Node, note: str) -> Iterator[str]:
@@ -69,7 +72,7 @@ def _component(key: str, node: shape.Node, note: str) -> Iterator[str]:
         yield "A list; each item is one of these.\n"
     shared = _shared(node)
     if shared:
-        yield f"Every {key} has these keys, beside its own:\n"
+        yield f"Every {key} has these keys besides its own:\n"
         yield _table(shared, set())
     tables: dict[str, str] = {}
     for option in shape.options(node):
@@ -78,7 +81,7 @@ def _component(key: str, node: shape.Node, note: str) -> Iterator[str]:
 
 
 def _shared(node: shape.Node) -> dict[str, shape.Node]:
-    """The keys that all of a component's sections have alike, where there are several such."""
+    """The keys that all sections of a component share, if there are several such keys."""
     first, *others = [shape.keys(option) for option in shape.options(node)]
     shared = {key: child for key, child in first.items() if all(other.get(key) == child for other in others)}
     return shared if len(shared) > 1 else {}

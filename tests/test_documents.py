@@ -1,0 +1,73 @@
+"""The documents name files and modules that are there, their links lead somewhere, and the index has every page."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(ROOT.glob("docs/*.md"))
+INDEX = ROOT / "docs" / "index.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md", *PAGES]
+FOLDERS = "launch|dist_train|tests|benchmarks|configs|docs|examples"
+OF_THE_USER = {"script.py", "train.py", "data/birds.py", "mine.yaml", "other.yaml", "points.yaml", "cluster.sh"}
+OF_A_RUN = {"config.yaml", "RUN/config.yaml", "slurm/config.yaml", "slurm/job.sbatch", "points/000-lr0.1.yaml"}
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def paths(text: str) -> Iterator[str]:
+    """What is named as a file outside of the examples, and everything that begins with a folder of ours."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from re.findall(r"(?<![\w./*-])[\w./-]+\.(?:py|md|yaml|sh|sbatch)\b", prose)
+    yield from (found.rstrip(".") for found in re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*", text))
+
+
+@each_document
+def test_every_path_that_a_document_names_is_there(document):
+    folders = (ROOT, ROOT / "launch", ROOT / "dist_train", document.parent)
+    named = {path for path in paths(document.read_text()) if "NAME" not in path} - OF_THE_USER - OF_A_RUN
+    assert {path for path in named if not any((folder / path).exists() for folder in folders)} == set()
+
+
+@each_document
+def test_every_module_that_a_document_names_is_there(document):
+    named = re.findall(rf"(?<![\w./-])(?:{FOLDERS})(?:\.\w+)+(?::\w+)?", document.read_text())
+    assert {name for name in named if not is_there(name)} == set()
+
+
+def is_there(name: str) -> bool:
+    """A module, a package, or a name in one: `package.module.Thing` or `package.module:Thing`."""
+    place = ROOT.joinpath(*re.split("[.:]", name))
+    if place.is_dir() or place.with_suffix(".py").is_file():
+        return True
+    homes = [place.parent.with_suffix(".py"), place.parent / "__init__.py"]
+    return any(re.search(rf"\b{place.name}\b", home.read_text()) for home in homes if home.is_file())
+
+
+@each_document
+def test_every_link_leads_somewhere(document):
+    for target, heading in links(document):
+        assert target.exists(), target
+        assert not heading or heading in headings(target), f"{target} has no heading #{heading}"
+
+
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """File and heading of each link that stays in the project."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not re.match(r"\w+://", link):
+            path, _, heading = link.partition("#")
+            yield (document.parent / path).resolve() if path else document, heading
+
+
+def headings(document: Path) -> set[str]:
+    """As GitHub makes them into anchors."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_index_has_every_page_and_every_page_leads_back():
+    others = set(PAGES) - {INDEX}
+    assert {target for target, _ in links(INDEX)} >= others
+    assert {page.name for page in others if INDEX not in {target for target, _ in links(page)}} == set()
