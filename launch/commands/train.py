@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from .common import json_option, launch_command, trust_option
 from .launch_flags import launch_flags
 
 if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
+
     from ..plan import LaunchPlan
 
 EPILOG = """\b
@@ -59,24 +62,24 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     code = _in_allocation(words, dry_run, **options)
     if code is not None:
         sys.exit(code)
-    config_path, config, plan, note = plan_training(words, **options)
+    planned = plan_training(words, **options)
     if dry_run:
         from ..plan.dry_run import show
 
-        sys.exit(show(config, plan, config_path, find_config(words, options["resume"], options["run_dir"])[1]))
+        sys.exit(show(planned.config, planned.plan, planned.config_path, planned.overrides))
     from ..plan import foreign_files
 
-    remember_configs([config])
-    foreign_files.remember(plan.folder)
+    remember_configs([planned.config])
+    foreign_files.remember(planned.plan.folder)
     if preflight:
         from ..doctor import examine
 
-        examine.preflight(config, plan)
-    if note:
-        say(note)
+        examine.preflight(planned.config, planned.plan)
+    if planned.note:
+        say(planned.note)
     from ..supervisor import supervise
 
-    sys.exit(supervise(plan, _print_verdict if as_json else None))
+    sys.exit(supervise(planned.plan, _print_verdict if as_json else None))
 
 
 def _print_verdict(plan: "LaunchPlan", code: int) -> None:
@@ -106,6 +109,17 @@ def _in_allocation(
     return start.everywhere(flags, folder, dry_run=dry_run)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedTraining:
+    """What a command line comes to. `note` is what the user might not expect of it."""
+
+    config_path: str
+    overrides: tuple[str, ...]
+    config: "RunConfig"
+    plan: "LaunchPlan"
+    note: str | None
+
+
 def plan_training(
     words: tuple[str, ...],
     run_dir: str | None,
@@ -113,8 +127,8 @@ def plan_training(
     allow_change: tuple[str, ...],
     trust: bool = False,
     **flags: Any,
-) -> "tuple[str, Any, LaunchPlan, str | None]":
-    """From the command line to the plan: config path, config, plan, and a note on what the user might not expect.
+) -> PlannedTraining:
+    """From the command line to the plan.
 
     Raises:
         UserError: when it cannot be done.
@@ -146,7 +160,7 @@ def plan_training(
         arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *changes),
         resume=choice.resume,
     )
-    return config_path, config, plan, choice.note
+    return PlannedTraining(config_path=config_path, overrides=overrides, config=config, plan=plan, note=choice.note)
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:

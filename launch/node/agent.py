@@ -54,7 +54,7 @@ def work(request: AgentRequest) -> None:
     for descriptor in (1, 2):  # what torch prints from C++ too: this process never waits for a console
         os.dup2(sys.stderr.fileno(), descriptor)
     try:
-        error, ranks = None, launch(request)
+        error, ranks = None, run_ranks(request)
     except BaseException as failed:
         traceback.print_exc()
         error, ranks = f"{type(failed).__name__}: {failed}", []
@@ -80,7 +80,7 @@ def hold_lifeline() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def launch(request: AgentRequest) -> list[RankEnd]:
+def run_ranks(request: AgentRequest) -> list[RankEnd]:
     """Runs the ranks to their end. Returns how each ended, those that failed first in front.
 
     Never restarts them: every generation gets an agent of its own.

@@ -67,7 +67,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
             place.look_again()
         starter = AgentStarter(plan)
         try:
-            code = _launch(plan, signals, starter)
+            code = _supervise_on_record(plan, signals, starter)
         finally:
             starter.close()
             end_descendants(patience=0)
@@ -77,7 +77,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
         finally:
             if code == ExitCode.CONFIG and plan.node == 0:
                 _await_others(plan)
-                _put_back(before)
+                _restore(before)
             elif code == ExitCode.CONFIG and plan.node:
                 _await_first(plan, before)
     return code
@@ -90,7 +90,7 @@ def _before(plan: LaunchPlan) -> list[FolderSnapshot]:
     return [FolderSnapshot(plan.folder), *[FolderSnapshot(plan.logs, IN_LOG_DIR)] * (plan.log_dir is not None)]
 
 
-def _put_back(before: list[FolderSnapshot]) -> None:
+def _restore(before: list[FolderSnapshot]) -> None:
     for place in reversed(before):
         place.restore()
 
@@ -122,7 +122,7 @@ def _await_others(plan: LaunchPlan) -> None:
                     time.sleep(0.1)
 
 
-def _launch(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
+def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
     """This launch, on record."""
     launch = Launch(plan)
     if launch.is_in_vain():

@@ -135,9 +135,9 @@ def test_a_preflight_that_finds_nothing_says_and_leaves_nothing(folder):
     script = (
         "import sys\nfrom dataclasses import asdict\nfrom launch.commands.train import plan_training\n"
         "from launch.doctor.examine import preflight\nfrom launch.plan.flags import Flags\n"
-        "_, config, plan, _ = plan_training(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
+        "planned = plan_training(('digits.yaml',), run_dir='run', resume=None, allow_change=(), "
         "**asdict(Flags()))\n"
-        "preflight(config, plan)\nassert not {'torch', 'wandb', 'numpy'} & sys.modules.keys()\n"
+        "preflight(planned.config, planned.plan)\nassert not {'torch', 'wandb', 'numpy'} & sys.modules.keys()\n"
     )
     before = sorted(folder.rglob("*"))
     assert run(folder, python("-c", script)) == ("", "")
