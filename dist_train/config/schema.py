@@ -471,7 +471,7 @@ class BatchConfig(Section):
 
     microbatches: Count | Literal["auto"] = "auto"
     """V: the fixed number of slices that a global batch is cut into, each one forward and backward. At least as many as
-    ranks. `auto` is the world size of the run's first life; a number makes runs of different sizes equal to the bit."""
+    ranks. `auto` is the world size that the run began with; a number makes runs of different sizes equal to the bit."""
     global_size: Count = 64
     """Samples of one optimizer step, over all ranks. A multiple of microbatches."""
 

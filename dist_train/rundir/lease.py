@@ -35,7 +35,7 @@ class Fence:
     token: str
 
     def check(self) -> None:
-        """Returns when the run directory is still this life's.
+        """Returns when the run directory still belongs to this owner.
 
         Raises:
             UserError: (exit 3) when it is not.
@@ -64,7 +64,7 @@ class Lease:
         expiry: seconds without a renewal after which an owner on another host is dead.
         renewal: seconds between two renewals.
         note: told one line when taking has to wait.
-        lost: called, from another thread, when another life has taken the directory over.
+        lost: called, from another thread, when another owner has taken the directory over.
         takes_back: whether an end with exit code 2 leaves the directory as it was. Under the launcher, that does it.
     """
 
@@ -122,7 +122,7 @@ class Lease:
         return self._fence
 
     def release(self) -> None:
-        """Gives the directory back, so that the next life has nothing to wait for."""
+        """Gives the directory back, so that the next owner has nothing to wait for."""
         if self._thread is None:
             return
         self._stop_renewing()

@@ -69,7 +69,7 @@ class FolderSnapshot:
                 self._known[path] = _remembered(path)
 
     def restore(self) -> None:
-        """As far as the disk allows. Does nothing where another life has the directory by now, or where something was
+        """As far as the disk allows. Does nothing where another owner has the directory by now, or where something was
         saved after all, whatever the exit code says."""
         if _is_taken(self._folder) or not self._checkpoints() <= self._saved:
             return

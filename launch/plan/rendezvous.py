@@ -27,7 +27,7 @@ class Rendezvous:
     local_addr: str | None = None
 
     def of_attempt(self, attempt: int) -> "Rendezvous":
-        """Each life of the process group has a store, a port and an id of its own: nothing stale is met again."""
+        """Each generation has a store, a port and an id of its own: nothing stale is met again."""
         port = self.master_port + attempt - 1 if self.master_port else self.master_port
         return replace(self, id=f"{self.id}-{attempt}" if self.id else None, master_port=port)
 

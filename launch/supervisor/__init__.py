@@ -191,21 +191,21 @@ def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        owner, _, life = lock.read().strip().partition("\n")
+        owner, _, written = lock.read().strip().partition("\n")
         if plan.node is None:  # several nodes of one start may share a host
             return False
-        if not _is_older_launch(life, plan):
+        if not _is_older_launch(written, plan):
             raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
     except OSError:  # a file system without locks
         return False
     return True
 
 
-def _is_older_launch(life: str, plan: LaunchPlan) -> bool:
+def _is_older_launch(written: str, plan: LaunchPlan) -> bool:
     """Whether the owner is an earlier start of the same job. SLURM takes that for ended, but what is frozen on a node
     that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        written = json.loads(life)
-        if plan.place is not None and written["job"] == plan.place.job:
-            return int(written["restarts"]) < plan.place.restarts
+        facts = json.loads(written)
+        if plan.place is not None and facts["job"] == plan.place.job:
+            return int(facts["restarts"]) < plan.place.restarts
     return False
