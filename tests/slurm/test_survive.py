@@ -138,7 +138,7 @@ def assert_survived(run: Submitted, alone: str, lives: int) -> None:
     job = run.wait_for_end()
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, lives - 1), run.log_text()
     record = run.lives()
-    assert [life["restarts"] for life in record] == list(range(lives)), record
+    assert [life.began.restarts for life in record] == list(range(lives)), record
     assert record[-1].ended.reason == "done", record
     assert run.fingerprint() == alone
 
@@ -155,7 +155,7 @@ def test_one_run_survives_one_thing_after_the_other(slurm_cluster, tmp_path, alo
         resize(run, nodes)
     assert_survived(run, alone, lives=5 + len(sizes))
     record = run.lives()
-    assert [life["nodes"] for life in record] == [2, 2, 2, 2, 2, *sizes]
+    assert [life.began.nodes for life in record] == [2, 2, 2, 2, 2, *sizes]
     assert [life.in_order for life in record] == [True, True, False, False, *[True] * (1 + len(sizes))]
     assert record[0].ended.reason == "SIGUSR1: saved and stopped"
     assert record[1].ended.reason == "SIGTERM: saved and stopped"

@@ -185,7 +185,7 @@ def test_lines_of_others_leave_an_open_line_whole():
 
 def test_a_message_does_not_wait_for_a_full_pipe(pipe, monkeypatch):
     _, writing = pipe
-    monkeypatch.setattr(console, "PATIENCE", 0.01)
+    monkeypatch.setattr(console, "WRITE_TIMEOUT_S", 0.01)
     with open(writing, "w", closefd=False) as stream:
         monkeypatch.setattr("sys.stderr", stream)
         saying = threading.Thread(target=lambda: [console.say("x" * 10_000) for _ in range(20)], daemon=True)
