@@ -77,7 +77,7 @@ class _SeededSplit(Section):
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Share of the samples held out for evaluation."""
     split_seed: Int = 0
-    """Which samples those are."""
+    """The seed that draws the held-out samples."""
 
 
 class Digits(_SeededSplit):
@@ -101,9 +101,9 @@ class ImageFolder(Section):
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation where `eval` names no folder."""
     split_seed: Int = 0
-    """Which images those are."""
+    """The seed that draws the held-out images."""
     image_size: Count = 224
-    """Height and width that images come out with, in pixels."""
+    """Height and width of the images that the model gets, in pixels."""
     resize: Count | None = None
     """Shorter side before the centre crop, in pixels. Without it, image_size."""
 
@@ -120,14 +120,14 @@ class ImageFolder(Section):
 
 class _TorchvisionData(Section):
     root: UserPath = "data"
-    """Folder of the files; downloaded there where they are missing."""
+    """Folder of the files. Missing files are downloaded into it."""
     download: Bool = True
-    """Fetch missing files."""
+    """Whether missing files are downloaded."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation; the official test images are then the test split.
     Without it, they are the evaluation split."""
     split_seed: Int = 0
-    """Which images those are."""
+    """The seed that draws the held-out images."""
 
 
 class Cifar10(_TorchvisionData):
@@ -155,7 +155,7 @@ class FashionMnist(_TorchvisionData):
 
 
 class Synthetic(Section):
-    """Made images that can be learned, of any shape and number; each a function of its index."""
+    """Generated images that can be learned, of any shape and number. Each is a function of its index."""
 
     name: Literal["synthetic"] = "synthetic"
     shape: Annotated[list[Count], Field(min_length=3, max_length=3)] = [3, 32, 32]
@@ -193,16 +193,16 @@ class RandomCrop(Section):
 
 
 class HorizontalFlip(Section):
-    """Left and right exchanged."""
+    """Mirrors the image from left to right."""
 
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Fraction = 0.5
-    """Probability."""
+    """How probable that is."""
 
 
 class RandomResizedCrop(Section):
-    """A random part of the image, resized to the size that the images have (Szegedy et al., 2014, section 6). It always
-    comes first."""
+    """A random part of the image, resized to the size of the images (Szegedy et al., 2014, section 6). It always comes
+    first."""
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.08, 1.0]
@@ -216,9 +216,9 @@ class RandAugment(Section):
 
     name: Literal["rand_augment"] = "rand_augment"
     num_ops: Count = 2
-    """Operations in a row."""
+    """Operations that each image goes through, one after the other."""
     magnitude: Annotated[Int, Field(ge=0, le=30)] = 9
-    """Their strength, of 31."""
+    """Their strength; there are 31 levels."""
 
 
 class Normalize(Section):
@@ -246,7 +246,7 @@ class Mixup(Section):
 
 
 class Cutmix(Section):
-    """A rectangle of one sample pasted into another (Yun et al., 2019), inside a microbatch."""
+    """A rectangle of one sample, pasted into another (Yun et al., 2019), inside a microbatch."""
 
     name: Literal["cutmix"] = "cutmix"
     alpha: Positive = 1.0
@@ -260,7 +260,7 @@ Augmentation = Annotated[
 
 
 class LoaderConfig(Section):
-    """How samples reach the ranks. None of it changes what they are."""
+    """How samples reach the ranks. Nothing here changes the samples."""
 
     workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loading processes per rank; 0 loads in the rank itself. `auto`: 0 for data held in memory, else the cores divided
@@ -268,7 +268,7 @@ class LoaderConfig(Section):
     prefetch: Count = 2
     """Microbatches that each loading process keeps ready."""
     pin_memory: Bool = True
-    """Page-locked memory, for faster copies to a GPU; without effect on a CPU."""
+    """Use page-locked memory, which copies faster to a GPU. It has no effect on a CPU."""
 
 
 # ---------------------------------------------------------------- model
@@ -276,13 +276,13 @@ class LoaderConfig(Section):
 
 class _ModelSwitches(Section):
     start_weights: UserPath | None = None
-    """A safetensors file with the weights to begin with."""
+    """A safetensors file with the weights that the training begins with."""
     channels_last: Bool = False
-    """Memory layout NHWC, faster for convolutions in low precision on a GPU."""
+    """Use the memory layout NHWC, which is faster for convolutions in low precision on a GPU."""
     compile: Bool = False
-    """torch.compile."""
+    """Compile the model with torch.compile."""
     sync_batchnorm: Bool = False
-    """Statistics of BatchNorm over all ranks of a step; needs exact: false."""
+    """Compute the statistics of BatchNorm over all ranks of a step. Needs exact: false."""
 
 
 class Mlp(_ModelSwitches):
@@ -292,7 +292,7 @@ class Mlp(_ModelSwitches):
     hidden: list[Count] = [128]
     """Width of each hidden layer."""
     dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    """After each hidden layer."""
+    """Share of the activations that are dropped after each hidden layer."""
 
 
 class Cnn(_ModelSwitches):
@@ -302,7 +302,7 @@ class Cnn(_ModelSwitches):
     width: Count = 32
     """Channels of the first convolution; the others have twice and four times as many."""
     dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    """Before the linear layer."""
+    """Share of the activations that are dropped before the linear layer."""
 
 
 class ResnetCifar(_ModelSwitches):
@@ -367,11 +367,11 @@ class Sgd(Section):
     lr: Positive = 0.1
     """Peak learning rate, for the global batch."""
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
-    """Share of the last update kept."""
+    """Share of the last update that is kept."""
     nesterov: Bool = False
     """Nesterov's form of momentum."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty; not on norms and biases."""
+    """L2 penalty on weights; norms and biases have none."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
@@ -391,7 +391,7 @@ class AdamW(Section):
     eps: Positive = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegative = 0.01
-    """Decoupled decay; not on norms and biases."""
+    """Decoupled decay of weights; norms and biases have none."""
 
 
 class CustomOptimizer(Custom):
@@ -445,7 +445,7 @@ class Step(_Warmup):
 
     name: Literal["step"] = "step"
     milestones: Annotated[list[TrainingDuration], Field(min_length=1)]
-    """When, from the beginning of the training."""
+    """The times, from the beginning of the training."""
     gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
     """The factor."""
 
@@ -467,11 +467,12 @@ ScheduleConfig = Annotated[Constant | Cosine | OneCycle | Step | Polynomial, Fie
 
 
 class BatchConfig(Section):
-    """How many samples make an optimizer step, whatever the number of ranks."""
+    """How many samples one optimizer step sees, whatever the number of ranks."""
 
     microbatches: Count | Literal["auto"] = "auto"
-    """V: the fixed number of slices that a global batch is cut into, each one forward and backward. At least as many as
-    ranks. `auto` is the world size that the run began with; a number makes runs of different sizes equal to the bit."""
+    """V: the fixed number of slices that a global batch is cut into. Each is one forward and backward. There are at
+    least as many as ranks. `auto` is the world size that the run began with; a number makes runs of different sizes
+    equal to the bit."""
     global_size: Count = 64
     """Samples of one optimizer step, over all ranks. A multiple of microbatches."""
 
@@ -490,33 +491,33 @@ class EarlyStopping(Section):
     """End the training when the best metric no longer improves."""
 
     patience: Count
-    """Evaluations in a row without improvement before the end; one whose figure is no number is such a one."""
+    """Evaluations in a row without improvement, after which the training ends. A figure that is not a number is
+    none."""
     min_delta: NonNegative = 0.0
-    """What a figure must exceed the last one that counted as an improvement by, to count as one itself; so a slow gain
-    counts once it has added up."""
+    """An improvement is better than the last improvement by more than this. A slow gain counts once it has added up."""
 
 
 class TrainConfig(Section):
-    """How long and how."""
+    """How long to train, and how."""
 
     duration: TrainingDuration = Duration(10.0, "epochs")
-    """The whole training; the schedule is laid out over it."""
+    """Length of the whole training, which the schedule spans."""
     stop_after: AnyDuration | None = None
-    """End this run earlier, saved, without changing the schedule."""
+    """Save and end earlier, without changing the schedule."""
     clip_norm: Positive | None = None
     """Largest L2 norm of the gradient; a larger one is scaled down to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward and backward; weights and sums stay in fp32."""
+    """Of the forward and backward pass. Weights and sums stay in fp32."""
     ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Keep an exponential moving average of the weights with this decay, and evaluate it."""
     early_stopping: EarlyStopping | None = None
     """End the training when the best metric no longer improves."""
     sanity_check: Bool = True
     """Before the first step of a new run, try a few samples in training, evaluation, saving and loading, so that what
-    would fail later fails at once. Changes nothing of the result."""
+    would fail later fails at once. The result does not change."""
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """When a loss or gradient is not finite. `skip`: leave the step's update out. `rollback`: take back the updates
-    since the last checkpoint that was due, too."""
+    """When a loss or gradient is not finite. `skip`: leave the step's update out. `rollback`: also take
+    back the updates since the last checkpoint that was due."""
 
 
 class EvalConfig(Section):
@@ -525,13 +526,13 @@ class EvalConfig(Section):
     every: TrainingDuration = Duration(1.0, "epochs")
     """Time between evaluations; there is always one at the end."""
     batch_size: Count = 128
-    """Samples of one forward; part of the result, to the last bit."""
+    """Samples of one forward pass. The result depends on it, in its last bits."""
     mode: Literal["sharded", "rank0"] = "sharded"
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
     best: str = "accuracy"
-    """The metric that picks the best checkpoint. A figure that is no finite number never does."""
+    """The metric that picks the best checkpoint. A figure that is not finite is never the best."""
     best_is: Literal["max", "min"] = "max"
-    """Which way is better."""
+    """Whether a higher or a lower figure is better."""
 
 
 class CheckpointConfig(Section):
@@ -542,7 +543,7 @@ class CheckpointConfig(Section):
     keep: Annotated[Int, Field(ge=2)] = 3
     """Newest checkpoints kept, beside the best one. At least two, so that one damaged file is no loss."""
     background: Literal["auto"] | Bool = "auto"
-    """Write in a process of its own while the training goes on. `auto`: where the state is large enough to pay."""
+    """Write in another process while the training goes on. `auto`: where the state is large enough for that to pay."""
 
 
 class WandbConfig(Section):
@@ -561,7 +562,7 @@ class WandbConfig(Section):
 
 
 class TrackingConfig(Section):
-    """What is told to whom. metrics.jsonl is always written."""
+    """Which trackers see the run, and how often. metrics.jsonl is always written."""
 
     every: TrainingDuration = Duration(10.0, "steps")
     """Interval of the training metrics on console and trackers; metrics.jsonl has every step."""
@@ -578,9 +579,9 @@ class DistributedConfig(Section):
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """`auto`: nccl with GPUs, gloo without."""
     threads_per_rank: Count = 1
-    """Intra-op threads of a rank on a CPU. Part of the result: with another number, sums are added in another order."""
+    """Intra-op threads of a rank on a CPU. The result depends on it: with another number, sums have another order."""
     timeout: TimeDuration = Duration(30.0, "min")
-    """After which a collective that not all ranks have joined fails."""
+    """Time after which a collective fails that not all ranks have joined."""
     bucket_mb: Positive | None = None
     """Gradients sent together, in MiB. Without it DDP's own sizes: 25, and a small first one that leaves early."""
 
@@ -670,14 +671,14 @@ class RunConfig(Section):
     run_root: UserPath = "runs"
     """Where run directories are made."""
     seed: Annotated[Int, Field(ge=0)] = 0
-    """Of every random draw."""
+    """The seed of every random draw."""
     exact: Bool = True
     """Add gradients in one fixed order, so that the result is the same to the last bit for any number of ranks.
     `false` leaves the order to the all-reduce of the process group."""
     data: DataConfig
     augment: list[Augmentation] = []
-    """Done in this order: first what changes single images, then normalize, then mixup or cutmix; with both of these,
-    each microbatch draws one."""
+    """Applied in this order: first what changes single images, then normalize, then mixup or cutmix; with both of
+    these, each microbatch draws one."""
     loader: LoaderConfig = LoaderConfig()
     model: ModelConfig
     task: TaskConfig = Classification()
