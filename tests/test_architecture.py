@@ -150,6 +150,19 @@ def test_slurm_is_known_in_one_place():
     assert_none(found, "SLURM's variables, programs and job states are known in launch/slurm/ alone")
 
 
+def test_a_scheduler_is_behind_one_file():
+    """But for the command and the sweeps that submit to it."""
+    allowed = {"launch/scheduler.py", "launch/commands/slurm.py", "launch/sweep/start.py", "launch/sweep/array.py"}
+    found = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in OUR_FILES
+        if name_of(path) not in allowed and not path.is_relative_to(ROOT / "launch/slurm")
+        for line, name in imports(path)
+        if belongs_to(name, "launch.slurm")
+    ]
+    assert_none(found, "launch/slurm/ is imported by launch/scheduler.py alone")
+
+
 MAY_IMPORT = {
     "launch/rank": (),
     "launch/processes.py": ("dist_train.rundir.process_id",),

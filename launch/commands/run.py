@@ -101,9 +101,9 @@ def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str,
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
     from dist_train.rundir.runs import new_folder
 
-    from ..slurm import start
+    from ..scheduler import everywhere
 
-    return start.everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
+    return everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
 
 
 def _plan(

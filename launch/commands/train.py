@@ -99,14 +99,14 @@ def _in_allocation(
 ) -> int | None:
     """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
     from ..plan import run_choice
-    from ..slurm import start
+    from ..scheduler import everywhere
 
     def folder() -> Path:
         config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
         request = run_choice.RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
         return run_choice.choose(config, request).folder
 
-    return start.everywhere(flags, folder, dry_run=dry_run)
+    return everywhere(flags, folder, dry_run=dry_run)
 
 
 @dataclass(frozen=True, kw_only=True)

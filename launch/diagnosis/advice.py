@@ -11,7 +11,7 @@ from dist_train.rundir.records import ErrorRecord
 
 from ..console import ranges
 from ..plan.host import Memory
-from ..slurm.queue import kill_hint
+from ..scheduler import kill_hint
 from .collectives import sides
 from .failures import Failure, calls_that_differ, is_mismatch
 from .formatting import short

@@ -13,7 +13,7 @@ from dist_train.rundir.runs import newest_checkpoint
 
 from ..plan import LaunchPlan, host, make_plan
 from ..plan.flags import Flags
-from ..slurm.place import without_job
+from ..scheduler import without_job
 from . import disk, gpu, machine, network, ranks, software
 from .finding import Finding, problem
 

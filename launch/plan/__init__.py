@@ -10,7 +10,7 @@ from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
 
 from ..relay.request import Shown
-from ..slurm.place import Place
+from ..scheduler import Place
 from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
 from .flags import Flags

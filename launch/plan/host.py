@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..slurm.place import Place, find_place
+from ..scheduler import Place, find_place
 
 
 @dataclass(frozen=True, kw_only=True)

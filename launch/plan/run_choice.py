@@ -91,7 +91,7 @@ def choose(config: "RunConfig", request: RunRequest) -> Choice:
 def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | None) -> Choice:
     """The job's own run, to which it comes back. With --resume auto: where the job has gone on with this training
     before, else its own run, and where that has saved nothing, the newest."""
-    from ..slurm.trainings import folder_of, is_of, was_visited
+    from .job_trainings import folder_of, is_of, was_visited
 
     first = own = Path(config.run_root) / config.name / job
     name, ours = job.removeprefix("slurm-"), list[Path]()

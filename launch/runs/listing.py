@@ -9,9 +9,8 @@ from dist_train.rundir.codec import read_record, read_records
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
 
-from ..slurm import jobs as slurm_jobs
-from ..slurm import queue
-from ..slurm.queue import JobStatus
+from .. import scheduler
+from ..scheduler import JobStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def _by_name(folder: Path) -> tuple[str, int]:
 
 def describe(folder: Path, root: Path) -> RunSummary:
     state = RunState.of(folder)
-    ids = slurm_jobs.of_run(folder)
+    ids = scheduler.of_run(folder)
     status = state.status or "starting"
     generation = RunDir(folder).newest_generation()
     if status in ("running", "starting") and generation is not None and not _launcher_lives(generation):
@@ -84,7 +83,7 @@ def describe(folder: Path, root: Path) -> RunSummary:
 
 def with_queue(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The same with what SLURM says of each run's newest job. Queries SLURM once."""
-    jobs = queue.look(job for run in runs for job in run.jobs)
+    jobs = scheduler.look(job for run in runs for job in run.jobs)
     found = []
     for run in runs:
         known = [jobs[job] for job in run.jobs if job in jobs] if jobs else []

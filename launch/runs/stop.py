@@ -12,10 +12,9 @@ from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord, RunState
 from dist_train.rundir.runs import newest_checkpoint
 
+from .. import scheduler
 from ..console import mark, say
 from ..processes import send
-from ..slurm import jobs, queue
-from ..slurm import stop as slurm_stop
 from .listing import list_runs
 
 LOOK_S = 0.2
@@ -31,7 +30,7 @@ class Target:
     folder: Path
     launchers: list[NodeRecord]
     """Of its newest generation, one for each node."""
-    entries: list[queue.JobStatus]
+    entries: list[scheduler.JobStatus]
     """Its jobs that are in the queue."""
     leader: ProcessId | None = None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
@@ -96,10 +95,10 @@ def runs_of(place: Path) -> list[Path]:
 
 def look(targets: list[Target]) -> None:
     """What is so now: one question to the queue for all of them."""
-    ids = {target.folder: jobs.of_run(target.folder) for target in targets}
-    found = queue.look(job for own in ids.values() for job in own)
+    ids = {target.folder: scheduler.of_run(target.folder) for target in targets}
+    found = scheduler.look(job for own in ids.values() for job in own)
     for target in targets:
-        target.launchers = jobs.newest_launchers(target.folder)
+        target.launchers = scheduler.newest_launchers(target.folder)
         if found is not None:  # else what was known stands
             known = [found[job] for job in ids[target.folder] if job in found]
             target.entries = [entry for entry in known if entry.active]
@@ -112,11 +111,11 @@ def ask(targets: list[Target]) -> None:
         _ask_processes(target)
     new = [entry for target in targets for entry in target.entries if entry.job not in target.asked]
     if new:
-        slurm_stop.keep_out([entry.job for entry in new])
+        scheduler.keep_out([entry.job for entry in new])
     for target in targets:
         for entry in target.entries:
             if entry.is_running and entry.job not in target.asked:
-                slurm_stop.interrupt(entry, target.launchers)
+                scheduler.interrupt(entry, target.launchers)
                 target.asked.add(entry.job)
         if not target.entries and target.leader is None:
             _ask_processes(target)

@@ -22,8 +22,8 @@ from dist_train.rundir.snapshot import IN_LOG_DIR, FolderSnapshot
 from ..console import mark, open_standard_streams, say
 from ..plan import LaunchPlan
 from ..processes import become_subreaper, end_descendants
+from ..scheduler import end_older_launches
 from ..signals import ReceivedSignals
-from ..slurm.orphans import end_older_launches
 from .agent_starter import AgentStarter
 from .generation import Generation, begin_generation
 from .launch_log import Launch

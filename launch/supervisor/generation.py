@@ -18,8 +18,8 @@ from ..node.request import AgentRequest
 from ..plan import LaunchPlan
 from ..processes import end_descendants
 from ..relay.handle import OutputRelay
+from ..scheduler import step_facts
 from ..signals import ReceivedSignals
-from ..slurm.place import step_facts
 from .agent_starter import Agent, AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
 from .exit_watcher import ExitWatcher, ranks_of

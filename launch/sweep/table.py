@@ -16,7 +16,7 @@ from dist_train.rundir.strict_json import to_json
 
 from ..diagnosis.explain import signal_name
 from ..runs.listing import RunSummary, describe, with_queue
-from ..slurm.queue import JobStatus
+from ..scheduler import JobStatus
 from .points import Point, short_keys, varied
 from .store import Sweep
 
