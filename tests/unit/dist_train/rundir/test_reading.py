@@ -13,7 +13,7 @@ from dist_train.rundir.reading import Odd, numbered, open_regular, read_bytes, r
 from dist_train.rundir.records import RunState
 from dist_train.tracking.wandb_sink import run_id
 from launch.plan.foreign_files import refuse, remember
-from launch.supervisor import owning
+from launch.supervisor.run_lock import owning
 
 
 def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):

@@ -1,0 +1,71 @@
+"""A node's launcher holds the run directory while it runs: one launch at a time, also where no rank takes a lease."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.process_id import ProcessId
+
+from ..plan import LaunchPlan
+
+
+@contextlib.contextmanager
+def owning(plan: LaunchPlan) -> Iterator[None]:
+    """Holds the run directory for this node; the kernel lets go of it however this process ends.
+
+    Raises:
+        UserError: when another live supervisor holds it (exit code 3), or it cannot be opened.
+    """
+    path = RunDir(plan.folder).lock(plan.node)
+    with _open_lock(path) as lock:
+        if _takes(lock, plan):
+            me, job = ProcessId.myself(), plan.place
+            lock.truncate(0)
+            lock.write(f"process {me.pid} on {me.host}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
+            lock.flush()
+        yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The file, made where there is none. A link is never followed: what it leads to would be emptied."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "a+")
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise UserError(f"cannot open {path}: {reason}") from None
+
+
+def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
+    """Whether it is ours now; False where there is nothing to take."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner, _, written = lock.read().strip().partition("\n")
+        if plan.node is None:  # several nodes of one start may share a host
+            return False
+        if not _is_older_launch(written, plan):
+            raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _is_older_launch(written: str, plan: LaunchPlan) -> bool:
+    """Whether the owner is an earlier start of the same job. SLURM takes that for ended, but what is frozen on a node
+    that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        facts = json.loads(written)
+        if plan.place is not None and facts["job"] == plan.place.job:
+            return int(facts["restarts"]) < plan.place.restarts
+    return False
