@@ -50,12 +50,20 @@ class ProcessId:
     Attributes:
         started: in clock ticks since boot.
         boot: the boot and the PID namespace that `pid` belongs to; None in what older versions have written.
+
+    Raises:
+        ValueError: when no process has such an id or start. Anybody may have written the file it comes from, and a
+            signal to 0 or -1 would reach many processes.
     """
 
     host: str
     pid: int
     started: int
     boot: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.pid < 2**31 and self.started >= 0):
+            raise ValueError(f"no process: pid {self.pid}, started {self.started}")
 
     @classmethod
     def myself(cls) -> Self:

@@ -183,6 +183,7 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
 ME = asdict(ProcessId.myself())
 OLD = {name: value for name, value in ME.items() if name != "boot"}  # as versions before this one have written it
 OWNERS = {"a": ME, "a2": OLD, "b": {**ME, "started": 1}, "b2": {**OLD, "started": 1}, "c": {**OLD, "host": "elsewhere"}}
+OWNERS["b3"], OWNERS["b4"] = {**ME, "pid": 2**70}, {**ME, "pid": -1}  # a stranger's
 OWNERS["c2"] = {**ME, "boot": "of another namespace"}
 
 
@@ -204,6 +205,8 @@ def test_runs_are_listed_with_their_state(tmp_path):
         ("digits/a2", "running"),
         ("digits/b", "died"),
         ("digits/b2", "died"),
+        ("digits/b3", "died"),
+        ("digits/b4", "died"),
         ("digits/c", "running"),  # another host's processes cannot be seen from here
         ("digits/c2", "running"),  # nor those of another container
         ("digits/d", "done"),

@@ -15,7 +15,7 @@ def record(pid: int = 1) -> NodeRecord:
 
 
 def _claim(run: Path, node: int, start: str | None) -> int:
-    return claim(RunDir(run), f"node{node}", start, record(node)).number
+    return claim(RunDir(run), f"node{node}", start, record(1 + node)).number
 
 
 def test_nodes_that_come_together_agree_on_a_new_number(tmp_path):
