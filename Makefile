@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-long lint bench
+.PHONY: help setup train test test-quick test-long lint bench
 
 ARGS ?=
 ready := .venv/.ready
@@ -24,6 +24,12 @@ train: $(ready) ## train configs/digits.yaml on all GPUs, or on the CPU: make tr
 
 test: lint ## style, types and all tests but the long ones: make test ARGS="tests/unit -k sampler"
 	@exec .venv/bin/python -m pytest -q -n 3 --dist loadgroup --durations 10 -m "not long" $(ARGS)
+
+quick := tests/unit tests/test_architecture.py tests/test_documents.py
+quick += tests/end_to_end/test_training.py::test_a_saved_run_answers_the_other_commands
+
+test-quick: lint ## while you work: style, types, the unit tests and one run from start to end
+	@exec .venv/bin/python -m pytest -q -n 3 --durations 10 -m "not long" $(quick) $(ARGS)
 
 test-long: $(ready) ## the long campaigns too
 	@exec .venv/bin/python -m pytest -q $(ARGS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,18 @@ tracking: {wandb: {mode: disabled}}
 """
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of two ranks."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "digits.yaml").write_text(CONFIG)
+    run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "run")
+    return folder / "run"
+
+
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "digits.yaml").write_text(CONFIG)
+def folder(tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
     (tmp_path / "scratch").mkdir()
     return tmp_path
 
@@ -55,7 +65,6 @@ def contents(folder):
 
 
 def test_a_run_of_two_ranks_is_replayed_and_left_as_it_is(folder):
-    run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "run")
     before = contents(folder / "run")
     window = ["replay", "run", "--from-step", "13", "--to-step", "24"]
     out, said = run(folder, "dist-train", *window, "--nproc-per-node", "1")
@@ -69,7 +78,7 @@ def test_a_run_of_two_ranks_is_replayed_and_left_as_it_is(folder):
     assert contents(folder / "run") == before
     config = folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.1\n", "lr: 0.2\n"))
-    out, _ = run(folder, "dist-train", *window, "--nproc-per-node", "2", code=1)
+    out, _ = run(folder, "dist-train", *window, "--nproc-per-node", "1", code=1)
     assert "not bit-identical: step 11: lr was 0." in out
     _, said = run(folder, "dist-train", *window[:-1], "99", "--nproc-per-node", "2", code=2)
     assert "this run has 44" in said and "Traceback" not in said
@@ -81,7 +90,6 @@ def test_a_run_of_two_ranks_is_replayed_and_left_as_it_is(folder):
 
 
 def test_ctrl_c_ends_a_replay_and_leaves_nothing(folder):
-    run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "run")
     command = [BIN / "dist-train", "replay", "run", "--from-step", "1", "--to-step", "44", "--show"]
     with subprocess.Popen(
         [*command, "--nproc-per-node", "2"], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, text=True

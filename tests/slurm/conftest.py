@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import Cluster, missing_programs
-from tests.slurm.training import stopping_times
+from tests.slurm.training import SIXTY_STEPS, stopping_times, trained_alone
 
 FOLDER = Path(__file__).parent
 
@@ -65,3 +65,9 @@ def slurm_cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, idle before and after each test."""
     yield running_cluster
     running_cluster.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def alone_after_60(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The fingerprint that one process reaches after 60 steps."""
+    return trained_alone(tmp_path_factory.mktemp("alone"), SIXTY_STEPS)

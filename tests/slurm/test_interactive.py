@@ -15,9 +15,8 @@ import pytest
 
 from launch.slurm import hostlist
 from tests.slurm.cluster import NODES, Cluster, wait_until
-from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, fingerprint, trained_alone
+from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, SIXTY_STEPS, fingerprint
 
-STEPS = "train.stop_after=60 steps"
 TRAIN = f"{sys.executable} -m dist_train.launch train {DIGITS} {QUIET}"
 
 MEET = """
@@ -34,12 +33,6 @@ dist.destroy_process_group()
 """
 
 pytestmark = pytest.mark.timeout(400)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> str:
-    """The fingerprint that one process reaches after as many steps."""
-    return trained_alone(tmp_path_factory.mktemp("alone"), STEPS)
 
 
 class Terminal:
@@ -109,9 +102,9 @@ def _steps(run: Path) -> int:
 @pytest.mark.parametrize(
     "where", ["on its first node", pytest.param("where salloc was called", marks=pytest.mark.long)]
 )
-def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, alone, where):
+def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, alone_after_60, where):
     """Ctrl-C saves and stops on both; `--resume auto` goes on in the same allocation."""
-    lines = (f"{TRAIN}; echo first $?", f"{TRAIN} {shlex.quote(STEPS)} --resume auto; echo second $?")
+    lines = (f"{TRAIN}; echo first $?", f"{TRAIN} {shlex.quote(SIXTY_STEPS)} --resume auto; echo second $?")
     shell = _shell(tmp_path, "trap '' INT", *lines)
     words = ["salloc", "--nodes=2", "--cpus-per-task=1", *([shell] if where == "where salloc was called" else [])]
     with terminal(slurm_cluster, words, tmp_path, SHELL=shell) as session:
@@ -124,7 +117,7 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
     (run,) = _runs(tmp_path)
     assert not run.name.startswith("slurm-")  # the allocation's shell may start others
     assert json.loads((run / "state.json").read_text())["world_size"] == 2
-    assert fingerprint(run) == alone
+    assert fingerprint(run) == alone_after_60
 
 
 def test_any_script_starts_on_both_nodes_too(slurm_cluster, tmp_path):
@@ -137,13 +130,13 @@ def test_any_script_starts_on_both_nodes_too(slurm_cluster, tmp_path):
     assert sorted(re.findall(r"rank . of 2 on .*", done.stdout)) == met, done.stdout + done.stderr
 
 
-def test_srun_pty_of_one_node_trains_on_the_cores_of_the_job(slurm_cluster, tmp_path, alone):
-    words = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--pty", *TRAIN.split(), STEPS]
+def test_srun_pty_of_one_node_trains_on_the_cores_of_the_job(slurm_cluster, tmp_path, alone_after_60):
+    words = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--pty", *TRAIN.split(), SIXTY_STEPS]
     with terminal(slurm_cluster, words, tmp_path) as session:
         assert session.wait() == 0, session.said
     (run,) = _runs(tmp_path)
     assert json.loads((run / "state.json").read_text())["world_size"] == 2
-    assert fingerprint(run) == alone
+    assert fingerprint(run) == alone_after_60
 
 
 def test_torchruns_flags_beat_the_allocation(slurm_cluster, tmp_path):

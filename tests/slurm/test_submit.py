@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.rundir.records import read_launches
 from tests.slurm.cluster import Cluster, Finished, wait_until
+from tests.slurm.training import DIGITS, QUIET, ROOT, SIXTY_STEPS
 
-ROOT = Path(__file__).resolve().parents[2]
-DIGITS = str(ROOT / "configs" / "digits.yaml")
-QUIET = "tracking.wandb.mode=disabled"
-STEPS = "train.stop_after=40 steps"
 WITH_SITE = ("slurm.site=site.sh", QUIET)
 PATIENCE = 300
 """Seconds for a training to begin; a machine under load takes long to import torch."""
@@ -73,9 +71,9 @@ def assert_saved_and_stopped(record: dict[str, str]) -> None:
     assert (Path(record["run_dir"]) / f"checkpoints/step-{state['step']:08d}/manifest.json").is_file()
 
 
-def test_one_command_trains_on_two_nodes_to_the_bits_of_one_process(desk):
+def test_one_command_trains_on_two_nodes_to_the_bits_of_one_process(desk, alone_after_60):
     flags = ("--nodes", "2", "--cpus-per-task", "2", "--time", "30")
-    done = desk.call("slurm", DIGITS, *flags, "--follow", STEPS, *WITH_SITE)
+    done = desk.call("slurm", DIGITS, *flags, "--follow", SIXTY_STEPS, *WITH_SITE)
     (run,) = desk.runs().values()
     folder = desk.folder / run["path"]
     record = json.loads((folder / "slurm" / "job.json").read_text())
@@ -84,10 +82,11 @@ def test_one_command_trains_on_two_nodes_to_the_bits_of_one_process(desk):
     assert f"job {record['job']}: COMPLETED" in done.stderr
     assert f"job {record['job']} on 127.0.0.[1-2], start 1" in done.stdout  # the log
     assert done.stdout.endswith(Path(record["log"]).read_text())
-    assert state_of(record)["world_size"] == 4 and run["step"] == 40
+    assert state_of(record)["world_size"] == 4 and run["step"] == 60
+    assert (folder / "checkpoints/step-00000060/manifest.json").is_file()
+    assert [launch.began.hosts for launch in read_launches(folder)] == [["127.0.0.1", "127.0.0.2"]]
     assert run["queue"]["state"] == "COMPLETED" and (folder.parent / "latest").resolve() == folder
-    desk.call("train", DIGITS, "--nproc-per-node=1", "--run-dir=alone", STEPS, QUIET)
-    assert desk.call("fingerprint", str(folder)).stdout == desk.call("fingerprint", "alone").stdout
+    assert desk.call("fingerprint", str(folder)).stdout.strip() == alone_after_60
 
 
 def test_a_running_and_a_waiting_job_are_stopped_saved_and_not_requeued(desk):

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, ROOT, SCRIPT, TWO_NODES, Submitted, submit, trained_alone
+from tests.slurm.training import DIGITS, ENVIRONMENT, QUIET, ROOT, SCRIPT, TWO_NODES, Submitted, submit
 
 SCRIPTS = sorted(str(path) for path in (ROOT / "slurm").glob("*.sbatch"))
-STEPS = "train.stop_after=60 steps"
 
 pytestmark = pytest.mark.timeout(400)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> str:
-    """The fingerprint that one process reaches after as many steps."""
-    return trained_alone(tmp_path_factory.mktemp("alone"), STEPS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.rpartition("/")[2])
@@ -40,16 +33,6 @@ def test_without_a_config_they_say_how_to_call_them(script):
     environment = os.environ | {"DIST_TRAIN_HOME": str(ROOT), "IMAGE": "train.sif"}
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr.startswith("usage: sbatch")) == (2, True)
-
-
-def test_two_nodes_of_two_ranks_end_in_the_bits_of_one_process(slurm_cluster, tmp_path, alone):
-    run = submit(slurm_cluster, tmp_path, ["--nodes=2", "--cpus-per-task=2"], STEPS)
-    job = run.wait_for_end()
-    assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
-    assert run.state()["world_size"] == 4
-    assert (run.folder / "checkpoints/step-00000060/manifest.json").is_file()
-    assert [life.began.hosts for life in run.lives()] == [["127.0.0.1", "127.0.0.2"]]
-    assert run.fingerprint() == alone
 
 
 def test_a_mistake_in_the_config_fails_the_job_with_code_2(slurm_cluster, tmp_path):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "slurm" / "train.sbatch")
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 QUIET = "tracking.wandb.mode=disabled"
+SIXTY_STEPS = "train.stop_after=60 steps"
 TWO_NODES = ("--nodes=2", "--cpus-per-task=1")
 ENVIRONMENT = {"DIST_TRAIN_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 ENVIRONMENT |= {"DIST_TRAIN_HOME": str(ROOT)}
