@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record, read_records, write_json
-from dist_train.rundir.layout import GenerationDir, rank_log
+from dist_train.rundir.layout import rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState
 from dist_train.rundir.runs import newest_checkpoint
@@ -22,7 +22,6 @@ from ..diagnosis.verdict import Signature, as_record, signature
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
-from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
 from .node_loss import ECHOES
 from .stopping import Stopping
@@ -69,20 +68,12 @@ class Ending:
     """Says how a generation ended, once none of its processes is left.
 
     Args:
+        stopping: the generation's.
         told: the failure of the generation before, which is not told again.
     """
 
-    def __init__(
-        self,
-        plan: LaunchPlan,
-        generation: GenerationDir,
-        signals: ReceivedSignals,
-        stopping: Stopping,
-        starter: AgentStarter,
-        memory: MemoryWatch,
-        told: Signature | None,
-    ) -> None:
-        self._plan, self._generation, self._signals = plan, generation, signals
+    def __init__(self, stopping: Stopping, starter: AgentStarter, memory: MemoryWatch, told: Signature | None) -> None:
+        self._plan, self._generation, self._signals = stopping.plan, stopping.generation, stopping.signals
         self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
 
     def of(self, hang: Hang | None, died: dict[int, int]) -> Ended:
@@ -101,11 +92,8 @@ class Ending:
             return self._wrote("stopped", stopped_code(self._plan, stop))
         outcome = read_record(AgentOutcome, self._generation.agent(self._plan.node_name))
         outcome = outcome or AgentOutcome(error="it died", ranks=[])
-        if outcome.error is None and all(rank.exit_code == 0 for rank in outcome.ranks):
-            return self._well()
-        return self._badly(outcome, died)
-
-    def _well(self) -> Ended:
+        if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):
+            return self._badly(outcome, died)
         state = RunState.of(self._plan.folder)
         number = self._signals.stop or getattr(signal, str(state.signal), None)
         if number is None or state.status == "done":
@@ -113,15 +101,17 @@ class Ending:
         return self._wrote("stopped", stopped_code(self._plan, number))
 
     def _wrote(self, outcome: str, code: int) -> Ended:
-        write_json(self._generation.verdict(self._plan.node_name), as_record(outcome, code))
-        return Ended(code=code)
+        return self._write(as_record(outcome, code), Ended(code=code))
+
+    def _write(self, verdict: dict, ended: Ended) -> Ended:
+        write_json(self._generation.verdict(self._plan.node_name), verdict)
+        return ended
 
     def _hung(self, hang: Hang) -> Ended:
         finding = hangs.find(hang.evidence)
         text = hangs.explain(hang, finding)
         say(text if self._plan.node in (0, None) else text.split("\n")[0])
-        write_json(self._generation.verdict(self._plan.node_name), hangs.as_record(hang, finding, ExitCode.HANG))
-        return Ended(code=ExitCode.HANG)
+        return self._write(hangs.as_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
 
     def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:
         plan, loss = self._plan, self._starter.loss()
@@ -137,8 +127,8 @@ class Ending:
         code, text = self._told_to_the_user(cause, found, outcome, loss)
         same = cause is not None and signature(cause) == self._told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
-        write_json(self._generation.verdict(plan.node_name), as_record("failed", code, cause, found))
-        return Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+        ended = Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+        return self._write(as_record("failed", code, cause, found), ended)
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
         ranks = read_records(RankRecord, self._generation.ranks)

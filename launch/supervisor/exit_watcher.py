@@ -4,7 +4,6 @@ import os
 import select
 import threading
 import time
-from types import TracebackType
 
 from dist_train.rundir.codec import read_records
 from dist_train.rundir.layout import GenerationDir
@@ -31,7 +30,6 @@ class ExitWatcher:
     def __init__(self, generation: GenerationDir, agent: int) -> None:
         self._generation, self._agent = generation, agent
         self._ended: dict[int, int] = {}
-        self._known: set[tuple[int, int]] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="exit watcher", daemon=True)
 
@@ -39,7 +37,7 @@ class ExitWatcher:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
 
@@ -48,27 +46,22 @@ class ExitWatcher:
         return dict(self._ended)
 
     def _watch(self) -> None:
-        poll, ranks = select.poll(), {}
+        poll, open_ranks = select.poll(), dict[int, int]()
+        known: set[tuple[int, int]] = set()
         while not self._over.is_set():
-            for rank, descriptor in self._new():
-                ranks[descriptor] = rank
-                poll.register(descriptor, select.POLLIN)
+            begun = {(record.rank, record.pid) for record in ranks_of(self._agent, self._generation)}
+            for rank, pid in begun - known:
+                try:
+                    descriptor = os.pidfd_open(pid)
+                except OSError:  # it has ended and is reaped, or no descriptor is left
+                    self._ended[rank] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                else:
+                    open_ranks[descriptor] = rank
+                    poll.register(descriptor, select.POLLIN)
+            known |= begun
             for descriptor, _ in poll.poll(_LOOK_S * 1000):
-                self._ended[ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                self._ended[open_ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 poll.unregister(descriptor)
                 os.close(descriptor)
-        for descriptor in ranks:
+        for descriptor in open_ranks:
             os.close(descriptor)
-
-    def _new(self) -> list[tuple[int, int]]:
-        """Rank and pidfd of those that have begun since the last look."""
-        found = []
-        for record in ranks_of(self._agent, self._generation):
-            if (key := (record.rank, record.pid)) in self._known:
-                continue
-            self._known.add(key)
-            try:
-                found.append((record.rank, os.pidfd_open(record.pid)))
-            except OSError:  # it has ended and is reaped, or no descriptor is left
-                self._ended[record.rank] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return found

@@ -42,25 +42,19 @@ class Generation:
     """Runs the ranks of this node from their start to their end.
 
     Args:
-        told: the failure of the generation before, which is not told again.
+        told: the end of the generation before, whose failure is not told again.
     """
 
     def __init__(
-        self,
-        plan: LaunchPlan,
-        folder: GenerationDir,
-        signals: ReceivedSignals,
-        starter: AgentStarter,
-        told: Ended | None,
+        self, plan: LaunchPlan, folder: GenerationDir, signals: ReceivedSignals, starter: AgentStarter, told: Ended
     ) -> None:
         plan.logs.mkdir(parents=True, exist_ok=True)
         self._plan, self._folder, self._signals, self._starter = plan, folder, signals, starter
         self._memory = MemoryWatch()
         self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
         self._stopping = Stopping(plan, signals, folder, self._relay.say)
-        self._watchdog = Watchdog(folder, plan.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
-        before = told.signature if told else None
-        self._ending = Ending(plan, folder, signals, self._stopping, starter, self._memory, before)
+        self._watchdog = Watchdog(folder, plan.flags.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
+        self._ending = Ending(self._stopping, starter, self._memory, told.signature)
 
     def run(self) -> Ended:
         """Starts the agent, waits for all ranks, says what went wrong."""
@@ -96,7 +90,7 @@ class Generation:
             log=str(plan.agent_log.absolute()),
             signals="ours" if plan.is_training else "default",
             restarts=plan.attempt - 1,
-            max_restarts=plan.max_restarts,
+            max_restarts=plan.flags.max_restarts,
             output=self._relay.address,
             outcome=str(self._folder.agent(plan.node_name).absolute()),
         )

@@ -24,7 +24,7 @@ class Start:
         self._before: list[FolderSnapshot] = []
         if plan.is_training:
             self._before.append(FolderSnapshot(plan.folder))
-        if plan.is_training and plan.log_dir is not None:
+        if plan.is_training and plan.flags.log_dir is not None:
             self._before.append(FolderSnapshot(plan.logs, IN_LOG_DIR))
 
     def look_again(self) -> None:
