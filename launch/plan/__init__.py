@@ -13,7 +13,7 @@ from ..relay.request import Shown
 from ..scheduler import Place
 from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
-from .flags import Flags
+from .flags import Flags, as_words
 from .host import Host
 from .rendezvous import Rendezvous, choose
 from .requirements import Requirements
@@ -93,15 +93,14 @@ class LaunchPlan:
     def torchrun_arguments(self) -> tuple[str, ...]:
         """What torchrun's own parser gets; `torchrun` with these does the same, without our supervision."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
-        flags += ["--standalone"] if self.rendezvous == Rendezvous() else self._rendezvous_flags()
+        if self.rendezvous == Rendezvous():
+            flags.append("--standalone")
+        else:
+            node = None if self.node is None else str(self.node)
+            flags += as_words({"nnodes": self.nodes, "node_rank": node, **asdict(self.rendezvous)})
         flags += ["--max-restarts", "0", "--monitor-interval", f"{self.flags.monitor_interval:g}", *self.passed_on]
         resume = ("--resume", self.resume) if self.resume is not None else ()
         return (*flags, *self.program, *self.arguments, *resume)
-
-    def _rendezvous_flags(self) -> list[str]:
-        given = {"nnodes": self.nodes, "node_rank": self.node, **asdict(self.rendezvous)}
-        flagged = ((f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None)
-        return [word for words in flagged for word in words]
 
     @property
     def command(self) -> str:
@@ -208,21 +207,17 @@ def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> 
         why = "--nproc-per-node cpu leaves them out" if host.gpus else "there is none here"
         raise UserError(f"distributed.backend is nccl, which needs GPUs, and {why}; auto or gloo works on a CPU")
     if asked.isdigit():
-        return ("gpu" if on_gpu else "cpu"), backend, _given_number(int(asked), on_gpu, host)
+        if int(asked) < 1:
+            raise UserError("--nproc-per-node 0: at least one rank per node")
+        if on_gpu and int(asked) > host.gpus:
+            raise UserError(
+                f"--nproc-per-node {asked}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
+                "distributed.backend=gloo puts the ranks on the CPU"
+            )
+        return ("gpu" if on_gpu else "cpu"), backend, int(asked)
     if asked not in ("auto", "gpu", "cpu"):
         raise UserError(f"--nproc-per-node {asked}: give a number, auto, gpu or cpu")
     if on_gpu:
         return "gpu", backend, host.gpus
     room = requirements.microbatches if isinstance(requirements.microbatches, int) else host.cores * nodes
     return "cpu", backend, max(1, min(host.cores, room // nodes))
-
-
-def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
-    if ranks < 1:
-        raise UserError("--nproc-per-node 0: at least one rank per node")
-    if on_gpu and ranks > host.gpus:
-        raise UserError(
-            f"--nproc-per-node {ranks}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
-            "distributed.backend=gloo puts the ranks on the CPU"
-        )
-    return ranks

@@ -1,7 +1,8 @@
 """What the command line said of the launch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .console_options import LOG_SIZE
 from .rendezvous import Rendezvous
@@ -28,3 +29,12 @@ class Flags(Rendezvous):
     """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
     ranks: str | None = None
     log_size: str = LOG_SIZE
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """The flags as on a command line: `--name value`, `--name` alone for True, nothing for None, False and 0."""
+    words: list[str] = []
+    for name, value in flags.items():
+        for each in value if isinstance(value, tuple) else [value] if value else []:
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    return words

@@ -154,12 +154,9 @@ def visible_gpus(environ: Mapping[str, str], physical: int) -> int:
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None or physical == 0:
         return physical
-    count = 0
-    for entry in (item.strip() for item in listed.split(",")):
-        if not (entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < physical)):
-            break
-        count += 1
-    return count
+    entries = [item.strip() for item in listed.split(",")]
+    valid = [entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < physical) for entry in entries]
+    return [*valid, False].index(False)
 
 
 def free_port() -> int:

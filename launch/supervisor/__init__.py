@@ -69,11 +69,9 @@ def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: Ag
     launch = Launch(plan)
     if launch.is_in_vain():
         return launch.give_up()
-    if plan.node == 0:
-        launch.begin()
+    launch.begin()
     code = _generations(plan, signals, starter)
-    if plan.node == 0:
-        launch.end(code, signals)
+    launch.end(code, signals)
     return code
 
 

@@ -22,7 +22,7 @@ from ..scheduler import step_facts
 from ..signals import ReceivedSignals
 from .agent_starter import Agent, AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
-from .exit_watcher import ExitWatcher, ranks_of
+from .exit_watcher import ranks_of, watch_exits
 from .generation_number import claim
 from .stopping import Stopping
 
@@ -63,9 +63,9 @@ class Generation:
             self._relay.finish()
             assert self._signals.stop is not None
             return Ended(code=stopped_code(self._plan, self._signals.stop))
-        exits, hang = ExitWatcher(self._folder, agent.pid), None
+        hang = None
         try:
-            with exits:
+            with watch_exits(self._folder, agent.pid) as exits:
                 while agent.poll() is None:
                     hang = hang or self._look_after(agent)
                     if hang or self._stopping.is_forced:
@@ -78,7 +78,7 @@ class Generation:
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
             self._relay.finish()
             agent.close()
-        return self._ending.of(hang, exits.stamps())
+        return self._ending.of(hang, exits)
 
     def _request(self) -> AgentRequest:
         plan = self._plan

@@ -72,9 +72,8 @@ class Launch:
         """The exit code of a launch that must not begin. The record calls it in order: a person may try again."""
         reason = f"{MAX_BARREN_LAUNCHES} launches in a row saved nothing new: not started again"
         say(f"{mark('✗', 'red')} {reason}; what ended them is in {RunDir(self._plan.folder).launches}")
-        if self._plan.node == 0:
-            self.begin()
-            self._append_end(ExitCode.USER_CODE, reason, in_order=True)
+        self.begin()
+        self._append_end(ExitCode.USER_CODE, reason, in_order=True)
         return ExitCode.USER_CODE
 
     def _reason(self, code: int, signals: ReceivedSignals) -> tuple[str, bool]:
@@ -103,6 +102,8 @@ class Launch:
 
     def _append(self, event: str, **facts: Any) -> None:
         """A LaunchRow, of this launch where `facts` name no other, without what has no value."""
+        if self._plan.node != 0:
+            return
         row = LaunchRow(**{"life": self._number, "event": event, **facts})
         written = {one.name: value for one in fields(row) if (value := getattr(row, one.name)) != one.default}
         with suppress(OSError), open(RunDir(self._plan.folder).launches, "a") as file:  # a full disk is told elsewhere

@@ -63,7 +63,9 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
         try:
             wants_gpu = _plan(config, ranks, alone, resume=None).device == "gpu"
             if wants_gpu and not part.gpus:
-                raise UserError(_too_few_gpus(jobs, machine.gpus))
+                there = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)} here"
+                advice = f"--jobs {machine.gpus}, or --nproc-per-node cpu"
+                raise UserError(f"--jobs {jobs}: {there}, and each point needs its own: {advice}")
             on_gpu = on_gpu or wants_gpu
             counts[name] = _plan(config, ranks, part, resume="none").ranks_per_node
         except UserError as error:
@@ -77,11 +79,6 @@ def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | 
     """A plan that is made for its counts only; with `resume`, the ranks must also fit the batch of a training."""
     flags = Flags(nproc_per_node=ranks, standalone=True)
     return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
-
-
-def _too_few_gpus(jobs: int, gpus: int) -> str:
-    there = f"{gpus} GPU{'s' * (gpus > 1)} here"
-    return f"--jobs {jobs}: {there}, and each point needs its own: --jobs {gpus}, or --nproc-per-node cpu"
 
 
 def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]:
@@ -139,12 +136,8 @@ class _Runner:
         return self._code()
 
     def _start(self, point: Point, slot: Mapping[str, str]) -> None:
-        words = [
-            *self._sweep.train_words(point),
-            "--standalone",
-            "--nproc-per-node",
-            str(self._share.ranks[point.name]),
-        ]
+        words = [str(self._sweep.config_of(point)), "--run-dir", str(self._sweep.run_dir(point))]
+        words += ["--trust", "--standalone", "--nproc-per-node", str(self._share.ranks[point.name])]  # checked before
         with open(self._sweep.log(point), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", PACKAGE, "train", *words, *self._flags],
@@ -160,16 +153,14 @@ class _Runner:
         say(f"  {point.name} started ({self._total - len(self._waiting)}/{self._total})")
 
     def _hand_on_signals(self) -> None:
-        for number in self._signals.take_others():
-            self._send(number)
+        asked = self._signals.take_others()
         if self._signals.stop is not None and not self._handed_on:
             self._handed_on = True
-            self._send(self._signals.stop)
+            asked.append(self._signals.stop)
             say(f"  {len(self._running)} running, each saves and stops … once more to kill at once")
-
-    def _send(self, number: int) -> None:
-        for one in self._running:
-            send(one.process.pid, number)
+        for number in asked:
+            for one in self._running:
+                send(one.process.pid, number)
 
     def _ended(self, one: _Running) -> None:
         self._running.remove(one)
