@@ -112,7 +112,6 @@ def _plan(
         folder=Path(run_dir),
         program=program,
         arguments=arguments,
-        resume=None,
     )
 
 

@@ -11,8 +11,9 @@ from dist_train.errors import UserError
 
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import say
-from ..plan import LaunchPlan, count_nodes, host, make_plan, run_choice
+from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
+from ..plan.run_choice import RunRequest, choose, config_of
 from ..scheduler import everywhere
 from .common import json_option, launch_command, print_verdict, trust_option
 from .launch_flags import launch_flags
@@ -82,8 +83,7 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
 def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, trust: bool, **flags: Any) -> Path:
     """The run directory, chosen once for all nodes of an allocation."""
     config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
-    request = run_choice.RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
-    return run_choice.choose(config, request).folder
+    return choose(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +115,11 @@ def plan_training(
     from .. import foreign_files
 
     given, machine = Flags(**flags), host.look()
-    slurm = machine.place if not given.standalone else None
-    request = run_choice.RunRequest(
-        run_dir=run_dir,
-        resume=resume,
-        job=slurm.run_name if slurm and not slurm.interactive else given.rdzv_id,
-        nodes=count_nodes(given, machine),
-        restarts=slurm.restarts if slurm and not slurm.interactive else None,
-        allowed=allow_change,
-    )
-    choice = run_choice.choose(config, request)
+    place = machine.place if machine.place and not (given.standalone or machine.place.interactive) else None
+    job, restarts = (place.run_name, place.restarts) if place else (given.rdzv_id, None)
+    nodes, allowed = count_nodes(given, machine), allow_change
+    request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
+    choice = choose(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
     plan = make_plan(
         config,
@@ -150,10 +145,10 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
 
     config, overrides = split_config(words)
     if config is not None:
-        left = run_choice.config_of(resume, None)
+        left = config_of(resume, None)
         path = Path(existing_config(config))
         return config, overrides, is_recorded(path) or (left is not None and left.samefile(path))
-    found = run_choice.config_of(resume, run_dir)
+    found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")
     return existing_config(str(found) if found else None), overrides, True

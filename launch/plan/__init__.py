@@ -123,7 +123,7 @@ def make_plan(
     folder: Path,
     program: tuple[str, ...],
     arguments: tuple[str, ...],
-    resume: str | None,
+    resume: str | None = None,
 ) -> LaunchPlan:
     """Decides how many ranks start where, with what in their environment.
 

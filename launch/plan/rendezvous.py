@@ -47,13 +47,7 @@ def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rende
             f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
             "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
         )
-    port = flags.master_port or (_port_of_job(place.job_number, place.restarts) if place else DEFAULT_PORT)
-    return replace(ours, rdzv_backend="static", master_addr=head, master_port=port)
-
-
-def _port_of_job(job: int, restarts: int) -> int:
-    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports.
-
-    A job that comes back takes another one: who held the last may still be there.
-    """
-    return 10_000 + (job + 997 * restarts) * 8 % 20_000
+    # A job's port is known to all nodes without asking, differs between jobs that share a node, and is below Linux's
+    # ephemeral ports. A job that comes back takes another one: who held the last may still be there.
+    of_job = 10_000 + (place.job_number + 997 * place.restarts) * 8 % 20_000 if place else DEFAULT_PORT
+    return replace(ours, rdzv_backend="static", master_addr=head, master_port=flags.master_port or of_job)

@@ -64,7 +64,9 @@ def choose(config: "RunConfig", request: RunRequest) -> Choice:
         UserError: when the request cannot be met, with what to do about it.
     """
     source = _existing(request.resume)
-    job = _safe_name(request.job) if request.job else None
+    job = request.job or None
+    if job is not None and _FOLDER_NAME.fullmatch(job) is None:
+        raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
     if request.run_dir is not None:
         return _in_named(Path(request.run_dir), request.resume, source)
     if source is not None and not is_checkpoint(source):
@@ -146,12 +148,6 @@ def _existing(resume: str | None) -> Path | None:
             f"--resume {resume}: neither a run directory (config.yaml, {CHECKPOINTS}/) nor a checkpoint (manifest.json)"
         )
     return folder.resolve()
-
-
-def _safe_name(job: str) -> str:
-    if _FOLDER_NAME.fullmatch(job) is None:
-        raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
-    return job
 
 
 # ---------------------------------------------------------------- the trainings of a job

@@ -69,6 +69,9 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
             )
     if not in_step or interactive:
         nodes, node, names = 1, 0, names[node : node + 1]
+    # Of a step's task (--cpus-per-task), or the job's on the node of a batch script or a shell.
+    variables = ["SLURM_CPUS_PER_TASK"] * (in_step and not interactive) + ["SLURM_CPUS_ON_NODE"]
+    cores = [environ.get(name, "") for name in variables]
     return Place(
         job=_job_id(environ),
         job_number=_number(environ, "SLURM_JOB_ID"),
@@ -76,7 +79,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
         node=node,
         head=names[0],
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        cpus=_cpus(environ, in_step and not interactive),
+        cpus=next((max(1, int(value)) for value in cores if value.isdigit()), None),
         hosts=tuple(names),
         step=environ.get("SLURM_STEP_ID", "batch"),
         interactive=interactive,
@@ -134,10 +137,3 @@ def _job_id(environ: Mapping[str, str]) -> str:
     if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ["SLURM_JOB_ID"]
-
-
-def _cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
-    """Cores of a step's task (--cpus-per-task), or the job's cores on the node of a batch script or a shell."""
-    names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
-    given = (environ.get(name, "") for name in names)
-    return next((max(1, int(value)) for value in given if value.isdigit()), None)

@@ -61,17 +61,9 @@ def render(script: Script) -> str:
         UserError: when a value cannot be written into it.
     """
     wanted = list(_options(script))
-    text = "\n".join([
-        "#!/bin/bash",
-        "# Written by `dist-train slurm`. sbatch takes it by hand too.",
-        "",
-        *(_directive(name, value) for name, value in wanted),
-        "",
-        *_settings(script),
-        "",
-        *_arguments(script.tasks),
-        "",
-    ])  # fmt: skip
+    head = ["#!/bin/bash", "# Written by `dist-train slurm`. sbatch takes it by hand too."]
+    blocks = (head, [_directive(*option) for option in wanted], _settings(script), _arguments(script.tasks))
+    text = "\n\n".join("\n".join(block) for block in blocks) + "\n"
     if directives(text) != wanted:
         raise AssertionError(f"sbatch would read {directives(text)} where {wanted} was meant")
     return text + "\n" + BODY.read_text(encoding="utf-8")

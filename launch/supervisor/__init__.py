@@ -12,10 +12,9 @@ from ..processes import become_subreaper, end_descendants
 from ..scheduler import end_older_launches
 from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
-from .ending import Ended
+from .ending import Ended, agreed_code
 from .generation import Generation, begin_generation
 from .launch_log import Launch
-from .node_loss import agreed_code
 from .run_lock import owning
 from .taking_back import Start
 

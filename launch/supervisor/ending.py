@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record, read_records, write_json
-from dist_train.rundir.layout import rank_log
+from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
-from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState
+from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..console import mark, say
@@ -23,9 +23,12 @@ from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
 from .agent_starter import AgentStarter
-from .node_loss import ECHOES
 from .stopping import Stopping
 
+ECHOES = ("peer", "ended")
+"""Kinds of failure of a rank that has lost its peer, and knows no more than that."""
+WORD_S = 10.0
+"""Seconds that another node has to write down why its ranks have ended; one that is gone never will."""
 PEER_WRITES_S = 1.0
 """Seconds that another node may still take to write down why its ranks have failed."""
 
@@ -183,3 +186,42 @@ def stopped_code(plan: LaunchPlan, number: int) -> int:
 def forced_code(number: int) -> int:
     """128 + signal, as a shell has it: a forced end saved nothing, so it is never 75."""
     return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+
+
+# ---------------------------------------------------------------- what the other nodes say
+# A rank that has lost its peer knows no more than that. What the other nodes say decides what is to be done.
+
+
+def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last: bool) -> int:
+    """The exit code of a generation in which this node's ranks have only lost another: that other's, if it says why.
+
+    Args:
+        generation: its folder, which holds this node's own verdict already.
+        code: this node's own.
+        last: it will not be started again by us.
+
+    Returns:
+        75 when a node was lost, so that the scheduler starts again on nodes that live.
+    """
+    if plan.scheduler is None or plan.nodes == 1 or plan.node is None:
+        return code
+    verdicts = _verdicts(plan, generation)
+    for one in verdicts.values():
+        if one and one.cause and one.cause.kind not in ECHOES:
+            return one.exit_code
+    silent = [f"node {node}" for node, one in verdicts.items() if one is None]
+    if silent:
+        say(f"{mark('!', 'yellow')} {', '.join(silent)} left no word: lost, or the launcher there was killed")
+        return ExitCode.REQUEUE
+    return ExitCode.REQUEUE if last and any(one and one.cause for one in verdicts.values()) else code
+
+
+def _verdicts(plan: LaunchPlan, generation: GenerationDir) -> dict[int, VerdictSummary | None]:
+    """Of the other nodes, by number; None of one that has written none when the time is over."""
+    others = [node for node in range(plan.nodes) if node != plan.node]
+    deadline = time.monotonic() + WORD_S
+    while True:
+        found = {node: read_record(VerdictSummary, generation.verdict(f"node{node}")) for node in others}
+        if all(found.values()) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)

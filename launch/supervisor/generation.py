@@ -105,7 +105,7 @@ class Generation:
         if len(alive) == len(ranks):
             self._memory.look()
         self._stopping.pass_on(ranks, alive)
-        if self._stopping.has_failed:
+        if self._stopping.failing_since is not None:
             return None
         hang = self._watchdog.look(alive, [rank for rank in ranks if rank.ended == 0])
         for line in self._watchdog.slow_ranks():

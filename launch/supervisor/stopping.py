@@ -26,6 +26,7 @@ class Stopping:
     Attributes:
         ended_by_us: ranks that were killed because another had failed.
         is_out_of_time: a stop was asked for so long ago that the last checkpoint has to do.
+        failing_since: when a rank was seen to have failed, so that the others are about to end.
         had_nothing_to_save: no rank had got as far as training when the stop was asked for.
     """
 
@@ -40,30 +41,25 @@ class Stopping:
         """Process ids of the ranks that were asked to stop."""
         self._is_announced = False
         self._deadline: float | None = None
-        self._failing_since: float | None = None
+        self.failing_since: float | None = None
 
     @property
     def is_forced(self) -> bool:
         """Whether everything is to end at once."""
         return self.signals.kill is not None or self.is_out_of_time
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a rank has failed, so that the others are about to end."""
-        return self._failing_since is not None
-
     def watch_the_time(self) -> None:
         """--grace: looks whether saving takes too long."""
-        if self.signals.stop is None or self.plan.flags.grace is None or self.is_out_of_time:
+        grace = self.plan.flags.grace
+        if self.signals.stop is None or grace is None or self.is_out_of_time:
             return
-        if self._deadline is None:
-            self._deadline = time.monotonic() + self.plan.flags.grace
+        self._deadline = self._deadline or time.monotonic() + grace
         if time.monotonic() < self._deadline:
             return
         newest = newest_checkpoint(self.plan.folder)
         left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
         kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
-        self._say(f"{mark('!', 'yellow')} not stopped within {self.plan.flags.grace:g} s (--grace): {kept}")
+        self._say(f"{mark('!', 'yellow')} not stopped within {grace:g} s (--grace): {kept}")
         self.is_out_of_time = True
 
     def pass_on(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
@@ -95,8 +91,8 @@ class Stopping:
         is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
         if not is_gone and not any(self.generation.errors.iterdir()):
             return
-        self._failing_since = self._failing_since or time.monotonic()
-        if time.monotonic() - self._failing_since < AFTER_FAILURE_S:
+        self.failing_since = self.failing_since or time.monotonic()
+        if time.monotonic() - self.failing_since < AFTER_FAILURE_S:
             return
         for rank in alive:
             self.ended_by_us.add(rank.rank)

@@ -151,7 +151,7 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -
             for problem in error.problems:
                 found.setdefault(_placed(problem, entry), []).append(number)
     if found:
-        raise ConfigError(config, [_with_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
+        raise ConfigError(config, [_of_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
     differing = [key for key in FIXED if any(attrgetter(key)(each) != attrgetter(key)(configs[0]) for each in configs)]
     if differing:
         message = "is the same for all points of a sweep: set it once, behind the config"
@@ -170,11 +170,9 @@ def _placed(problem: Problem, entry: ListedPoint) -> Problem:
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
 
 
-def _with_points(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
-    if len(numbers) == of:
-        return problem
-    which = f"point{'s' * (len(numbers) > 1)} {ranges(list(numbers))}"
-    return replace(problem, message=f"{problem.message} ({which})")
+def _of_points(problem: Problem, numbers: list[int], of: int) -> Problem:
+    which = f" (point{'s' * (len(numbers) > 1)} {ranges(numbers)})" if len(numbers) < of else ""
+    return replace(problem, message=f"{problem.message}{which}")
 
 
 def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> None:

@@ -187,14 +187,13 @@ def _submit(sweep: Sweep, script: Any, runs: Any, request: SweepRequest) -> int:
     except KeyboardInterrupt:
         say(f"\njob {job} goes on. Its table: dist-train sweep --table {as_typed(sweep.folder)}")
         return ExitCode.INTERRUPTED
-    rows = _show(sweep, request)
-    if all(row.state == table.DONE for row in rows):
+    if all(row.state == table.DONE for row in _show(sweep, request)):
         return ExitCode.DONE
-    if not request.follow:
-        say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
-        return ExitCode.DONE
-    say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
-    return ExitCode.USER_CODE
+    if request.follow:
+        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
+        return ExitCode.USER_CODE
+    say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
+    return ExitCode.DONE
 
 
 def as_typed(folder: Path) -> str:
