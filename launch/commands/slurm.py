@@ -78,11 +78,8 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         return
     records = submission.submit(script, runs)
     remember_configs((run.config for run in runs.values()), job=True)
-    if as_json:
-        tell(json.dumps([asdict(record) for record in records], indent=2))
-    else:
-        tell(records[0].job.partition("_")[0])
-    submission.say_queued(script, records, f"  runs  {Path(records[0].run_dir).parent}/TASK")
+    job = submission.say_queued(script, records, f"  runs  {Path(records[0].run_dir).parent}/TASK")
+    tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else job)
     if follow:
         from ..slurm.follow import follow as follow_job
 
@@ -125,8 +122,7 @@ def plan_job(
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Training(config=own, folder=place, options=tuple(options))
         foreign_files.refuse(place, trusted=trust)
-        submission.check_startable(runs[task], config.slurm)
-    return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
+    return submission.script_of(config, runs, folder, at_once, Path.cwd()), runs
 
 
 def as_overrides(options: Mapping[str, str | None]) -> Iterator[str]:

@@ -38,10 +38,8 @@ class LaunchPlan:
     rendezvous: Rendezvous
     flags: Flags
     """The command line's: restarts, times, how to start."""
-    passed_on: tuple[str, ...]
-    """Flags that are torchrun's own business."""
-    preload: tuple[str, ...]
-    """What the process imports, besides torch, that ranks are forked from."""
+    requirements: Requirements
+    """The program's."""
     program: tuple[str, ...]
     """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
     arguments: tuple[str, ...]
@@ -98,9 +96,9 @@ class LaunchPlan:
         else:
             node = None if self.node is None else str(self.node)
             flags += as_words({"nnodes": self.nodes, "node_rank": node, **asdict(self.rendezvous)})
-        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.flags.monitor_interval:g}", *self.passed_on]
+        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.flags.monitor_interval:g}"]
         resume = ("--resume", self.resume) if self.resume is not None else ()
-        return (*flags, *self.program, *self.arguments, *resume)
+        return (*flags, *self.requirements.passed_on, *self.program, *self.arguments, *resume)
 
     @property
     def command(self) -> str:
@@ -152,8 +150,7 @@ def make_plan(
         environment=environment(requirements, nodes, device, threads, host),
         rendezvous=choose(flags, host, nodes, node),
         flags=flags,
-        passed_on=requirements.passed_on,
-        preload=requirements.preload,
+        requirements=requirements,
         program=program,
         arguments=arguments,
         resume=resume,

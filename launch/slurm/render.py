@@ -77,7 +77,9 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     for folder in (script.folder, script.logs):
         if not folder.is_absolute():
             raise AssertionError(f"{folder} is relative")
-        _refuse(str(folder), "the folder")
+        bad = sorted({character for character in str(folder) if not character.isprintable() or character in _REFUSED})
+        if bad:
+            raise UserError(f"the folder {str(folder)!r} cannot be given to sbatch: it has {' '.join(map(repr, bad))}")
     yield "--job-name", script.name
     yield "--chdir", str(script.folder)
     yield "--output", script.log
@@ -94,12 +96,6 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     for option in slurm.options:
         name, equals, value = option.partition("=")
         yield name, value if equals else None
-
-
-def _refuse(value: str, what: str) -> None:
-    bad = sorted({character for character in value if not character.isprintable() or character in _REFUSED})
-    if bad:
-        raise UserError(f"{what} {value!r} cannot be given to sbatch: it has {' '.join(map(repr, bad))}")
 
 
 def _directive(name: str, value: str | None) -> str:

@@ -55,18 +55,24 @@ Trainings = Mapping[int | None, Training]
 """What a job trains: one under the key None, or one for each task of an array."""
 
 
-def script_of(name: str, slurm: SlurmConfig, runs: Trainings, folder: Path, at_once: int | None = None) -> Script:
-    """The script of a job that trains `runs`.
+def script_of(config: RunConfig, runs: Trainings, folder: Path, at_once: int | None, cwd: Path) -> Script:
+    """The script of a job that trains `runs`, as the `slurm` of `config` has it.
 
     Args:
         folder: the run directory, or the parent of an array's; its `slurm/` gets the script and the logs.
+        at_once: tasks that may run at a time.
+
+    Raises:
+        UserError: when one of the runs could not start.
     """
+    for run in runs.values():
+        _check_startable(run, config.slurm)
     installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
     return Script(
-        name=name,
-        folder=Path.cwd(),
+        name=config.name,
+        folder=cwd,
         logs=folder / jobs.FOLDER,
-        slurm=slurm,
+        slurm=config.slurm,
         tasks={task: run.arguments for task, run in runs.items()},
         python=sys.executable,
         path=None if ROOT.resolve() in installed else str(ROOT.resolve()),
@@ -74,7 +80,7 @@ def script_of(name: str, slurm: SlurmConfig, runs: Trainings, folder: Path, at_o
     )
 
 
-def check_startable(run: Training, slurm: SlurmConfig) -> None:
+def _check_startable(run: Training, slurm: SlurmConfig) -> None:
     """Checks what would make the job fail at its start, as far as it can be known now.
 
     Raises:
@@ -88,11 +94,8 @@ def check_startable(run: Training, slurm: SlurmConfig) -> None:
         refuse_owned(run.folder.resolve())
     for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():
         if entry.active:
-            raise UserError(
-                f"{run.folder} is in the queue already, as job {entry.job}: {entry}. To end that: "
-                f"dist-train stop {run.folder}",
-                ExitCode.OWNED,
-            )
+            queued = f"{run.folder} is in the queue already, as job {entry.job}: {entry}"
+            raise UserError(f"{queued}. To end that: dist-train stop {run.folder}", ExitCode.OWNED)
 
 
 def submit(script: Script, runs: Trainings) -> list[jobs.SubmittedJob]:

@@ -69,19 +69,18 @@ class ForkServer:
             cwd=os.getcwd(),
             path=os.getcwd() if program == "-m" else str(Path(program).resolve().parent),  # what Python puts first
             log=str(self.log),
-            modules=[*plan.preload],
+            modules=[*plan.requirements.preload],
             strict=not plan.is_training,  # the user has named the modules; those of a training are a guess of ours
         )
         send(self._channel, asdict(order))
 
-    def ask(self, request: AgentRequest) -> None:
-        """For an agent: it comes once torch is imported."""
+    def fork(self, request: AgentRequest, signals: ReceivedSignals) -> "ForkedAgent | None":
+        """An agent, once torch is imported; None where the server is gone, or a stop was asked for before."""
         self._newest = None
         send(self._channel, asdict(request))
-
-    def agent(self) -> "ForkedAgent | None":
-        """The one asked for, once it is there."""
-        self._read()
+        while self._newest is None and not self.gone and signals.stop is None:
+            signals.wait(1.0, [self])
+            self._read()
         return self._newest
 
     def code(self, pid: int) -> int | None:
@@ -152,12 +151,8 @@ class AgentStarter:
         if self._server.process.poll() is not None:
             self._server.close()
             self._server = ForkServer(self._plan)
-        self._server.ask(request)
-        while (agent := self._server.agent()) is None and not self._server.gone:
-            if signals.stop is not None:
-                return None
-            signals.wait(1.0, [self._server])
-        if agent is not None:
+        agent = self._server.fork(request, signals)
+        if agent is not None or not self._server.gone:
             return agent
         _say_not_preloaded(f"the fork server ended, see {self._server.log}")
         self.close()

@@ -177,11 +177,11 @@ def _of_points(problem: Problem, numbers: list[int], of: int) -> Problem:
 
 def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> None:
     first: dict[str, Point] = {}
-    problems = []
-    for point, each in zip(points, configs, strict=True):
-        other = first.setdefault(each.model_dump_json(), point)
-        if other is not point:
-            problems.append(wrong(f"{_said(point)} is the same run as {_said(other)}: give each once"))
+    problems = [
+        wrong(f"{_said(point)} is the same run as {_said(other)}: give each once")
+        for point, each in zip(points, configs, strict=True)
+        if (other := first.setdefault(each.model_dump_json(), point)) is not point
+    ]
     if problems:
         raise ConfigError(config, problems)
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +227,7 @@ def _plan_array(sweep: Sweep, configs: Configs, request: SweepRequest) -> tuple[
         if point.name in configs
     }
     first = next(iter(configs.values()))
-    for run in runs.values():
-        submission.check_startable(run, first.slurm)
-    script = submission.script_of(first.name, first.slurm, runs, sweep.folder, request.jobs)
-    return replace(script, folder=sweep.cwd), runs
+    return submission.script_of(first, runs, sweep.folder, request.jobs, sweep.cwd), runs
 
 
 def _follow_tasks(sweep: Sweep, jobs: Sequence[str]) -> None:

@@ -158,6 +158,5 @@ def _is_number(value: Any) -> bool:
 
 def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
-    texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
-    for name, text in texts.items():
-        write_atomic(sweep.folder / name, text)
+    write_atomic(sweep.folder / "table.csv", as_csv(sweep, rows))
+    write_atomic(sweep.folder / "table.json", to_json(as_records(sweep, rows), indent=2) + "\n")
