@@ -1,7 +1,7 @@
 """What several commands share. Nothing heavy is imported before it is needed."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -38,11 +38,11 @@ def launch_command(*, epilog: str | None = None, options_last: bool = False) -> 
     return click.command(cls=_Command, context_settings=settings, epilog=epilog)
 
 
-def with_options(options: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Adds all of them to a command, in the order of the help."""
 
     def add(command: Any) -> Any:
-        for option in reversed([*options]):
+        for option in reversed(options):
             command = option(command)
         return command
 

@@ -46,7 +46,7 @@ KEYS = {
 }
 """Keys of the config's section `slurm` that are also options: metavar and help text of each."""
 key_options = with_options(
-    click.option(f"--{name}", metavar=metavar, help=text) for name, (metavar, text) in KEYS.items()
+    *(click.option(f"--{name}", metavar=metavar, help=text) for name, (metavar, text) in KEYS.items())
 )
 
 

@@ -37,7 +37,9 @@ SLURM_KEYS = tuple(name.replace("-", "_") for name in KEYS)
 @click.option("--table", type=click.Path(), metavar="SWEEP", help="Only its table. Starts nothing.")
 @trust_option
 @click.option("--slurm", is_flag=True, help="As one SLURM array, a task for each point; --jobs of them at once.")
-@with_options(click.option(f"--{key}", metavar="VALUE", help="With --slurm, as of dist-train slurm.") for key in KEYS)
+@with_options(
+    *(click.option(f"--{key}", metavar="VALUE", help="With --slurm, as of dist-train slurm.") for key in KEYS)
+)
 @click.option("--follow", is_flag=True, help="With --slurm: wait for the end, then the table. Ctrl-C leaves the jobs.")
 @click.option("--dry-run", is_flag=True, help="Print the points, or SLURM's script. Starts and writes nothing.")
 @json_option("The table as one JSON object on stdout.")
