@@ -58,13 +58,10 @@ class MemoryWatch:
     def look(self) -> None:
         self._last = memory()
 
-    def ran_out(self) -> bool:
-        """Whether the kernel has killed for want of memory since the beginning."""
-        return oom_kills() > self._kills
-
-    def before_the_death(self) -> Memory:
-        """The peak is the kernel's own."""
-        return replace(self._last, peak=memory().peak) if self.ran_out() else self._last
+    def before_the_death(self) -> tuple[Memory, bool]:
+        """The memory, and whether the kernel has killed for want of it since the beginning: the peak is its own."""
+        ran_out = oom_kills() > self._kills
+        return replace(self._last, peak=memory().peak) if ran_out else self._last, ran_out
 
 
 class Ending:
@@ -152,13 +149,13 @@ class Ending:
         """The exit code and the text."""
         if cause is None:
             return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
-        out_of_memory = self._memory.ran_out()
+        before, out_of_memory = self._memory.before_the_death()
         context = FailureContext(
             logs=self._plan.logs,
             checkpoint=newest_checkpoint(self._plan.folder),
             out_of_memory=out_of_memory,
             here=ProcessId.myself().host,
-            memory=self._memory.before_the_death(),
+            memory=before,
             job=self._plan.environment.get("DIST_TRAIN_JOB"),
         )
         code = exit_code(cause, out_of_memory=out_of_memory)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dist_train.config import recorded, trust
 from dist_train.config.schema import RunConfig
@@ -177,7 +176,7 @@ def _run(sweep: Sweep, points: Sequence[Point], share: local.Share, request: Swe
     return code
 
 
-def _submit(sweep: Sweep, script: Any, runs: Any, request: SweepRequest) -> int:
+def _submit(sweep: Sweep, script: Script, runs: submission.Trainings, request: SweepRequest) -> int:
     """Submits the points; with --follow, waits for the end."""
     submitted = submission.submit(script, runs)
     job = submission.say_queued(script, submitted)
