@@ -44,7 +44,7 @@ class ExecutedAgent(subprocess.Popen[bytes]):
                 self.stdin.close()
 
 
-class ForkServer:
+class ForkServerProcess:
     """The fork server, our child, for one generation after another; the kernel ends it with us."""
 
     def __init__(self, plan: LaunchPlan) -> None:
@@ -114,7 +114,7 @@ class ForkServer:
 class ForkedAgent:
     """A child of the fork server, which tells of its end."""
 
-    def __init__(self, pid: int, server: ForkServer) -> None:
+    def __init__(self, pid: int, server: ForkServerProcess) -> None:
         self.pid = pid
         self._server = server
 
@@ -142,7 +142,7 @@ class AgentStarter:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._server = ForkServer(plan) if plan.flags.start == "preload" else None
+        self._server = ForkServerProcess(plan) if plan.flags.start == "preload" else None
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Runs one generation on this node; None when it was asked to stop before it began."""
@@ -150,7 +150,7 @@ class AgentStarter:
             return ExecutedAgent(self._plan, request)
         if self._server.process.poll() is not None:
             self._server.close()
-            self._server = ForkServer(self._plan)
+            self._server = ForkServerProcess(self._plan)
         agent = self._server.fork(request, signals)
         if agent is not None or not self._server.gone:
             return agent
@@ -171,7 +171,7 @@ class AgentStarter:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return f"the process that they are forked from {end}"
 
-    def news(self) -> Sequence[ForkServer]:
+    def news(self) -> Sequence[ForkServerProcess]:
         """To wait for besides signals."""
         return [self._server] if self._server is not None and not self._server.gone else []
 
