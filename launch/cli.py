@@ -109,7 +109,11 @@ def main(arguments: list[str] | None = None) -> None:
         say(error.format_message())
         code = ExitCode.CONFIG
     except click.ClickException as error:
-        say(f"{_command_of(error)}: {_one_line(error)}")
+        text = " ".join(error.format_message().split())
+        if text.startswith(("No ", "Missing", "Invalid", "Got", "Option")):
+            text = text[:1].lower() + text[1:]
+        context = getattr(error, "ctx", None)
+        say(f"{context.command_path if context else 'dist-train'}: {text}")
         code = ExitCode.CONFIG
     except UserError as error:
         say(f"{mark('✗', 'red')} {error}")
@@ -121,13 +125,3 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = ExitCode.DONE  # our output's reader has gone: click replaces stdout and ends with 1
     sys.exit(int(code or 0))
-
-
-def _command_of(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context else "dist-train"
-
-
-def _one_line(error: click.ClickException) -> str:
-    text = " ".join(error.format_message().split())
-    return text[:1].lower() + text[1:] if text.startswith(("No ", "Missing", "Invalid", "Got", "Option")) else text

@@ -63,21 +63,6 @@ def _nearest_file(path: Path) -> str:
     return f". Did you mean {by_name.get(near[0], near[0])}?" if near else ""
 
 
-def look_at(config: str, overrides: Sequence[str]) -> "RunConfig":
-    """The validated config, for a command that builds nothing from it.
-
-    Raises:
-        UserError: with all its problems.
-    """
-    from dist_train.config.problems import ConfigError
-    from dist_train.config.source import load
-
-    try:
-        return load(config, overrides)
-    except ConfigError as error:
-        raise UserError(str(error)) from None
-
-
 def load_trusted(
     config: str, overrides: Sequence[str], of_run: bool = False, *, trust: bool = False, job: bool = False
 ) -> "RunConfig":
@@ -91,12 +76,8 @@ def load_trusted(
         UserError: with all its problems, or with the code that it would run.
     """
     from dist_train.config import recorded
-    from dist_train.config.problems import ConfigError
 
-    try:
-        return recorded.given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
-    except ConfigError as error:
-        raise UserError(str(error)) from None
+    return recorded.given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
 
 
 def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Messages for people: on stderr, plain when piped or with NO_COLOR; they never fail and never block for long."""
 
+import contextlib
 import os
 import select
 import sys
@@ -20,16 +21,11 @@ def say(text: str) -> None:
     except (OSError, ValueError):  # not backed by a file
         print(text, file=sys.stderr, flush=True)
         return
-    try:
+    with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
-        _write(file, f"{text}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
-    except (OSError, ValueError):
-        return
-
-
-def _write(file: int, data: bytes) -> None:
-    while data and select.select([], [file], [], WRITE_TIMEOUT_S)[1]:
-        data = data[os.write(file, data[:PIPE_BYTES]) :]
+        data = f"{text}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+        while data and select.select([], [file], [], WRITE_TIMEOUT_S)[1]:
+            data = data[os.write(file, data[:PIPE_BYTES]) :]
 
 
 def mark(sign: str, color: str) -> str:

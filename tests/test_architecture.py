@@ -152,7 +152,7 @@ def test_slurm_is_known_in_one_place():
 
 def test_a_scheduler_is_behind_one_file():
     """But for the command and the sweeps that submit to it."""
-    allowed = {"launch/scheduler.py", "launch/commands/slurm.py", "launch/sweep/start.py", "launch/sweep/array.py"}
+    allowed = {"launch/scheduler.py", "launch/commands/slurm.py", "launch/sweep/start.py"}
     found = [
         f"{name_of(path)}:{line} imports {name}"
         for path in OUR_FILES

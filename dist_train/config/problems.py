@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_train.errors import UserError
+
 _SHOWN_PROBLEMS = 40
 _SHOWN_LENGTH = 60
 _WIDEST_COLUMN = 48
@@ -25,7 +27,7 @@ class Problem:
     """Problems are sorted by it: file, line and column, then the command line."""
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A config that cannot be used; `str()` is the whole text for the user, a line per problem."""
 
     def __init__(self, path: str, problems: Iterable[Problem]) -> None:

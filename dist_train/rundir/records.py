@@ -186,6 +186,11 @@ class RunState:
         return state if state.is_sound else cls()
 
     @property
+    def reached_its_end(self) -> bool:
+        """Whether it is done, or has come to the step of train.stop_after."""
+        return self.status == "done" or (self.status == "stopped" and self.signal is None)
+
+    @property
     def is_sound(self) -> bool:
         """Whether a training could have written it."""
         named = self.status is None or (self.status.isidentifier() and len(self.status) < 20)

@@ -4,7 +4,7 @@ import click
 
 from dist_train.config.stdout import tell
 
-from ..configs import existing_config, look_at, split_config
+from ..configs import existing_config, split_config
 from ..console import mark, say
 
 
@@ -18,10 +18,11 @@ def command() -> None:
 def show_config(words: tuple[str, ...]) -> None:
     """The resolved config as YAML: every key with the value that a run would use."""
     config, overrides = split_config(words)
-    resolved = look_at(existing_config(config), overrides)
+    path = existing_config(config)
     from dist_train.config.dump import to_yaml
+    from dist_train.config.source import load
 
-    tell(to_yaml(resolved))
+    tell(to_yaml(load(path, overrides)))
 
 
 @command.command()
@@ -29,7 +30,10 @@ def show_config(words: tuple[str, ...]) -> None:
 def validate(words: tuple[str, ...]) -> None:
     """Check a config: all its problems at once, with file, line and column; exit code 2 if there are any."""
     config, overrides = split_config(words)
-    look_at(existing_config(config), overrides)
+    path = existing_config(config)
+    from dist_train.config.source import load
+
+    load(path, overrides)
     say(f"{mark('✓', 'green')} {config}: valid")
 
 

@@ -1,6 +1,7 @@
 """`dist-train evaluate`."""
 
 import sys
+from typing import Any
 
 import click
 
@@ -12,25 +13,18 @@ from .on_ranks import run_on_ranks
 
 
 @launch_command()
-@click.argument("run_or_checkpoint", type=click.Path(exists=True, file_okay=False))
+@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--split", type=click.Choice(["evaluation", "test", "train"]), default="evaluation", show_default=True)
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks. The figures do not depend on it.")
 @trust_option
 @json_option("One JSON object on stdout, with loss, accuracy, precision, … at its top level.")
-def command(
-    run_or_checkpoint: str,
-    overrides: tuple[str, ...],
-    split: str,
-    nproc_per_node: str | None,
-    trust: bool,
-    as_json: bool,
-) -> None:
+def command(target: str, overrides: tuple[str, ...], nproc_per_node: str | None, trust: bool, **options: Any) -> None:
     """Metrics of a run's or a checkpoint's model on data that it was not trained on.
 
     Of a run, the best checkpoint is evaluated. Nothing is written into it. Overrides of data, eval, loader and
     distributed say where the data is now: data.root=/elsewhere.
     """
-    config = load_recorded(run_or_checkpoint, overrides, trust=trust)
-    request = EvaluateRequest(target=run_or_checkpoint, overrides=overrides, split=split, trust=True, as_json=as_json)
+    config = load_recorded(target, overrides, trust=trust)
+    request = EvaluateRequest(target=target, overrides=overrides, trust=True, **options)
     sys.exit(run_on_ranks("evaluate", config, nproc_per_node, lambda _: request))

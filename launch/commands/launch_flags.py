@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..plan.console_options import LOG_SIZE
+from .common import with_options
 
 _LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
 
@@ -28,7 +29,7 @@ def hang_timeout(value: str | None) -> float | None:
     return seconds
 
 
-FLAGS = (
+launch_flags = with_options(
     torchrun_flag(
         "--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. auto: every GPU, or as many as cores."
     ),
@@ -78,10 +79,3 @@ FLAGS = (
     ),
 )
 """The options that `launch.plan.flags.Flags` holds."""
-
-
-def launch_flags(command: Any) -> Any:
-    """Adds all of them to a command, in the order of the help."""
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command

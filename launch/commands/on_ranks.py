@@ -44,7 +44,6 @@ def run_on_ranks(name: str, config: "RunConfig", nproc_per_node: str | None, req
             folder=folder,
             program=program_for(f"dist_train.commands.{name}", config),
             arguments=tuple(to_arguments(request(outcome))),
-            resume=None,
         )
         code = supervise(plan)
         if code == ExitCode.DONE:

@@ -13,11 +13,11 @@ from .common import json_option, launch_command, trust_option
 
 
 @launch_command()
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False))
+@click.argument("target", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False))
 @click.argument("words", nargs=-1, required=True, metavar="IMAGE...|FOLDER [a.b=c]...")
 @trust_option
 @json_option("One JSON list on stdout.")
-def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool) -> None:
+def command(target: str, words: tuple[str, ...], trust: bool, as_json: bool) -> None:
     """Class and probability for each image, or for each image of a folder.
 
     CHECKPOINT may be a run directory: then its best checkpoint is used. Overrides are those of `evaluate`, such as
@@ -31,8 +31,7 @@ def command(checkpoint: str, words: tuple[str, ...], trust: bool, as_json: bool)
         if not os.path.exists(image):  # also for a name that no file can have
             raise UserError(f"{image}: no such file or folder")
     overrides = [path for path in paths if path not in images]
-    load_recorded(checkpoint, overrides, trust=trust)  # reports mistakes before torch is imported
-    request = PredictRequest(
-        target=checkpoint, images=tuple(images), overrides=tuple(overrides), trust=trust, as_json=as_json
-    )
+    load_recorded(target, overrides, trust=trust)  # reports mistakes before torch is imported
+    chosen = {"images": tuple(images), "overrides": tuple(overrides)}
+    request = PredictRequest(target=target, **chosen, trust=trust, as_json=as_json)
     become("dist_train.commands.predict", to_arguments(request))

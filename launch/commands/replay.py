@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,9 +25,7 @@ from .on_ranks import run_on_ranks
 )
 @trust_option
 @json_option("One JSON object on stdout.")
-def command(
-    run: str, from_step: int, to_step: int, nproc_per_node: str | None, show: bool, trust: bool, as_json: bool
-) -> None:
+def command(run: str, nproc_per_node: str | None, trust: bool, **options: Any) -> None:
     """Compute the steps A to B of a run again, and compare them with what it recorded.
 
     Begins at the nearest checkpoint before A. Says "bit-identical", or the first step and quantity that differ, with
@@ -37,7 +36,6 @@ def command(
     config = load_recorded(run, (), trust=trust)
 
     def request(outcome: Path) -> ReplayRequest:
-        window = {"from_step": from_step, "to_step": to_step}
-        return ReplayRequest(run=run, **window, show=show, trust=True, as_json=as_json, outcome=str(outcome))
+        return ReplayRequest(run=run, trust=True, outcome=str(outcome), **options)
 
     sys.exit(run_on_ranks("replay", config, nproc_per_node, request))

@@ -1,17 +1,21 @@
 """`dist-train run`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.codec import write_json
 from dist_train.rundir.layout import RunDir
+from dist_train.rundir.runs import make_run_dir, new_folder
 
-from .common import json_option, launch_command
+from ..plan import LaunchPlan, count_nodes, host, make_plan
+from ..plan.flags import Flags, as_words
+from ..plan.requirements import Requirements
+from ..scheduler import everywhere
+from .common import json_option, launch_command, print_verdict
 from .launch_flags import launch_flags, torchrun_flag
 
 EPILOG = """\b
@@ -53,35 +57,23 @@ PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
-    program: str,
-    arguments: tuple[str, ...],
-    module: bool,
-    no_python: bool,
-    preload: str | None,
-    run_dir: str | None,
-    as_json: bool,
-    **flags: Any,
+    program: str, arguments: tuple[str, ...], module: bool, no_python: bool, as_json: bool, **options: Any
 ) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
-    from dist_train.rundir.codec import write_json
-    from dist_train.rundir.runs import make_run_dir
-
-    from ..diagnosis.verdict import latest
     from ..supervisor import supervise
 
     words = _program(program, module, no_python)
-    code = _in_allocation(words, run_dir, flags)
-    if code is not None:
-        sys.exit(code)
-    plan = _plan(words, arguments, preload, run_dir, **flags)
+    everywhere(options, lambda: Path(options["run_dir"] or new_folder(Path("runs") / _name(words))))
+    plan = _plan(words, arguments, **options)
     make_run_dir(plan.folder)
     state = RunDir(plan.folder).state
     write_json(state, {"status": "running"})
     code = supervise(plan)
     if plan.node in (0, None):
-        write_json(state, {"status": _status(code)})
+        stopped = code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+        write_json(state, {"status": "stopped" if stopped else "done" if code == ExitCode.DONE else "failed"})
     if as_json:
-        tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
+        print_verdict(plan, code)
     sys.exit(code)
 
 
@@ -97,24 +89,9 @@ def _program(program: str, module: bool, no_python: bool) -> tuple[str, ...]:
     return (program,)
 
 
-def _in_allocation(words: tuple[str, ...], run_dir: str | None, flags: dict[str, Any]) -> int | None:
-    """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from dist_train.rundir.runs import new_folder
-
-    from ..scheduler import everywhere
-
-    return everywhere(flags, lambda: Path(run_dir) if run_dir else new_folder(Path("runs") / _name(words)))
-
-
 def _plan(
     program: tuple[str, ...], arguments: tuple[str, ...], preload: str | None, run_dir: str | None, **flags: Any
-) -> Any:
-    from dist_train.rundir.runs import new_folder
-
-    from ..plan import count_nodes, host, make_plan
-    from ..plan.flags import Flags
-    from ..plan.requirements import Requirements
-
+) -> LaunchPlan:
     passed_on = {name: flags.pop(name) for name in PASSED_ON}
     shutdown = flags.pop("shutdown_timeout")
     flags["nproc_per_node"] = flags["nproc_per_node"] or "1"
@@ -128,25 +105,16 @@ def _plan(
         if nodes > 1 and job is None:
             raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
         run_dir = str(root / job if job else new_folder(root))
-    flagged = ((f"--{name.replace('_', '-')}", value) for name, value in passed_on.items() if value)
-    words = [word for name, value in flagged for word in ([name] if value is True else [name, str(value)])]
     return make_plan(
-        Requirements(preload=modules, passed_on=tuple(words), environment_wins=True),
+        Requirements(preload=modules, passed_on=tuple(as_words(passed_on)), environment_wins=True),
         given,
         machine,
         folder=Path(run_dir),
         program=program,
         arguments=arguments,
-        resume=None,
     )
 
 
 def _name(program: tuple[str, ...]) -> str:
     word = program[-1].rpartition(".")[2] if program[0] == "-m" else Path(program[-1]).stem
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in word).lstrip("._-") or "program"
-
-
-def _status(code: int) -> str:
-    if code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
-        return "stopped"
-    return "done" if code == ExitCode.DONE else "failed"

@@ -45,11 +45,8 @@ def as_json_row(run: "RunSummary") -> dict[str, Any]:
 
 def rows(runs: "list[RunSummary]") -> list[tuple[str, ...]]:
     """The rows of the table, header first; there is a column `queue` only if some run is in it."""
-    head: tuple[str, ...] = ("name", "state", "queue", "step", "best", "where")
-    found = [head, *map(_row, runs)]
-    if not any(run.queue for run in runs):
-        found = [row[:2] + row[3:] for row in found]
-    return found
+    found = [("name", "state", "queue", "step", "best", "where"), *map(_row, runs)]
+    return found if any(run.queue for run in runs) else [row[:2] + row[3:] for row in found]
 
 
 def _row(run: "RunSummary") -> tuple[str, ...]:

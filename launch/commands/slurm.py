@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from dist_train.config.stdout import tell
 from dist_train.errors import UserError
 
 from ..configs import load_trusted, remember_configs
-from ..console import mark, say
-from .common import json_option, launch_command, trust_option
+from ..console import say
+from ..plan.flags import as_words
+from ..plan.run_choice import RunRequest, choose
+from .common import json_option, launch_command, trust_option, with_options
+from .train import find_config
 
 if TYPE_CHECKING:
     from ..slurm.render import Script
-    from ..slurm.submission import Training
+    from ..slurm.submission import Trainings
 
 EPILOG = """\b
 The options from --nodes to --array are keys of the config's section `slurm`, which has more: signal, prefix (a
@@ -41,17 +45,14 @@ KEYS = {
     "constraint": ("FEATURES", "What the nodes must have."),
 }
 """Keys of the config's section `slurm` that are also options: metavar and help text of each."""
-
-
-def _keys(command: Any) -> Any:
-    for name, (metavar, text) in reversed(KEYS.items()):
-        command = click.option(f"--{name}", metavar=metavar, help=text)(command)
-    return command
+key_options = with_options(
+    *(click.option(f"--{name}", metavar=metavar, help=text) for name, (metavar, text) in KEYS.items())
+)
 
 
 @launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
-@_keys
+@key_options
 @click.option("--array", metavar="TASKS", help="A run for each task, such as 0-7 or 0-7%2 (two at a time).")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
@@ -77,8 +78,8 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
         return
     records = submission.submit(script, runs)
     remember_configs((run.config for run in runs.values()), job=True)
-    tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else _id(records[0].job))
-    _tell(script, records)
+    job = submission.say_queued(script, records, f"  runs  {Path(records[0].run_dir).parent}/TASK")
+    tell(json.dumps([asdict(record) for record in records], indent=2) if as_json else job)
     if follow:
         from ..slurm.follow import follow as follow_job
 
@@ -92,69 +93,41 @@ def plan_job(
     allow_change: tuple[str, ...],
     trust: bool = False,
     **flags: Any,
-) -> "tuple[Script, dict[int | None, Training]]":
+) -> "tuple[Script, Trainings]":
     """From the command line to the script and the trainings of its tasks. Creates nothing.
 
     Raises:
         UserError: when it cannot be done.
     """
-    from ..plan import foreign_files
-    from ..plan.run_choice import RunRequest, choose
+    from .. import foreign_files
     from ..slurm import submission
-    from .train import find_config
+    from ..slurm.arrays import parse_tasks
 
-    options = [word for key in allow_change for word in ("--allow-change", key)]
-    for flag in ("nproc_per_node", "max_restarts"):
-        value = flags.pop(flag)
-        options += [f"--{flag.replace('_', '-')}", str(value)] if value else []
+    given = {flag: flags.pop(flag) for flag in ("nproc_per_node", "max_restarts")}
+    options = as_words({"allow_change": allow_change, **given})
     path, overrides, of_run = find_config(words, resume, run_dir)
-    overrides = (*overrides, *(override(key, value) for key, value in flags.items() if value is not None))
+    overrides = (*overrides, *as_overrides(flags))
     config = load_trusted(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
-    numbers, at_once = _tasks(config.slurm.array)
+    numbers, at_once = parse_tasks(str(config.slurm.array)) if config.slurm.array is not None else ([None], None)
     choice = choose(config, RunRequest(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
         say(choice.note)
     if choice.resume not in ("auto", "none"):
         options += ["--resume", str(Path(choice.resume).absolute())]
     folder = choice.folder.absolute()
-    runs: dict[int | None, Training] = {}
+    runs: dict[int | None, submission.Training] = {}
     for task in numbers:
         words_of_task = [word.replace("{task}", str(task)) for word in overrides]
         own = config if task is None else load_trusted(path, words_of_task, of_run, trust=trust, job=True)
         place = folder if task is None else folder / str(task)
         runs[task] = submission.Training(config=own, folder=place, options=tuple(options))
         foreign_files.refuse(place, trusted=trust)
-        submission.check_startable(runs[task], config.slurm)
-    return submission.script_of(config.name, config.slurm, runs, folder, at_once), runs
+    return submission.script_of(config, runs, folder, at_once, Path.cwd()), runs
 
 
-def _tasks(array: str | int | None) -> tuple[list[int | None], int | None]:
-    from ..slurm.arrays import parse_tasks
-
-    if array is None:
-        return [None], None
-    numbers, at_once = parse_tasks(str(array))
-    return [*numbers], at_once
-
-
-def override(key: str, value: str) -> str:
-    """An option as an override: counts are written plainly, text is quoted so that it stays text."""
-    is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
-    return f"slurm.{key}={value if is_count else json.dumps(value)}"
-
-
-def _id(job: str) -> str:
-    return job.partition("_")[0]
-
-
-def _tell(script: "Script", records: list[Any]) -> None:
-    job = records[0].job
-    if len(records) == 1 and "_" not in job:
-        say(f"{mark('✓', 'green')} job {job} is in the queue")
-        say(f"  run  {records[0].run_dir}")
-        say(f"  log  {records[0].log}")
-    else:
-        above = Path(records[0].run_dir).parent
-        say(f"{mark('✓', 'green')} job {_id(job)} is in the queue: {len(records):,} task{'s' * (len(records) > 1)}")
-        say(f"  runs  {above}/TASK")
-        say(f"  logs  {script.logs}/{_id(job)}_TASK.log")
+def as_overrides(options: Mapping[str, str | None]) -> Iterator[str]:
+    """Those given, as overrides: counts are written plainly, text is quoted so that it stays text."""
+    for key, value in options.items():
+        if value is not None:
+            is_count = key in ("nodes", "cpus_per_task") and re.fullmatch("[0-9]{1,18}", value)
+            yield f"slurm.{key}={value if is_count else json.dumps(value)}"

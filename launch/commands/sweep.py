@@ -1,15 +1,14 @@
 """`dist-train sweep`."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from dist_train.errors import UserError
 
-from .common import json_option, launch_command, trust_option
-from .slurm import KEYS, override
+from .common import json_option, launch_command, trust_option, with_options
+from .slurm import KEYS, as_overrides
 
 EPILOG = """\b
 Values:
@@ -26,12 +25,6 @@ left alone; dist-train stop SWEEP ends that."""
 SLURM_KEYS = tuple(name.replace("-", "_") for name in KEYS)
 
 
-def _slurm_keys(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in reversed(KEYS):
-        command = click.option(f"--{name}", metavar="VALUE", help="With --slurm, as of dist-train slurm.")(command)
-    return command
-
-
 @launch_command(epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
 @click.option("--over", multiple=True, metavar="KEY=V,V,...", help="What is varied; see below.")
@@ -44,7 +37,9 @@ def _slurm_keys(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--table", type=click.Path(), metavar="SWEEP", help="Only its table. Starts nothing.")
 @trust_option
 @click.option("--slurm", is_flag=True, help="As one SLURM array, a task for each point; --jobs of them at once.")
-@_slurm_keys
+@with_options(
+    *(click.option(f"--{key}", metavar="VALUE", help="With --slurm, as of dist-train slurm.") for key in KEYS)
+)
 @click.option("--follow", is_flag=True, help="With --slurm: wait for the end, then the table. Ctrl-C leaves the jobs.")
 @click.option("--dry-run", is_flag=True, help="Print the points, or SLURM's script. Starts and writes nothing.")
 @json_option("The table as one JSON object on stdout.")
@@ -56,8 +51,7 @@ def command(words: tuple[str, ...], **options: Any) -> None:
     for flag in ("follow", *SLURM_KEYS):
         if options[flag] and not options["slurm"]:
             raise UserError(f"--{flag.replace('_', '-')} is for a sweep in SLURM's queue: add --slurm")
-    keys = {key: options.pop(key) for key in SLURM_KEYS}
-    overrides = tuple(override(key, value) for key, value in keys.items() if value is not None)
+    overrides = tuple(as_overrides({key: options.pop(key) for key in SLURM_KEYS}))
     from ..sweep.start import SweepRequest, run_sweep
 
     sys.exit(run_sweep(SweepRequest(words=words, slurm_overrides=overrides, **options)))

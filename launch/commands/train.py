@@ -1,6 +1,5 @@
 """`dist-train train`."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dist_train.config.stdout import tell
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserError
 
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import say
-from .common import json_option, launch_command, trust_option
+from ..plan import LaunchPlan, count_nodes, host, make_plan
+from ..plan.flags import Flags, as_words
+from ..plan.run_choice import RunRequest, choose, config_of
+from ..scheduler import everywhere
+from .common import json_option, launch_command, print_verdict, trust_option
 from .launch_flags import launch_flags
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
-
-    from ..plan import LaunchPlan
 
 EPILOG = """\b
 Where a run lives, and what it goes on from:
@@ -59,15 +59,13 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 )
 def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: bool, **options: Any) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
-    code = _in_allocation(words, dry_run, **options)
-    if code is not None:
-        sys.exit(code)
+    everywhere(options, lambda: _folder_of(words, **options), dry_run=dry_run)
     planned = plan_training(words, **options)
     if dry_run:
         from ..plan.dry_run import show
 
         sys.exit(show(planned.config, planned.plan, planned.config_path, planned.overrides))
-    from ..plan import foreign_files
+    from .. import foreign_files
 
     remember_configs([planned.config])
     foreign_files.remember(planned.plan.folder)
@@ -79,34 +77,13 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
         say(planned.note)
     from ..supervisor import supervise
 
-    sys.exit(supervise(planned.plan, _print_verdict if as_json else None))
+    sys.exit(supervise(planned.plan, print_verdict if as_json else None))
 
 
-def _print_verdict(plan: "LaunchPlan", code: int) -> None:
-    from ..diagnosis.verdict import latest
-
-    tell(json.dumps(latest(plan.folder)), code=code or ExitCode.CHECKPOINT_IO)
-
-
-def _in_allocation(
-    words: tuple[str, ...],
-    dry_run: bool,
-    run_dir: str | None,
-    resume: str | None,
-    trust: bool,
-    allow_change: Any,
-    **flags: Any,
-) -> int | None:
-    """The exit code of launchers on all nodes of a SLURM allocation; None where this process is the launcher."""
-    from ..plan import run_choice
-    from ..scheduler import everywhere
-
-    def folder() -> Path:
-        config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
-        request = run_choice.RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)
-        return run_choice.choose(config, request).folder
-
-    return everywhere(flags, folder, dry_run=dry_run)
+def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, trust: bool, **flags: Any) -> Path:
+    """The run directory, chosen once for all nodes of an allocation."""
+    config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
+    return choose(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +93,7 @@ class PlannedTraining:
     config_path: str
     overrides: tuple[str, ...]
     config: "RunConfig"
-    plan: "LaunchPlan"
+    plan: LaunchPlan
     note: str | None
 
 
@@ -135,29 +112,22 @@ def plan_training(
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
     config = load_trusted(config_path, overrides, of_run, trust=trust)
-    from ..plan import count_nodes, foreign_files, host, make_plan, run_choice
-    from ..plan.flags import Flags
+    from .. import foreign_files
 
     given, machine = Flags(**flags), host.look()
-    slurm = machine.place if not given.standalone else None
-    request = run_choice.RunRequest(
-        run_dir=run_dir,
-        resume=resume,
-        job=slurm.run_name if slurm and not slurm.interactive else given.rdzv_id,
-        nodes=count_nodes(given, machine),
-        restarts=slurm.restarts if slurm and not slurm.interactive else None,
-        allowed=allow_change,
-    )
-    choice = run_choice.choose(config, request)
+    place = machine.place if machine.place and not (given.standalone or machine.place.interactive) else None
+    job, restarts = (place.run_name, place.restarts) if place else (given.rdzv_id, None)
+    nodes, allowed = count_nodes(given, machine), allow_change
+    request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
+    choice = choose(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
-    changes = [word for key in allow_change for word in ("--allow-change", key)]
     plan = make_plan(
         config,
         given,
         machine,
         folder=choice.folder,
         program=program_for("dist_train", config) if of_run else ("-m", "dist_train"),
-        arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *changes),
+        arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *as_words({"allow_change": allow_change})),
         resume=choice.resume,
     )
     return PlannedTraining(config_path=config_path, overrides=overrides, config=config, plan=plan, note=choice.note)
@@ -172,8 +142,6 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
         UserError: when there is none.
     """
     from dist_train.config.recorded import is_recorded
-
-    from ..plan.run_choice import config_of
 
     config, overrides = split_config(words)
     if config is not None:

@@ -51,7 +51,7 @@ def own_name() -> Finding:
 def head_name(plan: LaunchPlan) -> Finding | None:
     """Whether this node can resolve the name of node 0; None on a single node."""
     meet = plan.rendezvous
-    head = meet.master_addr or (meet.endpoint or "").rpartition(":")[0].strip("[]")
+    head = meet.master_addr or (meet.rdzv_endpoint or "").rpartition(":")[0].strip("[]")
     if plan.nodes == 1 or not head:
         return None
     addresses = addresses_of(head)

@@ -40,7 +40,7 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
             program=isolated(MODULE),
             arguments=tuple(to_arguments(BenchRanksRequest(outcome=str(outcome), backend=plan.backend))),
             resume=None,
-            max_restarts=0,
+            flags=replace(plan.flags, max_restarts=0),
         )
         code = supervise(started)
         if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.REQUEUE):

@@ -1,7 +1,7 @@
 """The plan: what would be started, as a pure function of config, flags and host. Deciding happens here alone."""
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from ..relay.request import Shown
 from ..scheduler import Place
 from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
-from .flags import Flags
+from .flags import Flags, as_words
 from .host import Host
 from .rendezvous import Rendezvous, choose
 from .requirements import Requirements
@@ -36,18 +36,10 @@ class LaunchPlan:
     environment: dict[str, str]
     """Added to the environment of every rank."""
     rendezvous: Rendezvous
-    passed_on: tuple[str, ...] = ()
-    """Flags that are torchrun's own business."""
-    max_restarts: int
-    grace: float | None
-    """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
-    hang_timeout: float | None
-    """Seconds for the watchdog; None: its own defaults; 0: it is off."""
-    monitor_interval: float
-    start: Literal["preload", "exec"]
-    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
-    preload: tuple[str, ...]
-    """What that process imports besides torch."""
+    flags: Flags
+    """The command line's: restarts, times, how to start."""
+    requirements: Requirements
+    """The program's."""
     program: tuple[str, ...]
     """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
     arguments: tuple[str, ...]
@@ -58,13 +50,11 @@ class LaunchPlan:
     """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
     folder: Path
     """Of logs and generations: the run directory."""
-    log_dir: Path | None
-    """Where logs go instead of the run directory."""
     shown: Shown
     """Which ranks the console shows."""
     log_size: int
     """Bytes in a rank's log before it becomes the one before."""
-    place: Place | None = None
+    place: Place | None
     """The job that this is a part of."""
     attempt: int = 1
     """Which of the starts by one launcher it is."""
@@ -95,31 +85,20 @@ class LaunchPlan:
 
     @property
     def logs(self) -> Path:
-        return self.log_dir or RunDir(self.folder).logs
+        return Path(self.flags.log_dir) if self.flags.log_dir else RunDir(self.folder).logs
 
     @property
     def torchrun_arguments(self) -> tuple[str, ...]:
         """What torchrun's own parser gets; `torchrun` with these does the same, without our supervision."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
-        flags += ["--standalone"] if self.rendezvous == Rendezvous() else self._rendezvous_flags()
-        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.monitor_interval:g}", *self.passed_on]
+        if self.rendezvous == Rendezvous():
+            flags.append("--standalone")
+        else:
+            node = None if self.node is None else str(self.node)
+            flags += as_words({"nnodes": self.nodes, "node_rank": node, **asdict(self.rendezvous)})
+        flags += ["--max-restarts", "0", "--monitor-interval", f"{self.flags.monitor_interval:g}"]
         resume = ("--resume", self.resume) if self.resume is not None else ()
-        return (*flags, *self.program, *self.arguments, *resume)
-
-    def _rendezvous_flags(self) -> list[str]:
-        meet = self.rendezvous
-        given = {
-            "--nnodes": self.nodes,
-            "--node-rank": self.node,
-            "--rdzv-backend": meet.backend,
-            "--rdzv-endpoint": meet.endpoint,
-            "--rdzv-id": meet.id,
-            "--rdzv-conf": meet.conf,
-            "--master-addr": meet.master_addr,
-            "--master-port": meet.master_port,
-            "--local-addr": meet.local_addr,
-        }
-        return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        return (*flags, *self.requirements.passed_on, *self.program, *self.arguments, *resume)
 
     @property
     def command(self) -> str:
@@ -142,7 +121,7 @@ def make_plan(
     folder: Path,
     program: tuple[str, ...],
     arguments: tuple[str, ...],
-    resume: str | None,
+    resume: str | None = None,
 ) -> LaunchPlan:
     """Decides how many ranks start where, with what in their environment.
 
@@ -170,22 +149,16 @@ def make_plan(
         microbatches=microbatches,
         environment=environment(requirements, nodes, device, threads, host),
         rendezvous=choose(flags, host, nodes, node),
-        max_restarts=flags.max_restarts,
-        grace=flags.grace,
-        hang_timeout=flags.hang_timeout,
-        monitor_interval=flags.monitor_interval,
-        start=flags.start,
-        preload=requirements.preload,
+        flags=flags,
+        requirements=requirements,
         program=program,
         arguments=arguments,
         resume=resume,
         is_training=resume is not None,
         folder=folder,
-        log_dir=Path(flags.log_dir) if flags.log_dir else None,
         shown=parse_shown(flags.ranks, flags.tee, nodes * ranks),
         log_size=parse_size(flags.log_size),
         place=host.place,
-        passed_on=requirements.passed_on,
     )
 
 
@@ -231,21 +204,17 @@ def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> 
         why = "--nproc-per-node cpu leaves them out" if host.gpus else "there is none here"
         raise UserError(f"distributed.backend is nccl, which needs GPUs, and {why}; auto or gloo works on a CPU")
     if asked.isdigit():
-        return ("gpu" if on_gpu else "cpu"), backend, _given_number(int(asked), on_gpu, host)
+        if int(asked) < 1:
+            raise UserError("--nproc-per-node 0: at least one rank per node")
+        if on_gpu and int(asked) > host.gpus:
+            raise UserError(
+                f"--nproc-per-node {asked}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
+                "distributed.backend=gloo puts the ranks on the CPU"
+            )
+        return ("gpu" if on_gpu else "cpu"), backend, int(asked)
     if asked not in ("auto", "gpu", "cpu"):
         raise UserError(f"--nproc-per-node {asked}: give a number, auto, gpu or cpu")
     if on_gpu:
         return "gpu", backend, host.gpus
     room = requirements.microbatches if isinstance(requirements.microbatches, int) else host.cores * nodes
     return "cpu", backend, max(1, min(host.cores, room // nodes))
-
-
-def _given_number(ranks: int, on_gpu: bool, host: Host) -> int:
-    if ranks < 1:
-        raise UserError("--nproc-per-node 0: at least one rank per node")
-    if on_gpu and ranks > host.gpus:
-        raise UserError(
-            f"--nproc-per-node {ranks}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
-            "distributed.backend=gloo puts the ranks on the CPU"
-        )
-    return ranks

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +58,26 @@ def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> d
         return {"problem": said[-1]}
 
 
-def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("plan", _plan(config, plan)),
-        ("batch", _batch(config, plan)),
-        ("data", _data(facts)),
-        ("steps", _steps(config, facts)),
-        ("memory", _memory(facts)),
-        ("saves", _saves(config, facts)),
-        ("run", f"{plan.folder}  ({_beginning(plan.resume)})"),
-        *[("unknown", facts["problem"])] * bool(facts.get("problem")),
-    ]
+def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    beginnings = {"none": "new", "auto": "goes on from its newest checkpoint"}
+    train, held_out = facts.get("train_samples"), facts.get("evaluation_samples")
+    yield "plan", _plan(config, plan)
+    yield "batch", _batch(config, plan)
+    yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples"
+    yield "steps", _steps(config, facts)
+    yield "memory", _memory(facts)
+    yield "saves", _saves(config, facts)
+    yield "run", f"{plan.folder}  ({beginnings.get(str(plan.resume), f'begins from {plan.resume}')})"
+    if facts.get("problem"):
+        yield "unknown", facts["problem"]
 
 
 def _plan(config: RunConfig, plan: LaunchPlan) -> str:
     words = [f"{_count(plan.nodes, 'node')} × {_count(plan.ranks_per_node, 'rank')} = {plan.world_size}", plan.backend]
     words += [config.train.precision, *["channels_last"] * config.model.channels_last]
-    words += ["compiled"] * config.model.compile
-    words.append(f"{_count(plan.threads_per_rank, 'thread')} a rank")
-    return ", ".join(words)
+    return ", ".join(
+        [*words, *["compiled"] * config.model.compile, f"{_count(plan.threads_per_rank, 'thread')} a rank"]
+    )
 
 
 def _batch(config: RunConfig, plan: LaunchPlan) -> str:
@@ -84,11 +85,6 @@ def _batch(config: RunConfig, plan: LaunchPlan) -> str:
     shares = {len(share(rank, plan.world_size, parts)) for rank in range(plan.world_size)}
     each = " or ".join(str(number) for number in sorted(shares))
     return f"{size:,} = {parts} microbatches of {size // parts}; {each} a rank"
-
-
-def _data(facts: dict[str, Any]) -> str:
-    train, held_out = facts.get("train_samples"), facts.get("evaluation_samples")
-    return f"{_number(train)} train / {_number(held_out)} evaluation samples"
 
 
 def _steps(config: RunConfig, facts: dict[str, Any]) -> str:
@@ -108,28 +104,10 @@ def _memory(facts: dict[str, Any]) -> str:
 
 
 def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
-    state, free = facts.get("state_bytes"), free_space_of(config)
-    kept = config.checkpoint.keep + 1
-    needs = f", {size(state)} each, needs {size(state * kept)}" if state else ""
-    often = f"every {config.checkpoint.every}, {config.checkpoint.keep} kept + best"
-    return f"{often}{needs}, {free} free in {config.run_root}/"
-
-
-def free_space(folder: Path) -> int | None:
-    """Bytes free where `folder` is or will be."""
-    for place in (folder, *folder.absolute().parents):
-        if place.is_dir():
-            return shutil.disk_usage(place).free
-    return None
-
-
-def free_space_of(config: RunConfig) -> str:
-    free = free_space(Path(config.run_root))
-    return "unknown space" if free is None else size(free)
-
-
-def _beginning(resume: str | None) -> str:
-    return {"none": "new", "auto": "goes on from its newest checkpoint"}.get(str(resume), f"begins from {resume}")
+    state, saves, root = facts.get("state_bytes"), config.checkpoint, Path(config.run_root).absolute()
+    free = shutil.disk_usage(next(place for place in (root, *root.parents) if place.is_dir())).free
+    needs = f", {size(state)} each, needs {size(state * (saves.keep + 1))}" if state else ""
+    return f"every {saves.every}, {saves.keep} kept + best{needs}, {size(free)} free in {config.run_root}/"
 
 
 def _count(number: int, noun: str) -> str:

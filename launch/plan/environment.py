@@ -1,7 +1,5 @@
 """The environment of the ranks: defaults of ours, which a variable of the user's beats, and what the plan decided."""
 
-from collections.abc import Mapping
-
 from dist_train.errors import UserError
 
 from .host import Host
@@ -16,7 +14,12 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
     mine = defaults(nodes, threads)
     if device == "gpu" and requirements.exact:
         mine["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
-        check_workspace(host.variables)
+        given = host.variables.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0])
+        if given not in WORKSPACES:  # torch would say so at the first product of matrices
+            raise UserError(
+                f"CUBLAS_WORKSPACE_CONFIG is {given!r} in the environment, and exact needs {' or '.join(WORKSPACES)} "
+                "on a GPU: unset it, or set exact: false"
+            )
     decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
     if host.place:
         decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
@@ -49,13 +52,3 @@ def threads_of_a_rank(requirements: Requirements, device: str, ranks: int, host:
         return requirements.threads
     given = host.variables.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) else max(1, host.cores // ranks)
-
-
-def check_workspace(variables: Mapping[str, str]) -> None:
-    """Raises UserError where cuBLAS would not be deterministic, which torch says at the first product of matrices."""
-    given = variables.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0])
-    if given not in WORKSPACES:
-        raise UserError(
-            f"CUBLAS_WORKSPACE_CONFIG is {given!r} in the environment, and exact needs {' or '.join(WORKSPACES)} on a "
-            "GPU: unset it, or set exact: false"
-        )

@@ -1,32 +1,40 @@
 """What the command line said of the launch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .console_options import LOG_SIZE
+from .rendezvous import Rendezvous
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
-    """torchrun's flags as given; None where not given."""
+class Flags(Rendezvous):
+    """torchrun's flags, and ours, as given; None where not given."""
 
     nproc_per_node: str | None = None
     nnodes: str | None = None
     node_rank: int | None = None
-    rdzv_backend: str | None = None
-    rdzv_endpoint: str | None = None
-    rdzv_id: str | None = None
-    rdzv_conf: str | None = None
     standalone: bool = False
-    master_addr: str | None = None
-    master_port: int | None = None
-    local_addr: str | None = None
     max_restarts: int = 0
     grace: float | None = None
+    """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
     hang_timeout: float | None = None
+    """Seconds for the watchdog; None: its own defaults; 0: it is off."""
     monitor_interval: float = 0.1
     log_dir: str | None = None
+    """Where logs go instead of the run directory."""
     tee: str = "0"
     start: Literal["preload", "exec"] = "preload"
+    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
     ranks: str | None = None
     log_size: str = LOG_SIZE
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """The flags as on a command line: `--name value`, `--name` alone for True, nothing for None, False and 0."""
+    words: list[str] = []
+    for name, value in flags.items():
+        for each in value if isinstance(value, tuple) else [value] if value else []:
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    return words

@@ -33,12 +33,11 @@ def look(environ: Mapping[str, str] = os.environ) -> Host:
         UserError: when SLURM's variables are incomplete or contradict each other.
     """
     job = find_place(environ)
-    limits = [len(os.sched_getaffinity(0)), cpu_quota(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))]
-    limits.append(job.cpus if job else None)
-    cores = min(limit for limit in limits if limit is not None)
+    quota = cpu_quota(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+    limits = (len(os.sched_getaffinity(0)), quota, job.cpus if job else None)
     return Host(
         name=socket.gethostname(),
-        cores=cores,
+        cores=min(limit for limit in limits if limit is not None),
         gpus=visible_gpus(environ, physical_gpus()),
         place=job,
         variables={name: value for name, value in environ.items() if _READ.fullmatch(name)},
@@ -69,15 +68,9 @@ def _cgroup_folders(groups: str, mount: Path, controller: str) -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    try:
-        if (folder / "cpu.max").exists():
-            limit, period = (folder / "cpu.max").read_text().split()
-        else:
-            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text()
-    except (OSError, ValueError):
-        return None
-    return None if limit in ("max", "-1") else int(limit) / int(period)
+    words = _text_in(folder / "cpu.max").split()
+    words = words or [_text_in(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    return int(words[0]) / int(words[1]) if all(word.isdigit() for word in words) else None
 
 
 def oom_kills() -> int:
@@ -85,11 +78,7 @@ def oom_kills() -> int:
     groups = Path("/proc/self/cgroup").read_text()
     for folder in _cgroup_folders(groups, Path("/sys/fs/cgroup"), "memory"):
         for name in ("memory.events", "memory.oom_control"):
-            try:
-                match = re.search(r"^oom_kill (\d+)$", (folder / name).read_text(), re.MULTILINE)
-            except OSError:
-                continue
-            if match:
+            if match := re.search(r"^oom_kill (\d+)$", _text_in(folder / name), re.MULTILINE):
                 return int(match[1])
     return 0
 
@@ -119,23 +108,25 @@ def memory(groups: str | None = None, mount: Path = Path("/sys/fs/cgroup"), proc
 
 def _memory_of(folder: Path) -> Memory | None:
     """None where the cgroup has no limit."""
-    for limit, used, peak in (
-        ("memory.max", "memory.current", "memory.peak"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
-    ):
-        numbers = {name: _number_in(folder / name) for name in (limit, used, peak)}
-        if (most := numbers[limit]) is not None:
-            return Memory(limit=most, used=numbers[used] or 0, peak=numbers[peak], is_cgroup=True)
+    for version in (("max", "current", "peak"), ("limit_in_bytes", "usage_in_bytes", "max_usage_in_bytes")):
+        limit, used, peak = (_number_in(folder / f"memory.{name}") for name in version)
+        if limit is not None:
+            return Memory(limit=limit, used=used or 0, peak=peak, is_cgroup=True)
     return None
 
 
 def _number_in(path: Path) -> int | None:
     """None for `max`, and where there is no such file."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
+    text = _text_in(path).strip()
     return int(text) if text.isdigit() else None
+
+
+def _text_in(path: Path) -> str:
+    """Empty where there is no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 # ---------------------------------------------------------------- GPUs
@@ -163,12 +154,9 @@ def visible_gpus(environ: Mapping[str, str], physical: int) -> int:
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None or physical == 0:
         return physical
-    count = 0
-    for entry in (item.strip() for item in listed.split(",")):
-        if not (entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < physical)):
-            break
-        count += 1
-    return count
+    entries = [item.strip() for item in listed.split(",")]
+    valid = [entry.startswith(("GPU-", "MIG-")) or (entry.isdigit() and int(entry) < physical) for entry in entries]
+    return [*valid, False].index(False)
 
 
 def free_port() -> int:

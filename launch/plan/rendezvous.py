@@ -1,14 +1,10 @@
 """How the nodes of a launch find each other."""
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
 
 from dist_train.errors import UserError
 
 from .host import Host
-
-if TYPE_CHECKING:
-    from .flags import Flags
 
 DEFAULT_PORT = 29500
 """torchrun's own, where several nodes are told nothing else."""
@@ -16,12 +12,12 @@ DEFAULT_PORT = 29500
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous:
-    """How the nodes find each other. On a single node: a free port of the loopback interface, or the one given."""
+    """torchrun's flags for it. On a single node: a free port of the loopback interface, or the one given."""
 
-    backend: str | None = None
-    endpoint: str | None = None
-    id: str | None = None
-    conf: str | None = None
+    rdzv_backend: str | None = None
+    rdzv_endpoint: str | None = None
+    rdzv_id: str | None = None
+    rdzv_conf: str | None = None
     master_addr: str | None = None
     master_port: int | None = None
     local_addr: str | None = None
@@ -29,43 +25,29 @@ class Rendezvous:
     def of_attempt(self, attempt: int) -> "Rendezvous":
         """Each generation has a store, a port and an id of its own: nothing stale is met again."""
         port = self.master_port + attempt - 1 if self.master_port else self.master_port
-        return replace(self, id=f"{self.id}-{attempt}" if self.id else None, master_port=port)
+        return replace(self, rdzv_id=f"{self.rdzv_id}-{attempt}" if self.rdzv_id else None, master_port=port)
 
 
-def choose(flags: "Flags", host: Host, nodes: int, node: int | None) -> Rendezvous:
-    """From flags and SLURM.
+def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rendezvous:
+    """From the flags given and SLURM.
 
     Raises:
         UserError: when several nodes are told nothing.
     """
-    place = host.place if host.place and host.place.nodes == nodes else None
-    ours = Rendezvous(
-        backend=flags.rdzv_backend,
-        endpoint=flags.rdzv_endpoint,
-        id=flags.rdzv_id,
-        conf=flags.rdzv_conf,
-        master_addr=flags.master_addr,
-        master_port=flags.master_port,
-        local_addr=flags.local_addr,
-    )
     if nodes == 1:
         return Rendezvous(master_port=flags.master_port)
-    ours = replace(ours, id=ours.id or (f"{place.job}-{place.restarts}" if place else None))
+    place = host.place if host.place and host.place.nodes == nodes else None
+    ours = Rendezvous(**{one.name: getattr(flags, one.name) for one in fields(Rendezvous)})
+    ours = replace(ours, rdzv_id=ours.rdzv_id or (f"{place.job}-{place.restarts}" if place else None))
     if flags.rdzv_endpoint or flags.rdzv_backend not in (None, "static"):
-        return replace(ours, backend=flags.rdzv_backend or "c10d")
+        return replace(ours, rdzv_backend=flags.rdzv_backend or "c10d")
     head = flags.master_addr or (place.head if place else None)
     if head is None or node is None:
         raise UserError(
             f"{nodes} nodes have to find each other: give each --node-rank and --master-addr (and --master-port), or "
             "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
         )
-    port = flags.master_port or (_port_of_job(place.job_number, place.restarts) if place else DEFAULT_PORT)
-    return replace(ours, backend="static", master_addr=head, master_port=port)
-
-
-def _port_of_job(job: int, restarts: int) -> int:
-    """Known to all nodes without asking, different for jobs that share a node, below Linux's ephemeral ports.
-
-    A job that comes back takes another one: who held the last may still be there.
-    """
-    return 10_000 + (job + 997 * restarts) * 8 % 20_000
+    # A job's port is known to all nodes without asking, differs between jobs that share a node, and is below Linux's
+    # ephemeral ports. A job that comes back takes another one: who held the last may still be there.
+    of_job = 10_000 + (place.job_number + 997 * place.restarts) * 8 % 20_000 if place else DEFAULT_PORT
+    return replace(ours, rdzv_backend="static", master_addr=head, master_port=flags.master_port or of_job)

@@ -16,6 +16,7 @@ class Requirements:
     microbatches: int | Literal["auto"] = "auto"
     exact: bool = False
     preload: tuple[str, ...] = ()
+    """What the process imports, besides torch, that ranks are forked from."""
     passed_on: tuple[str, ...] = ()
     """Flags that are torchrun's own business."""
     environment_wins: bool = False

@@ -1,22 +1,16 @@
 """Which run directory a command means, and what the run begins from."""
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.records import read_launches
-from dist_train.rundir.runs import (
-    CHECKPOINTS,
-    Saved,
-    has_checkpoints,
-    is_checkpoint,
-    new_run_dir,
-    saved,
-    to_go_on_with,
-)
+from dist_train.rundir.records import RunState, read_launches
+from dist_train.rundir.runs import CHECKPOINTS, Saved, has_checkpoints, is_checkpoint, new_run_dir, saved, to_go_on_with
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -70,7 +64,9 @@ def choose(config: "RunConfig", request: RunRequest) -> Choice:
         UserError: when the request cannot be met, with what to do about it.
     """
     source = _existing(request.resume)
-    job = _safe_name(request.job) if request.job else None
+    job = request.job or None
+    if job is not None and _FOLDER_NAME.fullmatch(job) is None:
+        raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
     if request.run_dir is not None:
         return _in_named(Path(request.run_dir), request.resume, source)
     if source is not None and not is_checkpoint(source):
@@ -91,18 +87,17 @@ def choose(config: "RunConfig", request: RunRequest) -> Choice:
 def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | None) -> Choice:
     """The job's own run, to which it comes back. With --resume auto: where the job has gone on with this training
     before, else its own run, and where that has saved nothing, the newest."""
-    from .job_trainings import folder_of, is_of, was_visited
-
     first = own = Path(config.run_root) / config.name / job
     name, ours = job.removeprefix("slurm-"), list[Path]()
     if request.restarts is not None:
         if request.resume == "auto":
-            ours = [run for run in first.parent.glob("*") if _was_in_job(run, name)]
-            same = _newest([run for run in ours if is_of(run, config, request.allowed)])
+            runs = first.parent.glob("*")
+            ours = [run for run in runs if any(launch.began.job == name for launch in read_launches(run))]
+            same = _newest([run for run in ours if _is_of(run, config, request.allowed)])
             if same is not None:
                 return _auto(same)
-        own = folder_of(first, config, request.allowed, name, request.restarts)
-    others = any(was_visited(run, name, request.restarts or 0) for run in ours)  # another config's, in this very start
+        own = _folder_of(first, config, request.allowed, name, request.restarts)
+    others = any(_was_visited(run, name, request.restarts or 0) for run in ours)  # another config's, in this very start
     if request.resume == "auto" and own == first and not others and not has_checkpoints(own):
         newest = _newest(ours) or to_go_on_with(config)
         if newest is not None:
@@ -115,10 +110,6 @@ def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | N
 def _newest(runs: list[Path]) -> Saved | None:
     known = [found for run in runs if (found := saved(run)) is not None]
     return max(known, key=lambda run: run.at, default=None)
-
-
-def _was_in_job(run_dir: Path, job: str) -> bool:
-    return any(launch.began.job == job for launch in read_launches(run_dir))
 
 
 def _auto(newest: Saved) -> Choice:
@@ -159,7 +150,52 @@ def _existing(resume: str | None) -> Path | None:
     return folder.resolve()
 
 
-def _safe_name(job: str) -> str:
-    if _FOLDER_NAME.fullmatch(job) is None:
-        raise UserError(f"--rdzv-id {job!r} names the run directory: letters, digits and ._- only, at most 100")
-    return job
+# ---------------------------------------------------------------- the trainings of a job
+
+
+# A script may train several configs, one after the other. The first is `slurm-JOBID`, the second `slurm-JOBID-2`. A
+# requeued job finds each again by its config.
+
+
+def _folder_of(first: Path, config: "RunConfig", allowed: Sequence[str], job: str, restarts: int) -> Path:
+    """The folder of the job's training with this config, or else the next free one. Creates nothing.
+
+    A training that is not done, and that this start of the job has not visited, may be this one with a config that was
+    edited while the job waited. Its folder is returned, so that the change is refused and nothing starts anew silently.
+    A folder without a config is free, unless a training of this start has failed there.
+
+    Args:
+        first: the folder of the job's first training.
+        allowed: keys that may have changed.
+        restarts: how often the job has been requeued.
+    """
+    places = (first if number == 1 else first.with_name(f"{first.name}-{number}") for number in itertools.count(1))
+    there: list[Path] = []
+    for place in places:
+        if not place.exists():
+            break
+        if _is_of(place, config, allowed):
+            return place
+        there.append(place)
+    left = [place for place in there if not _was_visited(place, job, restarts)]
+    free = [place for place in left if not RunDir(place).config.is_file()]
+    waiting = [place for place in left if not RunState.of(place).reached_its_end]
+    return [*free, *waiting, place][0]
+
+
+def _is_of(place: Path, config: "RunConfig", allowed: Sequence[str]) -> bool:
+    """Whether the folder holds the training of this config, as far as it can be read."""
+    from dist_train.config.changes import is_the_same_training
+    from dist_train.config.source import load
+
+    path = RunDir(place).config
+    try:
+        return path.is_file() and is_the_same_training(load(path), config, allowed)
+    except UserError:  # written by another version
+        return False
+
+
+def _was_visited(place: Path, job: str, restarts: int) -> bool:
+    """Whether a launcher of this start of the job has ended there."""
+    ended = [launch.began for launch in read_launches(place) if launch.ended and launch.ended.event == "ended"]
+    return any((began.job, began.restarts) == (job, restarts) for began in ended)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.rundir.codec import read_record, read_records
-from dist_train.rundir.layout import GenerationDir, RunDir
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
 
 from .. import scheduler
@@ -63,9 +63,11 @@ def describe(folder: Path, root: Path) -> RunSummary:
     ids = scheduler.of_run(folder)
     status = state.status or "starting"
     generation = RunDir(folder).newest_generation()
-    if status in ("running", "starting") and generation is not None and not _launcher_lives(generation):
-        verdicts = [read_record(VerdictSummary, path) for path in generation.verdicts()]
-        status = "failed" if any(verdict is None or verdict.outcome == "failed" for verdict in verdicts) else "died"
+    if status in ("running", "starting") and generation is not None:
+        launchers = read_records(NodeRecord, generation.nodes)
+        if all(node.lives() is False for node in launchers):  # as far as can be seen from here
+            verdicts = [read_record(VerdictSummary, path) for path in generation.verdicts()]
+            status = "failed" if any(verdict is None or verdict.outcome == "failed" for verdict in verdicts) else "died"
     if state == RunState() and generation is None and ids:
         status = "submitted"
     return RunSummary(
@@ -94,8 +96,3 @@ def with_queue(runs: Sequence[RunSummary]) -> list[RunSummary]:
             state = "cancelled" if state == "submitted" else "died"
         found.append(replace(run, state=state, queue=newest))
     return found
-
-
-def _launcher_lives(generation: GenerationDir) -> bool:
-    """Whether a launcher of the generation still runs, as far as can be seen from here."""
-    return any(node.lives() is not False for node in read_records(NodeRecord, generation.nodes))

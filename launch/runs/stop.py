@@ -28,12 +28,12 @@ class Target:
     """A run that is to end."""
 
     folder: Path
-    launchers: list[NodeRecord]
-    """Of its newest generation, one for each node."""
-    entries: list[scheduler.JobStatus]
-    """Its jobs that are in the queue."""
-    leader: ProcessId | None = None
+    leader: ProcessId | None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
+    launchers: list[NodeRecord] = field(default_factory=list)
+    """Of its newest generation, one for each node."""
+    entries: list[scheduler.JobStatus] = field(default_factory=list)
+    """Its jobs that are in the queue."""
     was: str | None = None
     """How it was found: running, or waiting in the queue; None when neither."""
     asked: set[str] = field(default_factory=set)
@@ -59,20 +59,22 @@ def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, 
     Raises:
         UserError: when a place holds no run, or SLURM refuses.
     """
-    targets = [
-        Target(folder=folder, launchers=[], entries=[], leader=leader(place))
-        for place in places
-        for folder in runs_of(place)
-    ]
+    targets = [Target(folder=folder, leader=leader(place)) for place in places for folder in runs_of(place)]
     look(targets)
     for target in targets:
-        target.was = "waiting" if _is_waiting(target) else "running" if target.here or target.entries else None
+        waits = target.entries and all(entry.is_pending for entry in target.entries)
+        target.was = "waiting" if waits else "running" if target.here or target.entries else None
     ask(targets)
     beyond = [target for target in targets if target.was is None and _runs_elsewhere(target)]
     if wait:
         _wait(targets)
     for target in targets:
-        say(_unreachable(target) if target in beyond else outcome(target, waited=wait))
+        if target in beyond:
+            there = target.launchers[0]
+            where = f"{target.folder} runs on {there.host} (process {there.pid})"
+            say(f"{mark('✗', 'red')} {where}, which this host cannot reach: call dist-train stop there")
+        else:
+            say(outcome(target, waited=wait))
     return ExitCode.CONFIG if beyond else ExitCode.DONE
 
 
@@ -122,19 +124,13 @@ def ask(targets: list[Target]) -> None:
 
 
 def _ask_processes(target: Target) -> None:
-    asked: list[tuple[int, bool]] = [(one.pid, one.job is not None) for one in target.here]
-    if target.leader is not None:
-        asked = [(target.leader.pid, False)]
-    for pid, has_job in asked:
-        key = f"process {pid}"
-        if key not in target.asked:
+    processes: Sequence[ProcessId] = target.here if target.leader is None else [target.leader]
+    for one in processes:
+        if (key := f"process {one.pid}") not in target.asked:
             target.asked.add(key)
             # Under a scheduler SIGTERM means that it wants the nodes back, and the launcher would ask to be requeued.
-            send(pid, signal.SIGINT if has_job else signal.SIGTERM)
-
-
-def _is_waiting(target: Target) -> bool:
-    return bool(target.entries) and all(entry.is_pending for entry in target.entries)
+            has_job = isinstance(one, NodeRecord) and one.job is not None
+            send(one.pid, signal.SIGINT if has_job else signal.SIGTERM)
 
 
 def _runs_elsewhere(target: Target) -> bool:
@@ -147,11 +143,10 @@ def _runs_elsewhere(target: Target) -> bool:
 
 
 def _wait(targets: list[Target]) -> None:
-    pause, next_look, told = QUEUE_LOOK_S[0], time.monotonic(), False
+    pause, next_look = QUEUE_LOOK_S[0], time.monotonic()
+    if not all(target.over for target in targets):
+        say("saving, then stopping … Ctrl-C ends the waiting, not the saving")
     while not all(target.over for target in targets):
-        if not told:
-            say("saving, then stopping … Ctrl-C ends the waiting, not the saving")
-            told = True
         time.sleep(LOOK_S)
         if any(target.entries for target in targets) and time.monotonic() >= next_look:
             look(targets)
@@ -161,30 +156,19 @@ def _wait(targets: list[Target]) -> None:
 
 def outcome(target: Target, *, waited: bool) -> str:
     """One line for a run."""
-    state = RunState.of(target.folder)
-    newest = newest_checkpoint(target.folder)
+    state, newest = RunState.of(target.folder), newest_checkpoint(target.folder)
     saved = f"last checkpoint {newest}" if newest else "there is no checkpoint"
-    status = state.status
     if target.was is None:
-        return f"{target.folder}: not running ({status or 'never began'}); {saved}"
+        return f"{target.folder}: not running ({state.status or 'never began'}); {saved}"
+    sign = mark("✓", "green")
     if not waited:
-        return f"{mark('✓', 'green')} {target.folder}: asked to stop ({target.was})"
+        return f"{sign} {target.folder}: asked to stop ({target.was})"
     if target.was == "waiting" and not target.asked:
-        return f"{mark('✓', 'green')} {target.folder}: taken out of the queue; {saved}"
-    if status == "done":
-        return f"{mark('✓', 'green')} {target.folder}: came to its end before it could be stopped; {saved}"
-    if status == "stopped":
-        return f"{mark('✓', 'green')} {target.folder}: stopped{_at(state.step)}; {saved}"
-    return f"{mark('!', 'yellow')} {target.folder}: ended, and did not say that it had saved; {saved}"
-
-
-def _at(step: int | None) -> str:
-    return "" if step is None else f" at step {step:,}"
-
-
-def _unreachable(target: Target) -> str:
-    there = target.launchers[0]
-    return (
-        f"{mark('✗', 'red')} {target.folder} runs on {there.host} (process {there.pid}), which this host cannot "
-        f"reach: call dist-train stop there"
-    )
+        end = "taken out of the queue"
+    elif state.status == "done":
+        end = "came to its end before it could be stopped"
+    elif state.status == "stopped":
+        end = "stopped" if state.step is None else f"stopped at step {state.step:,}"
+    else:
+        sign, end = mark("!", "yellow"), "ended, and did not say that it had saved"
+    return f"{sign} {target.folder}: {end}; {saved}"

@@ -4,20 +4,28 @@ That shell may be salloc's, on any machine; a batch script of several nodes; or 
 only the first has a terminal. A launcher that srun has started, one per node, is in a step (place.py).
 """
 
+import os
 import re
+import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from dist_train.errors import ExitCode, UserError
 
+from ..children import PACKAGE, child_environment
+from ..console import say
 from ..processes import die_with_parent, send
 from ..signals import ReceivedSignals
-from . import hostlist
-from .place import INTERACTIVE_STEP
+from .place import INTERACTIVE_STEP, node_names
 
+BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
+"""torchrun's flags that say how the nodes meet: whoever gives them starts each node by hand."""
 POLL_S = 0.5
 """Between two looks at srun; a signal or srun's end wakes it at once."""
 OURS = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW", "SLURM_LABELIO")
@@ -39,6 +47,37 @@ class Allocation:
     interactive: bool
 
 
+def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run: bool = False) -> None:
+    """Starts this command on all nodes if it was typed in the shell of an allocation, and ends when they do. Returns if
+    there is nothing to start because this process is the launcher.
+
+    Args:
+        flags: torchrun's, which win over SLURM.
+        folder: chooses the run directory once for all nodes; not called if the job determines it.
+        dry_run: only say what would be started.
+
+    Raises:
+        SystemExit: with the launchers' exit code.
+        UserError: when SLURM's variables are incomplete, or contradict each other or the flags.
+    """
+    by_hand = flags["standalone"] or any(flags[name] is not None for name in BY_HAND)
+    found = None if by_hand else find_allocation(os.environ)
+    if found is None:
+        return
+    command, *rest = sys.argv[1:]
+    where = ["--run-dir", str(folder())] if found.interactive else []
+    words = [sys.executable, "-P", "-m", PACKAGE, command, *where, *rest]
+    low, _, high = (flags["nnodes"] or str(found.nodes)).partition(":")
+    if not low.isdigit() or int(low) < 1 or high not in ("", low):
+        advice = f"give one number of nodes, at most the {found.nodes} of job {found.job}"
+        raise UserError(f"--nnodes {flags['nnodes']}: {advice}")
+    line = srun(found, int(low), words)
+    if dry_run:
+        say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
+        sys.exit(0)
+    sys.exit(run_srun(line, child_environment()))
+
+
 def find_allocation(environ: Mapping[str, str]) -> Allocation | None:
     """The allocation around us; None outside of one, or if srun has already started a launcher on each node.
 
@@ -53,26 +92,20 @@ def find_allocation(environ: Mapping[str, str]) -> Allocation | None:
         return None
     if in_step and environ.get("SLURM_PROCID", "0") != "0":
         raise UserError("srun --pty on several nodes: the terminal is the first one's, so leave --pty out")
-    nodes = _nodes(environ)
-    elsewhere = (
-        "SLURM_NODEID" not in environ
-    )  # salloc's shell stays on the machine where it was called, such as a login node
+    listed = _needed(environ, "SLURM_JOB_NODELIST")
+    count = environ.get("SLURM_JOB_NUM_NODES") or _needed(environ, "SLURM_NNODES")
+    nodes = len(node_names(listed, "SLURM_JOB_NODELIST", count))
+    # salloc's shell stays on the machine where it was called, such as a login node.
+    elsewhere = "SLURM_NODEID" not in environ
     if nodes == 1 and not elsewhere:
         return None
-    interactive = elsewhere or step is not None
-    return Allocation(job=environ["SLURM_JOB_ID"], nodes=nodes, cpus=_cpus(environ), interactive=interactive)
-
-
-def _nodes(environ: Mapping[str, str]) -> int:
-    listed = _needed(environ, "SLURM_JOB_NODELIST")
-    try:
-        names = hostlist.host_names(listed)
-    except ValueError as error:
-        raise UserError(f"SLURM_JOB_NODELIST: {error}") from None
-    given = environ.get("SLURM_JOB_NUM_NODES") or _needed(environ, "SLURM_NNODES")
-    if given != str(len(names)):
-        raise UserError(f"SLURM contradicts itself: SLURM_JOB_NODELIST is {listed}, which is not {given} nodes")
-    return len(names)
+    cores = re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_JOB_CPUS_PER_NODE", ""))  # such as `8(x2),4`
+    return Allocation(
+        job=environ["SLURM_JOB_ID"],
+        nodes=nodes,
+        cpus=min(map(int, cores), default=None),
+        interactive=elsewhere or step is not None,
+    )
 
 
 def _needed(environ: Mapping[str, str], name: str) -> str:
@@ -84,12 +117,6 @@ def _needed(environ: Mapping[str, str], name: str) -> str:
     return environ[name]
 
 
-def _cpus(environ: Mapping[str, str]) -> int | None:
-    """The smallest number in `SLURM_JOB_CPUS_PER_NODE`, which reads `8(x2),4`."""
-    found = re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_JOB_CPUS_PER_NODE", ""))
-    return min((int(number) for number in found), default=None)
-
-
 def srun(allocation: Allocation, nodes: int, command: Sequence[str]) -> list[str]:
     """The srun command that starts `command` once on each node, with all our cores and GPUs there.
 
@@ -97,9 +124,8 @@ def srun(allocation: Allocation, nodes: int, command: Sequence[str]) -> list[str
         UserError: when the allocation has fewer nodes.
     """
     if nodes > allocation.nodes:
-        raise UserError(
-            f"--nnodes {nodes}: job {allocation.job} has {allocation.nodes} node{'s' * (allocation.nodes > 1)}"
-        )
+        has = f"{allocation.nodes} node{'s' * (allocation.nodes > 1)}"
+        raise UserError(f"--nnodes {nodes}: job {allocation.job} has {has}")
     cores = [f"--cpus-per-task={allocation.cpus}"] * (allocation.cpus is not None)
     tasks = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cores]
     # --overlap: the step of our own shell holds all resources and needs none.

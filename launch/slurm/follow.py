@@ -1,8 +1,8 @@
 """`--follow`: a job's log as it grows, and its state when that changes, until the job is over."""
 
+import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 from dist_train.errors import ExitCode
@@ -12,42 +12,26 @@ from ..console import say
 from . import queue
 from .jobs import SubmittedJob
 
-LOG_POLL_S = 0.5
-QUEUE_POLL_S = (1.0, 10.0)
-"""Rises from the first to the last while nothing changes, to spare the controller."""
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
 
 
 def follow(submitted: SubmittedJob) -> int:
     """Returns the job's exit code when it is over. Ctrl-C leaves the job alone and returns 130."""
+    log, seen, entry = Tail(Path(submitted.log)), "", None
     try:
-        return _until_its_end(submitted, Tail(Path(submitted.log)))
+        for found in queue.until_over([submitted.job], log.show):
+            if found is not None:
+                entry = found.get(submitted.job)
+                state = str(entry or "no longer known to the queue")
+                if state != seen:
+                    say(f"job {submitted.job}: {state}")
+                seen = state
+        log.show()
+        return exit_code_of_job(entry, Path(submitted.run_dir))
     except KeyboardInterrupt:
         say(f"\njob {submitted.job} goes on. To stop it: dist-train stop {submitted.run_dir}")
         return ExitCode.INTERRUPTED
-
-
-def _until_its_end(submitted: SubmittedJob, log: "Tail") -> int:
-    seen, finished, next_look, pause = "", 0, 0.0, QUEUE_POLL_S[0]
-    while True:
-        log.show()
-        if time.monotonic() >= next_look:
-            found = queue.look([submitted.job])
-            entry = found.get(submitted.job) if found is not None else None
-            state = str(entry) if entry else "" if found is None else "gone"
-            if state and state != seen:
-                seen, pause = state, QUEUE_POLL_S[0]
-                say(f"job {submitted.job}: {state if entry else 'no longer known to the queue'}")
-            # A job that is about to be requeued may look finished once.
-            finished = finished + 1 if (entry and not entry.active) or state == "gone" else 0
-            if finished == 2:
-                log.show()
-                return exit_code_of_job(entry, Path(submitted.run_dir))
-            next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_POLL_S[1])
-            if finished:
-                next_look = time.monotonic() + QUEUE_POLL_S[0]
-        time.sleep(LOG_POLL_S)
 
 
 def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
@@ -77,7 +61,6 @@ class Tail:
             return
         with file:
             file.seek(self._shown)
-            while chunk := file.read(65_536):
-                sys.stdout.buffer.write(chunk)
+            shutil.copyfileobj(file, sys.stdout.buffer)
             self._shown = file.tell()
         sys.stdout.flush()

@@ -9,15 +9,10 @@ def host_names(text: str) -> list[str]:
     Raises:
         ValueError: when brackets do not match or a range is invalid.
     """
-    return [name for part in _split(text) for name in _expand_part(part)]
-
-
-def _split(text: str) -> list[str]:
-    """Splits at the commas outside of brackets."""
-    parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text.strip())
+    parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text.strip())  # commas in brackets divide nothing
     if not parts or ",".join(parts) != text.strip():
         raise ValueError(f"{text!r} is no SLURM host list")
-    return parts
+    return [name for part in parts for name in _expand_part(part)]
 
 
 def _expand_part(part: str) -> list[str]:

@@ -1,10 +1,9 @@
 """What a run directory knows about its jobs: slurm/job.json, and the record of each launcher."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.rundir.codec import read_record, read_records, write_json
+from dist_train.rundir.codec import read_record, read_records
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import NodeRecord
 
@@ -26,22 +25,9 @@ class SubmittedJob:
     """Unix time in s."""
 
 
-def write_submitted(*, job: str, run_dir: Path, log: Path, script: Path) -> SubmittedJob:
-    """Writes slurm/job.json in the run directory, which is created if necessary."""
-    made = SubmittedJob(job=job, run_dir=str(run_dir), log=str(log), script=str(script), submitted=time.time())
-    RunDir(run_dir).slurm.mkdir(parents=True, exist_ok=True)
-    write_json(RunDir(run_dir).job, made)
-    return made
-
-
-def read_submitted(run_dir: Path) -> SubmittedJob | None:
-    """The job that the run was last submitted as by `dist-train slurm`."""
-    return read_record(SubmittedJob, RunDir(run_dir).job)
-
-
 def of_run(run_dir: Path) -> list[str]:
     """Ids of the jobs that may be training in it now: the last one submitted and those of the newest launchers."""
-    submitted = read_submitted(run_dir)
+    submitted = read_record(SubmittedJob, RunDir(run_dir).job)
     ids = [submitted.job] if submitted else []
     ids += [node.job for node in newest_launchers(run_dir) if node.job]
     return list(dict.fromkeys(ids))

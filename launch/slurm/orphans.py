@@ -24,7 +24,7 @@ def end_older_launches(job: Place) -> list[int]:
     for pid in found:
         send(pid, signal.SIGKILL)
     deadline = time.monotonic() + _END_TIMEOUT_S
-    while any(_runs(pid) for pid in found) and time.monotonic() < deadline:
+    while any((seen := stat(pid)) and seen.state not in "ZX" for pid in found) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
 
@@ -36,14 +36,6 @@ def _is_older(pid: int, job: Place) -> bool:
         return False
     variables = dict(line.partition(b"=")[::2] for line in lines)
     restarts = variables.get(b"SLURM_RESTART_COUNT", b"0")
-    return (
-        variables.get(b"SLURM_JOB_ID") == str(job.job_number).encode()
-        and all(variables.get(name) == os.environb.get(name) for name in _OF_ONE_CLUSTER)
-        and restarts.isdigit()
-        and int(restarts) < job.restarts
-    )
-
-
-def _runs(pid: int) -> bool:
-    found = stat(pid)
-    return found is not None and found.state not in "ZX"
+    is_older = restarts.isdigit() and int(restarts) < job.restarts
+    is_ours = variables.get(b"SLURM_JOB_ID") == str(job.job_number).encode()
+    return is_older and is_ours and all(variables.get(name) == os.environb.get(name) for name in _OF_ONE_CLUSTER)

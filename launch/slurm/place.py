@@ -56,13 +56,22 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     interactive = "SLURM_PTY_PORT" in environ or environ.get("SLURM_STEP_ID") == INTERACTIVE_STEP
     nodes = _number(environ, "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in environ else "SLURM_NNODES")
     node = _number(environ, "SLURM_NODEID")
-    names = _nodelist(environ, nodes)
+    listed = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in environ else "SLURM_JOB_NODELIST"
+    names = node_names(_needed(environ, listed), listed, nodes)
     if node >= nodes:
         raise UserError(f"SLURM contradicts itself: SLURM_NODEID is {node}, and there are {nodes} nodes")
     if in_step and environ["SLURM_STEP_ID"] != INTERACTIVE_STEP:
-        _one_launcher_per_node(environ, nodes)
+        tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", nodes))
+        if tasks > nodes:
+            raise UserError(
+                f"srun started {tasks} tasks on {nodes} node{'s' * (nodes > 1)}, and one launcher per node starts all "
+                "ranks there: use --ntasks-per-node=1 (and --cpus-per-task for the cores)"
+            )
     if not in_step or interactive:
         nodes, node, names = 1, 0, names[node : node + 1]
+    # Of a step's task (--cpus-per-task), or the job's on the node of a batch script or a shell.
+    variables = ["SLURM_CPUS_PER_TASK"] * (in_step and not interactive) + ["SLURM_CPUS_ON_NODE"]
+    cores = [environ.get(name, "") for name in variables]
     return Place(
         job=_job_id(environ),
         job_number=_number(environ, "SLURM_JOB_ID"),
@@ -70,7 +79,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
         node=node,
         head=names[0],
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        cpus=_cpus(environ, in_step and not interactive),
+        cpus=next((max(1, int(value)) for value in cores if value.isdigit()), None),
         hosts=tuple(names),
         step=environ.get("SLURM_STEP_ID", "batch"),
         interactive=interactive,
@@ -95,46 +104,36 @@ def step_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    value = environ.get(name)
-    if value is None and default is not None:
+    if name not in environ and default is not None:
         return default
-    if value is None:
-        raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
+    value = _needed(environ, name)
     if not value.isdigit():
         raise UserError(f"{name} is {value!r}, not a whole number")
     return int(value)
 
 
-def _nodelist(environ: Mapping[str, str], nodes: int) -> list[str]:
-    name = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in environ else "SLURM_JOB_NODELIST"
+def _needed(environ: Mapping[str, str], name: str) -> str:
     if name not in environ:
         raise UserError(f"in a SLURM job (SLURM_JOB_ID is set), but {name} is missing: start with srun or sbatch")
+    return environ[name]
+
+
+def node_names(listed: str, name: str, nodes: int | str) -> list[str]:
+    """The nodes in `listed`, which is the variable `name`.
+
+    Raises:
+        UserError: when there is no such list, or these are not as many as SLURM says elsewhere.
+    """
     try:
-        names = hostlist.host_names(environ[name])
+        names = hostlist.host_names(listed)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    if len(names) != nodes:
-        raise UserError(f"SLURM contradicts itself: {name} is {environ[name]}, which is not {nodes} nodes")
+    if str(len(names)) != str(nodes):
+        raise UserError(f"SLURM contradicts itself: {name} is {listed}, which is not {nodes} nodes")
     return names
-
-
-def _one_launcher_per_node(environ: Mapping[str, str], nodes: int) -> None:
-    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", nodes))
-    if tasks > nodes:
-        raise UserError(
-            f"srun started {tasks} tasks on {nodes} node{'s' * (nodes > 1)}, and one launcher per node starts all "
-            "ranks there: use --ntasks-per-node=1 (and --cpus-per-task for the cores)"
-        )
 
 
 def _job_id(environ: Mapping[str, str]) -> str:
     if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ["SLURM_JOB_ID"]
-
-
-def _cpus(environ: Mapping[str, str], in_step: bool) -> int | None:
-    """Cores of a step's task (--cpus-per-task), or the job's cores on the node of a batch script or a shell."""
-    names = ["SLURM_CPUS_PER_TASK"] * in_step + ["SLURM_CPUS_ON_NODE"]
-    given = (environ.get(name, "") for name in names)
-    return next((max(1, int(value)) for value in given if value.isdigit()), None)

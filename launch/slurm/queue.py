@@ -3,13 +3,17 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _FINISHED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 _FINISHED |= {"REVOKED", "TIMEOUT"}
 """States that a job does not leave on its own."""
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "exit_code")
+QUERY_S = (1.0, 10.0)
+"""Between two queries: rises from the first to the last while nothing changes, to spare the controller."""
+_MEANWHILE_S = 0.5
 _ANSWER_TIMEOUT_S = 60
 """How long a busy controller may take to answer."""
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
@@ -67,6 +71,26 @@ def look(jobs: Iterable[str]) -> dict[str, JobStatus] | None:
         return {} if "Invalid job id" in done.stderr else None  # squeue has forgotten all of them
     entries = (_parse(line) for line in done.stdout.splitlines() if line.count("|") >= len(_FIELDS))
     return {entry.job: entry for entry in entries}
+
+
+def until_over(
+    jobs: Sequence[str], meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, JobStatus] | None]:
+    """What `look` says of the jobs, time and again, until all are over.
+
+    Args:
+        meanwhile: called several times between two queries.
+    """
+    over, pause, before = 0, QUERY_S[0], None
+    while over < 2:  # a job that is about to be requeued may look finished once
+        found = look(jobs)
+        over = over + 1 if found is not None and not any(entry.active for entry in found.values()) else 0
+        yield found
+        pause = QUERY_S[0] if over or found != before else min(1.5 * pause, QUERY_S[1])
+        before, wake = found, time.monotonic() + pause
+        while over < 2 and time.monotonic() < wake:
+            meanwhile()
+            time.sleep(_MEANWHILE_S)
 
 
 def kill_hint(job: str) -> str:

@@ -18,6 +18,7 @@ from . import arrays
 
 BODY = Path(__file__).with_name("body.sh")
 _BARE = re.compile(r"[A-Za-z0-9_.,:=@+/%-]*")
+_RESOURCES = ("gpus_per_node", "cpus_per_task", "mem", "time", "partition", "account", "qos", "constraint")
 _REFUSED = "\"'\\$`#%"
 """Characters with a meaning to sbatch or a shell; `%` begins a pattern in a log's name."""
 
@@ -60,17 +61,9 @@ def render(script: Script) -> str:
         UserError: when a value cannot be written into it.
     """
     wanted = list(_options(script))
-    text = "\n".join([
-        "#!/bin/bash",
-        "# Written by `dist-train slurm`. sbatch takes it by hand too.",
-        "",
-        *(_directive(name, value) for name, value in wanted),
-        "",
-        *_settings(script),
-        "",
-        *_arguments(script.tasks),
-        "",
-    ])  # fmt: skip
+    head = ["#!/bin/bash", "# Written by `dist-train slurm`. sbatch takes it by hand too."]
+    blocks = (head, [_directive(*option) for option in wanted], _settings(script), _arguments(script.tasks))
+    text = "\n\n".join("\n".join(block) for block in blocks) + "\n"
     if directives(text) != wanted:
         raise AssertionError(f"sbatch would read {directives(text)} where {wanted} was meant")
     return text + "\n" + BODY.read_text(encoding="utf-8")
@@ -84,24 +77,18 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     for folder in (script.folder, script.logs):
         if not folder.is_absolute():
             raise AssertionError(f"{folder} is relative")
-        _refuse(str(folder), "the folder")
+        bad = sorted({character for character in str(folder) if not character.isprintable() or character in _REFUSED})
+        if bad:
+            raise UserError(f"the folder {str(folder)!r} cannot be given to sbatch: it has {' '.join(map(repr, bad))}")
     yield "--job-name", script.name
     yield "--chdir", str(script.folder)
     yield "--output", script.log
     yield "--open-mode", "append"
     yield "--nodes", str(slurm.nodes)
     yield "--ntasks-per-node", "1"
-    chosen = {
-        "--gpus-per-node": slurm.gpus_per_node,
-        "--cpus-per-task": slurm.cpus_per_task,
-        "--mem": slurm.mem,
-        "--time": slurm.time,
-        "--partition": slurm.partition,
-        "--account": slurm.account,
-        "--qos": slurm.qos,
-        "--constraint": slurm.constraint,
-    }
-    yield from ((name, str(value)) for name, value in chosen.items() if value is not None)
+    for key in _RESOURCES:
+        if (chosen := getattr(slurm, key)) is not None:
+            yield f"--{key.replace('_', '-')}", str(chosen)
     if None not in script.tasks:
         yield "--array", arrays.format_tasks((task for task in script.tasks if task is not None), script.at_once)
     yield "--signal", f"B:USR1@{slurm.signal}"
@@ -109,12 +96,6 @@ def _options(script: Script) -> Iterator[tuple[str, str | None]]:
     for option in slurm.options:
         name, equals, value = option.partition("=")
         yield name, value if equals else None
-
-
-def _refuse(value: str, what: str) -> None:
-    bad = sorted({character for character in value if not character.isprintable() or character in _REFUSED})
-    if bad:
-        raise UserError(f"{what} {value!r} cannot be given to sbatch: it has {' '.join(map(repr, bad))}")
 
 
 def _directive(name: str, value: str | None) -> str:
@@ -142,7 +123,8 @@ def directives(text: str) -> list[tuple[str, str | None]]:
 def _settings(script: Script) -> Iterator[str]:
     slurm = script.slurm
     yield "# Words before the command on every node; the Python there; a file to read first, with NCCL variables, say."
-    yield f"prefix=({shlex.join(_one_line(word, 'slurm.prefix') for word in _prefix(slurm.prefix))})"
+    prefix = [os.path.expanduser(word) for word in shlex.split(slurm.prefix)]  # bash does not expand a quoted `~`
+    yield f"prefix=({shlex.join(_one_line(word, 'slurm.prefix') for word in prefix)})"
     yield f"python={shlex.quote(_one_line(slurm.python or script.python, 'slurm.python'))}"
     site = str(script.folder / slurm.site) if slurm.site else ""
     yield f"site={shlex.quote(_one_line(site, 'slurm.site'))}"
@@ -153,21 +135,13 @@ def _settings(script: Script) -> Iterator[str]:
         yield f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"
 
 
-def _prefix(words: str) -> list[str]:
-    return [os.path.expanduser(word) for word in shlex.split(words)]  # bash does not expand a quoted `~`
-
-
 def _arguments(tasks: Mapping[int | None, Sequence[str]]) -> Iterator[str]:
     if None in tasks:
         yield f"set -- {_words(tasks[None])}"
         return
     yield "case $SLURM_ARRAY_TASK_ID in"
     yield from (f"{number}) set -- {_words(words)} ;;" for number, words in tasks.items())
-    yield "*)"
-    yield '    echo "there is no task $SLURM_ARRAY_TASK_ID" >&2'
-    yield "    exit 2"
-    yield "    ;;"
-    yield "esac"
+    yield '*)\n    echo "there is no task $SLURM_ARRAY_TASK_ID" >&2\n    exit 2\n    ;;\nesac'
 
 
 def _words(words: Sequence[str]) -> str:

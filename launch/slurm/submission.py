@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from dist_train.config.schema import RunConfig, SlurmConfig
 from dist_train.config.shares import check_fits
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.codec import write_json
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import refuse_owned
 
 from ..children import ROOT
+from ..console import mark, say
 from . import jobs, queue
 from .render import Script, directives, render
 
@@ -47,34 +51,36 @@ class Training:
         return (str(self.config_file), "--run-dir", str(self.folder), *self.options, *trusted)
 
 
-def script_of(
-    name: str, slurm: SlurmConfig, runs: Mapping[int | None, Training], folder: Path, at_once: int | None = None
-) -> Script:
-    """The script of a job that trains `runs`: one under the key None, or one for each task of an array.
+Trainings = Mapping[int | None, Training]
+"""What a job trains: one under the key None, or one for each task of an array."""
+
+
+def script_of(config: RunConfig, runs: Trainings, folder: Path, at_once: int | None, cwd: Path) -> Script:
+    """The script of a job that trains `runs`, as the `slurm` of `config` has it.
 
     Args:
         folder: the run directory, or the parent of an array's; its `slurm/` gets the script and the logs.
+        at_once: tasks that may run at a time.
+
+    Raises:
+        UserError: when one of the runs could not start.
     """
+    for run in runs.values():
+        _check_startable(run, config.slurm)
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
     return Script(
-        name=name,
-        folder=Path.cwd(),
+        name=config.name,
+        folder=cwd,
         logs=folder / jobs.FOLDER,
-        slurm=slurm,
+        slurm=config.slurm,
         tasks={task: run.arguments for task, run in runs.items()},
         python=sys.executable,
-        path=_import_path(),
+        path=None if ROOT.resolve() in installed else str(ROOT.resolve()),
         at_once=at_once,
     )
 
 
-def _import_path() -> str | None:
-    """The folder to import dist-train from; None if it is installed."""
-    ours = ROOT.resolve()
-    installed = (Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib"))
-    return None if ours in installed else str(ours)
-
-
-def check_startable(run: Training, slurm: SlurmConfig) -> None:
+def _check_startable(run: Training, slurm: SlurmConfig) -> None:
     """Checks what would make the job fail at its start, as far as it can be known now.
 
     Raises:
@@ -88,14 +94,11 @@ def check_startable(run: Training, slurm: SlurmConfig) -> None:
         refuse_owned(run.folder.resolve())
     for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():
         if entry.active:
-            raise UserError(
-                f"{run.folder} is in the queue already, as job {entry.job}: {entry}. To end that: "
-                f"dist-train stop {run.folder}",
-                ExitCode.OWNED,
-            )
+            queued = f"{run.folder} is in the queue already, as job {entry.job}: {entry}"
+            raise UserError(f"{queued}. To end that: dist-train stop {run.folder}", ExitCode.OWNED)
 
 
-def submit(script: Script, runs: Mapping[int | None, Training]) -> list[jobs.SubmittedJob]:
+def submit(script: Script, runs: Trainings) -> list[jobs.SubmittedJob]:
     """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
 
     Raises:
@@ -113,12 +116,15 @@ def submit(script: Script, runs: Mapping[int | None, Training]) -> list[jobs.Sub
         for folder in reversed(made):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    return [_record(script, path, job, task, run) for task, run in runs.items()]
-
-
-def _record(script: Script, path: Path, job: str, task: int | None, run: Training) -> jobs.SubmittedJob:
-    own = job if task is None else f"{job}_{task}"
-    return jobs.write_submitted(job=own, run_dir=run.folder, log=script.log_of(own), script=path)
+    records = []
+    for task, run in runs.items():
+        own = job if task is None else f"{job}_{task}"
+        record = jobs.SubmittedJob(
+            job=own, run_dir=str(run.folder), log=str(script.log_of(own)), script=str(path), submitted=time.time()
+        )
+        write_json(RunDir(run.folder).job, record)
+        records.append(record)
+    return records
 
 
 def _make(folders: Sequence[Path]) -> list[Path]:
@@ -132,6 +138,17 @@ def _make(folders: Sequence[Path]) -> list[Path]:
             raise UserError(f"cannot make {folder}: {error.strerror}") from None
         made += reversed(missing)
     return made
+
+
+def say_queued(script: Script, records: Sequence[jobs.SubmittedJob], *more: str) -> str:
+    """Tells what was submitted, and of an array `more`. Returns the id of the job, or of the array."""
+    job, _, task = records[0].job.partition("_")
+    tasks = f": {len(records):,} task{'s' * (len(records) > 1)}" if task else ""
+    alone = (f"  run  {records[0].run_dir}", f"  log  {records[0].log}")
+    for line in (*more, f"  logs  {script.logs}/{job}_TASK.log") if task else alone:
+        tasks += f"\n{line}"
+    say(f"{mark('✓', 'green')} job {job} is in the queue{tasks}")
+    return job
 
 
 # ---------------------------------------------------------------- sbatch

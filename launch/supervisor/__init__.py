@@ -1,6 +1,5 @@
 """The launcher's own process: opens one generation after another, passes signals on, and leaves nothing behind."""
 
-import itertools
 from collections.abc import Callable
 
 from dist_train.errors import ExitCode, UserError
@@ -13,9 +12,9 @@ from ..processes import become_subreaper, end_descendants
 from ..scheduler import end_older_launches
 from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
+from .ending import Ended, agreed_code
 from .generation import Generation, begin_generation
 from .launch_log import Launch
-from .node_loss import agreed_code
 from .run_lock import owning
 from .taking_back import Start
 
@@ -69,31 +68,31 @@ def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: Ag
     launch = Launch(plan)
     if launch.is_in_vain():
         return launch.give_up()
-    if plan.node == 0:
-        launch.begin()
+    launch.begin()
     code = _generations(plan, signals, starter)
-    if plan.node == 0:
-        launch.end(code, signals)
+    launch.end(code, signals)
     return code
 
 
 def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
-    barren, ended = 0, None
-    for attempt in itertools.count(1):
+    barren, attempt, ended = 0, 0, Ended(code=ExitCode.DONE)
+    while True:
+        attempt += 1
         before = newest_checkpoint(plan.folder)
         current = plan.of_attempt(attempt)
         folder = begin_generation(current)
         ended = Generation(current, folder, signals, starter, ended).run()
         code = ended.code
         if signals.stop is None and ended.knows_no_cause:
-            code = agreed_code(plan, folder, code, last=attempt > plan.max_restarts)
+            code = agreed_code(plan, folder, code, last=attempt > plan.flags.max_restarts)
         barren = barren + 1 if plan.is_training and newest_checkpoint(plan.folder) == before else 0
         if code == ExitCode.CONFIG and attempt > 1 and plan.is_training:
             return ExitCode.CANNOT_RESUME  # something of it has been written, as 2 would deny
-        if code not in RESTARTABLE or signals.stop is not None or attempt > plan.max_restarts:
+        if code not in RESTARTABLE or signals.stop is not None or attempt > plan.flags.max_restarts:
             return code
         if barren == MAX_BARREN_GENERATIONS:
             say(f"{mark('✗', 'red')} {barren} generations in a row saved nothing new: not started again")
             return code
-        say(f"{mark('!', 'yellow')} starting again, generation {attempt + 1} of at most {plan.max_restarts + 1} …")
-    raise AssertionError("itertools.count never ends")
+        say(
+            f"{mark('!', 'yellow')} starting again, generation {attempt + 1} of at most {plan.flags.max_restarts + 1} …"
+        )

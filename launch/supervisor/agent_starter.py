@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 from ..children import LAUNCH, PACKAGE, ROOT
 from ..console import mark, say
@@ -21,117 +21,72 @@ from ..plan import LaunchPlan
 from ..signals import ReceivedSignals
 
 
-class Agent(Protocol):
-    """A running agent."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
-
-    def kill(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class ExecutedAgent:
+class ExecutedAgent(subprocess.Popen[bytes]):
     """The agent as a child of ours, which imports torch itself. Its stdin is its lifeline."""
 
     def __init__(self, plan: LaunchPlan, request: AgentRequest) -> None:
-        self._process = subprocess.Popen(
+        super().__init__(
             [sys.executable, "-m", f"{PACKAGE}.node.agent"],
             stdin=subprocess.PIPE,
             cwd=ROOT,  # so that no folder called launch in the user's own hides this one
             env={**os.environ, **plan.environment},
             start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
         )
-        self.pid = self._process.pid
-        assert self._process.stdin is not None
+        assert self.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def kill(self) -> None:
-        self._process.kill()
+            self.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
+            self.stdin.flush()
 
     def close(self) -> None:
-        self._process.wait()
-        if self._process.stdin:
+        self.wait()
+        if self.stdin:
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
-
-
-class ForkedAgent:
-    """A child of the fork server, which tells of its end."""
-
-    def __init__(self, pid: int, server: "ForkServerProcess") -> None:
-        self.pid = pid
-        self._server = server
-
-    def poll(self) -> int | None:
-        return self._server.code(self.pid)
-
-    def kill(self) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        return
+                self.stdin.close()
 
 
 class ForkServerProcess:
     """The fork server, our child, for one generation after another; the kernel ends it with us."""
 
-    def __init__(self, plan: LaunchPlan, log: Path) -> None:
+    def __init__(self, plan: LaunchPlan) -> None:
+        self.log = plan.preload_log.absolute()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._codes: dict[int, int] = {}
         self._newest: ForkedAgent | None = None
         self.gone = False
         """It has ended."""
+        words = [str(LAUNCH / "node" / "fork_server.py"), str(theirs.fileno()), str(os.getpid()), str(ROOT), PACKAGE]
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-u",
-                str(LAUNCH / "node" / "fork_server.py"),
-                str(theirs.fileno()),
-                str(os.getpid()),
-                str(ROOT),
-                PACKAGE,
-            ],
+            [sys.executable, "-u", *words],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             env={**os.environ, **plan.environment},
             start_new_session=True,
         )
         theirs.close()
+        program = plan.program[0]
         order = PreloadOrder(
             cwd=os.getcwd(),
-            path=_folder_of(plan.program),
-            log=str(log),
-            modules=[*plan.preload],
+            path=os.getcwd() if program == "-m" else str(Path(program).resolve().parent),  # what Python puts first
+            log=str(self.log),
+            modules=[*plan.requirements.preload],
             strict=not plan.is_training,  # the user has named the modules; those of a training are a guess of ours
         )
         send(self._channel, asdict(order))
 
-    def ask(self, request: AgentRequest) -> None:
-        """For an agent: it comes once torch is imported."""
+    def fork(self, request: AgentRequest, signals: ReceivedSignals) -> "ForkedAgent | None":
+        """An agent, once torch is imported; None where the server is gone, or a stop was asked for before."""
         self._newest = None
         send(self._channel, asdict(request))
-
-    def agent(self) -> ForkedAgent | None:
-        """The one asked for, once it is there."""
-        self._read()
+        while self._newest is None and not self.gone and signals.stop is None:
+            signals.wait(1.0, [self])
+            self._read()
         return self._newest
 
     def code(self, pid: int) -> int | None:
         """How the agent ended; None while it runs."""
         self._read()
-        if self.gone:
-            return self._codes.get(pid, -signal.SIGKILL)  # the kernel ends it with the server
-        return self._codes.get(pid)
+        return self._codes.get(pid, -signal.SIGKILL if self.gone else None)  # the kernel ends it with the server
 
     def fileno(self) -> int:
         """Readable when there is news."""
@@ -151,14 +106,35 @@ class ForkServerProcess:
             elif "agent" in message:
                 self._newest = ForkedAgent(message["agent"], self)
             elif "refused" in message:
-                say(f"{mark('!', 'yellow')} not preloaded ({message['refused']}): each rank starts by itself")
+                _say_not_preloaded(message["refused"])
             else:
                 self._codes[message["ended"]] = message["code"]
 
 
-def _folder_of(program: tuple[str, ...]) -> str:
-    """What Python puts first in the program's sys.path."""
-    return os.getcwd() if program[0] == "-m" else str(Path(program[0]).resolve().parent)
+class ForkedAgent:
+    """A child of the fork server, which tells of its end."""
+
+    def __init__(self, pid: int, server: ForkServerProcess) -> None:
+        self.pid = pid
+        self._server = server
+
+    def poll(self) -> int | None:
+        return self._server.code(self.pid)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        return
+
+
+Agent = ExecutedAgent | ForkedAgent
+
+
+def _say_not_preloaded(why: str) -> None:
+    say(f"{mark('!', 'yellow')} not preloaded ({why}): each rank starts by itself")
 
 
 class AgentStarter:
@@ -166,28 +142,20 @@ class AgentStarter:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._server: ForkServerProcess | None = None
-        self._preload = plan.start == "preload"
-        if self._preload:
-            self._begin()
+        self._server = ForkServerProcess(plan) if plan.flags.start == "preload" else None
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Runs one generation on this node; None when it was asked to stop before it began."""
-        if self._preload:
-            if self._server is None or self._server.process.poll() is not None:
-                self._begin()
-            assert self._server is not None
-            self._server.ask(request)
-            while (agent := self._server.agent()) is None and not self._server.gone:
-                if signals.stop is not None:
-                    return None
-                signals.wait(1.0, [self._server])
-            if agent is not None:
-                return agent
-            self._preload = False
-            self.close()
-            why = f"the fork server ended, see {self._log}"
-            say(f"{mark('!', 'yellow')} not preloaded ({why}): each rank starts by itself")
+        if self._server is None:
+            return ExecutedAgent(self._plan, request)
+        if self._server.process.poll() is not None:
+            self._server.close()
+            self._server = ForkServerProcess(self._plan)
+        agent = self._server.fork(request, signals)
+        if agent is not None or not self._server.gone:
+            return agent
+        _say_not_preloaded(f"the fork server ended, see {self._server.log}")
+        self.close()
         return ExecutedAgent(self._plan, request)
 
     @property
@@ -203,7 +171,7 @@ class AgentStarter:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return f"the process that they are forked from {end}"
 
-    def news(self) -> list[ForkServerProcess]:
+    def news(self) -> Sequence[ForkServerProcess]:
         """To wait for besides signals."""
         return [self._server] if self._server is not None and not self._server.gone else []
 
@@ -211,12 +179,3 @@ class AgentStarter:
         if self._server is not None:
             self._server.close()
             self._server = None
-
-    @property
-    def _log(self) -> Path:
-        return self._plan.preload_log.absolute()
-
-    def _begin(self) -> None:
-        self.close()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._server = ForkServerProcess(self._plan, self._log)

@@ -8,7 +8,7 @@ from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record, read_records, write_json
 from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
-from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState
+from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..console import mark, say
@@ -22,11 +22,13 @@ from ..diagnosis.verdict import Signature, as_record, signature
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
-from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
-from .node_loss import ECHOES
 from .stopping import Stopping
 
+ECHOES = ("peer", "ended")
+"""Kinds of failure of a rank that has lost its peer, and knows no more than that."""
+WORD_S = 10.0
+"""Seconds that another node has to write down why its ranks have ended; one that is gone never will."""
 PEER_WRITES_S = 1.0
 """Seconds that another node may still take to write down why its ranks have failed."""
 
@@ -56,33 +58,22 @@ class MemoryWatch:
     def look(self) -> None:
         self._last = memory()
 
-    def ran_out(self) -> bool:
-        """Whether the kernel has killed for want of memory since the beginning."""
-        return oom_kills() > self._kills
-
-    def before_the_death(self) -> Memory:
-        """The peak is the kernel's own."""
-        return replace(self._last, peak=memory().peak) if self.ran_out() else self._last
+    def before_the_death(self) -> tuple[Memory, bool]:
+        """The memory, and whether the kernel has killed for want of it since the beginning: the peak is its own."""
+        ran_out = oom_kills() > self._kills
+        return replace(self._last, peak=memory().peak) if ran_out else self._last, ran_out
 
 
 class Ending:
     """Says how a generation ended, once none of its processes is left.
 
     Args:
+        stopping: the generation's.
         told: the failure of the generation before, which is not told again.
     """
 
-    def __init__(
-        self,
-        plan: LaunchPlan,
-        generation: GenerationDir,
-        signals: ReceivedSignals,
-        stopping: Stopping,
-        starter: AgentStarter,
-        memory: MemoryWatch,
-        told: Signature | None,
-    ) -> None:
-        self._plan, self._generation, self._signals = plan, generation, signals
+    def __init__(self, stopping: Stopping, starter: AgentStarter, memory: MemoryWatch, told: Signature | None) -> None:
+        self._plan, self._generation, self._signals = stopping.plan, stopping.generation, stopping.signals
         self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
 
     def of(self, hang: Hang | None, died: dict[int, int]) -> Ended:
@@ -101,11 +92,8 @@ class Ending:
             return self._wrote("stopped", stopped_code(self._plan, stop))
         outcome = read_record(AgentOutcome, self._generation.agent(self._plan.node_name))
         outcome = outcome or AgentOutcome(error="it died", ranks=[])
-        if outcome.error is None and all(rank.exit_code == 0 for rank in outcome.ranks):
-            return self._well()
-        return self._badly(outcome, died)
-
-    def _well(self) -> Ended:
+        if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):
+            return self._badly(outcome, died)
         state = RunState.of(self._plan.folder)
         number = self._signals.stop or getattr(signal, str(state.signal), None)
         if number is None or state.status == "done":
@@ -113,15 +101,17 @@ class Ending:
         return self._wrote("stopped", stopped_code(self._plan, number))
 
     def _wrote(self, outcome: str, code: int) -> Ended:
-        write_json(self._generation.verdict(self._plan.node_name), as_record(outcome, code))
-        return Ended(code=code)
+        return self._write(as_record(outcome, code), Ended(code=code))
+
+    def _write(self, verdict: dict, ended: Ended) -> Ended:
+        write_json(self._generation.verdict(self._plan.node_name), verdict)
+        return ended
 
     def _hung(self, hang: Hang) -> Ended:
         finding = hangs.find(hang.evidence)
         text = hangs.explain(hang, finding)
         say(text if self._plan.node in (0, None) else text.split("\n")[0])
-        write_json(self._generation.verdict(self._plan.node_name), hangs.as_record(hang, finding, ExitCode.HANG))
-        return Ended(code=ExitCode.HANG)
+        return self._write(hangs.as_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
 
     def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:
         plan, loss = self._plan, self._starter.loss()
@@ -137,8 +127,8 @@ class Ending:
         code, text = self._told_to_the_user(cause, found, outcome, loss)
         same = cause is not None and signature(cause) == self._told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
-        write_json(self._generation.verdict(plan.node_name), as_record("failed", code, cause, found))
-        return Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+        ended = Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+        return self._write(as_record("failed", code, cause, found), ended)
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
         ranks = read_records(RankRecord, self._generation.ranks)
@@ -159,13 +149,13 @@ class Ending:
         """The exit code and the text."""
         if cause is None:
             return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
-        out_of_memory = self._memory.ran_out()
+        before, out_of_memory = self._memory.before_the_death()
         context = FailureContext(
             logs=self._plan.logs,
             checkpoint=newest_checkpoint(self._plan.folder),
             out_of_memory=out_of_memory,
             here=ProcessId.myself().host,
-            memory=self._memory.before_the_death(),
+            memory=before,
             job=self._plan.environment.get("DIST_TRAIN_JOB"),
         )
         code = exit_code(cause, out_of_memory=out_of_memory)
@@ -193,3 +183,42 @@ def stopped_code(plan: LaunchPlan, number: int) -> int:
 def forced_code(number: int) -> int:
     """128 + signal, as a shell has it: a forced end saved nothing, so it is never 75."""
     return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+
+
+# ---------------------------------------------------------------- what the other nodes say
+# A rank that has lost its peer knows no more than that. What the other nodes say decides what is to be done.
+
+
+def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last: bool) -> int:
+    """The exit code of a generation in which this node's ranks have only lost another: that other's, if it says why.
+
+    Args:
+        generation: its folder, which holds this node's own verdict already.
+        code: this node's own.
+        last: it will not be started again by us.
+
+    Returns:
+        75 when a node was lost, so that the scheduler starts again on nodes that live.
+    """
+    if plan.scheduler is None or plan.nodes == 1 or plan.node is None:
+        return code
+    verdicts = _verdicts(plan, generation)
+    for one in verdicts.values():
+        if one and one.cause and one.cause.kind not in ECHOES:
+            return one.exit_code
+    silent = [f"node {node}" for node, one in verdicts.items() if one is None]
+    if silent:
+        say(f"{mark('!', 'yellow')} {', '.join(silent)} left no word: lost, or the launcher there was killed")
+        return ExitCode.REQUEUE
+    return ExitCode.REQUEUE if last and any(one and one.cause for one in verdicts.values()) else code
+
+
+def _verdicts(plan: LaunchPlan, generation: GenerationDir) -> dict[int, VerdictSummary | None]:
+    """Of the other nodes, by number; None of one that has written none when the time is over."""
+    others = [node for node in range(plan.nodes) if node != plan.node]
+    deadline = time.monotonic() + WORD_S
+    while True:
+        found = {node: read_record(VerdictSummary, generation.verdict(f"node{node}")) for node in others}
+        if all(found.values()) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)

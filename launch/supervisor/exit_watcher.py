@@ -4,7 +4,8 @@ import os
 import select
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dist_train.rundir.codec import read_records
 from dist_train.rundir.layout import GenerationDir
@@ -21,54 +22,42 @@ def ranks_of(agent: int, generation: GenerationDir) -> list[RankRecord]:
     return [rank for rank in read_records(RankRecord, generation.ranks) if (rank.agent, rank.boot) == (agent, boot())]
 
 
-class ExitWatcher:
-    """Watches the ranks of one agent, from a thread, while it is open.
+@contextmanager
+def watch_exits(generation: GenerationDir, agent: int) -> Iterator[dict[int, int]]:
+    """Watches the ranks of one agent from a thread. Yields a dictionary that receives, for each rank that has ended,
+    the time when that was first seen, in ns since boot.
 
     It leaves out those of other agents, which may run for another node on this host: nobody here learns their exit
     codes.
     """
+    ended: dict[int, int] = {}
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(generation, agent, ended, over), name="exit watcher", daemon=True)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        over.set()
+        thread.join()
 
-    def __init__(self, generation: GenerationDir, agent: int) -> None:
-        self._generation, self._agent = generation, agent
-        self._ended: dict[int, int] = {}
-        self._known: set[tuple[int, int]] = set()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="exit watcher", daemon=True)
 
-    def __enter__(self) -> "ExitWatcher":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def stamps(self) -> dict[int, int]:
-        """For each rank that has ended, the time at which that was first seen, in ns since boot."""
-        return dict(self._ended)
-
-    def _watch(self) -> None:
-        poll, ranks = select.poll(), {}
-        while not self._over.is_set():
-            for rank, descriptor in self._new():
-                ranks[descriptor] = rank
-                poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(_LOOK_S * 1000):
-                self._ended[ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-                poll.unregister(descriptor)
-                os.close(descriptor)
-        for descriptor in ranks:
-            os.close(descriptor)
-
-    def _new(self) -> list[tuple[int, int]]:
-        """Rank and pidfd of those that have begun since the last look."""
-        found = []
-        for record in ranks_of(self._agent, self._generation):
-            if (key := (record.rank, record.pid)) in self._known:
-                continue
-            self._known.add(key)
+def _watch(generation: GenerationDir, agent: int, ended: dict[int, int], over: threading.Event) -> None:
+    poll, open_ranks = select.poll(), dict[int, int]()
+    known: set[tuple[int, int]] = set()
+    while not over.is_set():
+        begun = {(record.rank, record.pid) for record in ranks_of(agent, generation)}
+        for rank, pid in begun - known:
             try:
-                found.append((record.rank, os.pidfd_open(record.pid)))
+                descriptor = os.pidfd_open(pid)
             except OSError:  # it has ended and is reaped, or no descriptor is left
-                self._ended[record.rank] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return found
+                ended[rank] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            else:
+                open_ranks[descriptor] = rank
+                poll.register(descriptor, select.POLLIN)
+        known |= begun
+        for descriptor, _ in poll.poll(_LOOK_S * 1000):
+            ended[open_ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            poll.unregister(descriptor)
+            os.close(descriptor)
+    for descriptor in open_ranks:
+        os.close(descriptor)

@@ -22,7 +22,7 @@ from ..scheduler import step_facts
 from ..signals import ReceivedSignals
 from .agent_starter import Agent, AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
-from .exit_watcher import ExitWatcher, ranks_of
+from .exit_watcher import ranks_of, watch_exits
 from .generation_number import claim
 from .stopping import Stopping
 
@@ -42,25 +42,19 @@ class Generation:
     """Runs the ranks of this node from their start to their end.
 
     Args:
-        told: the failure of the generation before, which is not told again.
+        told: the end of the generation before, whose failure is not told again.
     """
 
     def __init__(
-        self,
-        plan: LaunchPlan,
-        folder: GenerationDir,
-        signals: ReceivedSignals,
-        starter: AgentStarter,
-        told: Ended | None,
+        self, plan: LaunchPlan, folder: GenerationDir, signals: ReceivedSignals, starter: AgentStarter, told: Ended
     ) -> None:
         plan.logs.mkdir(parents=True, exist_ok=True)
         self._plan, self._folder, self._signals, self._starter = plan, folder, signals, starter
         self._memory = MemoryWatch()
         self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
         self._stopping = Stopping(plan, signals, folder, self._relay.say)
-        self._watchdog = Watchdog(folder, plan.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
-        before = told.signature if told else None
-        self._ending = Ending(plan, folder, signals, self._stopping, starter, self._memory, before)
+        self._watchdog = Watchdog(folder, plan.flags.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
+        self._ending = Ending(self._stopping, starter, self._memory, told.signature)
 
     def run(self) -> Ended:
         """Starts the agent, waits for all ranks, says what went wrong."""
@@ -69,9 +63,9 @@ class Generation:
             self._relay.finish()
             assert self._signals.stop is not None
             return Ended(code=stopped_code(self._plan, self._signals.stop))
-        exits, hang = ExitWatcher(self._folder, agent.pid), None
+        hang = None
         try:
-            with exits:
+            with watch_exits(self._folder, agent.pid) as exits:
                 while agent.poll() is None:
                     hang = hang or self._look_after(agent)
                     if hang or self._stopping.is_forced:
@@ -84,7 +78,7 @@ class Generation:
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
             self._relay.finish()
             agent.close()
-        return self._ending.of(hang, exits.stamps())
+        return self._ending.of(hang, exits)
 
     def _request(self) -> AgentRequest:
         plan = self._plan
@@ -96,7 +90,7 @@ class Generation:
             log=str(plan.agent_log.absolute()),
             signals="ours" if plan.is_training else "default",
             restarts=plan.attempt - 1,
-            max_restarts=plan.max_restarts,
+            max_restarts=plan.flags.max_restarts,
             output=self._relay.address,
             outcome=str(self._folder.agent(plan.node_name).absolute()),
         )
@@ -111,7 +105,7 @@ class Generation:
         if len(alive) == len(ranks):
             self._memory.look()
         self._stopping.pass_on(ranks, alive)
-        if self._stopping.has_failed:
+        if self._stopping.failing_since is not None:
             return None
         hang = self._watchdog.look(alive, [rank for rank in ranks if rank.ended == 0])
         for line in self._watchdog.slow_ranks():

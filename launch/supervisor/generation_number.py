@@ -1,6 +1,5 @@
 """The number of a generation: all nodes of a start come to the same one without asking each other."""
 
-import itertools
 import json
 import time
 from contextlib import suppress
@@ -23,19 +22,18 @@ def claim(run: RunDir, node: str, start: str | None, record: NodeRecord) -> Gene
         start: a name that the start has on all its nodes and never again. Without one each node counts its own
             generations, which gives the same number while the number of nodes does not change.
     """
-    if start is not None:
-        folder = run.generation(_number_of(run, start))
-        folder.make()
-        _write(folder.node(node), asdict(record))
-        return folder
     taken = [generation.number for generation in run.all_generations() if generation.node(node).exists()]
-    for number in itertools.count(max(taken, default=0) + 1):
+    number = max(taken, default=0) + 1 if start is None else _number_of(run, start)
+    while True:
         folder = run.generation(number)
         folder.make()
-        with suppress(FileExistsError):  # by another launcher on this host that does not know its node's number either
+        try:
             _write(folder.node(node), asdict(record))
             return folder
-    raise AssertionError("itertools.count never ends")
+        except FileExistsError:  # by another launcher on this host that does not know its node's number either
+            if start is not None:
+                raise
+            number += 1
 
 
 def _number_of(run: RunDir, start: str) -> int:
@@ -45,16 +43,12 @@ def _number_of(run: RunDir, start: str) -> int:
         for generation in generations:
             if _name_of(generation) == start:
                 return generation.number
-        used = [generation.number for generation in generations if _is_used(generation)]
+        used = [one.number for one in generations if one.start.exists() or any(one.nodes.glob("*.json"))]
         generation = run.generation(max(used, default=0) + 1)
         generation.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another node was faster: with our name, most likely
             _write(generation.start, start)
             return generation.number
-
-
-def _is_used(generation: GenerationDir) -> bool:
-    return generation.start.exists() or any(generation.nodes.glob("*.json"))
 
 
 def _name_of(generation: GenerationDir) -> str | None:

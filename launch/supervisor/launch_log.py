@@ -9,6 +9,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import fields
+from typing import Any
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.layout import RunDir
@@ -53,48 +54,26 @@ class Launch:
         """Writes that the launch is there, and what has become of the one before."""
         if self._earlier and self._earlier[-1].ended is None:
             reason = "left no word: its launcher was killed, or its node lost"
-            self._append(LaunchRow(life=self._earlier[-1].number, event="lost", reason=reason, in_order=False))
+            self._append("lost", life=self._earlier[-1].number, reason=reason, in_order=False)
         place = self._plan.place
-        self._append(
-            LaunchRow(
-                life=self._number,
-                event="began",
-                job=place.job if place else None,
-                restarts=place.restarts if place else 0,
-                hosts=list(place.hosts) if place else [ProcessId.myself().host],
-                nodes=self._plan.nodes,
-                ranks=self._plan.world_size,
-                checkpoint=self._checkpoint,
-                unix=self._began,
-            )
-        )
+        job = {"job": place.job, "restarts": place.restarts} if place else {}
+        hosts = list(place.hosts) if place else [ProcessId.myself().host]
+        size = {"nodes": self._plan.nodes, "ranks": self._plan.world_size}
+        self._append("began", **job, hosts=hosts, **size, checkpoint=self._checkpoint, unix=self._began)
 
     def end(self, code: int, signals: ReceivedSignals) -> None:
         """Writes what ended the launch."""
         reason, in_order = self._reason(code, signals)
         took = round(time.monotonic() - signals.since, 3) if signals.since is not None else None
-        self._append(
-            LaunchRow(
-                life=self._number,
-                event="ended",
-                exit_code=int(code),
-                reason=reason,
-                in_order=in_order,
-                seconds_to_stop=took,
-                saved=newest_checkpoint(self._plan.folder),
-                unix=time.time(),
-            )
-        )
+        saved = newest_checkpoint(self._plan.folder)
+        self._append_end(code, reason, in_order=in_order, seconds_to_stop=took, saved=saved)
 
     def give_up(self) -> int:
         """The exit code of a launch that must not begin. The record calls it in order: a person may try again."""
         reason = f"{MAX_BARREN_LAUNCHES} launches in a row saved nothing new: not started again"
         say(f"{mark('✗', 'red')} {reason}; what ended them is in {RunDir(self._plan.folder).launches}")
-        if self._plan.node == 0:
-            self.begin()
-            code = int(ExitCode.USER_CODE)
-            ended = {"exit_code": code, "reason": reason, "in_order": True, "unix": time.time()}
-            self._append(LaunchRow(life=self._number, event="ended", **ended))  # type: ignore[arg-type]
+        self.begin()
+        self._append_end(ExitCode.USER_CODE, reason, in_order=True)
         return ExitCode.USER_CODE
 
     def _reason(self, code: int, signals: ReceivedSignals) -> tuple[str, bool]:
@@ -118,7 +97,14 @@ class Launch:
             return f"{name}: saved and stopped", True
         return f"{name}: not saved in time", False
 
-    def _append(self, row: LaunchRow) -> None:
+    def _append_end(self, code: int, reason: str, **facts: Any) -> None:
+        self._append("ended", exit_code=int(code), reason=reason, **facts, unix=time.time())
+
+    def _append(self, event: str, **facts: Any) -> None:
+        """A LaunchRow, of this launch where `facts` name no other, without what has no value."""
+        if self._plan.node != 0:
+            return
+        row = LaunchRow(**{"life": self._number, "event": event, **facts})
         written = {one.name: value for one in fields(row) if (value := getattr(row, one.name)) != one.default}
         with suppress(OSError), open(RunDir(self._plan.folder).launches, "a") as file:  # a full disk is told elsewhere
             file.write(json.dumps(written) + "\n")

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 from dist_train.errors import ExitCode, UserError
@@ -25,7 +24,13 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
         UserError: when another live supervisor holds it (exit code 3), or it cannot be opened.
     """
     path = RunDir(plan.folder).lock(plan.node)
-    with _open_lock(path) as lock:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:  # a link is never followed: what it leads to would be emptied
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise UserError(f"cannot open {path}: {reason}") from None
+    with os.fdopen(descriptor, "a+") as lock:
         if _takes(lock, plan):
             me, job = ProcessId.myself(), plan.place
             lock.truncate(0)
@@ -33,16 +38,6 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
             lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
             lock.flush()
         yield
-
-
-def _open_lock(path: Path) -> TextIO:
-    """The file, made where there is none. A link is never followed: what it leads to would be emptied."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.fdopen(os.open(path, flags, 0o666), "a+")
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise UserError(f"cannot open {path}: {reason}") from None
 
 
 def _takes(lock: TextIO, plan: LaunchPlan) -> bool:

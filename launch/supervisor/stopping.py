@@ -26,96 +26,73 @@ class Stopping:
     Attributes:
         ended_by_us: ranks that were killed because another had failed.
         is_out_of_time: a stop was asked for so long ago that the last checkpoint has to do.
+        failing_since: when a rank was seen to have failed, so that the others are about to end.
         had_nothing_to_save: no rank had got as far as training when the stop was asked for.
     """
 
     def __init__(
         self, plan: LaunchPlan, signals: ReceivedSignals, generation: GenerationDir, say: Callable[[str], None]
     ) -> None:
-        self._plan, self._signals, self._generation, self._say = plan, signals, generation, say
+        self.plan, self.signals, self.generation, self._say = plan, signals, generation, say
         self.ended_by_us: set[int] = set()
         self.is_out_of_time = False
         self.had_nothing_to_save = False
-        self._asked: set[tuple[int, int]] = set()
-        """Process ids and the signals that they were sent."""
+        self._asked: set[int] = set()
+        """Process ids of the ranks that were asked to stop."""
         self._is_announced = False
         self._deadline: float | None = None
-        self._failing_since: float | None = None
+        self.failing_since: float | None = None
 
     @property
     def is_forced(self) -> bool:
         """Whether everything is to end at once."""
-        return self._signals.kill is not None or self.is_out_of_time
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a rank has failed, so that the others are about to end."""
-        return self._failing_since is not None
+        return self.signals.kill is not None or self.is_out_of_time
 
     def watch_the_time(self) -> None:
         """--grace: looks whether saving takes too long."""
-        if self._signals.stop is None or self._plan.grace is None or self.is_out_of_time:
+        grace = self.plan.flags.grace
+        if self.signals.stop is None or grace is None or self.is_out_of_time:
             return
-        if self._deadline is None:
-            self._deadline = time.monotonic() + self._plan.grace
+        self._deadline = self._deadline or time.monotonic() + grace
         if time.monotonic() < self._deadline:
             return
-        newest = newest_checkpoint(self._plan.folder)
+        newest = newest_checkpoint(self.plan.folder)
         left = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        kept = f"ended unsaved; {left}" if self._plan.is_training else "ended"
-        self._say(f"{mark('!', 'yellow')} not stopped within {self._plan.grace:g} s (--grace): {kept}")
+        kept = f"ended unsaved; {left}" if self.plan.is_training else "ended"
+        self._say(f"{mark('!', 'yellow')} not stopped within {grace:g} s (--grace): {kept}")
         self.is_out_of_time = True
 
     def pass_on(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Sends the ranks what this process was sent, and ends those that a failed one would leave waiting."""
-        stop = self._signals.stop
-        if stop is not None and self._plan.is_training:
-            self._stop_training(stop, ranks, alive)
-        elif stop is not None:
-            self._stop_program(stop, ranks, alive)
-        for number in self._signals.take_others():
-            self._ask(alive, number, again=True)
+        if self.signals.stop is not None:
+            self._stop(self.signals.stop, ranks, alive)
+        for number in self.signals.take_others():
+            for rank in alive:
+                if catches(rank.pid, number):
+                    send(rank.pid, number)
         self._end_those_left_waiting(ranks, alive)
 
-    def _stop_training(self, number: int, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
-        if self._ask(alive, number) or self._asked:
-            self._announce("  saving, then stopping … once more to kill at once")
-        elif alive or not ranks:  # no rank has got as far as training: there is nothing to save
-            self._signals.kill, self.had_nothing_to_save = number, True
-
-    def _stop_program(self, number: int, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
-        """As torchrun does, the ranks get the signal. SIGUSR1 asks to be started again, and by default it kills: a
-        program that does not handle it gets SIGTERM instead."""
-        if not alive and not ranks:
-            self._signals.kill = number
-        for rank in alive:
-            if (rank.pid, number) not in self._asked:
-                self._asked.add((rank.pid, number))
-                send(rank.pid, number if number != signal.SIGUSR1 or catches(rank.pid, number) else signal.SIGTERM)
-        if alive:
-            self._announce("  stopping … once more to kill at once")
-
-    def _announce(self, text: str) -> None:
-        if not self._is_announced:
-            self._say(text)
-        self._is_announced = True
-
-    def _ask(self, alive: Sequence[RankRecord], number: int, *, again: bool = False) -> bool:
-        """Sends the signal to the ranks that have a handler for it, once. Returns whether there was any."""
-        ready = [rank.pid for rank in alive if catches(rank.pid, number)]
-        for pid in ready:
-            if again or (pid, number) not in self._asked:
-                self._asked.add((pid, number))
-                send(pid, number)
-        return bool(ready)
+    def _stop(self, number: int, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
+        """Of a training, the ranks that have a handler get the signal, once. Of a program, all do, as with torchrun.
+        SIGUSR1 asks to be started again, and by default it kills: a program without a handler gets SIGTERM instead."""
+        is_training = self.plan.is_training
+        for pid in [rank.pid for rank in alive if rank.pid not in self._asked]:
+            if catches(pid, number) or not is_training:
+                self._asked.add(pid)
+                send(pid, signal.SIGTERM if number == signal.SIGUSR1 and not catches(pid, number) else number)
+        if self._asked and not self._is_announced:
+            self._say(f"  {'saving, then ' * is_training}stopping … once more to kill at once")
+            self._is_announced = True
+        elif not self._asked and (alive or not ranks):  # nobody has got as far as training: there is nothing to save
+            self.signals.kill, self.had_nothing_to_save = number, is_training
 
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Once a rank has failed the others have a few seconds: torch's agent would wait for half a minute."""
         is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
-        if not is_gone and not any(self._generation.errors.iterdir()):
+        if not is_gone and not any(self.generation.errors.iterdir()):
             return
-        self._failing_since = self._failing_since or time.monotonic()
-        if time.monotonic() - self._failing_since < AFTER_FAILURE_S:
+        self.failing_since = self.failing_since or time.monotonic()
+        if time.monotonic() - self.failing_since < AFTER_FAILURE_S:
             return
         for rank in alive:
             self.ended_by_us.add(rank.rank)

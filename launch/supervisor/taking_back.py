@@ -21,10 +21,8 @@ class Start:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._before: list[FolderSnapshot] = []
-        if plan.is_training:
-            self._before.append(FolderSnapshot(plan.folder))
-        if plan.is_training and plan.log_dir is not None:
+        self._before = [FolderSnapshot(plan.folder)] if plan.is_training else []
+        if plan.is_training and plan.flags.log_dir is not None:
             self._before.append(FolderSnapshot(plan.logs, IN_LOG_DIR))
 
     def look_again(self) -> None:
@@ -48,15 +46,14 @@ class Start:
 
     def _remove_own(self) -> None:
         """This node's logs, its lock, and what else it has made once the first node is done."""
-        plan, first = self._plan, RunDir(self._plan.folder).lock(0)
-        deadline = time.monotonic() + OTHERS_END_S
-        own = {RunDir(plan.folder).lock(plan.node).name, plan.agent_log.name, plan.preload_log.name}
+        plan, run, deadline = self._plan, RunDir(self._plan.folder), time.monotonic() + OTHERS_END_S
+        own = {run.lock(plan.node).name, plan.agent_log.name, plan.preload_log.name}
         for rank in range((plan.node or 0) * plan.ranks_per_node, ((plan.node or 0) + 1) * plan.ranks_per_node):
             own |= {name := rank_log(plan.logs, rank).name, f"{name}.1"}
         for place in self._before:
             place.remove(own)
         while not self.remove_empty() and time.monotonic() < deadline:
-            if not first.exists():  # which goes last
+            if not run.lock(0).exists():  # which goes last
                 deadline = min(deadline, time.monotonic() + _LAST_S)
             time.sleep(0.1)
 

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dist_train.config.problems import Problem
@@ -25,6 +24,10 @@ class ListedPoint:
     """`points.yaml:3:1`"""
 
 
+def wrong(message: str, where: str = "command line", key: str = "", order: tuple[int, ...] = ()) -> Problem:
+    return Problem(where=where, key=key, message=message, order=order)
+
+
 def read_list(path: Path, problems: list[Problem]) -> list[ListedPoint]:
     """The points; mistakes are added to `problems`.
 
@@ -32,20 +35,17 @@ def read_list(path: Path, problems: list[Problem]) -> list[ListedPoint]:
         UserError: when there is no such file, or it holds no text.
     """
     try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"--list {path}: larger than {MAX_BYTES // 1024} KiB: no list of points")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"--list {path}: {error.strerror}") from None
-    if data is None:
-        raise UserError(f"--list {path}: larger than {MAX_BYTES // 1024} KiB: no list of points")
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--list {path}: not UTF-8; save it as UTF-8") from None
     before = len(problems)
-    is_yaml = path.suffix in _AS_YAML
-    entries = list(_of_yaml(path, text, problems) if is_yaml else _of_lines(path, text, problems))
+    entries = [*(_of_yaml if path.suffix in _AS_YAML else _of_lines)(path, text, problems)]
     if not entries and len(problems) == before:
-        problems.append(Problem(where=str(path), key="", message="has no points"))
+        problems.append(wrong("has no points", str(path)))
     return entries
 
 
@@ -58,14 +58,14 @@ def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[Listed
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            problems.append(Problem(where=where, key="", message=f"{error}".lower(), order=(number,)))
+            problems.append(wrong(f"{error}".lower(), where, order=(number,)))
             continue
         overrides: dict[str, str] = {}
         for word in words:
             key, equals, value = word.partition("=")
             if not equals or key in overrides:
                 message = f"{key} is there twice" if equals else f"'{word}' is no override such as optimizer.lr=0.1"
-                problems.append(Problem(where=where, key="", message=message, order=(number,)))
+                problems.append(wrong(message, where, order=(number,)))
             overrides[key] = value
         if words:
             yield ListedPoint(overrides, where)
@@ -76,24 +76,19 @@ def _of_lines(path: Path, text: str, problems: list[Problem]) -> Iterator[Listed
 
 def _of_yaml(path: Path, text: str, problems: list[Problem]) -> Iterator[ListedPoint]:
     try:
-        tree = parse_yaml(text, partial(_place, str(path)), problems)
+        tree = parse_yaml(text, lambda line, column: Location((0, line, column), f"{path}:{line}:{column}"), problems)
     except Unreadable as error:
         problems.append(error.problem)
         return
     if not isinstance(tree.value, list):
-        message = "is not a list of points such as `- {optimizer.lr: 0.1, seed: 1}`"
-        problems.append(Problem(where=str(path), key="", message=message))
+        problems.append(wrong("is not a list of points such as `- {optimizer.lr: 0.1, seed: 1}`", str(path)))
         return
     for item in tree.value:
         if isinstance(item.value, dict):
             yield ListedPoint(dict(_flat(item, "")), item.place.text)
         else:
             message = "a point is a mapping such as `{optimizer.lr: 0.1}`"
-            problems.append(Problem(where=item.place.text, key="", message=message, order=item.place.order))
-
-
-def _place(name: str, line: int, column: int) -> Location:
-    return Location((0, line, column), f"{name}:{line}:{column}")
+            problems.append(wrong(message, item.place.text, order=item.place.order))
 
 
 def _flat(tree: Tree, prefix: str) -> Iterator[tuple[str, str]]:

@@ -56,41 +56,32 @@ def divide(configs: Mapping[str, RunConfig], jobs: int, ranks: str | None, machi
     jobs = min(jobs, len(configs))
     alone = replace(machine, place=None)
     part = replace(alone, cores=max(1, machine.cores // jobs), gpus=machine.gpus // jobs)
-    counts: dict[str, int] = {}
-    problems: dict[str, None] = {}
-    on_gpu = False
+    counts, problems, on_gpu = dict[str, int](), dict[str, None](), False
     for name, config in configs.items():
         try:
             wants_gpu = _plan(config, ranks, alone, resume=None).device == "gpu"
             if wants_gpu and not part.gpus:
-                raise UserError(_too_few_gpus(jobs, machine.gpus))
+                there = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)} here"
+                advice = f"--jobs {machine.gpus}, or --nproc-per-node cpu"
+                raise UserError(f"--jobs {jobs}: {there}, and each point needs its own: {advice}")
             on_gpu = on_gpu or wants_gpu
             counts[name] = _plan(config, ranks, part, resume="none").ranks_per_node
         except UserError as error:
             problems[str(error)] = None
     if problems:
         raise UserError("\n".join(problems))
-    return Share(ranks=counts, slots=[_slot(number, part.gpus, on_gpu, machine) for number in range(jobs)])
+    if not machine.gpus:
+        return Share(ranks=counts, slots=[{}] * jobs)
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = listed.split(",") if listed is not None else [str(number) for number in range(machine.gpus)]
+    own = [ids[: machine.gpus][number * part.gpus :][: part.gpus] if on_gpu else [] for number in range(jobs)]
+    return Share(ranks=counts, slots=[{"CUDA_VISIBLE_DEVICES": ",".join(gpus)} for gpus in own])
 
 
 def _plan(config: RunConfig, ranks: str | None, machine: Host, *, resume: str | None) -> LaunchPlan:
     """A plan that is made for its counts only; with `resume`, the ranks must also fit the batch of a training."""
     flags = Flags(nproc_per_node=ranks, standalone=True)
     return make_plan(config, flags, machine, folder=Path(), program=(), arguments=(), resume=resume)
-
-
-def _too_few_gpus(jobs: int, gpus: int) -> str:
-    there = f"{gpus} GPU{'s' * (gpus > 1)} here"
-    return f"--jobs {jobs}: {there}, and each point needs its own: --jobs {gpus}, or --nproc-per-node cpu"
-
-
-def _slot(number: int, gpus: int, on_gpu: bool, machine: Host) -> dict[str, str]:
-    if not machine.gpus:
-        return {}
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = listed.split(",") if listed is not None else list(map(str, range(machine.gpus)))
-    own = ids[: machine.gpus][number * gpus : (number + 1) * gpus] if on_gpu else []
-    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
 def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str]) -> int:
@@ -107,21 +98,14 @@ def run_points(sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequ
             end_descendants(patience=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Running:
-    point: Point
-    process: subprocess.Popen
-    slot: Mapping[str, str]
-    begun: float
-
-
 class _Runner:
     def __init__(
         self, sweep_: Sweep, points: Sequence[Point], share: Share, flags: Sequence[str], signals: ReceivedSignals
     ) -> None:
         self._sweep, self._share, self._flags, self._signals = sweep_, share, flags, signals
         self._waiting, self._free = list(points), list(share.slots)
-        self._running: list[_Running] = []
+        self._running: dict[subprocess.Popen, tuple[Point, Mapping[str, str], float]] = {}
+        """Processes with their point, their place, and when they began."""
         self._codes: list[int] = []
         self._total = len(points)
         self._handed_on = False
@@ -134,17 +118,13 @@ class _Runner:
             if self._signals.kill is not None:
                 return 128 + self._signals.kill
             self._signals.wait(POLL_S)
-            for one in [one for one in self._running if one.process.poll() is not None]:
-                self._ended(one)
+            for process in [process for process in self._running if process.poll() is not None]:
+                self._ended(process.returncode, *self._running.pop(process))
         return self._code()
 
     def _start(self, point: Point, slot: Mapping[str, str]) -> None:
-        words = [
-            *self._sweep.train_words(point),
-            "--standalone",
-            "--nproc-per-node",
-            str(self._share.ranks[point.name]),
-        ]
+        words = [str(self._sweep.config_of(point)), "--run-dir", str(self._sweep.run_dir(point))]
+        words += ["--trust", "--standalone", "--nproc-per-node", str(self._share.ranks[point.name])]  # checked before
         with open(self._sweep.log(point), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", PACKAGE, "train", *words, *self._flags],
@@ -156,35 +136,33 @@ class _Runner:
                 start_new_session=True,  # so that Ctrl-C reaches this process only
                 preexec_fn=die_with_parent,
             )
-        self._running.append(_Running(point=point, process=process, slot=slot, begun=time.monotonic()))
+        self._running[process] = (point, slot, time.monotonic())
         say(f"  {point.name} started ({self._total - len(self._waiting)}/{self._total})")
 
     def _hand_on_signals(self) -> None:
-        for number in self._signals.take_others():
-            self._send(number)
+        asked = self._signals.take_others()
         if self._signals.stop is not None and not self._handed_on:
             self._handed_on = True
-            self._send(self._signals.stop)
+            asked.append(self._signals.stop)
             say(f"  {len(self._running)} running, each saves and stops … once more to kill at once")
+        for number in asked:
+            for process in self._running:
+                send(process.pid, number)
 
-    def _send(self, number: int) -> None:
-        for one in self._running:
-            send(one.process.pid, number)
-
-    def _ended(self, one: _Running) -> None:
-        self._running.remove(one)
-        self._free.append(one.slot)
-        code = one.process.returncode
+    def _ended(self, code: int, point: Point, slot: Mapping[str, str], begun: float) -> None:
+        self._free.append(slot)
         self._codes.append(code)
-        took = f"{time.monotonic() - one.begun:.0f} s"
+        took = f"{time.monotonic() - begun:.0f} s"
         if code == ExitCode.DONE:
-            say(f"{mark('✓', 'green')} {one.point.name} done in {took}")
+            say(f"{mark('✓', 'green')} {point.name} done in {took}")
         elif self._signals.stop is not None or code in _STOPPED:
-            say(f"  {one.point.name} stopped after {took}")
+            say(f"  {point.name} stopped after {took}")
         else:
             how = signal_name(-code) if code < 0 else f"exit {code}"
-            log = self._sweep.log(one.point)
-            say(f"{mark('✗', 'red')} {one.point.name} failed after {took}, {how}{_last_word(log)}\n  its log: {log}")
+            log = self._sweep.log(point)
+            said = next((line for line in reversed(tail(log, 40)) if line.startswith("✗")), "")  # by its launcher
+            why = f": {printable(said.lstrip('✗ '), _LONGEST_REASON)}" if said else ""
+            say(f"{mark('✗', 'red')} {point.name} failed after {took}, {how}{why}\n  its log: {log}")
 
     def _code(self) -> int:
         failed = {code if code > 0 else int(ExitCode.USER_CODE) for code in self._codes if code != ExitCode.DONE}
@@ -192,9 +170,3 @@ class _Runner:
             requeue = self._signals.stop == signal.SIGUSR1
             return ExitCode.REQUEUE if requeue else 128 + self._signals.stop
         return failed.pop() if len(failed) == 1 else ExitCode.USER_CODE if failed else ExitCode.DONE
-
-
-def _last_word(log: Path) -> str:
-    """What the point's launcher said about the failure."""
-    said = next((line for line in reversed(tail(log, 40)) if line.startswith("✗")), "")
-    return f": {printable(said.lstrip('✗ '), _LONGEST_REASON)}" if said else ""

@@ -10,8 +10,8 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict
 
@@ -19,10 +19,9 @@ from dist_train.config.problems import ConfigError, Problem, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.config.types import RunName
-from dist_train.errors import UserError
 
 from ..console import ranges
-from .listed import ListedPoint, read_list
+from .listed import ListedPoint, read_list, wrong
 
 MAX_POINTS = 10_000
 """Of one sweep; more is considered a mistake."""
@@ -58,19 +57,20 @@ def draw(
         listed: a file with one point per entry.
 
     Raises:
-        UserError: with every problem of every point.
+        ConfigError: with every problem of every point.
     """
     problems: list[Problem] = []
     grid = _grid(over, problems)
     entries = read_list(listed, problems) if listed else [ListedPoint({}, "command line")]
     for entry in entries:
-        for key in entry.overrides.keys() & grid.keys():
-            problems.append(Problem(where=entry.where, key=key, message="is varied by --over, too"))
+        problems += [
+            wrong("is varied by --over, too", entry.where, key) for key in entry.overrides.keys() & grid.keys()
+        ]
     count = len(entries) * math.prod(map(len, grid.values()))
     if count > MAX_POINTS:
-        problems.append(Problem(where="command line", key="", message=f"{count:,} points; at most {MAX_POINTS:,}"))
+        problems.append(wrong(f"{count:,} points; at most {MAX_POINTS:,}"))
     if problems:
-        raise _refused(config, problems)
+        raise ConfigError(config, problems)
     drawn = [
         replace(entry, overrides={**entry.overrides, **dict(zip(grid, values, strict=True))})
         for entry in entries
@@ -81,10 +81,6 @@ def draw(
     points = tuple(Point(name=n, overrides=entry.overrides) for n, entry in zip(names, drawn, strict=True))
     _no_twins(config, points, configs)
     return points, configs
-
-
-def _refused(config: str, problems: Iterable[Problem]) -> UserError:
-    return UserError(str(ConfigError(config, problems)))
 
 
 # ---------------------------------------------------------------- --over
@@ -101,7 +97,7 @@ def _grid(over: Sequence[str], problems: list[Problem]) -> dict[str, list[str]]:
         elif key in grid:
             message = "is there twice: give all its values in one --over"
         if message:
-            problems.append(Problem(where="--over", key=key if equals else "", message=message, order=(order,)))
+            problems.append(wrong(message, "--over", key if equals else "", (order,)))
         else:
             grid[key] = found
     return grid
@@ -119,10 +115,8 @@ def split_values(text: str) -> tuple[list[str], str]:
             continue
         low, high = int(limits[1]), int(limits[2])
         if high < low or high - low >= MAX_POINTS:
-            return (
-                [],
-                f"{part.strip()} is no range: the first number is the smaller one, and at most {MAX_POINTS:,} between",
-            )
+            limits_of_a_range = f"the first number is the smaller one, and at most {MAX_POINTS:,} between"
+            return [], f"{part.strip()} is no range: {limits_of_a_range}"
         found += map(str, range(low, high + 1))
     return found, ""
 
@@ -157,11 +151,11 @@ def _validated(config: str, base: Sequence[str], drawn: Sequence[ListedPoint]) -
             for problem in error.problems:
                 found.setdefault(_placed(problem, entry), []).append(number)
     if found:
-        raise _refused(config, [_with_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
-    differing = [key for key in FIXED if any(_value(each, key) != _value(configs[0], key) for each in configs)]
-    message = "is the same for all points of a sweep: set it once, behind the config"
+        raise ConfigError(config, [_of_points(problem, numbers, len(drawn)) for problem, numbers in found.items()])
+    differing = [key for key in FIXED if any(attrgetter(key)(each) != attrgetter(key)(configs[0]) for each in configs)]
     if differing:
-        raise _refused(config, [Problem(where="command line", key=key, message=message) for key in differing])
+        message = "is the same for all points of a sweep: set it once, behind the config"
+        raise ConfigError(config, [wrong(message, key=key) for key in differing])
     return configs
 
 
@@ -176,30 +170,20 @@ def _placed(problem: Problem, entry: ListedPoint) -> Problem:
     return replace(problem, where=entry.where) if own and problem.where == "command line" else problem
 
 
-def _with_points(problem: Problem, numbers: Sequence[int], of: int) -> Problem:
-    if len(numbers) == of:
-        return problem
-    which = f"point{'s' * (len(numbers) > 1)} {ranges(list(numbers))}"
-    return replace(problem, message=f"{problem.message} ({which})")
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+def _of_points(problem: Problem, numbers: list[int], of: int) -> Problem:
+    which = f" (point{'s' * (len(numbers) > 1)} {ranges(numbers)})" if len(numbers) < of else ""
+    return replace(problem, message=f"{problem.message}{which}")
 
 
 def _no_twins(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) -> None:
     first: dict[str, Point] = {}
-    problems = []
-    for point, each in zip(points, configs, strict=True):
-        other = first.setdefault(each.model_dump_json(), point)
-        if other is not point:
-            message = f"{_said(point)} is the same run as {_said(other)}: give each once"
-            problems.append(Problem(where="command line", key="", message=message))
+    problems = [
+        wrong(f"{_said(point)} is the same run as {_said(other)}: give each once")
+        for point, each in zip(points, configs, strict=True)
+        if (other := first.setdefault(each.model_dump_json(), point)) is not point
+    ]
     if problems:
-        raise _refused(config, problems)
+        raise ConfigError(config, problems)
 
 
 def _said(point: Point) -> str:

@@ -1,9 +1,9 @@
 """What `dist-train sweep` does: begins a sweep, resumes one, or shows its table."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dist_train.config import recorded, trust
 from dist_train.config.schema import RunConfig
@@ -12,12 +12,14 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.strict_json import to_json
 
+from .. import foreign_files
 from ..configs import existing_config, load_trusted, split_config
-from ..console import mark, say
-from ..plan import foreign_files, host
-from ..slurm import submission
-from ..slurm.render import render
-from . import array, local, store, table
+from ..console import say
+from ..plan import host
+from ..plan.flags import as_words
+from ..slurm import queue, submission
+from ..slurm.render import Script, render
+from . import local, store, table
 from .points import Point, as_arguments, draw
 from .store import Sweep
 
@@ -51,8 +53,7 @@ class SweepRequest:
     @property
     def train_flags(self) -> list[str]:
         """Options of each point's `dist-train train`, besides its run directory and its number of ranks."""
-        grace = ["--grace", f"{self.grace:g}"] if self.grace else []
-        return ["--max-restarts", str(self.max_restarts), *grace]
+        return as_words({"max_restarts": str(self.max_restarts), "grace": self.grace})
 
 
 def run_sweep(request: SweepRequest) -> int:
@@ -88,8 +89,8 @@ def _begin(request: SweepRequest) -> int:
     sweep = store.lay_out(path, points, drawn)
     configs = {point.name: store.grouped(each, sweep) for point, each in zip(points, drawn, strict=True)}
     start = _prepared(sweep, configs, request)
-    if request.dry_run:
-        return _print_plan(sweep, configs, request)
+    if start is None:
+        return ExitCode.DONE
     store.create(sweep, configs)
     of_points = [power for config in configs.values() for power in trust.powers(config, job=request.slurm)]
     trust.remember([_place(sweep), *of_points])
@@ -98,7 +99,7 @@ def _begin(request: SweepRequest) -> int:
         try:
             return start()
         except UserError:  # sbatch refused, so nothing has run
-            store.remove_unstarted(sweep)
+            shutil.rmtree(sweep.folder, ignore_errors=True)
             raise
 
 
@@ -112,9 +113,8 @@ def _resume(sweep: Sweep, request: SweepRequest) -> int:
         _show(sweep, request)
         return ExitCode.DONE
     configs = _trusted(sweep, [point for point in sweep.points if point.name in todo], request)
-    if request.dry_run:
-        return _print_plan(sweep, configs, request)
-    return _prepared(sweep, configs, request)()
+    start = _prepared(sweep, configs, request)
+    return ExitCode.DONE if start is None else start()
 
 
 def _trusted(sweep: Sweep, points: Sequence[Point], request: SweepRequest) -> Configs:
@@ -139,32 +139,36 @@ def _place(sweep: Sweep) -> trust.Power:
 
 def _is_busy(sweep: Sweep, row: table.Row) -> bool:
     """Whether the point runs or is queued elsewhere. Where it may run on another host, its lease decides."""
-    if row.state == table.RUNNING and row.job is None:
-        try:
-            refuse_owned(sweep.run_dir(row.point))
-        except UserError:
-            return True
-        return False
-    return row.state in (table.RUNNING, table.QUEUED)
+    if row.state != table.RUNNING or row.job is not None:
+        return row.state in (table.RUNNING, table.QUEUED)
+    try:
+        refuse_owned(sweep.run_dir(row.point))
+    except UserError:
+        return True
+    return False
 
 
-def _prepared(sweep: Sweep, configs: Configs, request: SweepRequest) -> Callable[[], int]:
-    """Checks all that can be checked beforehand and creates nothing. Returns the function that starts the points."""
-    if not request.slurm:
-        share = local.divide(configs, request.jobs or 1, request.nproc_per_node, host.look())
-        return lambda: _run(sweep, configs, share, request)
-    script, runs = _array(sweep, configs, request)
-    return lambda: _submit(sweep, script, runs, request)
-
-
-def _array(sweep: Sweep, configs: Configs, request: SweepRequest) -> Any:
-    ranks = ["--nproc-per-node", request.nproc_per_node] if request.nproc_per_node else []
-    return array.plan_array(sweep, configs, request.jobs, [*request.train_flags, *ranks])
-
-
-def _run(sweep: Sweep, configs: Configs, share: local.Share, request: SweepRequest) -> int:
-    """Runs the points on this machine, to the end."""
+def _prepared(sweep: Sweep, configs: Configs, request: SweepRequest) -> Callable[[], int] | None:
+    """Checks all that can be checked beforehand and creates nothing. Returns the function that starts the points; None
+    after a dry run, which prints what would be started."""
     points = [point for point in sweep.points if point.name in configs]
+    if request.slurm:
+        script, runs = _plan_array(sweep, configs, request)
+        if not request.dry_run:
+            return lambda: _submit(sweep, script, runs, request)
+        tell(render(script))
+        return None
+    share = local.divide(configs, request.jobs or 1, request.nproc_per_node, host.look())
+    if not request.dry_run:
+        return lambda: _run(sweep, points, share, request)
+    for point in points:
+        tell(f"{point.name}  {' '.join(as_arguments(point.overrides))}")
+    say(f"{len(points)} points; nothing was started, nothing was written")
+    return None
+
+
+def _run(sweep: Sweep, points: Sequence[Point], share: local.Share, request: SweepRequest) -> int:
+    """Runs the points on this machine, to the end."""
     code = local.run_points(sweep, points, share, request.train_flags)
     _show(sweep, request)
     if code != ExitCode.DONE:
@@ -172,36 +176,22 @@ def _run(sweep: Sweep, configs: Configs, share: local.Share, request: SweepReque
     return code
 
 
-def _submit(sweep: Sweep, script: Any, runs: Any, request: SweepRequest) -> int:
+def _submit(sweep: Sweep, script: Script, runs: submission.Trainings, request: SweepRequest) -> int:
     """Submits the points; with --follow, waits for the end."""
     submitted = submission.submit(script, runs)
-    job = submitted[0].job.partition("_")[0]
-    say(f"{mark('✓', 'green')} job {job} is in the queue: {len(submitted):,} task{'s' * (len(submitted) > 1)}")
-    say(f"  logs  {script.logs}/{job}_TASK.log")
+    job = submission.say_queued(script, submitted)
     try:
         if request.follow:
-            array.follow_tasks(sweep, [task.job for task in submitted])
+            _follow_tasks(sweep, [task.job for task in submitted])
     except KeyboardInterrupt:
         say(f"\njob {job} goes on. Its table: dist-train sweep --table {as_typed(sweep.folder)}")
         return ExitCode.INTERRUPTED
-    rows = _show(sweep, request)
-    if all(row.state == table.DONE for row in rows):
+    if all(row.state == table.DONE for row in _show(sweep, request)):
         return ExitCode.DONE
-    if not request.follow:
-        say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
-        return ExitCode.DONE
-    say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
-    return ExitCode.USER_CODE
-
-
-def _print_plan(sweep: Sweep, configs: Configs, request: SweepRequest) -> int:
-    if request.slurm:
-        tell(render(_array(sweep, configs, request)[0]))
-        return ExitCode.DONE
-    for point in sweep.points:
-        if point.name in configs:
-            tell(f"{point.name}  {' '.join(as_arguments(point.overrides))}")
-    say(f"{len(configs)} points; nothing was started, nothing was written")
+    if request.follow:
+        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
+        return ExitCode.USER_CODE
+    say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
     return ExitCode.DONE
 
 
@@ -217,3 +207,34 @@ def _show(sweep: Sweep, request: SweepRequest) -> list[table.Row]:
     as_json = to_json(table.as_records(sweep, rows), indent=2)
     tell(as_json if request.as_json else aligned(table.cells(sweep, rows)))
     return rows
+
+
+# ---------------------------------------------------------------- as tasks of one SLURM array
+
+
+def _plan_array(sweep: Sweep, configs: Configs, request: SweepRequest) -> tuple[Script, submission.Trainings]:
+    """The script, which contains no value of any point, and the trainings of its tasks. Task N is point N, and a
+    requeued task returns to its own run directory. Creates nothing.
+
+    Raises:
+        UserError: when a point could not start, or is already queued.
+    """
+    options = (*request.train_flags, *as_words({"nproc_per_node": request.nproc_per_node}))
+    runs: submission.Trainings = {
+        number: submission.Training(config=configs[point.name], folder=sweep.run_dir(point), options=options)
+        for number, point in enumerate(sweep.points)
+        if point.name in configs
+    }
+    first = next(iter(configs.values()))
+    return submission.script_of(first, runs, sweep.folder, request.jobs, sweep.cwd), runs
+
+
+def _follow_tasks(sweep: Sweep, jobs: Sequence[str]) -> None:
+    """Returns when no task is queued or running any more; reports every change on the way."""
+    told: dict[str, str] = {}
+    for _ in queue.until_over(jobs):
+        now = {row.point.name: row.state for row in table.read_table(sweep)}
+        for name in sorted(now):
+            if told.get(name, table.QUEUED) != now[name]:
+                say(f"  {name} {now[name]}")
+        told = now

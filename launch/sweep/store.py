@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
@@ -78,10 +78,6 @@ class Sweep:
         begun = own.is_file() and has_checkpoints(self.run_dir(point))
         return own if begun else self.folder / "points" / f"{point.name}.yaml"
 
-    def train_words(self, point: Point) -> tuple[str, ...]:
-        """Arguments of `dist-train train`: this point, from the beginning or from its newest checkpoint."""
-        return (str(self.config_of(point)), "--run-dir", str(self.run_dir(point)), "--trust")  # checked before
-
 
 _SWEEP = TypeAdapter(Sweep)
 
@@ -103,8 +99,9 @@ def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) 
 def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
     """The config with the sweep as its group in W&B, unless the user named one there or in W&B's own variable."""
     tracking = config.tracking
-    named = tracking.wandb.group or (None if os.environ.get("WANDB_RUN_GROUP") else sweep.name)
-    wandb = tracking.wandb.model_copy(update={"group": named})
+    if tracking.wandb.group or os.environ.get("WANDB_RUN_GROUP"):
+        return config
+    wandb = tracking.wandb.model_copy(update={"group": sweep.name})
     return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
 
 
@@ -120,21 +117,11 @@ def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:
         (hidden / "logs").mkdir()
         for name, config in configs.items():
             (hidden / "points" / f"{name}.yaml").write_text(to_yaml(config))
-        write_json(hidden / _FILE, _record(sweep))
+        write_json(hidden / _FILE, _SWEEP.dump_python(sweep, mode="json", exclude={"folder"}))
         os.rename(hidden, sweep.folder)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         raise UserError(f"cannot make the sweep's folder {sweep.folder}: {error.strerror}") from None
-
-
-def remove_unstarted(sweep: Sweep) -> None:
-    """Removes a sweep whose jobs could not be submitted."""
-    shutil.rmtree(sweep.folder, ignore_errors=True)
-
-
-def _record(sweep: Sweep) -> dict[str, Any]:
-    kept = {"config": sweep.config, "cwd": str(sweep.cwd), "metric": sweep.metric, "better": sweep.better}
-    return {**kept, "points": [asdict(point) for point in sweep.points]}
 
 
 def read_sweep(folder: Path) -> Sweep:

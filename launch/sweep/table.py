@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,19 @@ class Row:
     point: Point
     state: str
     """done, running, queued, stopped (saved, can go on), failed, died (gone without a word) or missing."""
-    step: int | None
-    total_steps: int | None
-    best: float | None
-    """The sweep's metric at its best."""
-    best_step: int | None
-    metrics: dict[str, Any]
-    """Of the last evaluation."""
-    job: str | None
-    """In SLURM's queue, or not long ago."""
+    run: RunSummary
     reason: str | None
     """Why it failed."""
+
+    @property
+    def best(self) -> float | None:
+        """The sweep's metric at its best."""
+        return self.run.best.value if self.run.best else None
+
+    @property
+    def job(self) -> str | None:
+        """In SLURM's queue, or not long ago."""
+        return self.run.queue.job if self.run.queue else None
 
     @property
     def ranked(self) -> bool:
@@ -59,22 +61,12 @@ def read_table(sweep: Sweep) -> list[Row]:
 def _row(sweep: Sweep, point: Point, run: RunSummary) -> Row:
     folder = sweep.run_dir(point)
     state = _state(folder, run.state, run.queue)
-    return Row(
-        point=point,
-        state=state,
-        step=run.step,
-        total_steps=run.total_steps,
-        best=run.best.value if run.best else None,
-        best_step=run.best.step if run.best else None,
-        metrics=run.metrics or {},
-        job=run.queue.job if run.queue else None,
-        reason=_reason(folder) if state in ("failed", "died") else None,
-    )
+    return Row(point=point, state=state, run=run, reason=_reason(folder) if state in ("failed", "died") else None)
 
 
 def _state(folder: Path, state: str, job: JobStatus | None) -> str:
-    if state == DONE or (state == "stopped" and RunState.of(folder).signal is None):
-        return DONE  # by train.stop_after: as far as it was meant to go
+    if state in (DONE, "stopped") and RunState.of(folder).reached_its_end:
+        return DONE
     if state == RUNNING:
         return RUNNING
     if job and job.active:
@@ -89,16 +81,13 @@ def _reason(folder: Path) -> str | None:
     paths = generation.verdicts() if generation else []
     verdict = read_record(VerdictSummary, paths[0]) if paths else None
     cause = verdict.cause if verdict else None
-    if cause is None:
+    report, code = (cause.report, cause.exit_code) if cause else (None, None)
+    if report is not None:
+        message = next(iter(report.message.splitlines()), "")
+        return printable(message if report.is_user_error else f"{report.type}: {message}", _LONGEST_REASON)
+    if code is None:
         return None
-    if cause.report is not None:
-        message = next(iter(cause.report.message.splitlines()), "")
-        text = message if cause.report.is_user_error else f"{cause.report.type}: {message}"
-    elif cause.exit_code is None:
-        return None
-    else:
-        text = f"killed by {signal_name(-cause.exit_code)}" if cause.exit_code < 0 else f"exit code {cause.exit_code}"
-    return printable(text, _LONGEST_REASON)
+    return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
 
 # ---------------------------------------------------------------- as text and files
@@ -107,49 +96,50 @@ def _reason(folder: Path) -> str | None:
 def cells(sweep: Sweep, rows: list[Row]) -> list[tuple[str, ...]]:
     """For people, the header first."""
     keys = short_keys(varied(point.overrides for point in sweep.points))
-    header = ("", "point", *keys.values(), sweep.metric, "at step", "state")
-    table = [header]
-    ranked = 0
-    for row in rows:
-        ranked += row.ranked
+    table: list[tuple[str, ...]] = [("", "point", *keys.values(), sweep.metric, "at step", "state")]
+    for rank, row in enumerate(rows, 1):  # the ranked ones are in front
         values = [printable(row.point.overrides.get(key, ""), 30) for key in keys]
-        best = "" if row.best is None else f"{row.best:.5g}"
-        at = "" if row.best_step is None else f"{row.best_step:,}"
-        number = f"{row.point.name.partition('-')[0]}"
-        table.append((str(ranked) if row.ranked else "-", number, *values, best, at, _told(row)))
+        best = (f"{row.run.best.value:.5g}", f"{row.run.best.step:,}") if row.run.best else ("", "")
+        number = row.point.name.partition("-")[0]
+        table.append((str(rank) if row.ranked else "-", number, *values, *best, _told(row)))
     return table
 
 
 def _told(row: Row) -> str:
-    if row.state == DONE or row.step is None:
-        return row.state + (f": {row.reason}" if row.reason else "")
-    total = f"/{row.total_steps:,}" if row.total_steps else ""
-    return f"{row.state} at step {row.step:,}{total}" + (f": {row.reason}" if row.reason else "")
+    step, total, reason = row.run.step, row.run.total_steps, f": {row.reason}" if row.reason else ""
+    if row.state == DONE or step is None:
+        return row.state + reason
+    return f"{row.state} at step {step:,}{f'/{total:,}' if total else ''}{reason}"
 
 
 def as_records(sweep: Sweep, rows: list[Row]) -> dict[str, Any]:
     """For table.json and --json."""
-    return {
-        "sweep": str(sweep.folder),
-        "metric": sweep.metric,
-        "better": sweep.better,
-        "points": [
-            {
-                "rank": number if row.ranked else None,
-                **asdict(row),
-                "point": row.point.name,
-                "overrides": dict(row.point.overrides),
-                "run_dir": str(sweep.run_dir(row.point)),
-            }
-            for number, row in enumerate(rows, 1)
-        ],
-    }
+    points = [
+        {
+            "rank": number if row.ranked else None,
+            "point": row.point.name,
+            "state": row.state,
+            "step": row.run.step,
+            "total_steps": row.run.total_steps,
+            "best": row.best,
+            "best_step": row.run.best.step if row.run.best else None,
+            "metrics": row.run.metrics or {},
+            "job": row.job,
+            "reason": row.reason,
+            "overrides": dict(row.point.overrides),
+            "run_dir": str(sweep.run_dir(row.point)),
+        }
+        for number, row in enumerate(rows, 1)
+    ]
+    return {"sweep": str(sweep.folder), "metric": sweep.metric, "better": sweep.better, "points": points}
 
 
 def as_csv(sweep: Sweep, rows: list[Row]) -> str:
     """One line a point; a column for each key that some point sets and for each number of the last evaluation."""
-    keys = list(dict.fromkeys(key for point in sweep.points for key in point.overrides))
-    metrics = list(dict.fromkeys(name for row in rows for name, value in row.metrics.items() if _is_number(value)))
+    keys = dict.fromkeys(key for point in sweep.points for key in point.overrides)
+    metrics = dict.fromkeys(
+        name for row in rows for name, value in (row.run.metrics or {}).items() if _is_number(value)
+    )
     plain = ("rank", "point", "state", "best", "best_step", "step", "total_steps", "reason", "run_dir")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -158,7 +148,7 @@ def as_csv(sweep: Sweep, rows: list[Row]) -> str:
     for record in as_records(sweep, rows)["points"]:
         values = [record[name] for name in plain]
         values += [record["overrides"].get(key) for key in keys] + [record["metrics"].get(name) for name in metrics]
-        writer.writerow(["" if value is None else value for value in values])
+        writer.writerow(values)
     return text.getvalue()
 
 
@@ -168,6 +158,5 @@ def _is_number(value: Any) -> bool:
 
 def write_table(sweep: Sweep, rows: list[Row]) -> None:
     """table.csv and table.json in the sweep's folder; a reader sees the old one or the new one."""
-    texts = {"table.csv": as_csv(sweep, rows), "table.json": to_json(as_records(sweep, rows), indent=2) + "\n"}
-    for name, text in texts.items():
-        write_atomic(sweep.folder / name, text)
+    write_atomic(sweep.folder / "table.csv", as_csv(sweep, rows))
+    write_atomic(sweep.folder / "table.json", to_json(as_records(sweep, rows), indent=2) + "\n")

@@ -80,7 +80,7 @@ PRELOADED += ("dist_train.commands.replay", "dist_train.commands.torch_facts", "
 PRELOADED += (
     "launch.doctor.examine",
     "launch.plan.dry_run",
-    "launch.plan.foreign_files",
+    "launch.foreign_files",
     "launch.plan.run_choice",
     "launch.slurm.render",
 )

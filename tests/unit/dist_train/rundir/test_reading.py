@@ -12,7 +12,7 @@ from dist_train.rundir.ownership import current
 from dist_train.rundir.reading import Odd, numbered, open_regular, read_bytes, read_json
 from dist_train.rundir.records import RunState
 from dist_train.tracking.wandb_sink import run_id
-from launch.plan.foreign_files import refuse, remember
+from launch.foreign_files import refuse, remember
 from launch.supervisor.run_lock import owning
 
 

@@ -97,7 +97,7 @@ def test_slurm_gives_nodes_head_and_port():
     made = plan(slurm=SLURM, nproc_per_node="2")
     assert (made.nodes, made.node, made.world_size, made.scheduler) == (2, 1, 4, "slurm")
     meet = made.rendezvous
-    assert (meet.backend, meet.master_addr, meet.id) == ("static", "gpu07", "4711-3")
+    assert (meet.rdzv_backend, meet.master_addr, meet.rdzv_id) == ("static", "gpu07", "4711-3")
     assert meet.master_port is not None and 10_000 <= meet.master_port < 30_000
     assert "GLOO_SOCKET_IFNAME" not in made.environment
 
@@ -122,7 +122,7 @@ def test_each_generation_meets_elsewhere_and_goes_on():
     made = plan(slurm=SLURM, nproc_per_node="2")
     later = made.of_attempt(3)
     assert made.of_attempt(1) is made
-    assert later.resume == "auto" and later.rendezvous.id == "4711-3-3"
+    assert later.resume == "auto" and later.rendezvous.rdzv_id == "4711-3-3"
     assert later.rendezvous.master_port == made.rendezvous.master_port + 2
 
 

@@ -8,7 +8,7 @@ from dist_train.rundir.codec import write_json
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import RankRecord
-from launch.supervisor.exit_watcher import ExitWatcher
+from launch.supervisor.exit_watcher import watch_exits
 
 OURS, OTHER = 1001, 1002
 
@@ -25,19 +25,19 @@ def test_deaths_of_another_agents_ranks_or_another_hosts_are_none_of_its_busines
         record = RankRecord(**{**asdict(where), "pid": sleepers[rank].pid}, rank=rank, agent=agent)
         write_json(generation.ranks / f"{rank}.json", record)
     begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    with ExitWatcher(generation, OURS) as exits:
+    with watch_exits(generation, OURS) as exits:
         for sleeper in sleepers[:3]:
             sleeper.kill()
             sleeper.wait()
         _until_seen(exits, 0)
     sleepers[3].kill()
     sleepers[3].wait()
-    assert list(exits.stamps()) == [0]
-    assert begun < exits.stamps()[0] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert list(exits) == [0]
+    assert begun < exits[0] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def _until_seen(exits: ExitWatcher, rank: int) -> None:
+def _until_seen(exits: dict[int, int], rank: int) -> None:
     deadline = time.monotonic() + 60
-    while rank not in exits.stamps():
+    while rank not in exits:
         assert time.monotonic() < deadline
         time.sleep(0.01)

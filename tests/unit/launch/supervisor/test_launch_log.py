@@ -18,8 +18,8 @@ from launch.plan.flags import Flags
 from launch.plan.host import Host
 from launch.signals import OTHERS, STOPS, ReceivedSignals
 from launch.slurm.place import Place
+from launch.supervisor.ending import agreed_code
 from launch.supervisor.launch_log import Launch
-from launch.supervisor.node_loss import agreed_code
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -121,7 +121,7 @@ PEER = {"exit_code": 10, "cause": {"kind": "peer"}}
     ],
 )
 def test_a_node_that_only_lost_a_peer_asks_the_others(tmp_path, monkeypatch, others, last, code):
-    monkeypatch.setattr("launch.supervisor.node_loss.WORD_S", 0.3)
+    monkeypatch.setattr("launch.supervisor.ending.WORD_S", 0.3)
     for node, verdict in enumerate(others, 1):
         if verdict is not None:
             (tmp_path / f"verdict-node{node}.json").write_text(json.dumps(verdict))

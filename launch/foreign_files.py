@@ -4,15 +4,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dist_train.config import trust
 from dist_train.config.problems import printable
+from dist_train.config.recorded import CONFIG, has_traces
 from dist_train.errors import UserError
 
-from ..console import say
-
-if TYPE_CHECKING:
-    from dist_train.config.trust import Power
+from .console import say
 
 DEPTH = 4
 """Folders below each other: generations/3/ranks/rank0.json."""
@@ -30,8 +28,6 @@ def refuse(folder: Path, *, trusted: bool) -> None:
     Raises:
         UserError: when something in it is no file or folder, or a link out of it is not known to be the user's.
     """
-    from dist_train.config import trust
-
     found = _links(folder)
     if not _is_new(folder):
         trust.require(found, f"going on with {folder}", given=trusted, note=say)
@@ -39,29 +35,25 @@ def refuse(folder: Path, *, trusted: bool) -> None:
 
 def remember(folder: Path) -> None:
     """That the links in a new folder are the user's."""
-    from dist_train.config import trust
-
     if _is_new(folder):
         trust.remember(_links(folder))
 
 
 def _is_new(folder: Path) -> bool:
-    from dist_train.config.recorded import CONFIG, has_traces
-
     return not (os.path.lexists(folder / CONFIG) or has_traces(folder))
 
 
-def _links(folder: Path) -> "list[Power]":
-    from dist_train.config.trust import LINK, Power
-
+def _links(folder: Path) -> list[trust.Power]:
     links = []
     for entry in _entries(folder, DEPTH):
         if entry.is_symlink():
-            links += [entry] if _leads_out(folder, entry) else []
+            target = os.path.realpath(entry.path)
+            if not Path(target).is_relative_to(os.path.realpath(folder)):  # it leads out
+                links.append(trust.Power(where=trust.LINK, what=f"{entry.path} → {target}"))
         elif not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
             mode = stat.filemode(entry.stat(follow_symlinks=False).st_mode)
             raise UserError(f"{printable(entry.path, 300)} is no file and no folder ({mode}): no run has made that")
-    return [Power(where=LINK, what=f"{entry.path} → {os.path.realpath(entry.path)}") for entry in links]
+    return links
 
 
 def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
@@ -73,7 +65,3 @@ def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
         yield entry
         if depth > 1 and entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path), 1 if entry.name in NOT_OURS else depth - 1)
-
-
-def _leads_out(folder: Path, entry: os.DirEntry[str]) -> bool:
-    return not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(folder))
