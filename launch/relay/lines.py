@@ -107,15 +107,11 @@ class Lines:
 
     def _control(self, sign: str) -> None:
         row = self._rows[self._row]
-        if sign == "\b":
-            self._column = max(0, self._column - 1)
-        elif sign == "\r":
-            self._column = 0
-        else:
+        if sign == "\n":
             self._down()
-            self._column = 0
-            return
-        row.redrawn = row.redrawn or bool(row.text)
+        else:
+            row.redrawn = row.redrawn or bool(row.text)
+        self._column = max(0, self._column - 1) if sign == "\b" else 0
 
     def _down(self) -> None:
         self._row += 1

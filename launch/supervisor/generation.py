@@ -83,7 +83,6 @@ class Generation:
             patience = 0 if was_killed else AFTER_END_S
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
             self._relay.finish()
-            agent.close()
         return self._ending.of(hang, exits.stamps())
 
     def _request(self) -> AgentRequest:
