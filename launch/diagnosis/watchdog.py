@@ -149,9 +149,7 @@ class Watchdog:
             limit = max(least, TIMES * quiet.gap if together else BEFORE_COLLECTIVES)
             endless = together and quiet.same > BUSY_TIMES * limit
             return endless or quiet.idle > limit
-        limit = max(self._limit or 0.0, PHASES[phase])
-        if phase == "step":
-            limit = self._limit or STEP
+        limit = self._limit or STEP if phase == "step" else max(self._limit or 0.0, PHASES[phase])
         if phase in ("step", "evaluate"):
             limit = max(limit, TIMES * heartbeat.slowest)
         return quiet.idle > limit

@@ -16,7 +16,7 @@ from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
 
 from ..children import child_environment
-from ..console import mark, say
+from ..console import mark, say, size
 from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -144,15 +144,6 @@ def quantity(count: float) -> str:
     """`25.6 M`."""
     unit, factor = ("M", 1e6) if count >= 1e6 else ("k", 1e3)
     return f"{count / factor:.3g} {unit}"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `205 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
