@@ -48,6 +48,26 @@ def start(
     return process, process.stdin
 
 
+def ask(module: str, *words: str, timeout_s: float, alone: bool = True) -> dict[str, Any]:
+    """The object that `python -m module` prints as JSON; `problem` says why there is none.
+
+    Args:
+        alone: the current folder is not searched for modules: it may be a run that somebody else has sent.
+    """
+    command = [sys.executable, *["-P"] * alone, "-m", module, *words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=child_environment())
+    except subprocess.TimeoutExpired:
+        return {"problem": f"no answer within {timeout_s} s"}
+    except OSError as error:
+        return {"problem": str(error)}
+    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+    try:
+        return json.loads(answer.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"problem": said[-1]}
+
+
 def become(module: str, arguments: Sequence[str]) -> NoReturn:
     """Replaces this process by `python -m module`, which receives the signals and sets the exit code.
 

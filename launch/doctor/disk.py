@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -168,8 +169,7 @@ def shared_memory(*, workers: bool, nccl: bool) -> Finding:
     topic = "shared memory"
     if not SHM.is_dir():
         return (problem if workers or nccl else warning)(topic, "there is no /dev/shm", "mount a tmpfs there")
-    stat = os.statvfs(SHM)
-    total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+    total, _, free = shutil.disk_usage(SHM)
     text = f"{size(free)} of {size(total)} free in /dev/shm"
     facts = {"size": total, "free": free}
     if free >= _SHM_ENOUGH or not (workers or nccl):

@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,24 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..plan import LaunchPlan, host, make_plan
+from ..plan.dry_run import describe
 from ..plan.flags import Flags
 from ..scheduler import without_job
 from . import disk, gpu, machine, network, ranks, software
 from .finding import Finding, problem
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is examined: a config, its file where there is one, and the number of ranks."""
-
-    config: Any
-    config_path: str | None = None
-    overrides: tuple[str, ...] = ()
-    nproc_per_node: str | None = None
-
-
-def examine(subject: Subject) -> Iterator[Finding]:
+def examine(
+    config: Any, *, config_path: str | None = None, overrides: Sequence[str] = (), nproc_per_node: str | None = None
+) -> Iterator[Finding]:
     """Yields every finding as it comes. Ranks are started last, unless torch or the plan has failed already.
+
+    Args:
+        config_path: the config's file, where there is one; `overrides` are what was changed in it.
 
     Raises:
         ranks.Stopped: when a signal ended the ranks.
     """
-    config = subject.config
     try:
         here = host.look(os.environ)
     except UserError as error:
@@ -50,7 +44,11 @@ def examine(subject: Subject) -> Iterator[Finding]:
         yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
         yield software.backends(torch)
     try:
-        plan = _plan(subject, here, seen=len(torch.get("gpus", [])))
+        # If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined.
+        gpus = min(here.gpus, len(torch.get("gpus", [])))
+        usable = host.Host(name=here.name, cores=here.cores, gpus=gpus, place=None)
+        flags = Flags(nproc_per_node=nproc_per_node, standalone=True)
+        plan = make_plan(config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
     except UserError as error:
         plan = None
         yield problem("plan", str(error))
@@ -61,17 +59,11 @@ def examine(subject: Subject) -> Iterator[Finding]:
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        yield disk.room(root, each=_checkpoint_size(subject), kept=config.checkpoint.keep + 1)
+        each = describe(config, config_path, overrides).get("state_bytes") if config_path else None
+        yield disk.room(root, each=each, kept=config.checkpoint.keep + 1)
     yield software.tracking(config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)
-
-
-def _plan(subject: Subject, here: host.Host, *, seen: int) -> LaunchPlan | None:
-    """The plan for this node. If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined."""
-    flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
-    usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), place=None)
-    return make_plan(subject.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
 
 
 def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[Finding]:
@@ -90,14 +82,6 @@ def _known_workers(config: Any) -> int:
 
 def _uses_nccl(plan: LaunchPlan | None) -> bool:
     return plan is not None and plan.backend == "nccl" and plan.ranks_per_node > 1
-
-
-def _checkpoint_size(subject: Subject) -> int | None:
-    if subject.config_path is None:
-        return None
-    from ..plan.dry_run import describe
-
-    return describe(subject.config, subject.config_path, list(subject.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training
@@ -139,7 +123,3 @@ def standard_config() -> Any:
     return RunConfig.model_validate(
         {"data": {"name": "synthetic"}, "model": {"name": "cnn"}, "optimizer": {"name": "sgd", "lr": 0.1}}
     )
-
-
-def is_well(findings: Sequence[Finding]) -> bool:
-    return all(finding.level != "problem" for finding in findings)

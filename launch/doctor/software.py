@@ -1,13 +1,10 @@
 """Versions, and what only torch and wandb can report, each in its own process."""
 
-import json
 import platform
-import subprocess
-import sys
 from importlib import metadata
 from typing import Any
 
-from ..children import child_environment
+from ..children import ask
 from .finding import Finding, ok, problem, warning
 
 _ANSWER_TIMEOUT_S = 120
@@ -15,24 +12,9 @@ _ANSWER_TIMEOUT_S = 120
 _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 
-def ask_module(*words: str) -> dict[str, Any]:
-    """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
-    command = [sys.executable, "-P", "-m", *words]
-    env = child_environment()
-    try:
-        answer = subprocess.run(command, capture_output=True, errors="replace", timeout=_ANSWER_TIMEOUT_S, env=env)
-        return json.loads(answer.stdout.strip().splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {_ANSWER_TIMEOUT_S} s"}
-    except OSError as error:
-        return {"problem": str(error)}
-    except (ValueError, IndexError):
-        return {"problem": (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]}
-
-
 def ask_torch() -> dict[str, Any]:
     """Versions, devices and backends as torch sees them, or `problem`."""
-    return ask_module("dist_train.commands.torch_facts")
+    return ask("dist_train.commands.torch_facts", timeout_s=_ANSWER_TIMEOUT_S)
 
 
 def check_versions(torch: dict[str, Any]) -> Finding:
@@ -81,7 +63,7 @@ def backends(torch: dict[str, Any]) -> Finding:
 
 def tracking(config: Any) -> Finding:
     """What W&B would do. Reports whether there are credentials, and never reveals them."""
-    answer = ask_module("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
+    answer = ask("dist_train.commands.wandb_facts", config.tracking.wandb.mode, timeout_s=_ANSWER_TIMEOUT_S)
     if "problem" in answer:
         advice = "the training goes on without it; tracking.wandb.mode=disabled says nothing of it"
         return warning("W&B", f"wandb does not answer: {answer['problem']}", advice)
