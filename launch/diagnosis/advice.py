@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,9 @@ def _out_of_memory(report: ErrorRecord, memory: Memory | None) -> str:
 
 def _space(place: Path) -> str:
     try:
-        found = os.statvfs(place)
+        total, _, free = shutil.disk_usage(place)
     except OSError:
         return str(place)
-    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     return f"{place} has {size(total)}, {size(free)} of it free now"
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from dist_train.rundir.layout import GenerationDir
@@ -88,6 +89,11 @@ def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
     return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
 
 
+def _is_program(frame: Frame) -> bool:
+    """Whether it is of the user's program or of our trainer, and not of a library."""
+    return is_own(frame) or "/dist_train/" in frame.file
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """A rank, or a child of it."""
@@ -114,19 +120,16 @@ class Process:
                 return "collective"
             if _LOADER.search(frame.file):
                 return "loader"
-            if _is_no_librarys(frame):
+            if _is_program(frame):
                 return None
         return None
 
     @property
     def operation(self) -> str:
-        """The outermost function of torch above the user's frame: all_reduce, backward."""
-        last = ""
-        for frame in self.frames:
-            if _is_no_librarys(frame):
-                return last or "wait"
-            last = frame.function if "/torch/" in frame.file and frame.function != "wrapper" else last
-        return last or "wait"
+        """The outermost function of torch that the program has called: all_reduce, backward."""
+        called = [*takewhile(lambda frame: not _is_program(frame), self.frames)]
+        names = (one.function for one in reversed(called) if "/torch/" in one.file and one.function != "wrapper")
+        return next(names, "wait")
 
     @property
     def place(self) -> Frame | None:
@@ -152,10 +155,6 @@ class Evidence:
         """The process of a rank that has not ended."""
         assert self.process is not None
         return self.process
-
-
-def _is_no_librarys(frame: Frame) -> bool:
-    return is_own(frame) or "/dist_train/" in frame.file
 
 
 def gather(generation: GenerationDir, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> list[Evidence]:

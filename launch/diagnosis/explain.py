@@ -57,8 +57,7 @@ def _end(failure: Failure, cause: Failure) -> str:
     if failure.report:
         same = cause.report and failure.report.message == cause.report.message
         return "failed the same way" if same else f"failed later: {failure.report.type}"
-    code = failure.exit_code or 0
-    return f"died of {signal_name(-code)} later" if code < 0 else f"ended with exit code {failure.exit_code} later"
+    return f"{_how(failure.exit_code or 0)} later"
 
 
 def _what(cause: Failure, out_of_memory: bool) -> str:
@@ -72,21 +71,22 @@ def _what(cause: Failure, out_of_memory: bool) -> str:
         return f"failed{lost}: {cause.report.type}{whose}"
     if cause.kind == "early":
         return "left with exit code 0 while the others were still at work"
-    code = cause.exit_code or 0
-    if code >= 0:
-        return f"ended with exit code {code}"
-    if code == -signal.SIGKILL:
+    if cause.exit_code == -signal.SIGKILL:
         return "was killed by the kernel for want of memory (OOM killer)" if out_of_memory else "was killed by SIGKILL"
-    return f"died of {signal_name(-code)}"
+    return _how(cause.exit_code or 0)
+
+
+def _how(code: int) -> str:
+    return f"died of {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
 
 
 def signal_name(number: int) -> str:
     try:
-        named = signal.Signals(number)
+        name = signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
     meaning = signal.strsignal(number)
-    return f"{named.name} ({meaning.lower()})" if meaning else named.name
+    return f"{name} ({meaning.lower()})" if meaning else name
 
 
 def _detail(cause: Failure, log: Path) -> list[str]:
@@ -103,24 +103,20 @@ def _detail(cause: Failure, log: Path) -> list[str]:
 
 
 def _last_words(cause: Failure, log: Path) -> list[str]:
-    stack = _native_stack(cause)
-    lines = tail(log, 400)
-    fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
-    if stack and fatal:  # the rest of it is that stack
-        lines = lines[: fatal[-1]]
-    if cause.native is not None:
-        lines = [line for line in lines if line.strip() not in cause.native.said]
+    """What native code said and where it was, and the end of the log without that."""
+    lines, stack = tail(log, 400), []
+    if (native := cause.native) is not None:
+        if native.frames:
+            stack = _stack_lines(native.frames)
+        elif native.waiting:
+            where = "    in a thread that is none of Python's; the main thread was at"
+            stack = [where, *_stack_lines(native.waiting)]
+        stack = [f"    {native.said}"] * bool(native.said) + stack
+        fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
+        if stack and fatal:  # the rest of it is that stack
+            lines = lines[: fatal[-1]]
+        lines = [line for line in lines if line.strip() not in native.said]
     return [*stack, *(f"    {line}" for line in lines[-LOG_LINES:])]
-
-
-def _native_stack(cause: Failure) -> list[str]:
-    if cause.native is None:
-        return []
-    said = [f"    {cause.native.said}"] if cause.native.said else []
-    if cause.native.frames:
-        return said + _stack_lines(cause.native.frames)
-    where = "    in a thread that is none of Python's; the main thread was at"
-    return said + ([where, *_stack_lines(cause.native.waiting)] if cause.native.waiting else [])
 
 
 def _stack_lines(frames: list[Frame]) -> list[str]:

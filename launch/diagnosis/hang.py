@@ -173,29 +173,26 @@ def _seconds(value: float) -> str:
 
 def as_record(hang: Hang, finding: Finding, code: int) -> dict[str, Any]:
     """For generations/<g>/verdict.json."""
-    place = finding.place
-    return {
-        "exit_code": int(code),
-        "cause": {
-            "kind": "hang",
-            "rank": finding.ranks[0] if len(finding.ranks) == 1 else None,
-            "ranks": list(finding.ranks),
-            "why": finding.why,
-            "file": place.file if place else None,
-            "line": place.line if place else None,
-            "seconds": round(hang.seconds, 3),
-            "stacks": str(hang.stacks),
-        },
-        "failures": [],
-        "ranks": [
-            {
-                "rank": one.rank,
-                "state": one.process.state if one.process else None,
-                "phase": one.heartbeat.phase,
-                "step": one.heartbeat.step,
-                "collectives": one.heartbeat.groups,
-                "waits": one.process.waits if one.process else None,
-            }
-            for one in hang.evidence
-        ],
+    place, odd = finding.place, list(finding.ranks)
+    cause = {
+        "kind": "hang",
+        "rank": odd[0] if len(odd) == 1 else None,
+        "ranks": odd,
+        "why": finding.why,
+        "file": place and place.file,
+        "line": place and place.line,
+        "seconds": round(hang.seconds, 3),
+        "stacks": str(hang.stacks),
     }
+    ranks = [
+        {
+            "rank": one.rank,
+            "state": one.process and one.process.state,
+            "phase": one.heartbeat.phase,
+            "step": one.heartbeat.step,
+            "collectives": one.heartbeat.groups,
+            "waits": one.process and one.process.waits,
+        }
+        for one in hang.evidence
+    ]
+    return {"exit_code": int(code), "cause": cause, "failures": [], "ranks": ranks}

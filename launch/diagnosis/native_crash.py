@@ -1,6 +1,7 @@
 """What can be read from a rank's log: its end, and what native code wrote as it died."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +17,12 @@ _LONGEST_WORDS = 300
 
 def tail(path: Path, count: int, window: int = 65_536) -> list[str]:
     """The last `count` lines of a log of any size, from the one before where it has only begun; none without a log."""
-    lines = _last_lines(path, count, window)
-    if len(lines) < count and path.suffix == ".log":
-        lines = _last_lines(path.with_name(f"{path.name}.1"), count - len(lines), window) + lines
-    return lines
-
-
-def _last_lines(path: Path, count: int, window: int) -> list[str]:
-    try:
-        with open(path, "rb") as log:
-            log.seek(max(0, path.stat().st_size - window))
-            return log.read().decode(errors="replace").splitlines()[-count:]
-    except OSError:
-        return []
+    lines: list[str] = []
+    for part in (path.with_name(f"{path.name}.1"), path):
+        with suppress(OSError), open(part, "rb") as log:
+            log.seek(max(0, part.stat().st_size - window))
+            lines += log.read().decode(errors="replace").splitlines()
+    return lines[-count:]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,8 @@ def work(request: AgentRequest) -> None:
 def hold_lifeline() -> None:
     """Watches stdin from a thread; the ranks get an empty one."""
     lifeline = os.dup(0)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
+    with open(os.devnull) as empty:
+        os.dup2(empty.fileno(), 0)
 
     def wait() -> None:
         os.read(lifeline, 1)
@@ -142,20 +141,19 @@ def rank_files(request: AgentRequest) -> Any:
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
+    folder = GenerationDir(Path(request.generation)).record
+    folder.mkdir(parents=True, exist_ok=True)
+
     class RankFiles(LogsSpecs):
+        root_log_dir = str(folder)
+
         def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-            folder = Path(self.root_log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
             records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
             for local, env in envs.items():
                 env["TORCHELASTIC_ERROR_FILE"] = records[local]
                 env["TORCHELASTIC_RESTART_COUNT"] = str(request.restarts)
                 env["TORCHELASTIC_MAX_RESTARTS"] = str(request.max_restarts)
             return LogsDest(stdouts=dict.fromkeys(envs, ""), stderrs=dict.fromkeys(envs, ""), error_files=records)
-
-        @property
-        def root_log_dir(self) -> str:
-            return str(GenerationDir(Path(request.generation)).record)
 
     return RankFiles()
 

@@ -61,14 +61,6 @@ class PreloadOrder:
     devices: str = DEVICES
 
 
-def print_to(log: str) -> None:
-    """What the imports print is no rank's. A rank asks for an output of its own, see rank/main.py."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    for number in (1, 2):
-        os.dup2(target, number)
-    os.close(target)
-
-
 def import_all(order: PreloadOrder) -> str | None:
     """Returns why ranks cannot be forked from here, if so."""
     if "torch._dynamo" not in order.modules:
@@ -132,7 +124,9 @@ class ForkServer:
         order = PreloadOrder(**received)
         os.chdir(order.cwd)
         sys.path[0] = order.path
-        print_to(order.log)
+        with open(order.log, "a") as log:  # what the imports print is no rank's: each asks for an output of its own
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
         gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
         try:
             import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
