@@ -46,4 +46,4 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
         tell(json.dumps(facts))
     elif bad:
         say(f"{mark('✗', 'red')} a training would not work here: {bad} problem{'s' * (bad > 1)} above")
-    sys.exit(bool(bad))
+    sys.exit(1 if bad else 0)
