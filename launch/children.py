@@ -1,10 +1,14 @@
 """How other processes of ours are started, and where they find our packages."""
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 PACKAGE = str(__package__)
 """What this folder is called where it is imported from: `launch` in a checkout, `dist_train.launch` once installed."""
@@ -16,6 +20,52 @@ ROOT = LAUNCH.parents[PACKAGE.count(".")]
 def isolated(module: str) -> tuple[str, ...]:
     """What a rank executes when it needs no module of the user's."""
     return (str(ROOT / "dist_train" / "isolated" / "run.py"), module)
+
+
+def start(
+    module: str, request: Any, *options: str, environment: dict[str, str] | None = None, files: Sequence[int] = ()
+) -> tuple[subprocess.Popen, IO[bytes]]:
+    """Starts a module of this folder, which reads a request as one line of JSON. Returns the process and its stdin.
+
+    It runs in a session of its own, so that Ctrl-C and Ctrl-Z reach the supervisor alone.
+
+    Args:
+        options: of Python.
+        files: descriptors that it inherits.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *options, "-m", f"{PACKAGE}.{module}"],
+        stdin=subprocess.PIPE,
+        cwd=ROOT,  # so that no folder called launch in the user's own hides this one
+        env={**os.environ, **(environment or {})},
+        pass_fds=files,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
+        process.stdin.flush()
+    return process, process.stdin
+
+
+def ask(module: str, *words: str, timeout_s: float, alone: bool = True) -> dict[str, Any]:
+    """The object that `python -m module` prints as JSON; `problem` says why there is none.
+
+    Args:
+        alone: the current folder is not searched for modules: it may be a run that somebody else has sent.
+    """
+    command = [sys.executable, *["-P"] * alone, "-m", module, *words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=child_environment())
+    except subprocess.TimeoutExpired:
+        return {"problem": f"no answer within {timeout_s} s"}
+    except OSError as error:
+        return {"problem": str(error)}
+    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+    try:
+        return json.loads(answer.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"problem": said[-1]}
 
 
 def become(module: str, arguments: Sequence[str]) -> NoReturn:

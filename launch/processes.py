@@ -4,12 +4,15 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from dist_train.rundir.process_id import stat
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+KILL_TIMEOUT_S = 5.0
+"""For what SIGKILL was sent to; a process that waits in the kernel does not end."""
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 
 
@@ -46,14 +49,20 @@ def catches(pid: int, number: int) -> bool:
 
 def send(pid: int, number: int, *, group: bool = False) -> None:
     """Sends a signal to a process, or to the process group that it leads; one that has just ended is no error."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         (os.killpg if group else os.kill)(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
+
+
+def ignore_signals() -> None:
+    """Leaves to the supervisor the signals that people and schedulers send. Ranks inherit this, so that none of these
+    ends one that has no handler yet."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """For a child before its program: the kernel ends it when its parent ends, however that happens."""
+    """For a child before its program: the kernel sends it this signal when its parent ends, however that happens. 0
+    takes that back."""
     _PRCTL(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
@@ -62,33 +71,23 @@ def become_subreaper() -> None:
     _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def outlive_parent() -> None:
-    """Takes back that the kernel ends this process with its parent."""
-    _PRCTL(PR_SET_PDEATHSIG, 0, 0, 0, 0)
-
-
-def end_descendants(*, patience: float, give_up: float = 5.0, spare: Collection[int] = ()) -> list[int]:
+def end_descendants(*, patience: float, spare: Collection[int] = ()) -> list[int]:
     """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end.
 
     Args:
         spare: processes that stay; what is below them does not.
     """
     begun = time.monotonic()
-    if patience > 0:
-        _signal_all(_living(spare), signal.SIGTERM)
+    for pid in _living(spare) if patience > 0 else []:
+        send(pid, signal.SIGTERM)
     while left := _living(spare):
         waited = time.monotonic() - begun
-        if waited > patience + give_up:
+        if waited > patience + KILL_TIMEOUT_S:
             return left
-        if waited >= patience:
-            _signal_all(left, signal.SIGKILL)
+        for pid in left if waited >= patience else []:
+            send(pid, signal.SIGKILL)
         time.sleep(0.02)
     return []
-
-
-def _signal_all(pids: Iterable[int], number: int) -> None:
-    for pid in pids:
-        send(pid, number)
 
 
 def _living(spare: Collection[int]) -> list[int]:
@@ -101,12 +100,6 @@ def _living(spare: Collection[int]) -> list[int]:
         if found.state not in "ZX":
             family.append(pid)
         elif found.parent == os.getpid():
-            _reap(pid)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
     return family
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return

@@ -5,8 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from types import FrameType, TracebackType
-from typing import Protocol
+from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Save and stop."""
@@ -16,10 +15,6 @@ _DEADLY = (signal.SIGUSR1, signal.SIGUSR2)
 _FORCING = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 0.1
 """Seconds within which the same signal again is an echo: `timeout` and srun send theirs to process and group."""
-
-
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 class ReceivedSignals:
@@ -47,20 +42,20 @@ class ReceivedSignals:
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (*STOPS, *OTHERS):
             self._previous[number] = signal.signal(number, self._receive)
-        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)  # wakes wait()
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes wait()
         self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def __enter__(self) -> "ReceivedSignals":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if number in _DEADLY else handler)  # type: ignore[arg-type]
         signal.set_wakeup_fd(self._wakeup)
         self._reader.close()
         self._writer.close()
 
-    def wait(self, seconds: float, also: Sequence[HasFileno] = ()) -> None:
+    def wait(self, seconds: float, also: Sequence[socket.socket] = ()) -> None:
         """Returns when a signal has come, something else can be read, or the time is over."""
         if self._reader in select.select([self._reader, *also], [], [], seconds)[0]:
             self._reader.recv(4096)
@@ -83,7 +78,3 @@ class ReceivedSignals:
             self.kill = number
         self._forced = self._forced or number in _FORCING  # a SIGTERM that follows SIGUSR1 still lets the saving end
         self.stop, self.since = self.stop or number, self.since or now
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    return

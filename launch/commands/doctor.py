@@ -27,25 +27,23 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     size of CONFIG's checkpoints, W&B; then starts ranks that compute and talk for some seconds. Of several nodes, ask
     each: srun --ntasks-per-node=1 dist-train doctor. Exit code 0: it would work; 1: it would not.
     """
-    from ..doctor.examine import Subject, examine, is_well, standard_config
+    from ..doctor.examine import examine, standard_config
     from ..doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
     config: Any = load_trusted(existing_config(config_path), overrides, trust=trust) if words else standard_config()
-    subject = Subject(config=config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node)
     found = []
     try:
-        for finding in examine(subject):
+        for finding in examine(config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node):
             found.append(finding)
             if not as_json:
                 finding.show()
     except Stopped as stopped:
         sys.exit(stopped.args[0])
-    well = is_well(found)
+    bad = sum(finding.level == "problem" for finding in found)
     if as_json:
-        facts = {"ok": well, "host": socket.gethostname(), "findings": [asdict(finding) for finding in found]}
+        facts = {"ok": not bad, "host": socket.gethostname(), "findings": [asdict(finding) for finding in found]}
         tell(json.dumps(facts))
-    elif not well:
-        bad = sum(finding.level == "problem" for finding in found)
+    elif bad:
         say(f"{mark('✗', 'red')} a training would not work here: {bad} problem{'s' * (bad > 1)} above")
-    sys.exit(0 if well else 1)
+    sys.exit(1 if bad else 0)

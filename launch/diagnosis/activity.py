@@ -38,43 +38,34 @@ def activity(rank: int, children: dict[int, list[int]], monitor: int = 0) -> Act
         monitor: a thread that does not count.
     """
     found = stat(rank)
-    spent = moved = 0
-    for pid in (rank, *descendants(rank, children)):
-        folder = Path(f"/proc/{pid}")
-        spent += _cpu_ns(folder, monitor)
-        moved += _bytes(folder)
-    return Activity(state=found.state if found else "X", cpu_ns=spent, bytes=moved)
+    processes = [Path(f"/proc/{pid}") for pid in (rank, *descendants(rank, children))]
+    return Activity(
+        state=found.state if found else "X",
+        cpu_ns=sum(_cpu_ns(process, monitor) for process in processes),
+        bytes=sum(map(_bytes, processes)),
+    )
 
 
 def _cpu_ns(process: Path, but: int) -> int:
     """To the nanosecond; in ticks where the kernel keeps no such record. A tick is charged whole to whoever happens to
     run, so a thread that wakes on time, and at once sleeps again, seems to do more than it does."""
-    if not _IS_EXACT:
-        return _ticks(process) * _TICK_NS
-    try:
-        threads = os.listdir(process / "task")
-    except OSError:
-        return 0
     spent = 0
-    for thread in threads:
-        if thread == str(but):
-            continue
+    for thread in process.glob("task/[0-9]*"):
         with suppress(OSError):  # it has ended
-            spent += int((process / "task" / thread / "schedstat").read_text().split()[0])
+            if thread.name == str(but):
+                continue
+            if _IS_EXACT:
+                spent += int((thread / "schedstat").read_text().split()[0])
+            else:
+                fields = (thread / "stat").read_text().rpartition(")")[2].split()
+                spent += (int(fields[11]) + int(fields[12])) * _TICK_NS
     return spent
 
 
-def _ticks(process: Path) -> int:
+def _bytes(process: Path) -> int:
+    """Read and written."""
     try:
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
-
-
-def _bytes(folder: Path) -> int:
-    try:
-        lines = (folder / "io").read_text().splitlines()
+        lines = (process / "io").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar", "wchar")))

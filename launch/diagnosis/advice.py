@@ -3,35 +3,51 @@
 import errno
 import os
 import re
+import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.records import ErrorRecord
 
-from ..console import ranges
+from ..console import size
 from ..plan.host import Memory
 from ..scheduler import kill_hint
 from .collectives import sides
 from .failures import Failure, calls_that_differ, is_mismatch
-from .formatting import short
+from .formatting import named, short
 
 _SHM = Path("/dev/shm")
 
 
-def advice(
-    cause: Failure, found: list[Failure], memory: Memory | None, out_of_memory: bool, job: str | None = None
-) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class FailureContext:
+    """What is around the failure."""
+
+    logs: Path
+    checkpoint: str | None
+    """Name of the newest one."""
+    out_of_memory: bool
+    """The kernel has killed for want of memory since the generation began."""
+    here: str
+    """This host."""
+    memory: Memory | None = None
+    job: str | None = None
+    """Of the scheduler."""
+
+
+def advice(cause: Failure, found: list[Failure], context: FailureContext) -> list[str]:
     """Lines for the user; empty where the failure speaks for itself."""
     report = cause.report
-    message = (report.message if report else "") + (cause.native.said if cause.native else "")
+    message = cause.message
     killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
     if killed or "killed by signal: Killed" in message:
-        return _killed(memory, out_of_memory, job)
+        return [_killed(context)]
     if cause.kind == "mismatch" or is_mismatch(message):
         return _mismatch(found)
     if report is not None and report.code == ExitCode.OUT_OF_MEMORY:
-        return _out_of_memory(report, memory)
+        return [_out_of_memory(report, context.memory)]
     number = report.errno if report else None
     if number in (errno.EMFILE, errno.ENFILE) or "too many open files" in message.lower():
         most = report.limits.get("nofile") if report else None
@@ -43,20 +59,23 @@ def advice(
         return [f"{_space(_SHM)}: DataLoader workers pass their batches through it. Make it larger "
                 "(docker run --shm-size), or use fewer workers or none"]  # fmt: skip
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return [f"{_space(_place(report.filename if report else None))}: make room, or write elsewhere"]
+        path = Path((report.filename if report else "") or ".").absolute()
+        place = next(folder for folder in (path, *path.parents) if folder.exists())
+        return [f"{_space(place)}: make room, or write elsewhere"]
     if number == errno.EADDRINUSE or "EADDRINUSE" in message:
-        return [_port_taken(message)]
+        match = re.search(r"port:? (\d+)", message)
+        return [port_taken(int(match[1]) if match else None)]
     return []
 
 
-def _killed(memory: Memory | None, out_of_memory: bool, job: str | None) -> list[str]:
-    if out_of_memory:
+def _killed(context: FailureContext) -> str:
+    memory = context.memory
+    if context.out_of_memory:
         peak = f", {size(memory.peak or memory.used)} used at the most" if memory else ""
         limit = f"limit {size(memory.limit)}{' (cgroup)' if memory.is_cgroup else ''}{peak}. " if memory else ""
-        return [f"{limit}Fewer or smaller loading processes, a smaller batch, or more memory"]
+        return f"{limit}Fewer or smaller loading processes, a smaller batch, or more memory"
     used = f": {size(memory.used)} of {size(memory.limit)} used" if memory else ""
-    who = f"; {kill_hint(job)}" if job else "; someone sent it"
-    return [f"not the OOM killer{used}{who}"]
+    return f"not the OOM killer{used}; {kill_hint(context.job) if context.job else 'someone sent it'}"
 
 
 def _mismatch(found: list[Failure]) -> list[str]:
@@ -68,44 +87,30 @@ def _mismatch(found: list[Failure]) -> list[str]:
         ]
     number = next(iter(differing.values())).number
     lines = [
-        f"  rank{'s' * (len(ranks) > 1)} {ranges(ranks)} called {call.what} "
-        f"at {short(call.file)}:{call.line} {call.function}()"
+        f"  {named(ranks)} called {call.what} at {short(call.file)}:{call.line} {call.function}()"
         for ranks, call in sides(differing)
     ]
     return [f"{what}, and collective {number:,} is the first that differs", *lines]
 
 
-def _out_of_memory(report: ErrorRecord, memory: Memory | None) -> list[str]:
+def _out_of_memory(report: ErrorRecord, memory: Memory | None) -> str:
     if report.type == "OutOfMemoryError":
         gpu = report.gpu
         peak = f"peak {size(gpu['peak'])} of {size(gpu['total'])}, {size(gpu['reserved'])} reserved. " if gpu else ""
-        return [
-            f"{peak}Smaller batches: raise batch.microbatches, or lower the batch per rank; bf16 halves activations"
-        ]
-    most = report.limits.get("as")
-    had = report.limits.get("peak", 0)
-    limit = f"address space is limited to {size(most)} (ulimit -v)" if most else ""
-    limit = limit or (f"{size(memory.used)} of {size(memory.limit)} used" if memory else "no limit known")
-    return [f"{limit}, this rank had {size(had)} at the most. A smaller batch, fewer loader workers, or a higher limit"]
-
-
-def _place(filename: str | None) -> Path:
-    path = Path(filename or ".").absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+        return f"{peak}Smaller batches: raise batch.microbatches, or lower the batch per rank; bf16 halves activations"
+    limit = f"{size(memory.used)} of {size(memory.limit)} used" if memory else "no limit known"
+    if most := report.limits.get("as"):
+        limit = f"address space is limited to {size(most)} (ulimit -v)"
+    had = size(report.limits.get("peak", 0))
+    return f"{limit}, this rank had {had} at the most. A smaller batch, fewer loader workers, or a higher limit"
 
 
 def _space(place: Path) -> str:
     try:
-        found = os.statvfs(place)
+        total, _, free = shutil.disk_usage(place)
     except OSError:
         return str(place)
-    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     return f"{place} has {size(total)}, {size(free)} of it free now"
-
-
-def _port_taken(message: str) -> str:
-    match = re.search(r"port:? (\d+)", message)
-    return port_taken(int(match[1]) if match else None)
 
 
 def port_taken(port: int | None) -> str:
@@ -129,11 +134,3 @@ def _owner(port: int) -> str | None:
         except OSError:
             continue
     return None
-
-
-def size(count: int) -> str:
-    """`3.1 GB`, `820 MB`, `64 kB`."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count / 1000:.3g} kB"

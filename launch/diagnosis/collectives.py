@@ -2,9 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ..rank.collectives import AT, HEAD, KEPT, SLOT
+from ..rank.collectives import AT, KEPT, SLOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,10 @@ def read(page: bytes) -> list[Call]:
     """The newest calls, oldest first."""
     found = []
     for place in range(AT, AT + SLOT * KEPT, SLOT):
-        if len(page) < place + SLOT:
-            break
-        number, line, size = HEAD.unpack_from(page, place)
-        parts = page[place + HEAD.size : place + HEAD.size + size].decode(errors="replace").split("\n")
-        if number and len(parts) == 3:
-            found.append(Call(number=number, what=parts[0], function=parts[1], file=parts[2], line=line))
+        parts = page[place : place + SLOT].rstrip(b"\0").decode(errors="replace").split("\n")
+        with suppress(ValueError):  # nothing yet, or it is being written
+            number, what, function, line, file = parts
+            found.append(Call(number=int(number), what=what, file=file, line=int(line), function=function))
     return sorted(found, key=lambda call: call.number)
 
 

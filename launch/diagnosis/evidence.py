@@ -1,10 +1,13 @@
 """What is known of each rank at the moment of a hang: heartbeat, state of its processes, their stacks."""
 
 import json
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from dist_train.rundir.layout import GenerationDir
@@ -15,14 +18,12 @@ from ..processes import catches, descendants, send
 from ..rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
 from . import collectives
 from .collectives import Call
-from .formatting import frame_at, is_own
+from .formatting import is_own, stacks_in
 
 ANSWER_S = 5.0
 """Seconds for a stack to come; C code writes it, so a process that does not answer is in the kernel or stopped."""
 SETTLED_S = 0.1
 """Seconds without a new byte after which it is complete."""
-_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.+)$')
-_THREAD = re.compile(r"^(?:Current thread|Thread) 0x0*(?P<ident>[0-9a-f]+)")
 _COLLECTIVE = re.compile(r"/torch/(distributed/|nn/parallel/distributed\.py)")
 _LOADER = re.compile(r"/torch/utils/data/")
 _GPU_OR_WORK = re.compile(
@@ -62,28 +63,35 @@ class Heartbeat:
         return (self.beats, self.total if self.phase == "unknown" else 0)
 
 
+def _page(generation: GenerationDir, rank: int) -> bytes:
+    """What a rank shares with the watchdog; empty where there is nothing yet."""
+    try:
+        return generation.heartbeat(rank).read_bytes()
+    except OSError:
+        return b""
+
+
 def read_calls(generation: GenerationDir, rank: int) -> list[Call]:
     """The newest collectives that a rank has called, oldest first."""
-    try:
-        return collectives.read(generation.heartbeat(rank).read_bytes())
-    except OSError:
-        return []
+    return collectives.read(_page(generation, rank))
 
 
 def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
-    try:
-        page = generation.heartbeat(rank).read_bytes()
-        beats, _, phase, step, slowest, main, worked, work, monitor = RECORD.unpack_from(page)
-    except (OSError, ValueError):
+    page = _page(generation, rank)
+    if len(page) < COUNTS_AT:
         return Heartbeat()
-    except Exception:  # struct.error: not yet written
-        return Heartbeat()
-    try:
-        groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0] or b"{}")
-    except ValueError:  # being written
-        groups = {}
+    beats, _, phase, step, slowest, main, worked, work, monitor = RECORD.unpack_from(page)
     told = {"slowest": slowest, "worked": worked, "work": work, "monitor": monitor}
+    try:
+        groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
+    except ValueError:  # not there yet, or being written
+        groups = {}
     return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
+
+
+def _is_program(frame: Frame) -> bool:
+    """Whether it is of the user's program or of our trainer, and not of a library."""
+    return is_own(frame) or "/dist_train/" in frame.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +120,16 @@ class Process:
                 return "collective"
             if _LOADER.search(frame.file):
                 return "loader"
-            if is_own(frame) or "/dist_train/" in frame.file:
+            if _is_program(frame):
                 return None
         return None
 
     @property
     def operation(self) -> str:
-        """The outermost function of torch above the user's frame: all_reduce, backward."""
-        last = ""
-        for frame in self.frames:
-            if is_own(frame) or "/dist_train/" in frame.file:
-                return last or "wait"
-            last = frame.function if "/torch/" in frame.file and frame.function != "wrapper" else last
-        return last or "wait"
+        """The outermost function of torch that the program has called: all_reduce, backward."""
+        called = [*takewhile(lambda frame: not _is_program(frame), self.frames)]
+        names = (one.function for one in reversed(called) if "/torch/" in one.file and one.function != "wrapper")
+        return next(names, "wait")
 
     @property
     def place(self) -> Frame | None:
@@ -145,6 +150,12 @@ class Evidence:
     calls: list[Call] = field(default_factory=list)
     """The newest collectives that its program has called, oldest first."""
 
+    @property
+    def running(self) -> Process:
+        """The process of a rank that has not ended."""
+        assert self.process is not None
+        return self.process
+
 
 def gather(generation: GenerationDir, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> list[Evidence]:
     """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/.
@@ -158,77 +169,51 @@ def gather(generation: GenerationDir, alive: Sequence[RankRecord], ended: Sequen
     found = []
     for record in ranks:
         rank, main, children = record.rank, hearts[record.rank].main, []
-        process = asked[rank].answer(main) if rank in asked else None
+        process = asked[rank](main) if rank in asked else None
         if process is not None:
             for child in descendants(record.pid):  # into the same file, so one after another
-                children.append(ask(child, generation.stack(rank), "child process").answer(main))
+                children.append(ask(child, generation.stack(rank), "child process")(main))
         calls = read_calls(generation, rank)
         found.append(Evidence(rank=rank, heartbeat=hearts[rank], process=process, children=children, calls=calls))
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A process that was asked for its stack."""
-
-    pid: int
-    state: str
-    syscall: str
-    stacks: Path
-    before: int | None
-    """Size of the file until then; None where it can't answer."""
-
-    def answer(self, main: int) -> Process:
-        text = _new_text(self.stacks, self.before) if self.before is not None else ""
-        if not text:
-            why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}
-            with open(self.stacks, "a") as file:
-                file.write(f"no stack: {why.get(self.state, 'it does not answer')}\n")
-        return Process(pid=self.pid, state=self.state, syscall=self.syscall, frames=main_thread(text, main))
-
-
-def ask(pid: int, stacks: Path, who: str) -> Asked:
-    found = stat(pid)
+def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
+    """Asks a process for its stack. What is returned waits for it; it takes the ident of the rank's main thread."""
+    found, syscall = stat(pid), ""
     state = found.state if found else "X"
-    syscall = _read(f"/proc/{pid}/wchan").strip("\0 0")
+    with suppress(OSError):
+        syscall = Path(f"/proc/{pid}/wchan").read_text().strip("\0 0")
     with open(stacks, "a") as file:
         file.write(f"--- {who}, pid {pid}, state {state}{', in ' + syscall if syscall else ''}\n")
-    before = None
-    if state not in "TtZX" and catches(pid, SIGNAL):
-        before = stacks.stat().st_size
+    before, is_asked = stacks.stat().st_size, state not in "TtZX" and catches(pid, SIGNAL)
+    if is_asked:
         send(pid, SIGNAL)
-    return Asked(pid=pid, state=state, syscall=syscall, stacks=stacks, before=before)
+
+    def answer(main: int) -> Process:
+        text = _new_text(stacks, before) if is_asked else ""
+        if not text:
+            why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}
+            with open(stacks, "a") as file:
+                file.write(f"no stack: {why.get(state, 'it does not answer')}\n")
+        return Process(pid=pid, state=state, syscall=syscall, frames=main_thread(text, main))
+
+    return answer
 
 
 def _new_text(stacks: Path, before: int) -> str:
-    begun = time.monotonic()
-    size, since = before, begun
-    while time.monotonic() - begun < ANSWER_S:
+    deadline, size, since = time.monotonic() + ANSWER_S, before, math.inf
+    while time.monotonic() < deadline and time.monotonic() - since < SETTLED_S:
         time.sleep(0.02)
-        now = stacks.stat().st_size
-        if now != size:
+        if (now := stacks.stat().st_size) != size:
             size, since = now, time.monotonic()
-        elif size > before and time.monotonic() - since > SETTLED_S:
-            break
     with open(stacks, "rb") as file:
         file.seek(before)
         return file.read().decode(errors="replace")
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def main_thread(text: str, ident: int) -> list[Frame]:
     """Its frames in what faulthandler wrote, innermost first; the last thread's where there is no such ident."""
-    threads: dict[int, list[Frame]] = {}
-    current: list[Frame] = []
-    for line in text.splitlines():
-        if match := _THREAD.match(line):
-            current = threads[int(match["ident"], 16)] = []
-        elif match := _FRAME.match(line):
-            current.append(frame_at(match["file"], int(match["line"]), match["function"]))
-    return threads.get(ident, current)
+    stacks = stacks_in(text.splitlines())
+    its_own = [frames for header, frames in stacks if re.search(rf" 0x0*{ident:x}\b", header)]
+    return (its_own or [frames for _, frames in stacks] or [[]])[-1]

@@ -57,6 +57,18 @@ class Failure:
     calls: list[Call] = field(default_factory=list)
     """The newest collectives that it called."""
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What makes two failures the same, whichever rank was the first to have it."""
+        report = self.report
+        told = (report.type, report.message, report.frames[-1:]) if report else None
+        return (self.kind, self.exit_code, told)
+
+    @property
+    def message(self) -> str:
+        """What it says itself, in Python or in native code."""
+        return (self.report.message if self.report else "") + (self.native.said if self.native else "")
+
 
 def find_failures(
     ranks: Sequence[RankRecord],
@@ -91,7 +103,10 @@ def find_failures(
             code = 0 if ended else None  # by os._exit: the agent names all that ended otherwise
         stamps = [report.boot_ns if report else None, record.ended_ns if record else None, died.get(rank)]
         last_words = native.get(rank) if code in _NATIVE else None
-        kind = _kind(code, report, record, rank in ended_by_us, seen, last_words)
+        kind = _kind(code, report, record, last_words)
+        # The agent ends the others with SIGTERM.
+        if report is None and (rank in ended_by_us or (code == -signal.SIGTERM and seen > 0)):
+            kind = "ended"
         if kind is not None:
             found.append(
                 Failure(
@@ -111,17 +126,10 @@ def find_failures(
 
 
 def _kind(
-    code: int | None,
-    report: ErrorRecord | None,
-    record: RankRecord | None,
-    by_us: bool,
-    seen: int,
-    native: NativeDeath | None,
+    code: int | None, report: ErrorRecord | None, record: RankRecord | None, native: NativeDeath | None
 ) -> Kind | None:
     if report is not None:
         return "peer" if is_peer_loss(report) else "exception"
-    if by_us or (code == -signal.SIGTERM and seen > 0):  # the agent ends the others with SIGTERM
-        return "ended"
     if code is not None and code < 0:
         return "peer" if native is not None and _aborted_for_peer(code, native) else "signal"
     if code:
@@ -176,7 +184,7 @@ def first_cause(found: list[Failure]) -> Failure | None:
 
 def odd_one(cause: Failure, found: list[Failure]) -> Failure:
     """Where collectives did not fit together: the one rank that differs, which need not be the one that noticed."""
-    if not is_mismatch(cause.report.message if cause.report else cause.native.said if cause.native else ""):
+    if not is_mismatch(cause.message):
         return cause
     differing = calls_that_differ(found)
     odd = collectives.odd_one(differing) if differing else None
@@ -193,11 +201,10 @@ def calls_that_differ(found: list[Failure]) -> dict[int, Call] | None:
 def exit_code(cause: Failure, *, out_of_memory: bool) -> ExitCode:
     """What the launcher's own exit code says of it."""
     if cause.report:
-        known = {int(member) for member in ExitCode} - {int(ExitCode.DONE)}
-        code = cause.report.code
         if out_of_memory and "killed by signal: Killed" in cause.report.message:  # a loading process
             return ExitCode.OUT_OF_MEMORY
-        return ExitCode(code) if code in known else ExitCode.USER_CODE
+        code = cause.report.code
+        return ExitCode(code) if code in set(ExitCode) - {ExitCode.DONE} else ExitCode.USER_CODE
     if cause.exit_code == -signal.SIGKILL and out_of_memory:
         return ExitCode.OUT_OF_MEMORY
     # A program's own numbers mean what it likes, but for these two, which all programs agree on.

@@ -1,6 +1,7 @@
 """How files and ranks are written where a person reads them."""
 
 import linecache
+import re
 import site
 import sysconfig
 from pathlib import Path
@@ -8,14 +9,10 @@ from pathlib import Path
 from dist_train.rundir.records import Frame
 
 from ..children import LAUNCH, ROOT
+from ..console import ranges
 
 _OURS = tuple(str(folder) for folder in (LAUNCH, LAUNCH.resolve(), ROOT / "dist_train"))
-
-
-def is_foreign(file: str) -> bool:
-    folders = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages()]
-    folders += _OURS
-    return file.startswith("<") or "site-packages" in file or any(Path(file).is_relative_to(place) for place in folders)
+_FRAME = re.compile(r'^\s+File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.+)$')
 
 
 def frame_at(file: str, line: int, function: str) -> Frame:
@@ -23,11 +20,34 @@ def frame_at(file: str, line: int, function: str) -> Frame:
     return Frame(file=file, line=line, function=function, text=linecache.getline(file, line).strip())
 
 
+def stacks_in(lines: list[str]) -> list[tuple[str, list[Frame]]]:
+    """What faulthandler wrote: of each thread the line above its stack, and its frames, the innermost first."""
+    found: list[tuple[str, list[Frame]]] = []
+    is_open = False
+    for line in lines:
+        if "(most recent call first)" in line:
+            found.append((line, []))
+            is_open = True
+        elif is_open and (match := _FRAME.match(line)):
+            found[-1][1].append(frame_at(match["file"], int(match["line"]), match["function"]))
+        elif not line.strip():
+            is_open = False
+    return found
+
+
 def is_own(frame: Frame) -> bool:
     """Whether it is of the user's files: neither Python's, nor an installed package's, nor this project's."""
-    return not is_foreign(frame.file)
+    folders = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), *_OURS]
+    return not (frame.file.startswith("<") or "site-packages" in frame.file) and not any(
+        Path(frame.file).is_relative_to(folder) for folder in folders
+    )
 
 
 def short(file: str) -> str:
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+def named(ranks: list[int]) -> str:
+    """`rank 3`, `ranks 0-2, 5`."""
+    return f"rank{'s' * (len(ranks) > 1)} {ranges(ranks)}"

@@ -7,10 +7,10 @@ from typing import Any
 
 from dist_train.rundir.records import Frame
 
-from ..console import mark, ranges
+from ..console import mark
 from .collectives import first_difference, odd_one
 from .evidence import Evidence, Process
-from .formatting import frame_at, short
+from .formatting import frame_at, named, short
 from .watchdog import Hang
 
 _OF_SOME = re.compile(r"[0-9a-f]{32,}")
@@ -31,53 +31,53 @@ class Finding:
 def find(evidence: list[Evidence]) -> Finding:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
     for test in (_stopped, _ended, _silent, _elsewhere, _behind, _in_another_call, _in_another):
-        finding = test(evidence)
-        if finding is not None:
+        if (finding := test(evidence)) is not None:
             return finding
-    return Finding(ranks=(), why="no odd rank: all wait " + _where(evidence[0].process), place=None)
+    return _odd([], "no odd rank: all wait " + _where(evidence[0].process))
+
+
+def _odd(ranks: list[Evidence], why: str, place: Frame | None = None) -> Finding:
+    return Finding(ranks=tuple(sorted(one.rank for one in ranks)), why=why, place=place)
 
 
 def _stopped(evidence: list[Evidence]) -> Finding | None:
     for one in evidence:
-        for process in ([one.process] if one.process else []) + one.children:
+        for process in filter(None, [one.process, *one.children]):
             if process.state in "Tt":
                 whose = "" if process is one.process else f"its child process {process.pid} is "
-                return Finding(ranks=(one.rank,), why=whose + _STATES[process.state], place=None)
+                return _odd([one], whose + _STATES[process.state])
     return None
 
 
 def _ended(evidence: list[Evidence]) -> Finding | None:
-    ended = tuple(one.rank for one in evidence if one.process is None)
-    return Finding(ranks=ended, why="it has left with exit code 0", place=None) if ended else None
+    """The tests that follow find that all ranks run."""
+    ended = [one for one in evidence if one.process is None]
+    return _odd(ended, "it has left with exit code 0") if ended else None
 
 
 def _silent(evidence: list[Evidence]) -> Finding | None:
-    silent = [one for one in evidence if one.process and not one.process.frames]
-    if not silent or len(silent) == len(evidence):
+    silent = [one for one in evidence if not one.running.frames]
+    if not 0 < len(silent) < len(evidence):
         return None
-    process = silent[0].process
-    assert process is not None
+    process = silent[0].running
     state = _STATES.get(process.state, f"state {process.state}")
-    why = f"it does not answer ({state}{', ' + process.syscall if process.syscall else ''})"
-    return Finding(ranks=tuple(one.rank for one in silent), why=why, place=None)
+    return _odd(silent, f"it does not answer ({state}{', ' + process.syscall if process.syscall else ''})")
 
 
 def _elsewhere(evidence: list[Evidence]) -> Finding | None:
     """Not in a collective while others are, or none is; of several, those that are the least far."""
-    out = [one for one in evidence if one.process and one.process.waits != "collective"]
-    if not out or (len(out) == len(evidence) and len(out) > 1 and len({_far(one) for one in out}) == 1):
+    out = [one for one in evidence if one.running.waits != "collective"]
+    if not out or (len(out) == len(evidence) > 1 and len(set(map(_far, out))) == 1):
         return None
-    least = min(_far(one) for one in out)
+    least = min(map(_far, out))
     odd = [one for one in out if _far(one) == least]
-    process = odd[0].process
-    assert process is not None
+    process = odd[0].running
     if process.waits != "loader":
-        return Finding(ranks=tuple(one.rank for one in odd), why=_at(process), place=process.place)
+        return _odd(odd, _at(process), process.place)
     stuck = next((child for child in odd[0].children if child.own is not None), None)
     if stuck is None:
-        return Finding(ranks=tuple(one.rank for one in odd), why="waits for its loader: " + _at(process), place=None)
-    why = f"its loader process {stuck.pid} is at {_at(stuck)}"
-    return Finding(ranks=tuple(one.rank for one in odd), why=why, place=stuck.place)
+        return _odd(odd, "waits for its loader: " + _at(process))
+    return _odd(odd, f"its loader process {stuck.pid} is at {_at(stuck)}", stuck.place)
 
 
 def _far(one: Evidence) -> tuple[int, int]:
@@ -93,19 +93,15 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
             for one in evidence
             if name in one.heartbeat.groups or not _OF_SOME.fullmatch(name)
         }
-        most = max(counts.values())
-        late = {rank for rank, count in counts.items() if count < most}
-        if late:
+        if late := {rank for rank, count in counts.items() if count < max(counts.values())}:
             lagging[name] = late
-    if not lagging or len({frozenset(late) for late in lagging.values()}) > 1:
+    if len({frozenset(late) for late in lagging.values()}) != 1:
         return None
     name, late = next(iter(lagging.items()))
     odd = [one for one in evidence if one.rank in late]
     most = max(one.heartbeat.groups.get(name, 0) for one in evidence)  # of those who are in it
-    assert odd[0].process is not None
-    count = odd[0].heartbeat.groups.get(name, 0)
-    why = f"{_at(odd[0].process)}: it has begun {count:,} collectives, the others {most:,}"
-    return Finding(ranks=tuple(sorted(late)), why=why, place=odd[0].process.place)
+    process, begun = odd[0].running, odd[0].heartbeat.groups.get(name, 0)
+    return _odd(odd, f"{_at(process)}: it has begun {begun:,} collectives, the others {most:,}", process.place)
 
 
 def _in_another_call(evidence: list[Evidence]) -> Finding | None:
@@ -116,39 +112,30 @@ def _in_another_call(evidence: list[Evidence]) -> Finding | None:
     rank, usual = odd
     call = differing[rank]
     place = frame_at(call.file, call.line, call.function)
-    text = f"   {place.text}" if place.text else ""
-    why = f"{short(call.file)}:{call.line} {call.function}(){text}: it called {call.what}, the others {usual}"
-    return Finding(ranks=(rank,), why=why, place=place)
+    return Finding(ranks=(rank,), why=f"{_line(place)}: it called {call.what}, the others {usual}", place=place)
 
 
 def _in_another(evidence: list[Evidence]) -> Finding | None:
     """In another operation than most; with as many here as there, both are named."""
-    spots = {one.rank: _spot(one.process) for one in evidence}
+    spots = {one.rank: (one.running.operation, one.running.place) for one in evidence}
     counted = Counter(spots.values()).most_common()
     if len(counted) < 2:
         return None
     if counted[0][1] == counted[1][1]:
-        first = {spot: next(one for one in evidence if spots[one.rank] == spot) for spot, _ in counted}
-        told = [f"rank {one.rank} waits {_where(one.process)}" for one in first.values()]
-        return Finding(ranks=tuple(one.rank for one in first.values()), why="; ".join(told), place=None)
+        first = [next(one for one in evidence if spots[one.rank] == spot) for spot, _ in counted]
+        return _odd(first, "; ".join(f"rank {one.rank} waits {_where(one.process)}" for one in first))
     odd = [one for one in evidence if spots[one.rank] != counted[0][0]]
-    process = odd[0].process
-    assert process is not None
-    why = f"{_at(process)}: waits in {process.operation}, another operation than the others"
-    return Finding(ranks=tuple(one.rank for one in odd), why=why, place=process.place)
+    process = odd[0].running
+    return _odd(odd, f"{_at(process)}: waits in {process.operation}, another operation than the others", process.place)
 
 
-def _spot(process: Process | None) -> tuple[str, str, int]:
-    place = process.place if process else None
-    return (process.operation if process else "", place.file if place else "", place.line if place else 0)
+def _line(place: Frame) -> str:
+    text = f"   {place.text}" if place.text else ""
+    return f"{short(place.file)}:{place.line} {place.function}(){text}"
 
 
 def _at(process: Process) -> str:
-    place = process.place
-    if place is None:
-        return f"no place known (state {process.state})"
-    text = f"   {place.text}" if place.text else ""
-    return f"{short(place.file)}:{place.line} {place.function}(){text}"
+    return _line(process.place) if process.place else f"no place known (state {process.state})"
 
 
 def _where(process: Process | None) -> str:
@@ -168,52 +155,44 @@ def explain(hang: Hang, finding: Finding) -> str:
         return "\n".join([*lines, f"  {finding.why}"])
     if "; rank " in finding.why:
         return "\n".join([*lines, f"  the ranks wait in different operations: {finding.why}"])
-    several = len(finding.ranks) > 1
-    odd = (
-        f"ranks {ranges(list(finding.ranks))} are the odd ones"
-        if several
-        else f"rank {finding.ranks[0]} is the odd one"
-    )
-    lines.append(f"  {odd}: {finding.why}")
+    odd = list(finding.ranks)
+    is_odd = "is the odd one" if len(odd) == 1 else "are the odd ones"
+    lines.append(f"  {named(odd)} {is_odd}: {finding.why}")
     others: dict[str, list[int]] = {}
     for one in hang.evidence:
-        if one.rank not in finding.ranks:
+        if one.rank not in odd:
             others.setdefault(_where(one.process), []).append(one.rank)
     for where, ranks in others.items():
-        lines.append(f"  rank{'s' * (len(ranks) > 1)} {ranges(ranks)} wait{'s' * (len(ranks) == 1)} {where}")
+        lines.append(f"  {named(ranks)} wait{'s' * (len(ranks) == 1)} {where}")
     return "\n".join(lines)
 
 
-def _seconds(value: float | None) -> str:
-    value = value or 0.0
+def _seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
 
 
 def as_record(hang: Hang, finding: Finding, code: int) -> dict[str, Any]:
     """For generations/<g>/verdict.json."""
-    place = finding.place
-    return {
-        "exit_code": int(code),
-        "cause": {
-            "kind": "hang",
-            "rank": finding.ranks[0] if len(finding.ranks) == 1 else None,
-            "ranks": list(finding.ranks),
-            "why": finding.why,
-            "file": place.file if place else None,
-            "line": place.line if place else None,
-            "seconds": round(hang.seconds, 3),
-            "stacks": str(hang.stacks),
-        },
-        "failures": [],
-        "ranks": [
-            {
-                "rank": one.rank,
-                "state": one.process.state if one.process else None,
-                "phase": one.heartbeat.phase,
-                "step": one.heartbeat.step,
-                "collectives": one.heartbeat.groups,
-                "waits": one.process.waits if one.process else None,
-            }
-            for one in hang.evidence
-        ],
+    place, odd = finding.place, list(finding.ranks)
+    cause = {
+        "kind": "hang",
+        "rank": odd[0] if len(odd) == 1 else None,
+        "ranks": odd,
+        "why": finding.why,
+        "file": place and place.file,
+        "line": place and place.line,
+        "seconds": round(hang.seconds, 3),
+        "stacks": str(hang.stacks),
     }
+    ranks = [
+        {
+            "rank": one.rank,
+            "state": one.process and one.process.state,
+            "phase": one.heartbeat.phase,
+            "step": one.heartbeat.step,
+            "collectives": one.heartbeat.groups,
+            "waits": one.process and one.process.waits,
+        }
+        for one in hang.evidence
+    ]
+    return {"exit_code": int(code), "cause": cause, "failures": [], "ranks": ranks}

@@ -1,16 +1,15 @@
 """What can be read from a rank's log: its end, and what native code wrote as it died."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.rundir.records import Frame
 
-from .formatting import frame_at
+from .formatting import stacks_in
 
 _FATAL = "Fatal Python error: "
-_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$')
-
 _NATIVE_STACK = re.compile(r"\s*(Exception raised from|frame #\d+:|C\+\+ CapturedTraceback|Stack from)")
 _LONGEST_WORDS = 300
 """Lines that terminate's message may have: the stack of every library call is one."""
@@ -18,19 +17,12 @@ _LONGEST_WORDS = 300
 
 def tail(path: Path, count: int, window: int = 65_536) -> list[str]:
     """The last `count` lines of a log of any size, from the one before where it has only begun; none without a log."""
-    lines = _last_lines(path, count, window)
-    if len(lines) < count and path.suffix == ".log":
-        lines = _last_lines(path.with_name(f"{path.name}.1"), count - len(lines), window) + lines
-    return lines
-
-
-def _last_lines(path: Path, count: int, window: int) -> list[str]:
-    try:
-        with open(path, "rb") as log:
-            log.seek(max(0, path.stat().st_size - window))
-            return log.read().decode(errors="replace").splitlines()[-count:]
-    except OSError:
-        return []
+    lines: list[str] = []
+    for part in (path.with_name(f"{path.name}.1"), path):
+        with suppress(OSError), open(part, "rb") as log:
+            log.seek(max(0, part.stat().st_size - window))
+            lines += log.read().decode(errors="replace").splitlines()
+    return lines[-count:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +44,9 @@ def native_death(lines: list[str]) -> NativeDeath | None:
     begin = max((number for number, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return None
-    threads: dict[str, list[Frame]] = {}
-    name = ""
-    for line in lines[begin:]:
-        if "(most recent call first)" in line:
-            name = line
-            threads[name] = []
-        elif (match := _FRAME.match(line)) and name:
-            threads[name].append(frame_at(match["file"], int(match["line"]), match["function"]))
-        elif not line.strip() and name.startswith("Current"):
-            name = ""
-    current = next((frames for name, frames in threads.items() if name.startswith("Current")), [])
-    others = [frames for name, frames in threads.items() if not name.startswith("Current")]
+    stacks = stacks_in(lines[begin:])
+    current = next((frames for header, frames in stacks if header.startswith("Current")), [])
+    others = [frames for header, frames in stacks if not header.startswith("Current")]
     what = lines[begin].removeprefix(_FATAL)
     said = " ".join(_last_words(lines[:begin]))
     return NativeDeath(frames=current, waiting=others[-1] if others else [], what=what, said=said)

@@ -7,8 +7,8 @@ import statistics
 import time
 from collections.abc import Mapping
 
-from ..console import ranges
 from .evidence import Heartbeat
+from .formatting import named
 
 EVERY = 5.0
 """Seconds between two looks."""
@@ -54,8 +54,7 @@ class Stragglers:
             self._slow.remove(rank)
             return f"rank {rank} keeps up with the others again"
         self._slow.add(rank)
-        who = f"rank{'s' * (len(others) > 1)} {ranges(others)}"
         return (
-            f"rank {rank} is slow: loading and the forward pass of a microbatch take it {1000 * work:.3g} ms, {who} "
-            f"{1000 * usual:.3g} ms. They wait for it in every step"
+            f"rank {rank} is slow: loading and the forward pass of a microbatch take it {1000 * work:.3g} ms, "
+            f"{named(others)} {1000 * usual:.3g} ms. They wait for it in every step"
         )

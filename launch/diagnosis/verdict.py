@@ -1,38 +1,13 @@
 """The verdict for machines: one JSON object, generations/<g>/verdict.json (docs/run-directory.md has its fields)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dist_train.rundir.codec import read_json
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.records import Frame
 
 from .failures import Failure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signature:
-    """What makes two failures the same, whichever rank was the first to have it."""
-
-    kind: str
-    exit_code: int | None
-    type: str | None
-    message: str | None
-    innermost: Frame | None
-
-
-def signature(cause: Failure | None) -> Signature | None:
-    if cause is None:
-        return None
-    report = cause.report
-    return Signature(
-        kind=cause.kind,
-        exit_code=cause.exit_code,
-        type=report.type if report else None,
-        message=report.message if report else None,
-        innermost=report.frames[-1] if report and report.frames else None,
-    )
 
 
 def as_record(outcome: str, code: int, cause: Failure | None = None, found: list[Failure] | None = None) -> dict:

@@ -6,7 +6,7 @@ hung when all ranks are past their deadlines, on all nodes: one that still works
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,16 @@ class _Quiet:
     gap: float = 0.0
     """Seconds of the slowest recent gap between collectives."""
 
+    def pass_by(self, heartbeat: Heartbeat, seconds: float) -> None:
+        """Time goes by, and a sign of going forward ends the quiet."""
+        if heartbeat.signs != self.heartbeat.signs:
+            if self.heartbeat.total:  # what comes before the first is no gap between two
+                self.gap = max(self.same, 0.9 * self.gap)
+            self.heartbeat, self.idle, self.same = heartbeat, 0.0, 0.0
+        else:
+            self.idle += seconds
+            self.same += seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
@@ -90,13 +100,16 @@ class Watchdog:
         passed, self._looked = min(now - self._looked, LONGEST_GAP), now
         if self._limit == 0 or not alive:
             return None
-        measure = now - self._measured >= NEXT_ACTIVITY
-        since = min(now - self._measured, 2 * NEXT_ACTIVITY)
-        self._measured = now if measure else self._measured
-        if measure or any(record.rank not in self._quiet for record in alive):
-            self._update(alive, since if measure else 0.0, passed)
-        else:
-            self._pass(alive, passed)
+        hearts = {record.rank: read_heartbeat(self._generation, record.rank) for record in alive}
+        since, seen = now - self._measured, {}
+        if since >= NEXT_ACTIVITY or not hearts.keys() <= self._quiet.keys():
+            children, self._measured = family_tree(), now
+            seen = {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
+            self._all_stopped = all(active.state == "T" for active in seen.values())
+            self._quiet = {rank: self._quiet.get(rank) or _Quiet(hearts[rank], seen[rank]) for rank in hearts}
+        for rank, heartbeat in hearts.items():
+            self._quiet[rank].pass_by(heartbeat, 0.0 if self._all_stopped else passed)
+        self._see_work(seen, min(since, 2 * NEXT_ACTIVITY))
         here = len(alive) == len(self._quiet) and all(self._is_over(quiet) for quiet in self._quiet.values())
         if self._nodes.all_are_quiet(here) or (here and self._waited_for_all()):
             return self._declare(alive, ended)
@@ -110,34 +123,13 @@ class Watchdog:
         """What there is to say of ranks that the others wait for, while all goes on."""
         return self._stragglers.look({rank: quiet.heartbeat for rank, quiet in self._quiet.items()})
 
-    def _pass(self, alive: Sequence[RankRecord], passed: float) -> None:
-        """Time goes by, and beats end it; this look costs a page of memory per rank."""
-        for record in alive:
-            quiet = self._quiet[record.rank]
-            heartbeat = read_heartbeat(self._generation, record.rank)
-            if heartbeat.signs != quiet.heartbeat.signs:
-                if quiet.heartbeat.total:  # what comes before the first is no gap between two
-                    quiet.gap = max(quiet.same, 0.9 * quiet.gap)
-                quiet.heartbeat, quiet.idle, quiet.same = heartbeat, 0.0, 0.0
-            elif not self._all_stopped:
-                quiet.idle += passed
-                quiet.same += passed
-
-    def _update(self, alive: Sequence[RankRecord], since: float, passed: float) -> None:
-        children = family_tree()
-        hearts = {record.rank: read_heartbeat(self._generation, record.rank) for record in alive}
-        seen = {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
-        self._all_stopped = all(active.state == "T" for active in seen.values())
-        for record in alive:
-            self._quiet.setdefault(record.rank, _Quiet(hearts[record.rank], seen[record.rank]))
-        living = {record.rank for record in alive}
-        self._quiet = {rank: quiet for rank, quiet in self._quiet.items() if rank in living}
-        self._pass(alive, passed)
+    def _see_work(self, seen: Mapping[int, Activity], since: float) -> None:
+        """A rank that works is not idle. Waiting for a GPU can look like work; only ranks that others may wait for are
+        given the time."""
         fewest = min(quiet.heartbeat.total for quiet in self._quiet.values())
-        for rank, quiet in self._quiet.items():
-            works = seen[rank].did_something_since(quiet.active, since)
-            quiet.active = seen[rank]
-            # Waiting for a GPU can look like work; only ranks that others may wait for are given the time.
+        for rank, active in seen.items():
+            quiet = self._quiet[rank]
+            works, quiet.active = active.did_something_since(quiet.active, since), active
             if works and quiet.heartbeat.total == fewest and quiet.heartbeat.phase in ("unknown", *WORKING):
                 quiet.idle = 0.0
 
@@ -149,9 +141,7 @@ class Watchdog:
             limit = max(least, TIMES * quiet.gap if together else BEFORE_COLLECTIVES)
             endless = together and quiet.same > BUSY_TIMES * limit
             return endless or quiet.idle > limit
-        limit = max(self._limit or 0.0, PHASES[phase])
-        if phase == "step":
-            limit = self._limit or STEP
+        limit = self._limit or STEP if phase == "step" else max(self._limit or 0.0, PHASES[phase])
         if phase in ("step", "evaluate"):
             limit = max(limit, TIMES * heartbeat.slowest)
         return quiet.idle > limit

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from dist_train.rundir.files import sync_folder
 
-from ..plan.dry_run import size
+from ..console import size
 from .finding import Finding, ok, problem, warning
 
 _CONTENT = bytes(range(256)) * 256
@@ -35,24 +36,17 @@ def existing(folder: Path) -> Path:
 
 def run_directory(folder: Path) -> list[Finding]:
     """Creates, syncs, renames and locks files where runs are kept, and removes them again."""
-    place = existing(folder)
+    place, failing = existing(folder), "create a folder"
     try:
-        probe = Path(tempfile.mkdtemp(prefix=".dist-train-probe-", dir=place))
+        probing = tempfile.TemporaryDirectory(prefix=".dist-train-probe-", dir=place, ignore_cleanup_errors=True)
+        with probing as probe:
+            failing = "write"
+            return [_works(folder, place, Path(probe)), _clock(place, Path(probe))]
     except OSError as error:
-        return [_refused(folder, place, "cannot create a folder", error)]
-    try:
-        return [_works(folder, place, probe), _clock(place, probe)]
-    except OSError as error:
-        return [_refused(folder, place, "cannot write", error)]
-    finally:
-        shutil.rmtree(probe, ignore_errors=True)
-
-
-def _refused(folder: Path, place: Path, what: str, error: OSError) -> Finding:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = _MAKE_ROOM if is_full else "set run_root (or --run-dir) to a folder that you may write to"
-    text = f"{what} in {place}: {error.strerror}"
-    return problem("run directory", text, advice, folder=str(folder), probed=str(place), errno=error.errno)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = _MAKE_ROOM if is_full else "set run_root (or --run-dir) to a folder that you may write to"
+        text = f"cannot {failing} in {place}: {error.strerror}"
+        return [problem("run directory", text, advice, folder=str(folder), probed=str(place), errno=error.errno)]
 
 
 def _works(folder: Path, place: Path, probe: Path) -> Finding:
@@ -90,12 +84,11 @@ def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
 
 def _renames_folders(probe: Path) -> bool:
     """A checkpoint's folder gets its final name in one step, and never replaces another."""
-    for name in ("new", "old"):
-        (probe / name).mkdir()
-        (probe / name / "file").touch()
-    return not _succeeds(lambda: os.rename(probe / "new", probe / "old")) and _succeeds(
-        lambda: os.rename(probe / "new", probe / "newer")
-    )
+    new, old = probe / "new", probe / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "file").touch()
+    return not _succeeds(lambda: new.rename(old)) and _succeeds(lambda: new.rename(probe / "newer"))
 
 
 def _links_are_exclusive(probe: Path, file: Path) -> bool:
@@ -109,9 +102,11 @@ def _links_are_exclusive(probe: Path, file: Path) -> bool:
 
 def _locks_exclude(path: Path) -> bool:
     with open(path, "a") as first, open(path, "a") as second:
-        if not _succeeds(lambda: fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)):
-            return False
-        return not _succeeds(lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        return _locks(first) and not _locks(second)
+
+
+def _locks(file: IO) -> bool:
+    return _succeeds(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
 
 def _succeeds(action: Callable[[], object]) -> bool:
@@ -174,8 +169,7 @@ def shared_memory(*, workers: bool, nccl: bool) -> Finding:
     topic = "shared memory"
     if not SHM.is_dir():
         return (problem if workers or nccl else warning)(topic, "there is no /dev/shm", "mount a tmpfs there")
-    stat = os.statvfs(SHM)
-    total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+    total, _, free = shutil.disk_usage(SHM)
     text = f"{size(free)} of {size(total)} free in /dev/shm"
     facts = {"size": total, "free": free}
     if free >= _SHM_ENOUGH or not (workers or nccl):

@@ -2,8 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +11,67 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..plan import LaunchPlan, host, make_plan
+from ..plan.dry_run import describe
 from ..plan.flags import Flags
 from ..scheduler import without_job
 from . import disk, gpu, machine, network, ranks, software
 from .finding import Finding, problem
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is examined: a config, its file where there is one, and the number of ranks."""
-
-    config: Any
-    config_path: str | None = None
-    overrides: tuple[str, ...] = ()
-    nproc_per_node: str | None = None
-
-
-def examine(subject: Subject) -> Iterator[Finding]:
+def examine(
+    config: Any, *, config_path: str | None = None, overrides: Sequence[str] = (), nproc_per_node: str | None = None
+) -> Iterator[Finding]:
     """Yields every finding as it comes. Ranks are started last, unless torch or the plan has failed already.
+
+    Args:
+        config_path: the config's file, where there is one; `overrides` are what was changed in it.
 
     Raises:
         ranks.Stopped: when a signal ended the ranks.
     """
-    here, scheduler = _look(os.environ)
-    yield from [scheduler] if scheduler else []
+    try:
+        here = host.look(os.environ)
+    except UserError as error:
+        here = host.look(without_job(os.environ))
+        yield problem("SLURM", str(error))
     torch = software.ask_torch()
     works = software.check_versions(torch)
     yield works
     if works.level == "problem":
         torch = {}
     else:
-        yield from _torch(torch, here)
-    plan, refused = _plan(subject, here, seen=len(torch.get("gpus", [])))
-    yield from [refused] if refused else []
-    yield from _machine(subject.config, plan, here)
+        yield software.devices(torch, visible=here.gpus)
+        yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
+        yield software.backends(torch)
+    try:
+        # If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined.
+        gpus = min(here.gpus, len(torch.get("gpus", [])))
+        usable = host.Host(name=here.name, cores=here.cores, gpus=gpus, place=None)
+        flags = Flags(nproc_per_node=nproc_per_node, standalone=True)
+        plan = make_plan(config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
+    except UserError as error:
+        plan = None
+        yield problem("plan", str(error))
+    yield from _machine(config, plan, here)
     yield network.port()
     yield network.own_name()
-    yield from _run_directory(subject)
-    yield software.tracking(subject.config)
+    root = Path(config.run_root)
+    found = disk.run_directory(root)
+    yield from found
+    if found[0].level != "problem":
+        each = describe(config, config_path, overrides).get("state_bytes") if config_path else None
+        yield disk.room(root, each=each, kept=config.checkpoint.keep + 1)
+    yield software.tracking(config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)
-
-
-def _look(environ: Mapping[str, str]) -> tuple[host.Host, Finding | None]:
-    try:
-        return host.look(environ), None
-    except UserError as error:
-        return host.look(without_job(environ)), problem("SLURM", str(error))
-
-
-def _torch(torch: dict[str, Any], here: host.Host) -> Iterator[Finding]:
-    yield software.devices(torch, visible=here.gpus)
-    yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
-    yield software.backends(torch)
-
-
-def _plan(subject: Subject, here: host.Host, *, seen: int) -> tuple[LaunchPlan | None, Finding | None]:
-    """The plan for this node. If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined."""
-    flags = Flags(nproc_per_node=subject.nproc_per_node, standalone=True)
-    usable = host.Host(name=here.name, cores=here.cores, gpus=min(here.gpus, seen), place=None)
-    try:
-        plan = make_plan(subject.config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
-    except UserError as error:
-        return None, problem("plan", str(error))
-    return plan, None
 
 
 def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[Finding]:
     count = plan.ranks_per_node if plan else 1
     yield machine.cores(here, ranks=count, threads=plan.threads_per_rank if plan else 1)
     yield machine.numa()
-    yield machine.open_files_limit(
-        world_size=count, backend=plan.backend if plan else "gloo", workers=_known_workers(config)
-    )
+    backend = plan.backend if plan else "gloo"
+    yield machine.open_files_limit(world_size=count, backend=backend, workers=_known_workers(config))
     yield disk.shared_memory(workers=config.loader.workers != 0, nccl=_uses_nccl(plan))
 
 
@@ -95,22 +82,6 @@ def _known_workers(config: Any) -> int:
 
 def _uses_nccl(plan: LaunchPlan | None) -> bool:
     return plan is not None and plan.backend == "nccl" and plan.ranks_per_node > 1
-
-
-def _run_directory(subject: Subject) -> Iterator[Finding]:
-    root = Path(subject.config.run_root)
-    found = disk.run_directory(root)
-    yield from found
-    if found[0].level != "problem":
-        yield disk.room(root, each=_checkpoint_size(subject), kept=subject.config.checkpoint.keep + 1)
-
-
-def _checkpoint_size(subject: Subject) -> int | None:
-    if subject.config_path is None:
-        return None
-    from ..plan.dry_run import describe
-
-    return describe(subject.config, subject.config_path, list(subject.overrides)).get("state_bytes")
 
 
 # ---------------------------------------------------------------- before a training
@@ -134,24 +105,15 @@ def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
     yield network.port(plan)
     yield from [head] if (head := network.head_name(plan)) else []
     if plan.device == "gpu":
-        yield from _quick_driver(plan)
-    yield from disk.run_directory(plan.folder)
-    yield disk.room(plan.folder, each=_newest_size(plan.folder), kept=config.checkpoint.keep + 1)
-
-
-def _quick_driver(plan: LaunchPlan) -> Iterator[Finding]:
-    """Checks NVIDIA's table; if that refuses the driver, asks torch itself, since a cuda-compat package may help."""
-    driver, cuda = gpu.driver_version(), gpu.cuda_of_torch()
-    if cuda is None or gpu.is_too_old(driver, cuda):
-        torch = software.ask_torch()
-        if "problem" not in torch:
+        # Checks NVIDIA's table; if that refuses the driver, asks torch itself, since a cuda-compat package may help.
+        driver, cuda = gpu.driver_version(), gpu.cuda_of_torch()
+        unsure = cuda is None or gpu.is_too_old(driver, cuda)
+        if unsure and "problem" not in (torch := software.ask_torch()):
             yield gpu.check_driver(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
-
-
-def _newest_size(folder: Path) -> int | None:
-    """Bytes of the run's newest checkpoint: the next one will be about as large."""
-    newest = newest_checkpoint(folder)
-    return disk.size_of(RunDir(folder).checkpoints / newest) if newest else None
+    yield from disk.run_directory(plan.folder)
+    newest = newest_checkpoint(plan.folder)  # the next one will be about as large
+    each = disk.size_of(RunDir(plan.folder).checkpoints / newest) if newest else None
+    yield disk.room(plan.folder, each=each, kept=config.checkpoint.keep + 1)
 
 
 def standard_config() -> Any:
@@ -161,7 +123,3 @@ def standard_config() -> Any:
     return RunConfig.model_validate(
         {"data": {"name": "synthetic"}, "model": {"name": "cnn"}, "optimizer": {"name": "sgd", "lr": 0.1}}
     )
-
-
-def is_well(findings: Sequence[Finding]) -> bool:
-    return all(finding.level != "problem" for finding in findings)

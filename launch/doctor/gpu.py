@@ -17,20 +17,15 @@ _NVIDIA = "0x10de"
 
 def driver_version(root: Path = Path("/")) -> str | None:
     """Version of the loaded kernel module, proprietary or open; None if there is none."""
-    try:
-        text = (root / "proc/driver/nvidia/version").read_text()
-    except OSError:
-        return None
+    text = _read(root / "proc/driver/nvidia/version")
     found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
     return found[1] if found else None
 
 
 def cards(root: Path = Path("/")) -> int:
     """NVIDIA GPUs on the PCI bus, with a driver or without."""
-    return sum(
-        _read(device / "vendor") == _NVIDIA and _read(device / "class").startswith(_DISPLAY)
-        for device in root.glob("sys/bus/pci/devices/*")
-    )
+    devices = root.glob("sys/bus/pci/devices/*")
+    return sum(_read(one / "vendor") == _NVIDIA and _read(one / "class").startswith(_DISPLAY) for one in devices)
 
 
 def _read(path: Path) -> str:
@@ -82,14 +77,12 @@ def check_driver(torch: dict[str, Any], *, driver: str | None, cards: int, gpus:
         return problem("driver", text, "install a CUDA build of torch (pytorch.org/get-started)", **facts)
     if driver is None:
         text = f"there is an NVIDIA card, and no driver is loaded for it; {build} sees no GPU"
-        return problem(
-            "driver", text, "install NVIDIA's driver, or pass the GPUs into the container (--gpus all)", **facts
-        )
+        advice = "install NVIDIA's driver, or pass the GPUs into the container (--gpus all)"
+        return problem("driver", text, advice, **facts)
     if is_too_old(driver, cuda):
         text = f"{driver} is too old: {build}, which needs {facts['needed']} or newer, and so sees no GPU"
-        return problem(
-            "driver", text, f"update the driver, or install a torch that is built for {_newest_cuda(driver)}", **facts
-        )
+        advice = f"update the driver, or install a torch that is built for {_newest_cuda(driver)}"
+        return problem("driver", text, advice, **facts)
     if gpus == 0:
         return ok("driver", f"{driver}; CUDA_VISIBLE_DEVICES leaves out all GPUs", **facts)
     why = f": {torch['why_no_gpu']}" if torch.get("why_no_gpu") else ""

@@ -13,18 +13,16 @@ _RESOLVE_TIMEOUT_S = 5.0
 
 def port(plan: LaunchPlan | None = None) -> Finding:
     """Whether the port of the rendezvous is free: the given one, or any."""
-    given = plan.rendezvous.master_port if plan else None
-    if given is None:
+    if plan is None or (given := plan.rendezvous.master_port) is None:
         try:
             return ok("port", f"free ones on loopback, such as {host.free_port()}")
         except OSError as error:
             text = f"none can be opened on loopback: {os.strerror(error.errno or 0)}"
             return problem("port", text, "is the interface lo up? (ip link)")
-    if plan is not None and plan.nodes > 1 and plan.node != 0:
+    if plan.nodes > 1 and plan.node != 0:
         return ok("port", f"{given}, which node 0 will open", port=given)
-    address = "127.0.0.1" if plan is None or plan.nodes == 1 else ""
     try:
-        socket.create_server((address, given)).close()
+        socket.create_server(("127.0.0.1" if plan.nodes == 1 else "", given)).close()
     except OSError as error:
         advice = f"ss -ltnp 'sport = :{given}' names its owner; give another --master-port"
         return problem("port", f"{given} cannot be opened: {os.strerror(error.errno or 0)}", advice)

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
     """
     folder = Path(tempfile.mkdtemp(prefix="dist-train-doctor-"))
     outcome = folder / "measured.json"
-    keep = False
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
         started = replace(
             plan,
             folder=folder,
@@ -48,15 +49,9 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         measured = read_json(outcome)
         if code == ExitCode.DONE and measured is not None:
             return speed.judge(measured, cores=cores, ranks_here=plan.ranks_per_node)
-        keep = True
-        return [_failed(plan, folder, code, (measured or {}).get("stage", "joining each other"))]
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _failed(plan: LaunchPlan, folder: Path, code: int, stage: str) -> Finding:
+        at_the_end.pop_all()  # their logs are kept
+    stage = (measured or {}).get("stage", "joining each other")
     cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
     text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
     advice = f"the lines above say why; their logs: {RunDir(folder).logs}"
-    return problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)
+    return [problem("ranks", text, advice, exit_code=code, stage=stage, verdict=cause)]

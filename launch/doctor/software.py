@@ -1,13 +1,10 @@
 """Versions, and what only torch and wandb can report, each in its own process."""
 
-import json
 import platform
-import subprocess
-import sys
 from importlib import metadata
 from typing import Any
 
-from ..children import child_environment
+from ..children import ask
 from .finding import Finding, ok, problem, warning
 
 _ANSWER_TIMEOUT_S = 120
@@ -15,27 +12,9 @@ _ANSWER_TIMEOUT_S = 120
 _PACKAGES = ("torch", "torchvision", "wandb", "dist-train")
 
 
-def ask_module(*words: str) -> dict[str, Any]:
-    """The JSON that `python -P -m WORDS` prints; `problem` says why there is none."""
-    command = [sys.executable, "-P", "-m", *words]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, env=child_environment()
-        )
-    except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {_ANSWER_TIMEOUT_S} s"}
-    except OSError as error:
-        return {"problem": str(error)}
-    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-    try:
-        return json.loads(answer.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"problem": said[-1]}
-
-
 def ask_torch() -> dict[str, Any]:
     """Versions, devices and backends as torch sees them, or `problem`."""
-    return ask_module("dist_train.commands.torch_facts")
+    return ask("dist_train.commands.torch_facts", timeout_s=_ANSWER_TIMEOUT_S)
 
 
 def check_versions(torch: dict[str, Any]) -> Finding:
@@ -43,11 +22,10 @@ def check_versions(torch: dict[str, Any]) -> Finding:
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     found["torch"] = torch.get("torch", found["torch"])
     text = ", ".join(f"{name} {version or '(not installed)'}" for name, version in found.items())
-    failed = torch.get("problem") or torch.get("torchvision_problem")
-    if failed:
-        name = "torch" if torch.get("problem") else "torchvision"
-        advice = "reinstall torch and torchvision together (make setup)"
-        return problem("versions", f"{name} cannot be imported: {failed}", advice, **found)
+    for key, name in (("problem", "torch"), ("torchvision_problem", "torchvision")):
+        if torch.get(key):
+            advice = "reinstall torch and torchvision together (make setup)"
+            return problem("versions", f"{name} cannot be imported: {torch[key]}", advice, **found)
     return ok("versions", text, **found)
 
 
@@ -76,26 +54,24 @@ def backends(torch: dict[str, Any]) -> Finding:
     """The backends through which ranks can communicate."""
     found = torch.get("backends", {})
     text = ", ".join(f"{name} {version}".strip() for name, version in found.items()) or "none"
-    if "gloo" not in found or (torch.get("gpus") and "nccl" not in found):
-        missing = "gloo" if "gloo" not in found else "nccl"
+    missing = [name for name in ("gloo", "nccl") if name not in found and (name == "gloo" or torch.get("gpus"))]
+    if missing:
         advice = "install torch from pytorch.org, whose builds have both"
-        return problem("backends", f"{text}: {missing} is missing", advice, backends=found)
+        return problem("backends", f"{text}: {missing[0]} is missing", advice, backends=found)
     return ok("backends", text, backends=found)
 
 
 def tracking(config: Any) -> Finding:
     """What W&B would do. Reports whether there are credentials, and never reveals them."""
-    answer = ask_module("dist_train.commands.wandb_facts", config.tracking.wandb.mode)
+    answer = ask("dist_train.commands.wandb_facts", config.tracking.wandb.mode, timeout_s=_ANSWER_TIMEOUT_S)
     if "problem" in answer:
-        text = f"wandb does not answer: {answer['problem']}"
         advice = "the training goes on without it; tracking.wandb.mode=disabled says nothing of it"
-        return warning("W&B", text, advice)
+        return warning("W&B", f"wandb does not answer: {answer['problem']}", advice)
     mode = answer["mode"]
-    if mode in ("disabled", "offline"):
-        return ok("W&B", mode, **answer)
-    if answer["credentials"]:
-        return ok("W&B", f"{mode}: credentials found; they were not tried", **answer)
-    if mode == "auto":
-        return ok("W&B", "auto: no credentials, so runs are recorded offline", **answer)
-    text = "online, and there are no credentials: runs are recorded offline"
-    return warning("W&B", text, "wandb login, or tracking.wandb.mode=offline", **answer)
+    if mode == "online" and not answer["credentials"]:
+        text = "online, and there are no credentials: runs are recorded offline"
+        return warning("W&B", text, "wandb login, or tracking.wandb.mode=offline", **answer)
+    credentials = "credentials found; they were not tried"
+    if not answer["credentials"]:
+        credentials = "no credentials, so runs are recorded offline"
+    return ok("W&B", mode if mode in ("disabled", "offline") else f"{mode}: {credentials}", **answer)

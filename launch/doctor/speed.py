@@ -35,9 +35,10 @@ def judge(measured: Mapping[str, Any], *, cores: int, ranks_here: int) -> list[F
     """Findings from what the ranks measured of themselves and each other (dist_train.commands.bench_ranks)."""
     taking_turns = measured["device"] == "cpu" and ranks_here > cores
     compute = _compute(measured, taking_turns)
-    slow = compute.facts["slow_ranks"]
     talk = [_all_reduce(measured)] if measured["all_reduce_gbs"] is not None else []
-    links = [_pairs(measured, slow)] if len(measured["pairs_gbs"]) > 1 and not taking_turns else []
+    links = (
+        [_pairs(measured, compute.facts["slow_ranks"])] if len(measured["pairs_gbs"]) > 1 and not taking_turns else []
+    )
     return [compute, *talk, *links]
 
 
@@ -46,18 +47,12 @@ def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
     device = measured["device"]
     slow = {} if taking_turns else outliers(gflops, SPEED[device])
     short = {} if taking_turns else outliers(shares, SHARE)
-    facts = {
-        "gflops": measured["gflops"],
-        "share": measured["share"],
-        "slow_ranks": sorted({*slow, *short}),
-        "judged": not taking_turns,
-    }
+    facts = {"gflops": measured["gflops"], "share": measured["share"], "slow_ranks": sorted({*slow, *short})}
+    facts["judged"] = not taking_turns
     said = [f"rank {rank} computes at {_percent(part)} of the others' speed" for rank, part in slow.items()]
-    said += [
-        f"rank {rank} gets {_percent(shares[rank])} of a core, the others {_percent(_others(shares, rank))}"
-        for rank in short
-        if rank not in slow
-    ]
+    for rank in sorted(short.keys() - slow.keys()):
+        others = statistics.median(share for other, share in shares.items() if other != rank)
+        said.append(f"rank {rank} gets {_percent(shares[rank])} of a core, the others {_percent(others)}")
     if said:
         advice = (
             "look at that GPU's clocks and temperature: nvidia-smi -q -d PERFORMANCE,TEMPERATURE"
@@ -65,19 +60,15 @@ def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
             else "something else runs on its core, or its core is slower: top, taskset -p PID"
         )
         return warning("computing", "; ".join(said), advice, **facts)
-    text = f"{_range(gflops.values())} GFLOP/s a rank"
-    if taking_turns:
-        text += ", not compared: more ranks than cores"
-    elif len(gflops) > 1:
-        text += ", no rank stands out"
-    return ok("computing", text, **facts)
+    note = ", no rank stands out" if len(gflops) > 1 else ""
+    note = ", not compared: more ranks than cores" if taking_turns else note
+    return ok("computing", f"{_range(gflops.values())} GFLOP/s a rank{note}", **facts)
 
 
 def _all_reduce(measured: Mapping[str, Any]) -> Finding:
-    rate, ranks = measured["all_reduce_gbs"], measured["world_size"]
-    text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {measured['all_reduce_mb']} MB"
-    facts = {"gb_per_second": rate, "ranks": ranks, "backend": measured["backend"], "mb": measured["all_reduce_mb"]}
-    return ok("all-reduce", f"{text}, {ranks} ranks", **facts)
+    rate, ranks, mb = measured["all_reduce_gbs"], measured["world_size"], measured["all_reduce_mb"]
+    text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {mb} MB, {ranks} ranks"
+    return ok("all-reduce", text, gb_per_second=rate, ranks=ranks, backend=measured["backend"], mb=mb)
 
 
 def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
@@ -108,10 +99,6 @@ def _common_rank(slow: set[tuple[int, ...]], all_pairs: set[tuple[int, ...]]) ->
         if own == slow and len(own) > 1:
             return rank
     return None
-
-
-def _others(values: Mapping[int, float], rank: int) -> float:
-    return statistics.median(value for other, value in values.items() if other != rank)
 
 
 def _percent(part: float) -> str:

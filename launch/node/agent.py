@@ -22,11 +22,11 @@ from dist_train.rundir.codec import decode, write_json
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import AgentOutcome, RankEnd
 
-from ..processes import descendants, send
+from ..processes import descendants, ignore_signals, send
+from ..torch_patches import start_ranks_by
+from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
@@ -34,16 +34,13 @@ def main() -> None:
     """Never returns: the interpreter's own way out of torch takes seconds."""
     request = decode(AgentRequest, json.loads(sys.stdin.readline()))
     hold_lifeline()
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     os.chdir(request.cwd)
     work(request)
 
 
 def main_forked(request: dict[str, Any], server: socket.socket) -> None:
     """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
-    from .fork_client import ForkClient, fork_ranks_from
-
     fork_ranks_from(ForkClient(server))
     work(decode(AgentRequest, request))
 
@@ -67,9 +64,8 @@ def work(request: AgentRequest) -> None:
 def hold_lifeline() -> None:
     """Watches stdin from a thread; the ranks get an empty one."""
     lifeline = os.dup(0)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
+    with open(os.devnull) as empty:
+        os.dup2(empty.fileno(), 0)
 
     def wait() -> None:
         os.read(lifeline, 1)
@@ -100,7 +96,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     config, program, words = config_from_args(arguments)
     config.logs_specs = rank_files(request)
     config.max_restarts = 0
-    config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see IGNORED
+    config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
     entry = [str(RANK_MAIN), me, me, request.generation, request.logs, request.output, request.signals]
     if arguments.no_python:
@@ -113,27 +109,51 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
 
 
+class ForkedRank:
+    """What torch's agent asks of its SubprocessHandler."""
+
+    def __init__(self, process: ForkedProcess) -> None:
+        self.proc = process
+
+    def close(self, death_sig: signal.Signals | None = None) -> None:
+        send(self.proc.pid, death_sig or signal.SIGTERM, group=True)
+
+
+def fork_ranks_from(server: ForkClient) -> None:
+    """From now on, torch's agent in this process has its ranks forked, unless the server refuses."""
+    before, parent = dict(os.environ), str(os.getppid())
+
+    def start(environment: dict[str, str], args: tuple[str, ...]) -> ForkedRank | None:
+        added = {name: value for name, value in os.environ.items() if before.get(name) != value}  # by torch
+        _, _, _, *words = args  # -u RANK_MAIN PARENT …
+        server.ask({"environment": {**added, **environment}, "words": [parent, *words]})
+        process = server.answer(None)
+        if server.is_gone:
+            raise RuntimeError("the fork server is gone")
+        return ForkedRank(process) if process is not None else None
+
+    start_ranks_by(start)
+
+
 def rank_files(request: AgentRequest) -> Any:
     """Turns torch's own log redirection off (rank/main.py does it), and says where its @record decorator writes. The
     counts of restarts are ours, since each of our generations is a first one to torch's agent."""
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
+    folder = GenerationDir(Path(request.generation)).record
+    folder.mkdir(parents=True, exist_ok=True)
+
     class RankFiles(LogsSpecs):
+        root_log_dir = str(folder)
+
         def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-            folder = Path(self.root_log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
             records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
             for local, env in envs.items():
                 env["TORCHELASTIC_ERROR_FILE"] = records[local]
                 env["TORCHELASTIC_RESTART_COUNT"] = str(request.restarts)
                 env["TORCHELASTIC_MAX_RESTARTS"] = str(request.max_restarts)
-            console = dict.fromkeys(envs, "")
-            return LogsDest(stdouts=console, stderrs=dict(console), error_files=records)
-
-        @property
-        def root_log_dir(self) -> str:
-            return str(GenerationDir(Path(request.generation)).record)
+            return LogsDest(stdouts=dict.fromkeys(envs, ""), stderrs=dict.fromkeys(envs, ""), error_files=records)
 
     return RankFiles()
 
@@ -141,18 +161,15 @@ def rank_files(request: AgentRequest) -> Any:
 def loopback_rendezvous(parameters: Any, port: int) -> Any:
     """A rendezvous of one node whose store listens on 127.0.0.1 alone; torch's own listens on every interface."""
     from torch.distributed import PrefixStore, TCPStore
-    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+    from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
-    class Loopback(RendezvousHandler):
-        @property
-        def use_agent_store(self) -> bool:
-            return True  # the ranks meet at this very store
-
+    class Loopback(StaticTCPRendezvous):
         def get_backend(self) -> str:
             return "loopback"
 
         def next_rendezvous(self) -> RendezvousInfo:
-            listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+            listener = socket.create_server((self.master_addr, self.master_port), backlog=1024)
             host, bound = listener.getsockname()
             store = TCPStore(
                 host,
@@ -165,21 +182,7 @@ def loopback_rendezvous(parameters: Any, port: int) -> Any:
             store.set_timeout(timedelta(minutes=5))
             return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(host, bound))
 
-        def is_closed(self) -> bool:
-            return False
-
-        def set_closed(self) -> None: ...
-
-        def num_nodes_waiting(self) -> int:
-            return 0
-
-        def get_run_id(self) -> str:
-            return parameters.run_id
-
-        def shutdown(self) -> bool:
-            return True
-
-    return Loopback()
+    return Loopback("127.0.0.1", port, 0, 1, parameters.run_id, timeout=300)
 
 
 if __name__ == "__main__":

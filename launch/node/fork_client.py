@@ -1,107 +1,87 @@
-"""Ranks that are forked from the fork server instead of executed: what torch's elastic agent sees of them.
+"""Asks the fork server (fork_server.py) for processes, and hears how they end.
 
-Runs in the agent, which imports torch; see fork_server.py for the other side.
+The supervisor has a client of its own for the agents, and each agent one for its ranks. Standard library only.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..torch_patches import start_ranks_by
 from .channel import receive, send
 
 
 class ForkClient:
-    """The agent's end of the line to the fork server."""
+    """One end of a line to the fork server.
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._before = dict(os.environ)
+    Args:
+        refused: is told why no rank can be forked.
+
+    Attributes:
+        is_gone: the server has ended, and the kernel has ended all that it had forked.
+    """
+
+    def __init__(self, channel: socket.socket, refused: Callable[[str], None] | None = None) -> None:
+        self.channel, self._refused = channel, refused
+        self.is_gone = False
         self._codes: dict[int, int] = {}
-        self.pid = os.getppid()
+        self._started: int | None = None
+        self._is_answered = False
 
-    def start(self, environment: dict[str, str], words: list[str]) -> "ForkedProcess | None":
-        """A rank: rank/main.py with these words. None where the server will not fork, which the supervisor knows.
+    def ask(self, request: dict[str, Any]) -> None:
+        """Asks for a process, which `answer` returns once it is there."""
+        self._started, self._is_answered = None, False
+        send(self.channel, request)
 
-        Raises:
-            RuntimeError: when the server is gone.
-        """
-        added = {name: value for name, value in os.environ.items() if self._before.get(name) != value}  # by torch
-        send(self._channel, {"environment": {**added, **environment}, "words": words})
-        while True:
-            answer = self._next(None)
-            if answer is None:
-                raise RuntimeError("the fork server is gone")
-            if "refused" in answer:
-                return None
-            if "rank" in answer:
-                return ForkedProcess(answer["rank"], self)
+    def answer(self, seconds: float | None = 0.0) -> "ForkedProcess | None":
+        """The process asked for. None where it has not come within `seconds`, and where the server will not fork."""
+        self._listen(seconds, lambda: self._is_answered)
+        return None if self._started is None else ForkedProcess(self._started, self)
 
     def code(self, pid: int, seconds: float | None = 0.0) -> int | None:
-        """Exit code of a rank, negative for a signal; None when it has not ended within `seconds`."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while pid not in self._codes:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                answer = self._next(left)
-            except (TimeoutError, BlockingIOError):
-                return None
-            if answer is None:  # the kernel ends the ranks of a server that is gone
-                return -signal.SIGKILL
-        return self._codes[pid]
+        """Exit code of a process, negative for a signal; None when it has not ended within `seconds`."""
+        self._listen(seconds, lambda: pid in self._codes)
+        return self._codes.get(pid, -signal.SIGKILL if self.is_gone else None)
 
-    def _next(self, seconds: float | None) -> Any:
-        self._channel.settimeout(seconds)
-        try:
-            packet = self._channel.recv(1, socket.MSG_PEEK)
-        except (TimeoutError, BlockingIOError):
-            raise
-        except OSError:
-            return None
-        message = receive(self._channel) if packet else None
-        if message is not None and "ended" in message:
-            self._codes[message["ended"]] = message["code"]
-        return message
+    def _listen(self, seconds: float | None, until: Callable[[], bool]) -> None:
+        """Takes what the server says until `until` holds, the server is gone, or the time is over (None: no limit)."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not until() and not self.is_gone:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self.channel], [], [], left)[0]:
+                return
+            match receive(self.channel):
+                case {"started": pid}:
+                    self._started, self._is_answered = pid, True
+                case {"ended": pid, "code": code}:
+                    self._codes[pid] = code
+                case {"refused": why} if self._refused is not None:
+                    self._refused(why)
+                case None:
+                    self.is_gone = True
 
 
 class ForkedProcess:
     """A process that is not our child, as a subprocess.Popen."""
 
-    def __init__(self, pid: int, server: ForkClient) -> None:
-        self.pid = pid
-        self._server = server
+    def __init__(self, pid: int, client: ForkClient) -> None:
+        self.pid, self._client = pid, client
 
     def poll(self) -> int | None:
-        return self._server.code(self.pid)
+        return self._client.code(self.pid)
 
     def wait(self, timeout: float | None = None) -> int:
-        code = self._server.code(self.pid, timeout)
+        code = self._client.code(self.pid, timeout)
         if code is None:
             raise subprocess.TimeoutExpired("rank", timeout or 0.0)
         return code
 
-
-class ForkedRank:
-    """What torch's agent asks of its SubprocessHandler."""
-
-    def __init__(self, process: ForkedProcess) -> None:
-        self.proc = process
-
-    def close(self, death_sig: signal.Signals | None = None) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.proc.pid, death_sig or signal.SIGTERM)
-
-
-def fork_ranks_from(server: ForkClient) -> None:
-    """From now on, torch's agent in this process has its ranks forked, unless the server refuses."""
-
-    def start(environment: dict[str, str], args: tuple[str, ...]) -> ForkedRank | None:
-        _, _, parent, *words = args  # -u RANK_MAIN PARENT …
-        process = server.start(environment, [str(server.pid), *words])
-        return ForkedRank(process) if process is not None else None
-
-    start_ranks_by(start)
+    def kill(self) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)

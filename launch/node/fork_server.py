@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import selectors
-import signal
 import socket
 import sys
 import traceback
@@ -22,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""The supervisor's business. Ranks inherit it, so that none of these ends one that has no handler yet."""
 OFTEN = ("torch.distributed",)
 """What nearly every distributed program comes to."""
 DEVICES = "/dev/nvidia"
@@ -64,39 +61,29 @@ class PreloadOrder:
     devices: str = DEVICES
 
 
-def main(arguments: list[str]) -> None:
-    """Serves until the supervisor is gone, which takes everything below along. Never returns."""
-    descriptor, parent, root, package = arguments
-    control = socket.socket(fileno=int(descriptor))
-    sys.path[0] = root  # for what these two import
-    rank_main, processes = load("rank/main"), load("processes")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
-        del sys.modules[name]  # the program may find another one
-    rank_main.die_with(int(parent))
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    received = channel.receive(control)
-    if received is None:
-        os._exit(1)
-    order = PreloadOrder(**received)
-    os.chdir(order.cwd)
-    sys.path[0] = order.path
-    print_to(order.log)
-    gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
-    try:
-        import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    ForkServer(control, Ours(root, package, rank_main, processes), order.devices).serve(order.modules, order.strict)
-
-
-def print_to(log: str) -> None:
-    """What the imports print is no rank's. A rank asks for an output of its own, see rank/main.py."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    for number in (1, 2):
-        os.dup2(target, number)
-    os.close(target)
+def import_all(order: PreloadOrder) -> str | None:
+    """Returns why ranks cannot be forked from here, if so."""
+    if "torch._dynamo" not in order.modules:
+        load("torch_patches").install_lazy_dynamo()
+    for name in OFTEN:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for name in order.modules:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            traceback.print_exc()
+            if isinstance(error, ImportError) and not order.strict:
+                continue  # a rank that does need it will say what is missing
+            return f"importing {name}: {type(error).__name__}: {error}".splitlines()[0]
+    if sys.modules["torch"].cuda.is_initialized():
+        return "what was imported has made a CUDA context, which does not survive a fork"
+    if device := next(open_files(order.devices), None):
+        return f"what was imported has opened {device}, and the GPU's driver does not survive a fork"
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return f"what was imported has started {threads - 1} more thread{'s' * (threads > 2)}, lost in a fork"
+    return None
 
 
 def open_files(prefix: str) -> Iterator[str]:
@@ -108,88 +95,71 @@ def open_files(prefix: str) -> Iterator[str]:
                 yield path
 
 
-@dataclass(frozen=True)
-class Ours:
-    """What the server has of this project, which the program does not see.
+class ForkServer:
+    """Forks what it is asked for, and tells how it ended.
 
-    Attributes:
-        root: the folder that our packages are imported from.
+    Args:
+        control: the line to the supervisor.
+        root: the folder that our packages are imported from, which the program does not see.
         package: what launch/ is called there.
-        rank_main: rank/main.py.
-        processes: processes.py.
     """
 
-    root: str
-    package: str
-    rank_main: Any
-    processes: Any
-
-
-class ForkServer:
-    """Forks what it is asked for, and tells how it ended."""
-
-    def __init__(self, control: socket.socket, ours: Ours, devices: str) -> None:
-        self._control = control
-        self._devices = devices
-        self._ours = ours
-        self._selector = selectors.DefaultSelector()
+    def __init__(self, control: socket.socket, root: str, package: str) -> None:
+        self._control, self._root, self._package = control, root, package
+        sys.path[0] = root  # for what these two import
+        self._rank_main, self._processes = load("rank/main"), load("processes")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
+            del sys.modules[name]  # the program may find another one
         self._refusal: str | None = None
+        self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
 
-    def serve(self, modules: list[str], strict: bool) -> None:
-        """The first agent starts before `modules` are imported: it is busy meanwhile."""
-        self._start_agent()
-        self._refusal = self._import(modules, strict)
+    def serve(self, parent: int) -> None:
+        """Until the supervisor is gone, which takes everything below along. Never returns."""
+        self._rank_main.die_with(parent)
+        self._processes.ignore_signals()
+        received = channel.receive(self._control)
+        if received is None:
+            os._exit(1)
+        order = PreloadOrder(**received)
+        os.chdir(order.cwd)
+        sys.path[0] = order.path
+        with open(order.log, "a") as log:  # what the imports print is no rank's: each asks for an output of its own
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
+        try:
+            import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        self._start_agent()  # which is busy while the rest is imported
+        self._refusal = import_all(order)
         # What a rank starts, the kernel does not end with it: from here on we do, when the supervisor is gone.
-        self._ours.processes.become_subreaper()
-        self._ours.processes.outlive_parent()
+        self._processes.become_subreaper()
+        self._processes.die_with_parent(0)
         if self._refusal is not None:
             channel.send(self._control, {"refused": self._refusal})
         while True:
             for key, _ in self._selector.select():
                 key.data()
 
-    def _import(self, modules: list[str], strict: bool) -> str | None:
-        """Returns why ranks cannot be forked from here, if so."""
-        if "torch._dynamo" not in modules:
-            load("torch_patches").install_lazy_dynamo()
-        for name in OFTEN:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
-        for name in modules:
-            try:
-                importlib.import_module(name)
-            except BaseException as error:
-                traceback.print_exc()
-                if isinstance(error, ImportError) and not strict:
-                    continue  # a rank that does need it will say what is missing
-                return f"importing {name}: {type(error).__name__}: {error}".splitlines()[0]
-        torch = sys.modules["torch"]
-        if torch.cuda.is_initialized():
-            return "what was imported has made a CUDA context, which does not survive a fork"
-        if device := next(open_files(self._devices), None):
-            return f"what was imported has opened {device}, and the GPU's driver does not survive a fork"
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            return f"what was imported has started {threads - 1} more thread{'s' * (threads > 2)}, lost in a fork"
-        return None
-
     # ------------------------------------------------------------ agents
 
     def _start_agent(self) -> None:
         request = channel.receive(self._control)
         if request is None:
-            self._ours.processes.end_descendants(patience=0)
+            self._processes.end_descendants(patience=0)
             os._exit(0)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = self._fork(lambda: self._be_agent(request, theirs), self._control, keep=theirs)
         theirs.close()
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._start_rank(ours))
-        channel.send(self._control, {"agent": pid})
+        channel.send(self._control, {"started": pid})
 
     def _be_agent(self, request: dict[str, Any], server: socket.socket) -> None:
-        sys.path[0] = self._ours.root
-        importlib.import_module(f"{self._ours.package}.node.agent").main_forked(request, server)
+        sys.path[0] = self._root
+        importlib.import_module(f"{self._package}.node.agent").main_forked(request, server)
 
     # ------------------------------------------------------------ ranks
 
@@ -198,18 +168,16 @@ class ForkServer:
         if request is None:
             self._selector.unregister(agent)
             agent.close()
-        elif self._refusal is not None:
-            channel.send(agent, {"refused": self._refusal})
         else:
-            pid = self._fork(lambda: self._be_rank(**request), agent)
-            channel.send(agent, {"rank": pid})
+            pid = self._fork(lambda: self._be_rank(**request), agent) if self._refusal is None else None
+            channel.send(agent, {"started": pid})
 
     def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
         os.setsid()
         os.environ.update(environment)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
-        self._ours.rank_main.leave(words)
+        self._rank_main.leave(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
         """Returns the id of a process that runs `child`; `asked` is told of its end."""
@@ -217,7 +185,7 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             try:
-                self._ours.rank_main.die_with(server)
+                self._rank_main.die_with(server)
                 gc.freeze()  # the collector would write to, and so copy, the pages that all share
                 gc.enable()
                 self._let_go(keep)
@@ -250,4 +218,5 @@ class ForkServer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    descriptor, parent, root, package = sys.argv[1:]
+    ForkServer(socket.socket(fileno=int(descriptor)), root, package).serve(int(parent))

@@ -1,9 +1,6 @@
 """`--dry-run`: what would happen, from the very plan that would run. Starts no rank and writes nothing."""
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,12 @@ from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
 
-from ..children import child_environment
-from ..console import mark, say
+from ..children import ask
+from ..console import mark, say, size
 from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
-_SECONDS = 300
+_ANSWER_TIMEOUT_S = 300
 """For building the model and counting the data."""
 
 
@@ -45,17 +42,8 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
 def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
     is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
-    alone = [] if powers(config) else ["-P"]
-    command = [sys.executable, *alone, "-m", "dist_train.commands.describe", config_path, *overrides]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=child_environment())
-    except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {_SECONDS} s"}
-    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-    try:
-        return json.loads(answer.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"problem": said[-1]}
+    words = (config_path, *overrides)
+    return ask("dist_train.commands.describe", *words, timeout_s=_ANSWER_TIMEOUT_S, alone=not powers(config))
 
 
 def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -122,15 +110,6 @@ def quantity(count: float) -> str:
     """`25.6 M`."""
     unit, factor = ("M", 1e6) if count >= 1e6 else ("k", 1e3)
     return f"{count / factor:.3g} {unit}"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `205 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def sparkline(values: list[float], width: int = 24) -> str:

@@ -11,7 +11,6 @@ It is loaded in a rank by its path, and imports the standard library alone.
 import inspect
 import itertools
 import mmap
-import struct
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 AT, SLOT, KEPT = 2048, 256, 8
-"""Where in the page the newest calls are, bytes of one, and how many are kept: the others may be a few ahead."""
+"""Where in the page the newest calls are, bytes of one, and how many are kept: the others may be a few ahead. A call is
+five lines: its number from 1, what it was, the function, line and file that it came from."""
 MOST_TEXTS = 1000
-_NUMBER = struct.Struct("<q")
-HEAD = struct.Struct("<qii")
-"""The number of the call, its line, bytes of the text that follows. All zero: no call yet."""
 _OF_SHAPE = (
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_single"),
     *("reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single"),
@@ -81,10 +78,10 @@ class CollectiveLog:
             if len(self._texts) > MOST_TEXTS:
                 self._texts.clear()
             what = f"{name} of {described(given)}" if name in _OF_SHAPE else name
-            text = f"{what}\n{frame.f_code.co_name}\n{frame.f_code.co_filename}".encode()[: SLOT - HEAD.size]
-            self._texts[key] = text = HEAD.pack(0, frame.f_lineno, len(text))[_NUMBER.size :] + text
+            text = f"{what}\n{frame.f_code.co_name}\n{frame.f_lineno}\n{frame.f_code.co_filename}".encode()
+            self._texts[key] = text
         place = AT + SLOT * (number % KEPT)
-        self._page[place : place + _NUMBER.size + len(text)] = _NUMBER.pack(number) + text
+        self._page[place : place + SLOT] = (b"%d\n%b" % (number, text))[:SLOT].ljust(SLOT, b"\0")
 
 
 def described(given: Any) -> str:

@@ -1,5 +1,6 @@
 """What a rank writes down of the exception that ended it. Loaded by main.py: it imports the standard library alone."""
 
+import contextlib
 import re
 import resource
 import signal
@@ -82,26 +83,23 @@ def raised_elsewhere(error: BaseException) -> tuple[dict[str, str] | None, list[
     Our own loading processes send theirs along, as `raised_at`. torch makes a new exception of the class and a text;
     its message has then the whole traceback in it, and its class is another if the first one takes other arguments.
     """
-    names = ("file", "line", "function", "text")
     if sent := getattr(error, "raised_at", None):
-        return None, [dict(zip(names, frame, strict=True)) for frame in sent]
+        return None, [dict(zip(("file", "line", "function", "text"), frame, strict=True)) for frame in sent]
     *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
     wrapper = frame.f_locals.get("self") if frame is not None and frame.f_code.co_name == "reraise" else None
     kind, text = getattr(wrapper, "exc_type", None), getattr(wrapper, "exc_msg", None)
     if not isinstance(kind, type) or not isinstance(text, str):
         return None, []
-    frames = [
-        {**match.groupdict(), "line": int(match["line"]), "text": match["text"] or ""}
-        for match in _FRAME.finditer(text)
-    ]
+    found = _FRAME.finditer(text)
+    frames = [{**one.groupdict(), "line": int(one["line"]), "text": one["text"] or ""} for one in found]
     return {"type": kind.__name__, "module": kind.__module__, "message": _message_in(text, kind)}, frames
 
 
 def _message_in(text: str, kind: type) -> str:
     """All that follows the name of an exception in its traceback: its lines, notes, and members if it is a group."""
-    name = (
-        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    name = kind.__qualname__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = f"{kind.__module__}.{name}"
     if issubclass(kind, BaseExceptionGroup):  # drawn as a tree
         text = re.sub(r"^ *\+[-+ \d.]+\n|^ {2}( *)\| ", r"\1", text, flags=re.M)
         begin = 0
@@ -113,7 +111,16 @@ def _message_in(text: str, kind: type) -> str:
 
 def chain(error: BaseException) -> list[dict[str, Any]]:
     """The exceptions that this one was raised from, or while they were handled: an echo of a lost peer is still one."""
-    return [{**_named(one), "is_cause": is_cause} for one, is_cause in _before(error)]
+    found: list[dict[str, Any]] = []
+    seen = {id(error)}
+    while True:
+        cause = error.__cause__
+        before = cause or (None if error.__suppress_context__ else error.__context__)
+        if before is None or id(before) in seen:
+            return found
+        seen.add(id(before))
+        found.append({**_named(before), "is_cause": before is cause and not getattr(before, "is_traceback", False)})
+        error = before
 
 
 def _named(error: BaseException) -> dict[str, str]:
@@ -132,19 +139,6 @@ def _words(error: BaseException) -> Iterator[str]:
         yield from (f"    {line}" for line in [*more, *getattr(member, "__notes__", ())])
 
 
-def _before(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """Each with whether the one after it names it as its cause."""
-    seen = {id(error)}
-    while True:
-        cause = error.__cause__
-        before = cause or (None if error.__suppress_context__ else error.__context__)
-        if before is None or id(before) in seen:
-            return
-        seen.add(id(before))
-        error = before
-        yield before, before is cause and not getattr(before, "is_traceback", False)
-
-
 def _own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
     """The traceback from the program's first frame on; a syntax error in the program itself has none."""
     part = error.__traceback__
@@ -158,16 +152,10 @@ def limits() -> dict[str, int]:
     known = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "as": resource.RLIMIT_AS}
     found = {name: resource.getrlimit(number)[0] for name, number in known.items()}
     found = {name: value for name, value in found.items() if value != resource.RLIM_INFINITY}
-    return {**found, "peak": _most_memory()}
-
-
-def _most_memory() -> int:
-    """In bytes. Not getrusage's, which a process inherits from the one that forked it."""
-    try:
-        with open("/proc/self/status") as status:
-            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
-    except OSError:
-        return 0
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        # Not getrusage's, which a process inherits from the one that forked it.
+        found["peak"] = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+    return found
 
 
 def gpu_memory(error: BaseException) -> dict[str, int] | None:

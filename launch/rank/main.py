@@ -171,13 +171,14 @@ def run(program: list[str]) -> None:
 
 def leave(arguments: list[str]) -> None:
     """Runs `main` and ends the process as the interpreter would, without what takes torch a second: taking it down."""
-    code = 0
+    code: Any = 0
     try:
         main(arguments)
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        if leaving.code is not None and not isinstance(leaving.code, int):
-            print(leaving.code, file=sys.stderr)
+        code = 0 if leaving.code is None else leaving.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -1,19 +1,15 @@
 """The supervisor's hold on the relay (main.py), through which the output of one generation goes on this node."""
 
 import contextlib
-import json
 import secrets
 import socket
 import subprocess
-import sys
-from dataclasses import asdict
 
-from .. import console
-from ..children import PACKAGE, ROOT
+from .. import children, console
 from .request import RelayRequest, Shown
 
-PATIENCE = 10.0
-"""Seconds in which a relay ends for certain, see its own limits."""
+END_TIMEOUT_S = 10.0
+"""For the relay to end once it is told to; its own limits are shorter."""
 
 
 class OutputRelay:
@@ -25,36 +21,24 @@ class OutputRelay:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(f"\0{self.address}")
             listener.listen(4096)
-            self._process = subprocess.Popen(
-                [sys.executable, "-ESs", "-m", f"{PACKAGE}.relay.main"],
-                stdin=subprocess.PIPE,
-                cwd=ROOT,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,  # Ctrl-C and Ctrl-Z are the supervisor's
-            )
             request = RelayRequest(listener=listener.fileno(), shown=shown, nodes=nodes, limit=log_size)
+            self._process, self._stdin = children.start("relay.main", request, "-ESs", files=[listener.fileno()])
         self.pid = self._process.pid
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
-            self._process.stdin.flush()
 
     def say(self, text: str) -> None:
         """A message of the launcher's own while ranks may print: it gets a line of its own, above a progress bar."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{text}\n".encode())
-            self._process.stdin.flush()
+            self._stdin.write(f"{text}\n".encode())
+            self._stdin.flush()
         except OSError:  # the relay is gone
             console.say(text)
 
     def finish(self) -> None:
         """Waits until all output is in the logs, and on the console if it takes it."""
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

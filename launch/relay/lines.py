@@ -48,8 +48,8 @@ class Lines:
     def feed(self, data: bytes) -> None:
         text = self._unfinished + self._decoder.decode(data)
         cut = _UNFINISHED.search(text, max(0, len(text) - 600))
-        self._unfinished = text[cut.start() :] if cut else ""
-        text = text[: cut.start()] if cut else text
+        end = cut.start() if cut else len(text)
+        text, self._unfinished = text[:end], text[end:]
         row = self._rows[0]
         begun = self._height > 0 or row.redrawn or self._column != len(row.text)
         self._feed_moves(text) if begun or _MOVES.search(text) else self._feed_plain(text)
@@ -79,15 +79,8 @@ class Lines:
         row = self._rows[0]
         whole, end, rest = (row.text + text).rpartition("\n")
         self._give(whole + end)
-        row.text = rest
-        self._limit()
-        self._column = len(row.text)
-
-    def _limit(self) -> None:
-        row = self._rows[self._row]
-        if len(row.text) > LONGEST_LINE:
-            self._give(row.text)
-            row.text, self._column = "", 0
+        row.text, self._column = "", 0
+        self._write(rest)
 
     def _feed_moves(self, text: str) -> None:
         for part in _PARTS.finditer(text):
@@ -103,19 +96,17 @@ class Lines:
         end = self._column + len(text)
         row.text = row.text[: self._column].ljust(self._column) + text + row.text[end:]
         self._column = end
-        self._limit()
+        if len(row.text) > LONGEST_LINE:
+            self._give(row.text)
+            row.text, self._column = "", 0
 
     def _control(self, sign: str) -> None:
         row = self._rows[self._row]
-        if sign == "\b":
-            self._column = max(0, self._column - 1)
-        elif sign == "\r":
-            self._column = 0
-        else:
+        if sign == "\n":
             self._down()
-            self._column = 0
-            return
-        row.redrawn = row.redrawn or bool(row.text)
+        else:
+            row.redrawn = row.redrawn or bool(row.text)
+        self._column = max(0, self._column - 1) if sign == "\b" else 0
 
     def _down(self) -> None:
         self._row += 1
@@ -143,6 +134,5 @@ class Lines:
 
 def _finished(row: _Row) -> str:
     """A line that was drawn over is without the blanks that erased it, and nothing where they erased it all."""
-    if not row.redrawn:
-        return f"{row.text}\n"
-    return f"{text}\n" if (text := row.text.rstrip()) else ""
+    text = row.text.rstrip() if row.redrawn else row.text
+    return f"{text}\n" if text or not row.redrawn else ""

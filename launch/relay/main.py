@@ -15,11 +15,11 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 import termios
 import time
 import tty
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dist_train.rundir.codec import decode
@@ -29,42 +29,49 @@ from .request import RelayRequest
 from .targets import Console, LogFile
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
-TICK = 0.5
-"""Seconds between two looks at the console's size and at what has waited."""
-SETTLED = 5.0
-"""Seconds without output after which a line that has not ended is written to the log as it is."""
+TICK_S = 0.5
+"""Between two looks at the console's size and at what has waited."""
+SETTLED_S = 5.0
+"""Without output, after which a line that has not ended is written to the log as it is."""
 ROUNDS = 16
 """Reads in a row from one rank, so that one that prints without end leaves room for the others."""
-LAST_WORDS = 3.0
-"""Seconds that are given to the output of processes which outlive the launch."""
-PATIENCE, AT_MOST = 1.0, 5.0
-"""Seconds in the end for a console that takes nothing, and for one that takes something."""
+LAST_WORDS_S = 3.0
+"""For the output of processes that outlive the launch."""
+STUCK_CONSOLE_S, SLOW_CONSOLE_S = 1.0, 5.0
+"""In the end, for a console that accepts nothing, and for one that accepts something."""
+
+Take = Callable[[bytes], None]
+Follow = Callable[[], None]
 
 
 def main() -> None:
     for number in IGNORED:  # it ends when all that it reads from has
         signal.signal(number, signal.SIG_IGN)
-    request = decode(RelayRequest, json.loads(_first_line()))
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline()
+    if not line:  # the supervisor has gone already
+        return
+    request = decode(RelayRequest, json.loads(line))
     relay = Relay(request)
     relay.run(socket.socket(fileno=request.listener))
     for console in relay.consoles:
         console.end_line()
-        console.drain(PATIENCE, AT_MOST)
+        console.drain(STUCK_CONSOLE_S, SLOW_CONSOLE_S)
     os._exit(0)  # a thread may still wait for the console
 
 
-def _first_line() -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        line += os.read(0, 1) or sys.exit(0)
-    return line
-
-
 class Stream:
-    """One end of a pipe or terminal that a rank writes to."""
+    """One end of a pipe or terminal that a rank writes to.
 
-    def __init__(self, file: int, takers: list[Callable[[bytes], None]], lines: list[Lines], log: Lines) -> None:
-        self.file, self.log, self._takers, self._lines = file, log, takers, lines
+    Args:
+        log: what is read goes there.
+        take: it goes there first.
+        shown: lines that end with the stream.
+        follow: called now and then while the stream is open.
+    """
+
+    def __init__(self, file: int, log: Lines, take: Take, shown: Lines | None, follow: Follow | None) -> None:
+        self.file, self.log, self._take, self._shown, self._follow = file, log, take, shown, follow
         self._waits_since: float | None = None
         os.set_blocking(file, False)
 
@@ -79,20 +86,23 @@ class Stream:
                 data = b""
             if not data:
                 return False
-            for take in self._takers:
-                take(data)
+            self._take(data)
+            self.log.feed(data)
             self._waits_since = time.monotonic()
         return True
 
-    def settle(self) -> None:
+    def tick(self) -> None:
         """Writes to the log what has waited there for long."""
-        if self._waits_since is not None and time.monotonic() - self._waits_since > SETTLED:
+        if self._waits_since is not None and time.monotonic() - self._waits_since > SETTLED_S:
             self._waits_since = None
             self.log.settle()
+        if self._follow is not None:
+            self._follow()
 
     def close(self) -> None:
-        for lines in self._lines:
-            lines.close()
+        if self._shown is not None:
+            self._shown.close()
+        self.log.close()
         os.close(self.file)
 
 
@@ -103,51 +113,48 @@ class Rank:
         self.log = log
         self.streams: list[Stream] = []
 
+    def end_lines(self, _: bytes) -> None:
+        """Ends the lines that the first streams have begun, before something goes to the log alone."""
+        for stream in self.streams[:-1]:
+            stream.log.close()
+
 
 class Relay:
     """All ranks of this node."""
 
     def __init__(self, request: RelayRequest) -> None:
         self._request = request
-        out = Console(1)
-        same = os.path.sameopenfile(1, 2)
-        self._out, self._err = out, out if same else Console(2)
-        self.consoles = [self._out] if same else [self._out, self._err]
-        self._one_node = request.nodes == 1
-        """Otherwise other relays write to one console, through terminals of srun; whole lines can be told apart."""
+        self._out = self._err = Console(1)
+        if not os.path.sameopenfile(1, 2):
+            self._err = Console(2)
+        self.consoles = list(dict.fromkeys([self._out, self._err]))
         self._selector = selectors.DefaultSelector()
         self._ranks: list[Rank] = []
-        self._terminals: list[tuple[int, int, Console]] = []
-        """Of ranks that have a terminal: it, the process, and the console whose size it has."""
-        self._until: float | None = None
 
     def run(self, listener: socket.socket) -> None:
-        """Until stdin is closed and no rank's output is open, or LAST_WORDS later."""
+        """Until stdin is closed and no rank's output is open, or LAST_WORDS_S later."""
+        until: float | None = None
         self._selector.register(0, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
-        while self._until is None or (self._ranks and time.monotonic() < self._until):
-            ready = {key.fd: key.data for key, _ in self._selector.select(TICK)}
+        while until is None or (self._ranks and time.monotonic() < until):
+            ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
             if listener.fileno() in ready:
                 self._welcome(listener)
             for rank in [rank for rank in self._ranks if rank in ready.values()]:
                 self._read(rank)
             for rank in self._ranks:
                 for stream in rank.streams:
-                    stream.settle()
-            self._follow_size()
-            if 0 in ready and not self._pass_on_message():
+                    stream.tick()
+            if 0 not in ready:
+                continue
+            if message := os.read(0, 65_536):  # the supervisor's, among the ranks' lines
+                self._err.write_lines(message.decode(errors="replace"))
+            else:
                 self._selector.unregister(0)
-                self._until = time.monotonic() + LAST_WORDS
+                until = time.monotonic() + LAST_WORDS_S
         for rank in [*self._ranks]:
             for stream in [*rank.streams]:
                 self._close(rank, stream)
-
-    def _pass_on_message(self) -> bool:
-        """Shows what the supervisor says, as lines among the ranks' lines. False when it has no more to say."""
-        message = os.read(0, 65_536)
-        if message:
-            self._err.write_lines(message.decode(errors="replace"))
-        return bool(message)
 
     def _read(self, rank: Rank) -> None:
         """One round over a rank's streams in their order: what it said before an error comes before it."""
@@ -158,7 +165,6 @@ class Relay:
     def _close(self, rank: Rank, stream: Stream) -> None:
         self._selector.unregister(stream.file)
         rank.streams.remove(stream)
-        self._terminals = [terminal for terminal in self._terminals if terminal[0] != stream.file]
         stream.close()
         if not rank.streams:
             rank.log.close()
@@ -168,7 +174,7 @@ class Relay:
 
     def _welcome(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError), listener.accept()[0] as asking:
-            asking.settimeout(LAST_WORDS)
+            asking.settimeout(LAST_WORDS_S)
             pid, user, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if user != os.getuid():
                 return
@@ -184,69 +190,61 @@ class Relay:
         """Returns the ends for a rank's stdout, its stderr and its log alone."""
         joined = Rank(LogFile(path, self._request.limit))
         self._ranks.append(joined)
-        out = err = None
-        if self._request.shown.includes(rank, local_rank):
-            out = self._shown(joined, rank, self._out, pid)
-            err = out if self._err is self._out else self._shown(joined, rank, self._err, pid)
-        log = Lines(joined.log.write)
-        reading, writing = os.pipe()
-        self._add(joined, Stream(reading, [_after(joined, log.feed)], [log], log))
-        return [writing if out is None else out, writing if err is None else err, writing]
+        is_shown = self._request.shown.includes(rank, local_rank)
+        ends = {console: self._show(joined, rank, console, pid) for console in self.consoles if is_shown}
+        reading, log = os.pipe()
+        self._add(joined, reading, joined.end_lines)
+        return [ends.get(self._out, log), ends.get(self._err, log), log]
 
-    def _shown(self, joined: Rank, rank: int, console: Console, pid: int) -> int:
-        """The end for a stream that goes to the console too."""
-        log = Lines(joined.log.write)
-        if rank == 0 and (self._request.shown.is_rank0_alone or (console.is_terminal and self._one_node)):
-            reading, writing = self._terminal(console, pid) if console.is_terminal else os.pipe()
-            self._add(joined, Stream(reading, [console.write, log.feed], [log], log))
-            return writing
-        prefix = f"[rank{rank}]: " if rank else ""
-        seen = Lines(lambda text: console.write_lines(text, prefix))
-        reading, writing = os.pipe()
-        self._add(joined, Stream(reading, [seen.feed, log.feed], [seen, log], log))
+    def _show(self, joined: Rank, rank: int, console: Console, pid: int) -> int:
+        """The end for a stream that goes to the console too.
+
+        The relays of several nodes may write to one console, through terminals of srun: only whole lines can be told
+        apart there.
+        """
+        is_alone = self._request.shown.is_rank0_alone or (console.is_terminal and self._request.nodes == 1)
+        if rank == 0 and is_alone:
+            reading, writing, follow = open_terminal(console, pid) if console.is_terminal else (*os.pipe(), None)
+            self._add(joined, reading, console.write, follow=follow)
+        else:
+            reading, writing = os.pipe()
+            lines = Lines(partial(console.write_lines, prefix=f"[rank{rank}]: " if rank else ""))
+            self._add(joined, reading, lines.feed, lines)
         return writing
 
-    def _add(self, rank: Rank, stream: Stream) -> None:
-        rank.streams.append(stream)
-        self._selector.register(stream.file, selectors.EVENT_READ, rank)
-
-    # ------------------------------------------------------------ terminals
-
-    def _terminal(self, console: Console, pid: int) -> tuple[int, int]:
-        """A terminal like the console's, which passes on what is written as it is; a pipe where there are none."""
-        try:
-            reading, writing = os.openpty()
-        except OSError:
-            return os.pipe()
-        tty.setraw(writing)
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(reading, termios.TIOCSWINSZ, _size(console.file))
-            self._terminals.append((reading, os.pidfd_open(pid), console))
-        return reading, writing
-
-    def _follow_size(self) -> None:
-        """A terminal that was resized: the rank is told as by its own."""
-        for terminal, process, console in self._terminals:
-            with contextlib.suppress(OSError):
-                size = _size(console.file)
-                if size != _size(terminal):
-                    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
-                    signal.pidfd_send_signal(process, signal.SIGWINCH)
+    def _add(self, rank: Rank, file: int, take: Take, shown: Lines | None = None, follow: Follow | None = None) -> None:
+        rank.streams.append(Stream(file, Lines(rank.log.write), take, shown, follow))
+        self._selector.register(file, selectors.EVENT_READ, rank)
 
 
-def _size(terminal: int) -> bytes:
+# ---------------------------------------------------------------- terminals
+
+
+def open_terminal(console: Console, pid: int) -> tuple[int, int, Follow | None]:
+    """The two ends of a terminal like the console's, which passes on what is written as it is, and what keeps it of the
+    console's size; a pipe where there are no terminals."""
+    try:
+        reading, writing = os.openpty()
+    except OSError:
+        return (*os.pipe(), None)
+    tty.setraw(writing)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(reading, termios.TIOCSWINSZ, size_of(console.file))
+        return reading, writing, partial(follow_size, reading, console, os.pidfd_open(pid))
+    return reading, writing, None
+
+
+def follow_size(terminal: int, console: Console, process: int) -> None:
+    """When the console was resized, the rank's terminal is too, and the rank is told as by its own."""
+    with contextlib.suppress(OSError):
+        size = size_of(console.file)
+        if size != size_of(terminal):
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+            signal.pidfd_send_signal(process, signal.SIGWINCH)
+
+
+def size_of(terminal: int) -> bytes:
     return fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
-
-
-def _after(rank: Rank, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Ends the lines that the rank's other streams have begun, before something goes to the log alone."""
-
-    def taking(data: bytes) -> None:
-        for stream in rank.streams[:-1]:
-            stream.log.close()
-        take(data)
-
-    return taking
 
 
 if __name__ == "__main__":

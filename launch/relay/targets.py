@@ -5,7 +5,6 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
 from .lines import Lines
@@ -13,7 +12,7 @@ from .lines import Lines
 WAITING = 1 << 20
 """Bytes that may wait for a slow console; what comes on top of them is dropped."""
 PIECE = 4096
-"""Bytes written to a console at once; what a pipe takes as one."""
+"""Bytes that are written to a console at once: a pipe does not mix them with what others write."""
 
 
 class LogFile:
@@ -65,12 +64,11 @@ class Console:
     def __init__(self, file: int) -> None:
         self.file = file
         self.is_terminal = os.isatty(file)
-        self._waiting: deque[bytes] = deque()
-        self._size = self._dropped = 0
+        self._waiting = bytearray()
+        self._dropped = 0
         self._open_line = b""
         """What the rank that writes as it likes has left without an end: a progress bar."""
         self._is_gone = False
-        self._progress = time.monotonic()
         self._changed = threading.Condition()
         threading.Thread(target=self._write_all, name="console", daemon=True).start()
 
@@ -99,52 +97,43 @@ class Console:
             self._put(b"\n")
         self._open_line = b""
 
-    def drain(self, patience: float, limit: float) -> None:
-        """Waits until all is written, or nothing has been for `patience` seconds, or `limit` seconds have passed."""
-        begun = self._progress = time.monotonic()
+    def drain(self, stuck_s: float, slow_s: float) -> None:
+        """Waits until all is written, or nothing has been for `stuck_s` seconds, or `slow_s` seconds have passed."""
+        end = time.monotonic() + slow_s
         with self._changed:
-            while self._size and not self._is_gone:
-                now = time.monotonic()
-                if now - self._progress > patience or now - begun > limit:
+            while self._waiting and (left := end - time.monotonic()) > 0:
+                if not self._changed.wait(min(stuck_s, left)):
                     return
-                self._changed.wait(0.05)
 
     def _put(self, data: bytes) -> None:
         with self._changed:
             if self._is_gone:
                 return
-            if self._size + len(data) > WAITING:
+            if len(self._waiting) + len(data) > WAITING:
                 self._dropped += max(1, data.count(b"\n"))
                 return
             if self._dropped:
-                data = f"\n({self._dropped:,} lines left out: nobody read them; they are in the log)\n".encode() + data
+                self._waiting += (
+                    f"\n({self._dropped:,} lines left out: nobody read them; they are in the log)\n".encode()
+                )
                 self._dropped = 0
-            self._waiting.append(data)
-            self._size += len(data)
+            self._waiting += data
             self._changed.notify_all()
 
     def _write_all(self) -> None:
-        while True:
+        written: int | None
+        while not self._is_gone:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
-                data = self._waiting.popleft()
+                whole = self._waiting.rfind(b"\n", 0, PIECE) + 1
+                data = bytes(self._waiting[: whole or PIECE])
             try:
-                self._write(data)
-            except OSError:  # a closed terminal or pipe
-                with self._changed:
-                    self._is_gone = True
-                    self._waiting.clear()
-                return
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            try:
-                written = os.write(self.file, data[:PIECE])
+                written = os.write(self.file, data)
             except BlockingIOError:  # somebody has made our console so
                 select.select([], [self.file], [])
                 continue
-            data = data[written:]
+            except OSError:  # a closed terminal or pipe
+                self._is_gone, written = True, None  # all that waits
             with self._changed:
-                self._size -= written
-                self._progress = time.monotonic()
+                del self._waiting[:written]
                 self._changed.notify_all()

@@ -18,7 +18,7 @@ from ..diagnosis.evidence import read_calls
 from ..diagnosis.explain import FailureContext, explain
 from ..diagnosis.failures import Failure, exit_code, find_failures, first_cause
 from ..diagnosis.native_crash import native_death, tail
-from ..diagnosis.verdict import Signature, as_record, signature
+from ..diagnosis.verdict import as_record
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
@@ -44,7 +44,7 @@ class Ended:
     """
 
     code: int
-    signature: Signature | None = None
+    signature: tuple[object, ...] | None = None
     knows_no_cause: bool = False
 
 
@@ -72,7 +72,9 @@ class Ending:
         told: the failure of the generation before, which is not told again.
     """
 
-    def __init__(self, stopping: Stopping, starter: AgentStarter, memory: MemoryWatch, told: Signature | None) -> None:
+    def __init__(
+        self, stopping: Stopping, starter: AgentStarter, memory: MemoryWatch, told: tuple[object, ...] | None
+    ) -> None:
         self._plan, self._generation, self._signals = stopping.plan, stopping.generation, stopping.signals
         self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
 
@@ -125,9 +127,10 @@ class Ending:
         if knows_no_cause and plan.nodes > 1 and self._signals.stop is not None:  # a node with nothing to save has left
             return Ended(code=stopped_code(plan, self._signals.stop), knows_no_cause=True)
         code, text = self._told_to_the_user(cause, found, outcome, loss)
-        same = cause is not None and signature(cause) == self._told
+        signature = cause.signature if cause else None
+        same = cause is not None and signature == self._told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
-        ended = Ended(code=code, signature=signature(cause), knows_no_cause=knows_no_cause)
+        ended = Ended(code=code, signature=signature, knows_no_cause=knows_no_cause)
         return self._write(as_record("failed", code, cause, found), ended)
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:

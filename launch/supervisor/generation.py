@@ -77,7 +77,6 @@ class Generation:
             patience = 0 if was_killed else AFTER_END_S
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
             self._relay.finish()
-            agent.close()
         return self._ending.of(hang, exits)
 
     def _request(self) -> AgentRequest:

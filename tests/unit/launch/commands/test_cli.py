@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan.dry_run import size, sparkline
+from launch.console import size
+from launch.plan.dry_run import sparkline
 
 ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs" / "digits.yaml")

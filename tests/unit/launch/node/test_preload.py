@@ -83,7 +83,7 @@ def refusal_of(folder: Path, modules: list[str], given: dict[str, str], devices:
     server, ours = begin(folder, modules, given, devices)
     try:
         said = [receive(ours), receive(ours)]
-        while "agent" not in said[0] and "agent" not in said[-1]:
+        while "started" not in said[0] and "started" not in said[-1]:
             said.append(receive(ours))
         return next((message["refused"] for message in said if "refused" in message), None)
     finally:
