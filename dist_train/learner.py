@@ -12,7 +12,6 @@ from torch import nn
 from dist_train import models, tasks
 from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
 from dist_train.checkpoint.optimizer_state import OptimizerState
-from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
@@ -68,13 +67,16 @@ class Learner:
             },
         )
 
-    def restore(self, resumed: Resumed) -> TrainState:
+    def restore(self, snapshot: Snapshot, source: object) -> TrainState:
         """Loads what `capture` copied.
+
+        Args:
+            source: what it was read from, for a message.
 
         Raises:
             UserError: (exit 4) when the model is not the one that was saved.
         """
-        snapshot, other = resumed.snapshot, resumed.snapshot.other
+        other = snapshot.other
         try:
             load_model(self.model, snapshot.model, other.get("model"))
             self.optimizer_state.load(snapshot.optimizer, other["optimizer"], other.get("optimizer_counters"))
@@ -82,10 +84,10 @@ class Learner:
                 self.ema.load(snapshot.ema, other.get("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{resumed.path} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
+            raise UserError(f"{source} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(snapshot.other["scaler"])
-        return resumed.state
+            self.scaler.load_state_dict(other["scaler"])
+        return snapshot.state
 
 
 def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Learner:

@@ -42,14 +42,15 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     learner, lr = trainer.learner, trainer.schedule.lr(state.step)
     learner.optimizer.zero_grad(set_to_none=True)
     losses, counts, indices = {}, {}, {}
-    for microbatch, factor in trainer.parallel.each(microbatches):
+    for microbatch in trainer.parallel.each(microbatches):
         with trainer.autocast():
             output = trainer.parallel(microbatch.inputs)
             loss, count = learner.task.loss(output, microbatch.targets)
-        learner.scaler.scale(loss * (factor / trainer.microbatch_size)).backward()
+        learner.scaler.scale(loss * (trainer.parallel.loss_scale / trainer.config.batch.microbatch_size)).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.detach(), count
         indices[microbatch.number] = microbatch.indices
-    trainer.normalise(counts)
+    if not learner.task.counts_every_sample:
+        trainer.parallel.rescale(counts)
     norm, applied = trainer.update(state, lr, losses)
     return StepResult(
         step=state.step + 1,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.checkpoint.resume import check_config_unchanged, recorded_config
-from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate, remove_tree
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
+from dist_train.rundir.files import remove_tree
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Fence, Lease
 from dist_train.rundir.runs import new_run_dir, to_go_on_with

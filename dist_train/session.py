@@ -97,6 +97,5 @@ class Session:
         trainer = self.trainer
         found = trainer.group.run_on_rank0(lambda: locate(self.facts.run_dir, trainer.tracker.note, best=True))
         best = broadcast_checkpoint(found, trainer.group)
-        assert best is not None
-        best.snapshot.load_evaluated(trainer.learner.evaluated)
+        best.load_evaluated(trainer.learner.evaluated)
         return trainer.evaluate_split("test", best.state.step)

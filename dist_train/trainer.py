@@ -55,20 +55,10 @@ class Trainer:
     agreement: Agreement
     due: Due
 
-    @property
-    def microbatch_size(self) -> int:
-        assert isinstance(self.config.batch.microbatches, int)
-        return self.config.batch.global_size // self.config.batch.microbatches
-
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
         group, task = self.group, self.learner.task
         return train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, task)
-
-    def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
-        """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
-        if not self.learner.task.counts_every_sample:
-            self.parallel.rescale(counts, self.config.batch.global_size)
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
         """Clips, steps the optimizer and the average, or skips the step where `train.non_finite` says so.
@@ -128,7 +118,7 @@ class Trainer:
         step = self.due.rollback_step(state.step)
         if self.config.train.non_finite == "rollback" and step < state.step:
             beat("save")  # reading takes as long
-            self.learner.restore(self.checkpoints.load(step, self.group))
+            self.learner.restore(self.checkpoints.load(step, self.group), f"the checkpoint of step {step}")
             beat("step")
             self.tracker.note(f"rolled back to the weights of step {step}")
 
@@ -180,9 +170,7 @@ class Trainer:
         learner, dataset = self.learner, getattr(self.splits, split)
         result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset)
         row = {
-            "step": step,
-            "epoch": self.step_metrics.epoch(step),
-            "samples_seen": step * self.config.batch.global_size,
+            **self.step_metrics.position(step),
             "split": split,
             **result.metrics,
             "per_class": result.per_class,

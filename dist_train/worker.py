@@ -14,7 +14,7 @@ import torch
 
 from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManager
 from dist_train.checkpoint.provenance import surroundings
-from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint, check_surroundings
+from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.problems import ConfigError
@@ -129,8 +129,9 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
         check_sanity(config, splits, group)
     learner = build_learner(config, splits, group.device)
-    resumed = broadcast_checkpoint(checkpoint, group)
-    state = learner.restore(resumed) if resumed else TrainState()
+    state = TrainState()
+    if checkpoint is not None:
+        state = learner.restore(broadcast_checkpoint(checkpoint, group), checkpoint.path)
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
@@ -138,13 +139,13 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     record, checkpoints = NullRunRecord(), NullCheckpointManager()
     if group.ranks.is_first:
         record = RunRecord(resolved.run_dir, resolved.fence, config, group.ranks, resolved.generation, due.total_steps)
-        facts = {"world_size": group.ranks.world_size, "global_batch": config.batch.global_size, **provenance}
+        sizes = {"world_size": group.ranks.world_size, "global_batch": config.batch.global_size, **provenance}
         checkpoints = CheckpointManager(
             CheckpointStore(
                 RunDir(resolved.run_dir).checkpoints, config.checkpoint.keep, resolved.generation, resolved.fence
             ),
             learner.state_tensors,
-            facts,
+            sizes,
             tracker.note,
             on_saved=lambda state: record.update("running", state),
             also=lambda step: (due.rollback_step(step),) if config.train.non_finite == "rollback" else (),
@@ -153,8 +154,8 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
             write_timeout_s=config.distributed.timeout.seconds / 2,
         )
     trainer = build_trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
-    run_facts = _run_facts(resolved, trainer, resumed)
-    return Session(trainer=trainer, state=state, facts=run_facts, record=record, notes=tuple(notes))
+    facts = _run_facts(resolved, trainer, state.step)
+    return Session(trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes))
 
 
 def build_trainer(
@@ -168,9 +169,7 @@ def build_trainer(
     checkpoints: NullCheckpointManager,
 ) -> Trainer:
     """What the loop calls, for a training and for its replay. `config` has its number of microbatches settled."""
-    microbatches = config.batch.microbatches
-    assert isinstance(microbatches, int)
-    check_deterministic(config, learner.model, group.device, group.ranks.world_size, microbatches)
+    check_deterministic(config, learner.model, group.device, group.ranks.world_size)
     if config.model.compile:
         learner.model.compile()
     generators = Generators(learner.model, learner.task, learner.optimizer)
@@ -179,18 +178,11 @@ def build_trainer(
         group=group,
         splits=splits,
         learner=learner,
-        parallel=Parallel(learner.model, group, config, microbatches, generators),
+        parallel=Parallel(learner.model, group, config, generators),
         schedule=Schedule.of(config, due.steps_per_epoch),
         autocast=autocast(config, group.device),
         generators=generators,
-        step_metrics=StepMetrics(
-            group,
-            microbatches=microbatches,
-            global_batch=config.batch.global_size,
-            steps_per_epoch=due.steps_per_epoch,
-            infinite_norm_is_fine=learner.scaler.is_enabled(),
-            wants_samples=config.tracking.samples,
-        ),
+        step_metrics=StepMetrics(group, config, due.steps_per_epoch),
         tracker=tracker,
         checkpoints=checkpoints,
         agreement=agreement,
@@ -198,9 +190,8 @@ def build_trainer(
     )
 
 
-def _run_facts(resolved: ResolvedRun, trainer: Trainer, resumed: Resumed | None) -> RunFacts:
+def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunFacts:
     config, group, due = trainer.config, trainer.group, trainer.due
-    assert isinstance(config.batch.microbatches, int)
     return RunFacts(
         run_dir=resolved.run_dir,
         config=config,
@@ -213,13 +204,13 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, resumed: Resumed | None)
         device=torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
         global_batch=config.batch.global_size,
-        microbatches=config.batch.microbatches,
+        microbatches=config.batch.settled,
         train_samples=len(trainer.splits.train),
         evaluation_samples=len(trainer.splits.evaluation),
         steps_per_epoch=due.steps_per_epoch,
         total_steps=due.total_steps,
-        first_step=resumed.state.step if resumed else 0,
-        resumed_from=resumed.path.name if resumed else None,
+        first_step=first_step,
+        resumed_from=resolved.checkpoint.path.name if resolved.checkpoint else None,
         generation=resolved.generation,
         classes=trainer.splits.classes,
         stop_step=due.last_step if due.last_step < due.total_steps else None,

@@ -14,7 +14,7 @@ from typing import Any
 from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.provenance import surroundings
-from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint
+from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import config_of_run, reporting
@@ -166,8 +166,8 @@ def _compute(
     group: ProcessGroup,
 ) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
-    resumed = _broadcast(recording.found, group)
-    state = learner.restore(resumed) if resumed else TrainState()
+    found = recording.found
+    state = learner.restore(_broadcast(found, group), found.path) if found else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
     comparison = Comparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
@@ -197,13 +197,13 @@ def _compute(
     )
 
 
-def _broadcast(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
+def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
     try:
         return broadcast_checkpoint(found, group)
     except (OSError, DamagedCheckpoint) as error:
-        name = found.path.name if found else None
         raise UserError(
-            f"{name} went away while it was read ({error}), as it happens in a run that is going on: try again",
+            f"{found.path.name} went away while it was read ({error}), as it happens in a run that is going on: "
+            "try again",
             ExitCode.CANNOT_RESUME,
         ) from None
 
@@ -236,10 +236,10 @@ class RollbackPoints(NullCheckpointManager):
         if self._due.rollback_step(state.step) == state.step:
             self._snapshot = self._learner.capture(state)
 
-    def load(self, step: int, group: ProcessGroup) -> Resumed:
+    def load(self, step: int, group: ProcessGroup) -> Snapshot:
         """What the newest of those steps left, which is `step`."""
         assert self._snapshot is not None
-        return Resumed(path=Path(f"step-{step:08d}"), snapshot=self._snapshot, world_size=0)
+        return self._snapshot
 
 
 if __name__ == "__main__":

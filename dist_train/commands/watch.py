@@ -54,10 +54,9 @@ class Watch:
     """Collects, on every rank, the details of its steps."""
 
     def __init__(self, group: ProcessGroup, trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> None:
-        assert isinstance(trainer.config.batch.microbatches, int)
         self._group = group
-        self._microbatches = trainer.config.batch.microbatches
-        self._size = trainer.microbatch_size
+        self._microbatches = trainer.config.batch.settled
+        self._size = trainer.config.batch.microbatch_size
         self._named = [(name, p) for name, p in trainer.learner.model.named_parameters() if p.requires_grad]
         self._first = first
         self._tell = tell

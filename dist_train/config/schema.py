@@ -482,6 +482,10 @@ class BatchConfig(Section):
         assert isinstance(self.microbatches, int)
         return self.microbatches
 
+    @property
+    def microbatch_size(self) -> int:
+        return self.global_size // self.settled
+
     @field_validator("global_size")
     @classmethod
     def _divides(cls, size: int, info: Any) -> int:

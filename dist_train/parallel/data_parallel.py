@@ -41,23 +41,22 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+        loss_scale: what a microbatch's mean loss is multiplied by, so that the gradients become the mean over all
+            microbatches: the tree divides by their number, and DDP's own sum by the number of ranks.
 
     Args:
+        config: with its number of microbatches settled.
         generators: what a microbatch may draw from; without it, the model's.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        group: ProcessGroup,
-        config: RunConfig,
-        microbatches: int,
-        generators: Generators | None = None,
+        self, module: nn.Module, group: ProcessGroup, config: RunConfig, generators: Generators | None = None
     ) -> None:
         self.module = module
         self._config = config
-        ranks = group.ranks
-        self._shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        ranks, microbatches = group.ranks, config.batch.settled
+        shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        own = shares[ranks.rank]
         self._ddp = DistributedDataParallel(
             module,
             device_ids=[group.device] if group.device.type == "cuda" else None,
@@ -68,15 +67,13 @@ class Parallel:
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
-        self._loss_scale = ranks.world_size / microbatches
+        self.loss_scale = 1.0 if config.exact else ranks.world_size / microbatches
         self._generators = generators or Generators(module)
         self._sum: _ExactSum | None = None
-        self._exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
-        self._buffers = StepBuffers(module, self._exchange, self._shares[ranks.rank], microbatches)
+        self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
+        self._buffers = StepBuffers(module, self._exchange, own, microbatches)
         if config.exact:
-            own = self._shares[ranks.rank]
             self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
-            self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
 
     def __call__(self, inputs: Tensor) -> Any:
@@ -85,9 +82,9 @@ class Parallel:
         add_work(time.perf_counter() - begun)
         return output
 
-    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator[tuple["Microbatch", float]]:
-        """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
-        and one backward in the body. After the last one, `.grad` of every parameter holds the mean over the V
+    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator["Microbatch"]:
+        """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
+        of the loss times `loss_scale`. After the last one, `.grad` of every parameter holds the mean over the V
         microbatches' gradients, the same bits on every rank.
         """
         self._buffers.begin_step()
@@ -96,7 +93,7 @@ class Parallel:
             self._generators.seed(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
-                yield microbatch, self._loss_scale
+                yield microbatch
             check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
@@ -111,14 +108,14 @@ class Parallel:
             mean = None
         self._buffers.finish_step(mean)
 
-    def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
+    def rescale(self, counts: Mapping[int, int | Tensor]) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
             counts: by number of this rank's microbatches, how many valid targets they have.
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
-        factor = global_batch / max(1, int(self._group.all_reduce_host_(total)))
+        factor = self._config.batch.global_size / max(1, int(self._group.all_reduce_host_(total)))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def restore_buffers(self) -> None:

@@ -51,7 +51,7 @@ def to_go_on_with(config: "RunConfig") -> Saved | None:
     link = parent / LATEST
     if link.is_symlink() and (found := saved(parent / os.readlink(link))) is not None:
         return found
-    runs = [found for path in _folders(parent) if (found := saved(path)) is not None]
+    runs = [found for path in _folders(parent) if not path.is_symlink() and (found := saved(path)) is not None]
     # A folder called latest is a copy of one of the others, made where links are not copied.
     return max(runs, key=lambda run: (run.at, run.run_dir.name != LATEST, run.run_dir.name), default=None)
 
@@ -73,8 +73,7 @@ def saved(run_dir: Path) -> Saved | None:
 def checkpoint_names(run_dir: Path) -> list[str]:
     """Of every complete checkpoint, such as `step-00001200`, the newest first. Somebody's copy beside it,
     `step-00000100-copy`, is none."""
-    found = RunDir(run_dir).checkpoints.glob("step-*")
-    names = (path.name for path in found if _CHECKPOINT.fullmatch(path.name) and path.is_dir())
+    names = (path.name for path in _folders(RunDir(run_dir).checkpoints) if _CHECKPOINT.fullmatch(path.name))
     return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
@@ -88,7 +87,7 @@ def has_checkpoints(run_dir: Path) -> bool:
 
 def _folders(parent: Path) -> list[Path]:
     with suppress(OSError):
-        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [path for path in parent.iterdir() if path.is_dir()]
     return []
 
 

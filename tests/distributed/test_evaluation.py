@@ -1,7 +1,6 @@
 """The same figures, to the last bit, for any number of ranks and either mode; and the right ones."""
 
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from dist_train.config.schema import Classification, DistributedConfig
+from dist_train.config.schema import Classification, DistributedConfig, RunConfig
 from dist_train.data.batch import Microbatch
 from dist_train.evaluate import evaluate_batches, own_batches
 from dist_train.parallel.process_group import ProcessGroup
@@ -46,7 +45,8 @@ def _figures(group, size, mode, slow=0.0):
 
     task = build(Classification(), tuple("abcdefg"))
     model, count = _model(), -(-size // BATCH)
-    result = evaluate_batches(model, task, batches, count, group, seed=0, mode=mode, autocast=nullcontext)
+    config = RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}, "eval": {"mode": mode}})
+    result = evaluate_batches(config, model, task, group, batches, count)
     assert model.training
     return {name: value.hex() for name, value in result.metrics.items()}, result.confusion.tolist(), result.per_class
 
