@@ -3,7 +3,7 @@ gives counts and float64 sums. Nothing is padded, dropped or repeated; the metri
 any number of ranks, and for one rank alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.data.batch import Microbatch
 from dist_train.data.loader import evaluation_batches, number_of_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
@@ -52,35 +51,15 @@ def own_batches(ranks: Ranks, count: int, mode: str) -> range:
 
 def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
     """Evaluates `model` on one split, on all ranks together; every rank gets the metrics."""
-
-    def batches(numbers: Sequence[int]) -> Iterator[tuple[int, Microbatch]]:
-        return evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task)
-
-    return evaluate_batches(
-        config, model, task, group, batches, number_of_batches(len(dataset), config.eval.batch_size)
-    )
-
-
-def evaluate_batches(
-    config: RunConfig,
-    model: nn.Module,
-    task: Task,
-    group: ProcessGroup,
-    batches: Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]],
-    count: int,
-) -> Evaluation:
-    """Evaluates `model` on `count` batches, on all ranks together.
-
-    Args:
-        batches: from batch numbers to those batches.
-    """
+    count = number_of_batches(len(dataset), config.eval.batch_size)
     sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
-    in_precision, leash, done = autocast(config, group.device), Leash(group.device), 0
+    batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
+    leash, done = Leash(group.device), 0
     beat("evaluate")
     with evaluating(model, config.seed, Generators(model, task)) as begin:
-        for number, batch in batches(own):
+        for number, batch in batches:
             begin(number)
-            with in_precision():
+            with autocast(config, group.device):
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
             done += 1

@@ -1,9 +1,7 @@
 """What learns: the model and everything that changes with it, as one thing to build, save and restore."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,10 +45,6 @@ class Learner:
         """The weights that are evaluated: the averaged ones, where there are some."""
         return self.ema.module if self.ema else self.model
 
-    def capture(self, state: TrainState) -> Snapshot:
-        """A copy of everything on the CPU."""
-        return self.state_tensors(state).copied()
-
     def state_tensors(self, state: TrainState) -> Snapshot:
         """Everything that survives a restart: the tensors themselves, which change with the next step."""
         return Snapshot(
@@ -68,7 +62,7 @@ class Learner:
         )
 
     def restore(self, snapshot: Snapshot, source: object) -> TrainState:
-        """Loads what `capture` copied.
+        """Loads what `state_tensors` returned.
 
         Args:
             source: what it was read from, for a message.
@@ -114,9 +108,9 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
     )
 
 
-def autocast(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a forward in the precision that the config asks for."""
     if config.train.precision == "fp32":
-        return nullcontext
+        return nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
-    return partial(torch.autocast, device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype)

@@ -100,7 +100,7 @@ class Trial:
     def __init__(self, config: RunConfig, splits: Splits, device: torch.device) -> None:
         self._config, self.learner = config, build_learner(config, splits, device)
         self._model = self.learner.model
-        self._autocast = autocast(config, device)
+        self._device = device
         self._generators = Generators(self._model, self.learner.task, self.learner.optimizer)
         self._buffers = BufferSet(self._model)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -144,7 +144,7 @@ class Trial:
     def _forward(self, batch: Microbatch) -> Tensor:
         """The loss of a microbatch, with the draws of its place."""
         self._generators.seed(key(self._config.seed, "dropout", batch.step, batch.number))
-        with self._autocast():
+        with autocast(self._config, self._device):
             output = self._model(_copied(batch.inputs))  # forward may change them
             loss, _ = self.learner.task.loss(output, _copied(batch.targets))
         return loss
@@ -208,7 +208,7 @@ class Trial:
 
             def statistics(inputs: Any, targets: Any) -> Sums:
                 begin(0)
-                with self._autocast():
+                with autocast(self._config, self._device):
                     output = self._model(_copied(inputs))
                 return self.learner.task.statistics(output, _copied(targets))
 

@@ -96,14 +96,20 @@ class StepMetrics:
                 break  # what follows was computed with what this step has left behind
             if not result.applied:
                 skipped.append(f"! {what}; its update was skipped")
-        samples = self._samples(results[: len(rows)]) if self._config.tracking.samples else []
+        samples = []
+        if self._config.tracking.samples:
+            table = self._indices(results[: len(rows)]).tolist()
+            samples = [
+                {"step": row["step"], "epoch": row["epoch"], "indices": indices}
+                for row, indices in zip(rows, table, strict=True)
+            ]
         return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged)
 
     def _own(self, results: list[StepResult]) -> Tensor:
         """Float64 [steps, V, 2]: loss sum and count."""
         table = torch.zeros(len(results), self._config.batch.settled, 2, dtype=torch.float64)
-        losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
         numbers = list(results[0].losses)
+        losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
         table[:, numbers, 0] = losses.to("cpu", torch.float64)
         counts = [[float(count) for count in result.counts.values()] for result in results]
         table[:, numbers, 1] = torch.tensor(counts, dtype=torch.float64)
@@ -121,13 +127,6 @@ class StepMetrics:
         named = ", ".join(map(str, indices[:MOST_NAMED])) + (", …" if len(indices) > MOST_NAMED else "")
         numbers = ", ".join(map(str, bad))
         return f"step {result.step}: the loss of microbatch {numbers} is not finite (training samples {named})"
-
-    def _samples(self, results: list[StepResult]) -> list[dict[str, Any]]:
-        table = self._indices(results).tolist()
-        return [
-            {"step": result.step, "epoch": result.step / self._steps_per_epoch, "indices": indices}
-            for result, indices in zip(results, table, strict=True)
-        ]
 
     def _indices(self, results: list[StepResult]) -> Tensor:
         """Int64 [steps, V, m]: the samples that were really used, as each rank knows its own."""

@@ -98,17 +98,17 @@ class Buffers:
     def _pin(self) -> None:
         """The GPU fills page-locked memory at the bus's full speed (CUDA C++ Best Practices Guide, 10.1.1). Where the
         system allows no more locked pages, the memory stays as it is, which is slower and as correct."""
-        address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-        self._pinned = int(torch.cuda.cudart().cudaHostRegister(address, len(self.memory), 0)) == 0
+        self._pinned = int(torch.cuda.cudart().cudaHostRegister(self._address(), len(self.memory), 0)) == 0
         if not self._pinned:
             forget_cuda_error()
 
+    def _address(self) -> int:
+        return torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
+
     def _release(self) -> None:
         """To be called between two saves, when the GPU no longer uses the memory."""
-        if self._pinned:
-            address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-            if int(torch.cuda.cudart().cudaHostUnregister(address)):
-                forget_cuda_error()
+        if self._pinned and int(torch.cuda.cudart().cudaHostUnregister(self._address())):
+            forget_cuda_error()
         self._pinned, self.memory = False, memoryview(b"")
 
 

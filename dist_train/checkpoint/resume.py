@@ -66,7 +66,7 @@ good reasons, most of all before a resume after an error: these two are shown.""
 SHOWN = {"machine": "the machine has", "code": "the code has"}
 
 
-def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
     """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
 
     Args:
@@ -78,9 +78,9 @@ def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any],
     """
     lines = []
     for kind, subject in {**REFUSED, **SHOWN}.items():
-        before = found.manifest.get(kind) if found is not None else None
+        before = found.manifest.get(kind)
         changes = [] if before is None else list(differing({kind: before}, {kind: now[kind]}))
-        if found is None or not changes:
+        if not changes:
             continue
         said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)
         line = f"{subject} changed since {found.path.name} was written ({said})"

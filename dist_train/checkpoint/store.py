@@ -155,16 +155,13 @@ class CheckpointStore:
     def short_of_room(self, size: int) -> str | None:
         """One line when the disk has less room than ROOM checkpoints of `size` bytes take; a save may still succeed."""
         place = next((p for p in (self.folder, *self.folder.absolute().parents) if p.is_dir()), self.folder)
-        try:
-            free = shutil.disk_usage(place).free
-        except OSError:
-            return None
-        if free >= ROOM * size:
-            return None
-        return (
-            f"{self.folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes {size / 1e6:,.0f} MB: "
-            f"saves may fail; {ROOM * size / 1e6:,.0f} MB would be enough"
-        )
+        with suppress(OSError):
+            if (free := shutil.disk_usage(place).free) < ROOM * size:
+                return (
+                    f"{self.folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes {size / 1e6:,.0f} MB: "
+                    f"saves may fail; {ROOM * size / 1e6:,.0f} MB would be enough"
+                )
+        return None
 
     def _check_fence(self) -> None:
         if self._fence is not None:

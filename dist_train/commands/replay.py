@@ -38,7 +38,8 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
 from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
-from dist_train.worker import build_trainer, set_deterministic
+from dist_train.trainer import Trainer
+from dist_train.worker import set_deterministic
 
 DIFFERS = 1
 """Exit code when a step differs from what was recorded."""
@@ -174,7 +175,7 @@ def _compute(
     tracker = comparison if group.ranks.is_first else NullTracker()
     details: list[StepDetail] = []
     points = RollbackPoints(learner, due) if config.train.non_finite == "rollback" else NullCheckpointManager()
-    trainer = build_trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, points)
+    trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, points)
     ended = None
     try:
         points.save(state)
@@ -234,7 +235,7 @@ class RollbackPoints(NullCheckpointManager):
 
     def save(self, state: TrainState) -> None:
         if self._due.rollback_step(state.step) == state.step:
-            self._snapshot = self._learner.capture(state)
+            self._snapshot = self._learner.state_tensors(state).copied()
 
     def load(self, step: int, group: ProcessGroup) -> Snapshot:
         """What the newest of those steps left, which is `step`."""

@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,7 +29,7 @@ from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
 from dist_train.parallel.process_group import ProcessGroup
-from dist_train.parallel.tree import BinaryCounter, LastLeaf
+from dist_train.parallel.tree import BinaryCounter
 from dist_train.randomness import Generators, key
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ def _no_forward_sync() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
+_Gradients = list[list[Tensor]]
+"""Of several nodes of the tree, those of a bucket's parameters."""
+
+
 class _ExactSum:
     """DDP's communication hook.
 
@@ -173,7 +178,7 @@ class _ExactSum:
     ) -> None:
         self._exchange = exchange
         self._microbatches = microbatches
-        self._last = LastLeaf.of(own, microbatches)
+        self._last = own[-1]
         self._parameters = parameters
         self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
@@ -190,25 +195,29 @@ class _ExactSum:
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
         flat, parameters = bucket.buffer(), bucket.parameters()
         places = [self._place[id(parameter)] for parameter in parameters]
-        partial = {node: [values[place] for place in places] for node, values in self._nodes.nodes.items()}
+        folded, beside = (
+            [[self._nodes.nodes[node][place] for place in places] for node in nodes]
+            for nodes in self._nodes.folding(self._last)
+        )
         more: list[Tensor] = []
         if bucket.is_last():
             more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
-        return self._runner.submit(lambda: self._reduce(flat, parameters, partial, more))
+        return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more))
 
     def _reduce(
-        self, flat: Tensor, parameters: list[Tensor], partial: dict[Any, list[Tensor]], more: list[Tensor]
+        self, flat: Tensor, parameters: list[Tensor], folded: _Gradients, beside: _Gradients, more: list[Tensor]
     ) -> Tensor:
+        """The mean of a bucket."""
         if flat.is_cuda:  # else memory that is given back now could be handed out while this stream still reads it
-            for tensor in (*(t for values in partial.values() for t in values), *more):
+            for tensor in (*chain(*folded, *beside), *more):
                 tensor.record_stream(torch.cuda.current_stream(flat.device))
-        for node in self._last.folded:
-            torch._foreach_add_(in_bucket(flat, parameters), partial[node])
+        for gradients in folded:
+            torch._foreach_add_(in_bucket(flat, parameters), gradients)
         values = []
-        for node in self._last.beside:
+        for gradients in beside:
             values.append(torch.empty_like(flat))
-            torch._foreach_copy_(in_bucket(values[-1], parameters), partial[node])
+            torch._foreach_copy_(in_bucket(values[-1], parameters), gradients)
         values.append(flat)
         if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
             joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]

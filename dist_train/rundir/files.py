@@ -73,7 +73,8 @@ def create_synced(path: Path, content: Bytes) -> int:
         os.fsync(descriptor)
     except BaseException:
         os.close(descriptor)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         raise
     return descriptor
 
