@@ -3,8 +3,8 @@ gives counts and float64 sums. Nothing is padded, dropped or repeated; the metri
 any number of ranks, and for one rank alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.data.batch import Microbatch
 from dist_train.data.loader import evaluation_batches, number_of_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
@@ -52,40 +51,15 @@ def own_batches(ranks: Ranks, count: int, mode: str) -> range:
 
 def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
     """Evaluates `model` on one split, on all ranks together; every rank gets the metrics."""
-
-    def batches(numbers: Sequence[int]) -> Iterator[tuple[int, Microbatch]]:
-        return evaluation_batches(config, dataset, numbers, group.device, group.ranks.local_world_size, task)
-
-    count, context = number_of_batches(len(dataset), config.eval.batch_size), autocast(config, group.device)
-    return evaluate_batches(
-        model, task, batches, count, group, seed=config.seed, mode=config.eval.mode, autocast=context
-    )
-
-
-def evaluate_batches(
-    model: nn.Module,
-    task: Task,
-    batches: Callable[[Sequence[int]], Iterator[tuple[int, Microbatch]]],
-    count: int,
-    group: ProcessGroup,
-    *,
-    seed: int,
-    mode: str = "sharded",
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> Evaluation:
-    """Evaluates `model` on `count` batches, on all ranks together.
-
-    Args:
-        batches: from batch numbers to those batches.
-    """
-    sums, own = _Sums(count), own_batches(group.ranks, count, mode)
-    done = 0
+    count = number_of_batches(len(dataset), config.eval.batch_size)
+    sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
+    batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
+    leash, done = Leash(group.device), 0
     beat("evaluate")
-    leash = Leash(group.device)
-    with Evaluating(model, seed, Generators(model, task)) as evaluating:
-        for number, batch in batches(own):
-            evaluating.begin(number)
-            with autocast():
+    with evaluating(model, config.seed, Generators(model, task)) as begin:
+        for number, batch in batches:
+            begin(number)
+            with autocast(config, group.device):
                 output = model(batch.inputs)
             sums.add(number, task.statistics(output, batch.targets))
             done += 1
@@ -115,8 +89,11 @@ class _Sums:
 
     def over_all_ranks(self, group: ProcessGroup) -> dict[str, Tensor]:
         """The sums over the whole split, int64 and float64 on the CPU."""
+        # Rank 0 has a batch unless there are none, so it knows what there is to add, in one order for all ranks.
+        layout = [(name, value.shape) for name, value in self._counts.items()]
+        layout += [(name, next(iter(values.values())).shape) for name, values in self._floats.items()]
         sums = {}
-        for name, shape, is_float in group.broadcast_object(self._layout()):
+        for name, shape, is_float in group.broadcast_object([(*entry, entry[0] in self._floats) for entry in layout]):
             if is_float:
                 # Each batch is filled in by one rank and zero on the others: adding the ranks changes no bit.
                 table = torch.zeros(self._count, *shape, dtype=torch.float64)
@@ -128,35 +105,26 @@ class _Sums:
                 sums[name] = group.all_reduce_host_(total + self._counts[name].cpu() if name in self._counts else total)
         return sums
 
-    def _layout(self) -> list[tuple[str, torch.Size, bool]]:
-        """What there is to add, in one order for all ranks. Rank 0's, which has a batch unless there are none."""
-        counts = [(name, value.shape, False) for name, value in self._counts.items()]
-        return counts + [(name, next(iter(values.values())).shape, True) for name, values in self._floats.items()]
 
-
-class Evaluating:
+@contextmanager
+def evaluating(model: nn.Module, seed: int, generators: Generators) -> Iterator[Callable[[int], None]]:
     """Puts a model into evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of
-    its own. Afterwards all buffers and modes are what they were."""
+    its own: the block calls what it is given with the batch's number. Afterwards all buffers and modes are what they
+    were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = BufferSet(model)
+    values = buffers.values()
 
-    def __init__(self, model: nn.Module, seed: int, generators: Generators) -> None:
-        self._model, self._seed, self._generators = model, seed, generators
-        self._modes = [(module, module.training) for module in model.modules()]
-        self._buffers = BufferSet(model)
-        self._values = self._buffers.values()
-        self._no_grad = torch.no_grad()
+    def begin(number: int) -> None:
+        buffers.restore(values)
+        generators.seed(key(seed, "evaluation", number))
 
-    def __enter__(self) -> "Evaluating":
-        self._no_grad.__enter__()
-        self._model.eval()
-        return self
-
-    def begin(self, number: int) -> None:
-        self._buffers.restore(self._values)
-        self._generators.seed(key(self._seed, "evaluation", number))
-
-    def __exit__(self, *exception: Any) -> None:
-        self._no_grad.__exit__(*exception)
-        self._buffers.restore(self._values)
-        self._model.train(self._modes[0][1])  # which a model may have more to do in
-        for module, mode in self._modes:  # one by one: parts may be in evaluation mode for good
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield begin
+    finally:
+        buffers.restore(values)
+        model.train(modes[0][1])  # which a model may have more to do in
+        for module, mode in modes:  # one by one: parts may be in evaluation mode for good
             module.training = mode

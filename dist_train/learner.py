@@ -1,9 +1,7 @@
 """What learns: the model and everything that changes with it, as one thing to build, save and restore."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ from torch import nn
 from dist_train import models, tasks
 from dist_train.checkpoint.model_state import Tensors, constants_of, load_model, others_of, tensors_of
 from dist_train.checkpoint.optimizer_state import OptimizerState
-from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
@@ -48,10 +45,6 @@ class Learner:
         """The weights that are evaluated: the averaged ones, where there are some."""
         return self.ema.module if self.ema else self.model
 
-    def capture(self, state: TrainState) -> Snapshot:
-        """A copy of everything on the CPU."""
-        return self.state_tensors(state).copied()
-
     def state_tensors(self, state: TrainState) -> Snapshot:
         """Everything that survives a restart: the tensors themselves, which change with the next step."""
         return Snapshot(
@@ -68,13 +61,16 @@ class Learner:
             },
         )
 
-    def restore(self, resumed: Resumed) -> TrainState:
-        """Loads what `capture` copied.
+    def restore(self, snapshot: Snapshot, source: object) -> TrainState:
+        """Loads what `state_tensors` returned.
+
+        Args:
+            source: what it was read from, for a message.
 
         Raises:
             UserError: (exit 4) when the model is not the one that was saved.
         """
-        snapshot, other = resumed.snapshot, resumed.snapshot.other
+        other = snapshot.other
         try:
             load_model(self.model, snapshot.model, other.get("model"))
             self.optimizer_state.load(snapshot.optimizer, other["optimizer"], other.get("optimizer_counters"))
@@ -82,10 +78,10 @@ class Learner:
                 self.ema.load(snapshot.ema, other.get("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{resumed.path} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
+            raise UserError(f"{source} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(snapshot.other["scaler"])
-        return resumed.state
+            self.scaler.load_state_dict(other["scaler"])
+        return snapshot.state
 
 
 def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Learner:
@@ -112,9 +108,9 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
     )
 
 
-def autocast(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a forward in the precision that the config asks for."""
     if config.train.precision == "fp32":
-        return nullcontext
+        return nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
-    return partial(torch.autocast, device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype)

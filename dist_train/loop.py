@@ -6,6 +6,7 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
+from dist_train.learner import autocast
 from dist_train.step_metrics import StepResult
 from dist_train.trainer import Trainer
 
@@ -42,14 +43,15 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     learner, lr = trainer.learner, trainer.schedule.lr(state.step)
     learner.optimizer.zero_grad(set_to_none=True)
     losses, counts, indices = {}, {}, {}
-    for microbatch, factor in trainer.parallel.each(microbatches):
-        with trainer.autocast():
+    for microbatch in trainer.parallel.each(microbatches):
+        with autocast(trainer.config, trainer.group.device):
             output = trainer.parallel(microbatch.inputs)
             loss, count = learner.task.loss(output, microbatch.targets)
-        learner.scaler.scale(loss * (factor / trainer.microbatch_size)).backward()
+        learner.scaler.scale(loss * (trainer.parallel.loss_scale / trainer.config.batch.microbatch_size)).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.detach(), count
         indices[microbatch.number] = microbatch.indices
-    trainer.normalise(counts)
+    if not learner.task.counts_every_sample:
+        trainer.parallel.rescale(counts)
     norm, applied = trainer.update(state, lr, losses)
     return StepResult(
         step=state.step + 1,

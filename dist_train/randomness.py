@@ -90,9 +90,7 @@ class Generators:
         """Starts them all from `value`: Python's, NumPy's, torch's of the CPU, the current CUDA device's where CUDA is
         in use; and each of their own from a number that follows from `value` and its place."""
         torch = sys.modules["torch"]
-        random.seed(value)
-        np.random.seed(value & 0xFFFFFFFF)
-        torch.default_generator.manual_seed(value)
+        seed_all(value)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(value)
         for place, generator in enumerate(self._own):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.checkpoint.resume import check_config_unchanged, recorded_config
-from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate, remove_tree
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
+from dist_train.rundir.files import remove_tree
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Fence, Lease
 from dist_train.rundir.runs import new_run_dir, to_go_on_with
@@ -60,9 +61,9 @@ def resolve_run(
     CheckpointStore(RunDir(run_dir).checkpoints).remove_unfinished()
     for path in run_dir.glob(".tmp-*"):  # that earlier sessions began to write and did not finish
         remove_tree(path)
-    checkpoint, skipped = _find(run_dir, resume)
+    checkpoint = _find(run_dir, resume)
     before = recorded_config(checkpoint) if checkpoint else None
-    notes = [f"{line}, going on from {checkpoint.path.name}" for line in skipped] if checkpoint else []
+    notes = [f"{line}, going on from {checkpoint.path.name}" for line in checkpoint.skipped] if checkpoint else []
     if newest is not None:
         notes.insert(0, f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}")
     config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
@@ -79,28 +80,27 @@ def resolve_run(
     )
 
 
-def _find(run_dir: Path, resume: str | None) -> tuple[VerifiedCheckpoint | None, list[str]]:
-    """The checkpoint to go on from, and lines about those that were skipped."""
+def _find(run_dir: Path, resume: str | None) -> VerifiedCheckpoint | None:
+    """The checkpoint to go on from."""
     store = CheckpointStore(RunDir(run_dir).checkpoints)
-    skipped: list[str] = []
     if resume == "none":
         if store.all():
             raise UserError(
                 f"{run_dir} holds checkpoints, and --resume none would begin anew on top of them: give another "
                 "--run-dir, or leave --resume none out"
             )
-        return None, []
+        return None
     found = store.newest()
     if found is None and resume not in (None, "auto"):
-        found = locate(Path(str(resume)).expanduser(), skipped.append)
-    return found, [*skipped, *(found.skipped if found else ())]
+        found = locate(Path(str(resume)).expanduser(), lambda line: None)
+    return found
 
 
-def changed_schedule(checkpoint: VerifiedCheckpoint | None, config: RunConfig, steps_per_epoch: int) -> list[str]:
+def changed_schedule(checkpoint: VerifiedCheckpoint, config: RunConfig, steps_per_epoch: int) -> list[str]:
     """A line where the learning rate after the checkpoint is not what it would have been: the training was made longer
     or shorter, and its schedule with it, or the schedule was changed."""
-    before = recorded_config(checkpoint) if checkpoint else None
-    if checkpoint is None or before is None:
+    before = recorded_config(checkpoint)
+    if before is None:
         return []
     step = int(checkpoint.manifest["step"])
     old, new = (Schedule.of(one, steps_per_epoch) for one in (before, config))
@@ -117,13 +117,12 @@ def _settle_microbatches(config: RunConfig, before: int | str | None, world_size
     """`auto` is the world size of the run's first session, and stays that."""
     if config.batch.microbatches != "auto":
         return config
-    content = config.model_dump(mode="json")
-    content["batch"]["microbatches"] = before or world_size
+    content, parts = config.model_dump(mode="json"), before or world_size
+    content["batch"]["microbatches"] = parts
     try:
         return RunConfig.model_validate(content)
     except ValueError:
-        parts, size = before or world_size, config.batch.global_size
         raise UserError(
-            f"batch.global_size {size} does not divide among {parts} ranks, one microbatch each: "
+            f"batch.global_size {config.batch.global_size} does not divide among {parts} ranks, one microbatch each: "
             "make it a multiple, or set batch.microbatches"
         ) from None

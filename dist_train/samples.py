@@ -1,6 +1,6 @@
 """A few samples to try a training with, and a check that the data set returns the same samples a second time."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,23 +16,22 @@ _MOST = 8
 """Evaluation samples: soon done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(NamedTuple):
     """Two training microbatches, and a few evaluation samples."""
 
     first: Microbatch
     other: Microbatch
     evaluated: Microbatch
 
-    @classmethod
-    def of(cls, config: RunConfig, splits: Splits, task: Task, device: torch.device) -> "Samples":
-        """Raises UserError when the data set gives other samples when it is asked again."""
-        first, other, again = training_samples(config, splits, task, device, steps=(0, 1, 0))
-        evaluated, once_more = evaluation_samples(config, splits, task, device, _MOST, times=2)
-        if config.exact:
-            _check_again(config.data.name, first, again)
-            _check_again(config.data.name, evaluated, once_more)
-        return cls(first=first, other=other, evaluated=evaluated)
+
+def draw_samples(config: RunConfig, splits: Splits, task: Task, device: torch.device) -> Samples:
+    """Raises UserError when the data set gives other samples when it is asked again."""
+    first, other, again = training_samples(config, splits, task, device, steps=(0, 1, 0))
+    evaluated, once_more = evaluation_samples(config, splits, task, device, _MOST, times=2)
+    if config.exact:
+        _check_again(config.data.name, first, again)
+        _check_again(config.data.name, evaluated, once_more)
+    return Samples(first, other, evaluated)
 
 
 def _check_again(name: str, one: Microbatch, two: Microbatch) -> None:

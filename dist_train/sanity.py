@@ -8,8 +8,7 @@ and buffers whatever was computed in between, in training and in evaluation; and
 model that has been saved and loaded.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,22 +17,21 @@ from torch.nn.utils import clip_grad_norm_
 
 from dist_train.checkpoint.buffers import safetensors_header
 from dist_train.checkpoint.model_state import same
-from dist_train.checkpoint.resume import Resumed
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import Evaluating
+from dist_train.evaluate import evaluating
 from dist_train.heartbeat import beat
-from dist_train.learner import Learner, autocast, build_learner
+from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.data_parallel import check_all_have_gradients
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
-from dist_train.samples import Samples
+from dist_train.samples import Samples, draw_samples
 from dist_train.tasks.base import Sums
 
 _LARGEST = 4 * 2**30
@@ -41,6 +39,13 @@ _LARGEST = 4 * 2**30
 _OTHER_STATE = (
     "so it depends on more than its weights, buffers, samples and keyed draws: keep state in buffers, and draw from "
     "the global generators of torch, NumPy or Python"
+)
+_ATTRIBUTE = "the attribute {} is another one after each forward"
+_UNKNOWN = "and neither other ranks nor checkpoints know of it: make it a buffer"
+_NUMBER = "{} comes out otherwise when the same samples are computed again"
+_TOO_OFTEN = (
+    "so as often as a rank happens to have microbatches: what is not trained by the optimizer belongs into a buffer, "
+    "and modes are set before the training"
 )
 
 
@@ -64,41 +69,39 @@ def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None
 
 def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
     beat("init")
-    device = group.device
-    trial = Trial(config, build_learner(config, splits, device), device)
-    assert isinstance(config.batch.microbatches, int)
-    check_deterministic(config, trial.learner.model, device, group.ranks.world_size, config.batch.microbatches)
-    samples = Samples.of(config, splits, trial.learner.task, device)
+    trial = Trial(config, splits, group.device)
+    check_deterministic(config, trial.learner.model, group.device, group.ranks.world_size)
+    samples = draw_samples(config, splits, trial.learner.task, group.device)
     trial.warm_up(samples)
     if config.exact:
         trial.check_repeats(samples)
-    trial.check_evaluation(samples)
+    trial.check_evaluation(samples.evaluated)
     beat("init")
     trial.step(samples.first)
     if trial.size() > _LARGEST:
         return
-    saved = trial.saved()
+    saved = trial.state().copied()
     if config.exact:
         trial.step(samples.other)
-        expected = trial.saved().digests()
+        expected = trial.state().digests()
     del trial  # two at once could need more memory than the training
-    fresh = Trial(config, build_learner(config, splits, device), device)
+    fresh = Trial(config, splits, group.device)
     fresh.load(saved)
     if config.exact:
+        check_resumes(saved.digests(), fresh.state().digests())
         del saved
         fresh.step(samples.other)
-        check_same(expected, fresh.saved().digests())
+        check_resumes(expected, fresh.state().digests())
 
 
 class Trial:
     """A replica that is tried."""
 
-    def __init__(self, config: RunConfig, learner: Learner, device: torch.device) -> None:
-        self._config, self.learner = config, learner
-        self._model = learner.model
-        self._name = config.model.name
-        self._autocast = autocast(config, device)
-        self._generators = Generators(self._model, learner.task, learner.optimizer)
+    def __init__(self, config: RunConfig, splits: Splits, device: torch.device) -> None:
+        self._config, self.learner = config, build_learner(config, splits, device)
+        self._model = self.learner.model
+        self._device = device
+        self._generators = Generators(self._model, self.learner.task, self.learner.optimizer)
         self._buffers = BufferSet(self._model)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._loss = torch.zeros(())
@@ -117,31 +120,31 @@ class Trial:
 
     def check_repeats(self, samples: Samples) -> None:
         """Raises UserError when a microbatch gives another result after another one, or changes what it must not."""
-        before, kept = self._guarded(), self._buffers.values()
+        guarded, kept = self._guarded(), self._buffers.values()
         counters = [buffer for buffer in self._buffers.buffers if buffer.is_counter]
-        counted: list[list[Tensor]] = []
-        seen: dict[str, Tensor] = {}
-        attributes: dict[str, Any] = {}
-        for batch in (samples.first, samples.other, samples.first):
+
+        def compute(batch: Microbatch) -> list[Tensor]:
+            """What the counters are afterwards."""
             self._buffers.restore(kept)
             self._forward_and_backward(batch)
-            self._check_guarded(before, "forward")
-            counted.append([buffer.current().clone() for buffer in counters])
-            if not seen:
-                seen = {name: tensor.detach().clone() for name, tensor in self._numbers()}
-                attributes = self._attributes()
-        self._check_attributes(attributes, "in training")
-        for name, tensor in self._numbers():
-            self._check_number(name, seen[name], tensor, "in training")
+            self._check_guarded(guarded, "forward")
+            return [counter.current().clone() for counter in counters]
+
+        first = compute(samples.first)
+        numbers, attributes = self._numbers(), self._attributes()
+        other = compute(samples.other)
+        compute(samples.first)
+        self._check(attributes, self._attributes(), f"{_ATTRIBUTE} in training, {_UNKNOWN}")
+        self._check(numbers, self._numbers(), f"{_NUMBER} in training, {_OTHER_STATE}")
         self._buffers.restore(kept)
-        for counter, one, other in zip(counters, counted[0], counted[1], strict=True):
-            if not torch.equal(one, other):
+        for counter, one, two in zip(counters, first, other, strict=True):
+            if not torch.equal(one, two):
                 raise counter.unlike()
 
     def _forward(self, batch: Microbatch) -> Tensor:
         """The loss of a microbatch, with the draws of its place."""
         self._generators.seed(key(self._config.seed, "dropout", batch.step, batch.number))
-        with self._autocast():
+        with autocast(self._config, self._device):
             output = self._model(_copied(batch.inputs))  # forward may change them
             loss, _ = self.learner.task.loss(output, _copied(batch.targets))
         return loss
@@ -151,9 +154,6 @@ class Trial:
         loss = self._forward(batch)
         self._loss = loss.detach()
         self.learner.scaler.scale(loss / len(batch.indices)).backward()
-        self._check_gradients()
-
-    def _check_gradients(self) -> None:
         check_all_have_gradients(self._parameters.items())
         for name, parameter in self._parameters.items():
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
@@ -161,14 +161,15 @@ class Trial:
                     f"the gradient of {name} is sparse, which is not added up in one order: set sparse=False"
                 )
 
-    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
-        """What the last forward and backward have left, by name."""
-        yield "the loss", self._loss
+    def _numbers(self) -> dict[str, Any]:
+        """Copies of what the last forward and backward have left, by name."""
+        numbers: dict[str, Any] = {"the loss": self._loss}
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
-                yield f"the gradient of {name}", parameter.grad
-        for dtype, values in self._buffers.forward_values().items():
-            yield f"the buffers of {dtype}", values
+                numbers[f"the gradient of {name}"] = parameter.grad.clone()
+        for buffer in self._buffers.buffers:
+            numbers.setdefault(f"the buffers of {buffer.tensor.dtype}", []).append(buffer.after_forward().clone())
+        return numbers
 
     def _attributes(self) -> dict[str, Any]:
         """The numbers and tensors that modules and the task keep as plain attributes."""
@@ -179,22 +180,6 @@ class Trial:
             for name, value in vars(owner).items()
             if name not in _MODULES_OWN and (isinstance(value, bool | int | float) or _is_plain(value))
         }
-
-    def _check_attributes(self, before: Mapping[str, Any], when: str) -> None:
-        now = self._attributes()
-        for name, value in before.items():
-            if not same(value, now.get(name)):
-                raise UserError(
-                    f"model {self._name}: the attribute {name} is another one after each forward {when}, and neither "
-                    "other ranks nor checkpoints know of it: make it a buffer"
-                )
-
-    def _check_number(self, name: str, one: Tensor, two: Tensor, when: str) -> None:
-        if not same(one, two):
-            raise UserError(
-                f"model {self._name}: {name} comes out otherwise when the same samples are computed again {when}, "
-                f"{_OTHER_STATE}"
-            )
 
     def _guarded(self) -> Mapping[str, Any]:
         """What a forward must not change: the weights, by their version counters, what is trained, and the modes."""
@@ -207,38 +192,38 @@ class Trial:
 
     def _check_guarded(self, before: Mapping[str, Any], what: str) -> None:
         now = self._guarded()
-        changed = next((n for n in {**before, **now} if n not in now or not same(before.get(n), now[n])), None)
-        if changed is not None:
-            raise UserError(
-                f"model {self._name}: {changed} changes in {what}, so as often as a rank happens to have microbatches: "
-                "what is not trained by the optimizer belongs into a buffer, and modes are set before the training"
-            )
+        self._check({**dict.fromkeys(now), **before}, now, f"{{}} changes in {what}, {_TOO_OFTEN}")
+
+    def _check(self, before: Mapping[str, Any], now: Mapping[str, Any], message: str) -> None:
+        """Raises UserError for the first thing that is not what it was before; `message` has a place for its name."""
+        name = next((name for name, value in before.items() if not same(value, now.get(name))), None)
+        if name is not None:
+            raise UserError(f"model {self._config.model.name}: {message.format(name)}")
 
     # ------------------------------------------------------------ evaluation
 
-    def check_evaluation(self, samples: Samples) -> None:
+    def check_evaluation(self, batch: Microbatch) -> None:
         """Raises UserError when `eval.best` is no metric of the task, or a batch gives two different results."""
-        batch = samples.evaluated
-        with Evaluating(self._model, self._config.seed, self._generators) as evaluating:
-            before = self._guarded()
-            sums = self._statistics(evaluating, batch.inputs, batch.targets)
+        with evaluating(self._model, self._config.seed, self._generators) as begin:
+
+            def statistics(inputs: Any, targets: Any) -> Sums:
+                begin(0)
+                with autocast(self._config, self._device):
+                    output = self._model(_copied(inputs))
+                return self.learner.task.statistics(output, _copied(targets))
+
+            guarded = self._guarded()
+            sums = statistics(batch.inputs, batch.targets)
             if self._config.exact:
                 attributes = self._attributes()
-                self._statistics(evaluating, *each_array(_turned, (batch.inputs, batch.targets)))
-                again = self._statistics(evaluating, batch.inputs, batch.targets)
-                self._check_guarded(before, "an evaluation")
-                self._check_attributes(attributes, "in evaluation")
-                for name, value in sums.items():
-                    self._check_number(name, value, again[name], "in evaluation")
+                statistics(*each_array(_turned, (batch.inputs, batch.targets)))
+                again = statistics(batch.inputs, batch.targets)
+                self._check_guarded(guarded, "an evaluation")
+                self._check(attributes, self._attributes(), f"{_ATTRIBUTE} in evaluation, {_UNKNOWN}")
+                self._check(sums, again, f"{_NUMBER} in evaluation, {_OTHER_STATE}")
         self._check_metrics(
             {n: v.to("cpu", torch.float64 if v.is_floating_point() else torch.int64) for n, v in sums.items()}
         )
-
-    def _statistics(self, evaluating: Evaluating, inputs: Any, targets: Any) -> Sums:
-        evaluating.begin(0)
-        with self._autocast():
-            output = self._model(_copied(inputs))
-        return self.learner.task.statistics(output, _copied(targets))
 
     def _check_metrics(self, sums: Sums) -> None:
         task = self.learner.task
@@ -270,27 +255,24 @@ class Trial:
 
     def size(self) -> int:
         """Bytes of what a checkpoint would hold. Raises UserError when a checkpoint cannot hold it."""
-        snapshot = self.learner.state_tensors(TrainState(step=1))
-        snapshot.other_files()
-        return sum(
-            len(safetensors_header(t)) + sum(v.nbytes for v in t.values()) for t in snapshot.tensor_files().values()
-        )
+        self.state().other_files()
+        files = self.state().tensor_files().values()
+        return sum(len(safetensors_header(file)) + sum(tensor.nbytes for tensor in file.values()) for file in files)
 
-    def saved(self) -> Snapshot:
-        """A copy of what a checkpoint would hold."""
-        return self.learner.state_tensors(TrainState(step=1)).copied()
+    def state(self) -> Snapshot:
+        """What a checkpoint would hold."""
+        return self.learner.state_tensors(TrainState(step=1))
 
     def load(self, saved: Snapshot) -> None:
-        """Raises UserError when what was saved cannot be loaded, or is not what was saved any more then."""
+        """Raises UserError when what was saved cannot be loaded."""
         try:
-            self.learner.restore(Resumed(path=Path("a checkpoint"), snapshot=saved, world_size=1))
+            self.learner.restore(saved, "a checkpoint")
         except UserError as error:
-            raise UserError(f"model {self._name}: no checkpoint of it could be loaded again: {error}") from None
-        if self._config.exact:
-            check_same(saved.digests(), self.learner.state_tensors(TrainState(step=1)).digests())
+            message = f"model {self._config.model.name}: no checkpoint of it could be loaded again: {error}"
+            raise UserError(message) from None
 
 
-def check_same(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+def check_resumes(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Raises UserError for the first thing that is not what it was to be."""
     name = next((n for n in {**expected, **found} if expected.get(n) != found.get(n)), None)
     if name is not None:

@@ -22,8 +22,7 @@ SIGNALS = {Request.INTERRUPT: "SIGINT", Request.TERMINATE: "SIGTERM", Request.RE
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A trainer, the state that it begins from, and the records of the run. A context manager, which closes what the
-    trainer holds open.
+    """A trainer, the state that it begins from, and the records of the run.
 
     Attributes:
         notes: lines for the user, shown once the tracker is open.
@@ -35,10 +34,8 @@ class Session:
     record: NullRunRecord
     notes: tuple[str, ...]
 
-    def __enter__(self) -> "Session":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Ends what the trainer holds open, whatever brought the end."""
         self.trainer.checkpoints.end()
         self.trainer.tracker.close()
         self.trainer.parallel.close()
@@ -97,6 +94,5 @@ class Session:
         trainer = self.trainer
         found = trainer.group.run_on_rank0(lambda: locate(self.facts.run_dir, trainer.tracker.note, best=True))
         best = broadcast_checkpoint(found, trainer.group)
-        assert best is not None
-        best.snapshot.load_evaluated(trainer.learner.evaluated)
+        best.load_evaluated(trainer.learner.evaluated)
         return trainer.evaluate_split("test", best.state.step)

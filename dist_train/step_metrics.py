@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_train.config.schema import RunConfig
 from dist_train.heartbeat import finish_step
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
@@ -58,35 +59,17 @@ class Report:
 
 
 class StepMetrics:
-    """Collects an interval of steps.
+    """Collects an interval of steps."""
 
-    Args:
-        wants_samples: whether reports say which samples the steps were made of.
-        infinite_norm_is_fine: True where a gradient scaler skips steps whose gradient overflows.
-    """
-
-    def __init__(
-        self,
-        group: ProcessGroup,
-        *,
-        microbatches: int,
-        global_batch: int,
-        steps_per_epoch: int,
-        infinite_norm_is_fine: bool = False,
-        wants_samples: bool = False,
-    ) -> None:
-        self._group = group
-        self._microbatches = microbatches
-        self._global_batch = global_batch
-        self._steps_per_epoch = steps_per_epoch
-        self._infinite_norm_is_fine = infinite_norm_is_fine
-        self._wants_samples = wants_samples
+    def __init__(self, group: ProcessGroup, config: RunConfig, steps_per_epoch: int) -> None:
+        self._group, self._config, self._steps_per_epoch = group, config, steps_per_epoch
         self._results: list[StepResult] = []
         self._leash = Leash(group.device)
 
-    def epoch(self, step: int) -> float:
-        """Epochs done after `step` steps."""
-        return step / self._steps_per_epoch
+    def position(self, step: int) -> dict[str, Any]:
+        """Where a row stands: after `step` steps, so many epochs and samples."""
+        epoch, samples_seen = step / self._steps_per_epoch, step * self._config.batch.global_size
+        return {"step": step, "epoch": epoch, "samples_seen": samples_seen}
 
     def add(self, result: StepResult) -> None:
         self._leash.step()
@@ -105,21 +88,28 @@ class StepMetrics:
         for result, by_microbatch, norm in zip(results, sums.tolist(), norms, strict=True):
             losses, counts = zip(*by_microbatch, strict=True)
             loss = math.fsum(losses) / max(sum(counts), 1.0) if all(map(math.isfinite, losses)) else math.nan
-            rows.append(self._row(result, loss, norm))
+            row = {**self.position(result.step), "loss": loss, "lr": result.lr, "grad_norm": norm}
+            rows.append(row if result.applied else {**row, "left_out": True})
             what = self._not_finite(result, losses, norm)
             if what is not None and result.applied:
                 diverged = f"{what}. Nothing of it was saved; the last checkpoint is from before. {ADVICE}"
                 break  # what follows was computed with what this step has left behind
             if not result.applied:
                 skipped.append(f"! {what}; its update was skipped")
-        samples = self._samples(results[: len(rows)]) if self._wants_samples else []
+        samples = []
+        if self._config.tracking.samples:
+            table = self._indices(results[: len(rows)]).tolist()
+            samples = [
+                {"step": row["step"], "epoch": row["epoch"], "indices": indices}
+                for row, indices in zip(rows, table, strict=True)
+            ]
         return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged)
 
     def _own(self, results: list[StepResult]) -> Tensor:
         """Float64 [steps, V, 2]: loss sum and count."""
-        table = torch.zeros(len(results), self._microbatches, 2, dtype=torch.float64)
-        losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
+        table = torch.zeros(len(results), self._config.batch.settled, 2, dtype=torch.float64)
         numbers = list(results[0].losses)
+        losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
         table[:, numbers, 0] = losses.to("cpu", torch.float64)
         counts = [[float(count) for count in result.counts.values()] for result in results]
         table[:, numbers, 1] = torch.tensor(counts, dtype=torch.float64)
@@ -128,7 +118,8 @@ class StepMetrics:
     def _not_finite(self, result: StepResult, losses: tuple[float, ...], norm: float) -> str | None:
         """What of the step is not finite, and made of which samples; None where all of it is."""
         bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-        if not bad and (math.isfinite(norm) or self._infinite_norm_is_fine):
+        scaled = self._config.train.precision == "fp16"  # the scaler skips steps whose gradient overflows
+        if not bad and (math.isfinite(norm) or scaled):
             return None
         if not bad:
             return f"step {result.step}: the gradient is not finite"
@@ -137,29 +128,11 @@ class StepMetrics:
         numbers = ", ".join(map(str, bad))
         return f"step {result.step}: the loss of microbatch {numbers} is not finite (training samples {named})"
 
-    def _samples(self, results: list[StepResult]) -> list[dict[str, Any]]:
-        table = self._indices(results).tolist()
-        return [
-            {"step": result.step, "epoch": self.epoch(result.step), "indices": indices}
-            for result, indices in zip(results, table, strict=True)
-        ]
-
     def _indices(self, results: list[StepResult]) -> Tensor:
         """Int64 [steps, V, m]: the samples that were really used, as each rank knows its own."""
-        size = self._global_batch // self._microbatches
-        table = torch.zeros(len(results), self._microbatches, size, dtype=torch.int64)
+        batch = self._config.batch
+        table = torch.zeros(len(results), batch.settled, batch.microbatch_size, dtype=torch.int64)
         for row, result in zip(table, results, strict=True):
             for number, indices in result.indices.items():
                 row[number] = indices
         return self._group.all_reduce_host_(table)
-
-    def _row(self, result: StepResult, loss: float, norm: float) -> dict[str, Any]:
-        row = {
-            "step": result.step,
-            "epoch": self.epoch(result.step),
-            "samples_seen": result.step * self._global_batch,
-            "loss": loss,
-            "lr": result.lr,
-            "grad_norm": norm,
-        }
-        return row if result.applied else {**row, "left_out": True}

@@ -1,10 +1,7 @@
 """What the training loop calls: one step's update, a report, a save, an evaluation."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -22,6 +19,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluate
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
+from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel.data_parallel import Parallel
 from dist_train.parallel.process_group import ProcessGroup
@@ -33,42 +31,41 @@ MOST_SKIPPED_IN_A_ROW = 10
 """Steps that may be skipped one after another: a training that has diverged does not come back by itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """One rank's parts of a training.
+    """One rank's parts of a training, or of its replay: those that it is given, and those that follow from them.
 
-    Attributes:
-        autocast: makes the context of a forward.
+    Args:
+        config: with its number of microbatches settled.
+
+    Raises:
+        UserError: when the model cannot be trained so on this device.
     """
 
-    config: RunConfig
-    group: ProcessGroup
-    splits: Splits
-    learner: Learner
-    parallel: Parallel
-    schedule: Schedule
-    autocast: Callable[[], AbstractContextManager[Any]]
-    generators: Generators
-    step_metrics: StepMetrics
-    tracker: NullTracker
-    checkpoints: NullCheckpointManager
-    agreement: Agreement
-    due: Due
-
-    @property
-    def microbatch_size(self) -> int:
-        assert isinstance(self.config.batch.microbatches, int)
-        return self.config.batch.global_size // self.config.batch.microbatches
+    def __init__(
+        self,
+        config: RunConfig,
+        group: ProcessGroup,
+        splits: Splits,
+        learner: Learner,
+        due: Due,
+        agreement: Agreement,
+        tracker: NullTracker,
+        checkpoints: NullCheckpointManager,
+    ) -> None:
+        check_deterministic(config, learner.model, group.device, group.ranks.world_size)
+        if config.model.compile:
+            learner.model.compile()
+        self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
+        self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
+        self.generators = Generators(learner.model, learner.task, learner.optimizer)
+        self.parallel = Parallel(learner.model, group, config, self.generators)
+        self.schedule = Schedule.of(config, due.steps_per_epoch)
+        self.step_metrics = StepMetrics(group, config, due.steps_per_epoch)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
         group, task = self.group, self.learner.task
         return train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, task)
-
-    def normalise(self, counts: Mapping[int, int | Tensor]) -> None:
-        """Makes the gradient the mean over the global batch's valid targets, where those are fewer than samples."""
-        if not self.learner.task.counts_every_sample:
-            self.parallel.rescale(counts, self.config.batch.global_size)
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
         """Clips, steps the optimizer and the average, or skips the step where `train.non_finite` says so.
@@ -128,7 +125,7 @@ class Trainer:
         step = self.due.rollback_step(state.step)
         if self.config.train.non_finite == "rollback" and step < state.step:
             beat("save")  # reading takes as long
-            self.learner.restore(self.checkpoints.load(step, self.group))
+            self.learner.restore(self.checkpoints.load(step, self.group), f"the checkpoint of step {step}")
             beat("step")
             self.tracker.note(f"rolled back to the weights of step {step}")
 
@@ -180,9 +177,7 @@ class Trainer:
         learner, dataset = self.learner, getattr(self.splits, split)
         result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset)
         row = {
-            "step": step,
-            "epoch": self.step_metrics.epoch(step),
-            "samples_seen": step * self.config.batch.global_size,
+            **self.step_metrics.position(step),
             "split": split,
             **result.metrics,
             "per_class": result.per_class,

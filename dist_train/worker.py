@@ -7,14 +7,16 @@ CONFIG`), and ends in the same bits.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManager
 from dist_train.checkpoint.provenance import surroundings
-from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint, check_surroundings
+from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.config.problems import ConfigError
@@ -26,24 +28,18 @@ from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
-from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
-from dist_train.learner import Learner, autocast, build_learner
-from dist_train.models.deterministic import check_deterministic
-from dist_train.optim.schedule import Schedule
-from dist_train.parallel.data_parallel import Parallel
+from dist_train.learner import Learner, build_learner
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
-from dist_train.randomness import Generators
 from dist_train.resolve_run import ResolvedRun, changed_schedule, resolve_run
 from dist_train.run_state import NullRunRecord, RunRecord
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.lease import Lease
 from dist_train.sanity import check_sanity
 from dist_train.session import Session
-from dist_train.step_metrics import StepMetrics
 from dist_train.tracking.base import RunFacts
 from dist_train.tracking.tracker import NullTracker, build_tracker
 from dist_train.trainer import Trainer, stops_early
@@ -85,20 +81,20 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Reque
     with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         asked = (arguments.run_dir, arguments.resume, arguments.allow_change)
         resolved = group.run_on_rank0(lambda: resolve_run(config, ranks.world_size, *asked, lease))
-        with build_session(resolved, group, flag) as session:
+        with closing(build_session(resolved, group, flag)) as session:
             return session.run()
 
 
 def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
     """The config. Nothing that it names is imported unless the user trusts it; the launcher has asked already."""
+    if arguments.supervised:
+        return load(arguments.config, arguments.overrides)
 
-    def report(line: str) -> None:
+    def note(line: str) -> None:
         if ranks.is_first:
             print(line, file=sys.stderr)
 
-    if arguments.supervised:
-        return load(arguments.config, arguments.overrides)
-    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=report)
+    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=note)
     if ranks.is_first:
         remember(powers(config))
     return config
@@ -122,85 +118,52 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     config, checkpoint = resolved.config, resolved.checkpoint
     splits = datasets.build(config.data, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
-    notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
-    notes += () if checkpoint else splits.notes  # once is enough
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
-    notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
+    if checkpoint is None:
+        notes = [*resolved.notes, *splits.notes]  # once is enough
+    else:
+        notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
+        notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
         check_sanity(config, splits, group)
     learner = build_learner(config, splits, group.device)
-    resumed = broadcast_checkpoint(checkpoint, group)
-    state = learner.restore(resumed) if resumed else TrainState()
+    state = TrainState()
+    if checkpoint is not None:
+        state = learner.restore(broadcast_checkpoint(checkpoint, group), checkpoint.path)
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
     tracker = build_tracker(config, group.ranks, resolved.run_dir)
-    record, checkpoints = NullRunRecord(), NullCheckpointManager()
-    if group.ranks.is_first:
-        record = RunRecord(resolved.run_dir, resolved.fence, config, group.ranks, resolved.generation, due.total_steps)
-        facts = {"world_size": group.ranks.world_size, "global_batch": config.batch.global_size, **provenance}
-        checkpoints = CheckpointManager(
-            CheckpointStore(
-                RunDir(resolved.run_dir).checkpoints, config.checkpoint.keep, resolved.generation, resolved.fence
-            ),
-            learner.state_tensors,
-            facts,
-            tracker.note,
-            on_saved=lambda state: record.update("running", state),
-            also=lambda step: (due.rollback_step(step),) if config.train.non_finite == "rollback" else (),
-            background=config.checkpoint.background,
-            # Meanwhile the other ranks may wait in a collective, and give up after twice that.
-            write_timeout_s=config.distributed.timeout.seconds / 2,
-        )
-    trainer = build_trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
-    run_facts = _run_facts(resolved, trainer, resumed)
-    return Session(trainer=trainer, state=state, facts=run_facts, record=record, notes=tuple(notes))
+    record, checkpoints = _keepers(resolved, group.ranks, learner, due, provenance, tracker)
+    trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
+    facts = _run_facts(resolved, trainer, state.step)
+    return Session(trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes))
 
 
-def build_trainer(
-    config: RunConfig,
-    group: ProcessGroup,
-    splits: Splits,
-    learner: Learner,
-    due: Due,
-    agreement: Agreement,
-    tracker: NullTracker,
-    checkpoints: NullCheckpointManager,
-) -> Trainer:
-    """What the loop calls, for a training and for its replay. `config` has its number of microbatches settled."""
-    microbatches = config.batch.microbatches
-    assert isinstance(microbatches, int)
-    check_deterministic(config, learner.model, group.device, group.ranks.world_size, microbatches)
-    if config.model.compile:
-        learner.model.compile()
-    generators = Generators(learner.model, learner.task, learner.optimizer)
-    return Trainer(
-        config=config,
-        group=group,
-        splits=splits,
-        learner=learner,
-        parallel=Parallel(learner.model, group, config, microbatches, generators),
-        schedule=Schedule.of(config, due.steps_per_epoch),
-        autocast=autocast(config, group.device),
-        generators=generators,
-        step_metrics=StepMetrics(
-            group,
-            microbatches=microbatches,
-            global_batch=config.batch.global_size,
-            steps_per_epoch=due.steps_per_epoch,
-            infinite_norm_is_fine=learner.scaler.is_enabled(),
-            wants_samples=config.tracking.samples,
-        ),
-        tracker=tracker,
-        checkpoints=checkpoints,
-        agreement=agreement,
-        due=due,
+def _keepers(
+    resolved: ResolvedRun, ranks: Ranks, learner: Learner, due: Due, provenance: Mapping[str, Any], tracker: NullTracker
+) -> tuple[NullRunRecord, NullCheckpointManager]:
+    """What writes into the run directory: on rank 0 alone."""
+    if not ranks.is_first:
+        return NullRunRecord(), NullCheckpointManager()
+    config, run_dir, fence = resolved.config, resolved.run_dir, resolved.fence
+    record = RunRecord(run_dir, fence, config, ranks, resolved.generation, due.total_steps)
+    checkpoints = CheckpointManager(
+        CheckpointStore(RunDir(run_dir).checkpoints, config.checkpoint.keep, resolved.generation, fence),
+        learner.state_tensors,
+        {"world_size": ranks.world_size, "global_batch": config.batch.global_size, **provenance},
+        tracker.note,
+        on_saved=lambda state: record.update("running", state),
+        also=lambda step: (due.rollback_step(step),) if config.train.non_finite == "rollback" else (),
+        background=config.checkpoint.background,
+        # Meanwhile the other ranks may wait in a collective, and give up after twice that.
+        write_timeout_s=config.distributed.timeout.seconds / 2,
     )
+    return record, checkpoints
 
 
-def _run_facts(resolved: ResolvedRun, trainer: Trainer, resumed: Resumed | None) -> RunFacts:
+def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunFacts:
     config, group, due = trainer.config, trainer.group, trainer.due
-    assert isinstance(config.batch.microbatches, int)
     return RunFacts(
         run_dir=resolved.run_dir,
         config=config,
@@ -213,13 +176,13 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, resumed: Resumed | None)
         device=torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
         global_batch=config.batch.global_size,
-        microbatches=config.batch.microbatches,
+        microbatches=config.batch.settled,
         train_samples=len(trainer.splits.train),
         evaluation_samples=len(trainer.splits.evaluation),
         steps_per_epoch=due.steps_per_epoch,
         total_steps=due.total_steps,
-        first_step=resumed.state.step if resumed else 0,
-        resumed_from=resumed.path.name if resumed else None,
+        first_step=first_step,
+        resumed_from=resolved.checkpoint.path.name if resolved.checkpoint else None,
         generation=resolved.generation,
         classes=trainer.splits.classes,
         stop_step=due.last_step if due.last_step < due.total_steps else None,

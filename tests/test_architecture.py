@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.rundir.layout import GenerationDir, RunDir
+from dist_train.rundir.layout import Below, GenerationDir, RunDir
 from launch.commands.train import plan_training
 from launch.plan.flags import Flags
 from tests.house import by_folder, import_graph, in_circles
@@ -208,7 +208,7 @@ def test_imports_go_in_one_direction():
     assert in_circles(by_folder(graph)) == set(), "folders that import each other"
 
 
-PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], property)}
+PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], Below)}
 PATHS_OF_A_RUN = {getattr(RunDir(Path("run")), name).name for name in PATHS_OF_A_RUN}
 PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "heartbeats", "stacks", "quiet", "record", "verdict.json", "agent.json"}
 

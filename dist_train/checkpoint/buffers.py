@@ -8,7 +8,7 @@ import ctypes
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
@@ -19,30 +19,14 @@ from dist_train.errors import ExitCode, UserError
 Part = tuple[int, int]
 """Where a file lies in the memory: its first byte, and its length."""
 Tensors = Mapping[str, Tensor]
-_NAMES = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_TABLE = """
+uint64=U64 int64=I64 float64=F64 complex64=C64 float32=F32 uint32=U32 int32=I32 bfloat16=BF16 float16=F16 uint16=U16
+int16=I16 float8_e5m2fnuz=F8_E5M2FNUZ float8_e4m3fnuz=F8_E4M3FNUZ float8_e8m0fnu=F8_E8M0 float8_e4m3fn=F8_E4M3
+float8_e5m2=F8_E5M2 int8=I8 uint8=U8 bool=BOOL
+"""
+_NAMES: dict[torch.dtype, str] = {getattr(torch, pair.split("=")[0]): pair.split("=")[1] for pair in _TABLE.split()}
 """What safetensors calls them, in the order in which it puts them into a file: the widest first, all are aligned."""
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
-_PAGE = mmap.PAGESIZE
 
 
 class Buffers:
@@ -61,9 +45,6 @@ class Buffers:
         self.descriptor = os.memfd_create("checkpoint")
         self.memory = memoryview(b"")
         self._pinned = False
-        self._layout: list[tuple[str, str, torch.Size, torch.dtype]] = []
-        self._views: list[Tensor] = []
-        self._parts: dict[str, Part] = {}
 
     def take(self, files: Mapping[str, Tensors]) -> dict[str, Part]:
         """Copies the tensors of each file; returns where the files lie. The copy is complete on return.
@@ -72,16 +53,27 @@ class Buffers:
             OSError: when there is no memory for it.
             UserError: (exit 14) when a tensor is of a type that safetensors has no name for.
         """
-        layout = [(file, name, t.shape, t.dtype) for file, tensors in files.items() for name, t in tensors.items()]
-        if layout != self._layout or not self._parts:
-            self._lay_out(files)
-            self._layout = layout
-        sources = [tensors[name].detach() for tensors in files.values() for name in _ordered(tensors)]
-        for view, source in zip(self._views, sources, strict=True):
-            view.copy_(source, non_blocking=True)
-        if any(tensor.is_cuda for tensor in sources):
+        ordered = {file: _ordered(tensors) for file, tensors in files.items()}
+        headers = {file: safetensors_header(tensors) for file, tensors in files.items()}
+        parts, end = {}, 0
+        for file, tensors in ordered.items():
+            length = len(headers[file]) + sum(tensor.nbytes for tensor in tensors.values())
+            parts[file] = (end, length)
+            end += -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+        on_gpu = any(tensor.is_cuda for tensors in files.values() for tensor in tensors.values())
+        if end > len(self.memory):
+            self._grow(end, pinned=on_gpu)
+        flat = torch.frombuffer(self.memory, dtype=torch.uint8)
+        for file, tensors in ordered.items():
+            begin = parts[file][0] + len(headers[file])
+            self.memory[parts[file][0] : begin] = headers[file]
+            for tensor in tensors.values():
+                place = flat[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                place.copy_(tensor.detach(), non_blocking=True)
+                begin += tensor.nbytes
+        if on_gpu:
             torch.cuda.current_stream().synchronize()
-        return dict(self._parts)
+        return parts
 
     def close(self) -> None:
         """Gives the memory back; `take` must not be called again.
@@ -95,22 +87,6 @@ class Buffers:
             os.close(self.descriptor)
             self.descriptor = -1
 
-    def _lay_out(self, files: Mapping[str, Tensors]) -> None:
-        headers = {file: safetensors_header(tensors) for file, tensors in files.items()}
-        self._parts, end = {}, 0
-        for file, tensors in files.items():
-            length = len(headers[file]) + sum(map(_size, tensors.values()))
-            self._parts[file] = (end, length)
-            end += -(-length // _PAGE) * _PAGE
-        if end > len(self.memory):
-            self._grow(end, pinned=any(t.is_cuda for tensors in files.values() for t in tensors.values()))
-        flat = torch.frombuffer(self.memory, dtype=torch.uint8)
-        self._views = []
-        for file, tensors in files.items():
-            begin, _ = self._parts[file]
-            self.memory[begin : begin + len(headers[file])] = headers[file]
-            self._views += _views(flat, begin + len(headers[file]), tensors)
-
     def _grow(self, size: int, pinned: bool) -> None:
         self._release()
         os.posix_fallocate(self.descriptor, 0, size)
@@ -122,19 +98,18 @@ class Buffers:
     def _pin(self) -> None:
         """The GPU fills page-locked memory at the bus's full speed (CUDA C++ Best Practices Guide, 10.1.1). Where the
         system allows no more locked pages, the memory stays as it is, which is slower and as correct."""
-        address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-        self._pinned = int(torch.cuda.cudart().cudaHostRegister(address, len(self.memory), 0)) == 0
+        self._pinned = int(torch.cuda.cudart().cudaHostRegister(self._address(), len(self.memory), 0)) == 0
         if not self._pinned:
             forget_cuda_error()
 
+    def _address(self) -> int:
+        return torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
+
     def _release(self) -> None:
         """To be called between two saves, when the GPU no longer uses the memory."""
-        if self._pinned:
-            address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-            if int(torch.cuda.cudart().cudaHostUnregister(address)):
-                forget_cuda_error()
-        self._pinned, self._layout, self._views = False, [], []
-        self.memory = memoryview(b"")
+        if self._pinned and int(torch.cuda.cudart().cudaHostUnregister(self._address())):
+            forget_cuda_error()
+        self._pinned, self.memory = False, memoryview(b"")
 
 
 def forget_cuda_error() -> None:
@@ -151,30 +126,17 @@ def forget_cuda_error() -> None:
 def safetensors_header(tensors: Tensors) -> bytes:
     """The header of a file that holds `tensors`; its length is a multiple of 8."""
     entries, end = {}, 0
-    for name in _ordered(tensors):
-        tensor = tensors[name]
-        begin, end = end, end + _size(tensor)
+    for name, tensor in _ordered(tensors).items():
+        begin, end = end, end + tensor.nbytes
         entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _ordered(tensors: Tensors) -> list[str]:
+def _ordered(tensors: Tensors) -> Tensors:
+    """As safetensors puts them into a file."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise UserError(f"{name} is {tensor.dtype}, which no checkpoint can hold", ExitCode.CHECKPOINT_IO)
-    return sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
-
-
-def _views(flat: Tensor, begin: int, tensors: Tensors) -> Iterator[Tensor]:
-    """Each tensor's place in the memory, as a tensor of its shape and type."""
-    for name in _ordered(tensors):
-        tensor = tensors[name]
-        end = begin + _size(tensor)
-        yield flat[begin:end].view(tensor.dtype).view(tensor.shape)
-        begin = end
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return dict(sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0])))

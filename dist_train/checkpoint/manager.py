@@ -1,13 +1,13 @@
 """Rank 0's saves: copied between two steps, and written in the background where that pays."""
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.checkpoint.buffers import Buffers, Part
-from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint
+from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
 from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, save_and_retain
@@ -41,16 +41,14 @@ class NullCheckpointManager:
                 now.
         """
 
-    def load(self, step: int, group: ProcessGroup) -> Resumed:
+    def load(self, step: int, group: ProcessGroup) -> Snapshot:
         """The checkpoint of `step`, on every rank; all ranks call it together.
 
         Raises:
             UserError: (exit 4) on every rank, when it is missing or damaged.
         """
         self.drain()
-        resumed = broadcast_checkpoint(group.run_on_rank0(lambda: self._verified(step)), group)
-        assert resumed is not None
-        return resumed
+        return broadcast_checkpoint(group.run_on_rank0(lambda: self._verified(step)), group)
 
     def tick(self) -> None:
         """Looks whether the save under way is done; to be called between two steps. Raises as `save` does."""
@@ -99,7 +97,7 @@ class CheckpointManager(NullCheckpointManager):
         self._store, self._capture, self._facts, self._note = store, capture, facts, note
         self._on_saved, self._also = on_saved, also
         self._background, self._write_timeout_s = background, write_timeout_s
-        self._buffers: Buffers | None = None
+        self._buffers = Buffers()
         self._writer: Writer | None = None
         self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
@@ -107,15 +105,13 @@ class CheckpointManager(NullCheckpointManager):
     def save(self, state: TrainState) -> None:
         self.drain()
         state = replace(state)  # the training goes on with the other one
-        try:
+        with self._failure_counted(state):
             save = self._copy(state)
             background = _size(save.parts) >= PAYS_FROM if self._background == "auto" else self._background
             if background and self._begins(save):
                 self._under_way = (state, save)
             else:
                 self._succeeded(state, self._write(save))
-        except (OSError, WriterLost) as error:
-            self._failed(state, error)
 
     def tick(self) -> None:
         if self._under_way is not None and self._writer is not None and self._writer.is_done():
@@ -125,15 +121,12 @@ class CheckpointManager(NullCheckpointManager):
         if self._under_way is None or self._writer is None:
             return
         (state, save), self._under_way = self._under_way, None
-        try:
+        with self._failure_counted(state):
             try:
                 path = self._writer.result(self._write_timeout_s)
             except WriterKilled:
                 path = self._write(save)
                 self._note(f"the process that saves was killed: step {state.step} was saved without it")
-        except (OSError, WriterLost) as error:
-            self._failed(state, error)
-        else:
             self._succeeded(state, path)
 
     def close(self) -> None:
@@ -152,16 +145,15 @@ class CheckpointManager(NullCheckpointManager):
             self.drain()
         if self._writer is not None:
             self._writer.end()
-        if self._buffers is not None:
-            self._buffers.close()
-        self._writer = self._buffers = None
+        self._writer = None
+        self._buffers.close()
 
     def _verified(self, step: int) -> VerifiedCheckpoint:
         return locate(self._store.path(step), self._note)
 
     def _copy(self, state: TrainState) -> Save:
         snapshot = self._capture(state)
-        is_first, self._buffers = self._buffers is None, self._buffers or Buffers()
+        is_first = not self._buffers.memory
         parts = self._buffers.take(snapshot.tensor_files())
         if is_first and (line := self._store.short_of_room(_size(parts))) is not None:
             self._note(line)
@@ -175,42 +167,42 @@ class CheckpointManager(NullCheckpointManager):
                 "best_step": state.best_step,
                 "metrics": state.metrics,
             },
-            best_step=state.best_step,
             also=self._also(state.step),
         )
 
     def _write(self, save: Save) -> Path:
-        assert self._buffers is not None
         return save_and_retain(save, self._store, self._buffers.memory)
 
     def _begins(self, save: Save) -> bool:
         """Hands the save to the process that writes; False where that was killed this very moment."""
-        assert self._buffers is not None
         if self._writer is not None and not self._writer.is_alive():
             self._writer.kill()
             self._writer = None
-        if self._writer is None:
-            self._writer = Writer(self._store, self._buffers.descriptor)
-        try:
+        self._writer = self._writer or Writer(self._store, self._buffers.descriptor)
+        with suppress(WriterKilled):
             self._writer.begin(save)
-        except WriterKilled:
-            return False
-        return True
+            return True
+        return False
 
     def _succeeded(self, state: TrainState, path: Path) -> None:
         self.last = path
         self._failures.clear()
         self._on_saved(state)
 
-    def _failed(self, state: TrainState, error: OSError | WriterLost) -> None:
-        reason, place = str(error), ""
-        if isinstance(error, OSError):
-            reason = error.strerror or reason
-            place = f": {error.filename or self._store.folder}"
-        self._failures.append(f"step {state.step}: {reason}")
-        self._note(f"step {state.step} not saved ({reason}{place}); training goes on, the older checkpoints are intact")
-        if len(self._failures) >= MOST_FAILURES:
-            self.close()
+    @contextmanager
+    def _failure_counted(self, state: TrainState) -> Iterator[None]:
+        """Around what saves `state`: tells the user what has failed, and ends the training at the third time."""
+        try:
+            yield
+        except (OSError, WriterLost) as error:
+            reason, place = str(error), ""
+            if isinstance(error, OSError):
+                reason, place = error.strerror or reason, f": {error.filename or self._store.folder}"
+            self._failures.append(f"step {state.step}: {reason}")
+            said = f"step {state.step} not saved ({reason}{place})"
+            self._note(f"{said}; training goes on, the older checkpoints are intact")
+            if len(self._failures) >= MOST_FAILURES:
+                self.close()
 
 
 def _size(parts: Mapping[str, Part]) -> int:

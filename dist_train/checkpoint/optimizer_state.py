@@ -20,23 +20,16 @@ class OptimizerState:
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         self._optimizer = optimizer
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._groups = copy.deepcopy(self._group_values())
-        self._attributes = copy.deepcopy(self._own_attributes())
+        self._new = copy.deepcopy(self._outside())
 
     def tensors(self) -> Tensors:
         """`<parameter>/<key>` for every tensor, themselves and not copies; `/attributes/<name>` and
         `/groups/<number>/<key>` for those that the optimizer keeps outside of the state and has changed."""
-        state = {
-            f"{self._name(parameter)}/{key}": value
-            for parameter, entries in self._optimizer.state.items()
-            for key, value in entries.items()
-            if isinstance(value, Tensor)
-        }
-        groups, attributes = self._changed()
-        outside = {f"/attributes/{name}": value for name, value in attributes.items()}
+        *groups, attributes = self._changed()
+        found = self._state() | {f"/attributes/{name}": value for name, value in attributes.items()}
         for number, group in enumerate(groups):
-            outside |= {f"/groups/{number}/{key}": value for key, value in group.items()}
-        return state | {path: value for path, value in outside.items() if isinstance(value, Tensor)}
+            found |= {f"/groups/{number}/{key}": value for key, value in group.items()}
+        return {path: value for path, value in found.items() if isinstance(value, Tensor)}
 
     def values(self) -> dict[str, Any]:
         """`<parameter>/<key>` for everything else in the state.
@@ -44,36 +37,34 @@ class OptimizerState:
         Raises:
             UserError: (exit 14) when something in it cannot be saved.
         """
-        values = {
-            f"{self._name(parameter)}/{key}": value
-            for parameter, entries in self._optimizer.state.items()
-            for key, value in entries.items()
-            if not isinstance(value, Tensor)
-        }
-        self._check(values)
-        return values
+        return self._checked(self._state())
 
     def counters(self) -> dict[str, Any]:
         """What has changed outside of the state: `groups`, a dict for each, and `attributes`. Raises as `values`."""
-        groups, attributes = self._changed()
-        for found in (*groups, attributes):
-            for name in [name for name, value in found.items() if isinstance(value, Tensor)]:
-                del found[name]
-            self._check({name: list(value) if isinstance(value, tuple) else value for name, value in found.items()})
+        *groups, attributes = (self._checked(found, tuples=True) for found in self._changed())
         return {"groups": groups, "attributes": attributes}
 
-    def _changed(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The values of groups and attributes that have changed since the optimizer was new."""
-        groups = [
-            {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
-            for now, before in zip(self._group_values(), self._groups, strict=True)
-        ]
-        attributes = {
-            name: value
-            for name, value in self._own_attributes().items()
-            if name not in self._attributes or not same(value, self._attributes[name])
+    def _state(self) -> dict[str, Any]:
+        return {
+            f"{self._name(parameter)}/{key}": value
+            for parameter, entries in self._optimizer.state.items()
+            for key, value in entries.items()
         }
-        return groups, attributes
+
+    def _changed(self) -> list[dict[str, Any]]:
+        """Of what is outside of the state, the values that have changed since the optimizer was new."""
+        return [
+            {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
+            for now, before in zip(self._outside(), self._new, strict=True)
+        ]
+
+    def _checked(self, values: dict[str, Any], *, tuples: bool = False) -> dict[str, Any]:
+        """Those that are no tensors. Raises where JSON does not give one back as it was; `tuples`, as `load` does."""
+        plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        for name, value in plain.items():
+            given = list(value) if tuples and isinstance(value, tuple) else value
+            check_json(given, f"what {self._kind} keeps as {name}")
+        return plain
 
     def load(self, tensors: Tensors, values: dict[str, Any], counters: dict[str, Any] | None) -> None:
         """Loads what `tensors`, `values` and `counters` returned; the hyperparameters stay the config's."""
@@ -114,23 +105,18 @@ class OptimizerState:
             )
         return self._names[id(parameter)]
 
-    def _group_values(self) -> list[dict[str, Any]]:
-        """All but what the loop sets itself."""
-        groups = self._optimizer.param_groups
-        return [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
-
-    def _own_attributes(self) -> dict[str, Any]:
-        """Those of a user's optimizer; torch's own keep nothing there that a step depends on."""
+    def _outside(self) -> list[dict[str, Any]]:
+        """The values of each group, but for what the loop sets itself; then the attributes of a user's optimizer.
+        torch's own keep nothing there that a step depends on."""
+        groups = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self._optimizer.param_groups
+        ]
         if type(self._optimizer).__module__.startswith("torch."):
-            return {}
+            return [*groups, {}]
         everywhere = vars(torch.optim.SGD([torch.zeros(1)]))
-        return {
-            name: value for name, value in vars(self._optimizer).items() if name not in everywhere and _is_state(value)
-        }
-
-    def _check(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            check_json(value, f"what {self._kind} keeps as {name}")
+        own = {name: value for name, value in vars(self._optimizer).items() if name not in everywhere}
+        return [*groups, {name: value for name, value in own.items() if _is_state(value)}]
 
     @property
     def _kind(self) -> str:

@@ -62,19 +62,16 @@ def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[st
 
 def data(splits: Splits) -> dict[str, Any]:
     """The classes, and of each split the number of samples and its `fingerprint()`, where it has one."""
-    found: dict[str, Any] = {} if splits.classes is None else {"classes": _in_short(splits.classes)}
+    found: dict[str, Any] = {}
+    if (names := splits.classes) is not None:
+        many = f"{len(names)}, {_digest(name.encode() for name in names)}"
+        found["classes"] = ", ".join(names) if len(names) <= _SHOWN else many
     for name in ("train", "evaluation", "test"):
         if (dataset := getattr(splits, name)) is not None:
             found[name] = {"samples": len(dataset)}
             if callable(fingerprint := getattr(dataset, "fingerprint", None)):
                 found[name]["content"] = str(fingerprint())
     return found
-
-
-def _in_short(names: tuple[str, ...]) -> str:
-    if len(names) <= _SHOWN:
-        return ", ".join(names)
-    return f"{len(names)}, {_digest(name.encode() for name in names)}"
 
 
 def code(config: RunConfig) -> dict[str, str]:

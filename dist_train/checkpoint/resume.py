@@ -1,14 +1,14 @@
 """Resuming from a checkpoint: whether it fits this config, and its state on every rank."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load
 
 from dist_train.checkpoint.manifest import MANIFEST
-from dist_train.checkpoint.state import Snapshot, TrainState
+from dist_train.checkpoint.state import Snapshot, Tensors, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint, read_file
 from dist_train.config.changes import differences, differing, is_below
 from dist_train.config.problems import ConfigError, printable
@@ -16,7 +16,9 @@ from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.config.source import load_plain
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.rundir.codec import decode
 from dist_train.rundir.reading import is_number
+from dist_train.rundir.strict_json import untagged
 
 
 def recorded_config(found: VerifiedCheckpoint) -> RunConfig | None:
@@ -44,26 +46,18 @@ def check_config_unchanged(old: RunConfig, new: RunConfig, allowed: Sequence[str
     Raises:
         UserError: (exit 4) when a key that the result depends on has changed and is not allowed to.
     """
-    lines: list[tuple[str, str]] = []
-    refused: list[tuple[str, str]] = []
-    for path, before, after in differences(old, new):
-        safe = is_below(path, SAFE_TO_CHANGE) and not _decides_how_far_back(path, new)
-        covered = safe or is_below(path, allowed)
-        (lines if covered else refused).append((path, f"{path}: was {before}, is {after}"))
-    if refused:
-        keys = " ".join(f"--allow-change {path}" for path, _ in refused)
-        said = "; ".join(line for _, line in refused)
+    lines = {path: f"{path}: was {before}, is {after}" for path, before, after in differences(old, new)}
+    # A rollback goes to the last checkpoint that was due, so the interval of checkpoints is part of the result.
+    decisive = ("checkpoint.every",) if new.train.non_finite == "rollback" else ()
+    safe = {path for path in lines if is_below(path, SAFE_TO_CHANGE) and path not in decisive}
+    if refused := [path for path in lines if path not in safe and not is_below(path, allowed)]:
+        said, keys = "; ".join(map(lines.__getitem__, refused)), " ".join(f"--allow-change {path}" for path in refused)
         raise UserError(
             f"the config has changed since the checkpoint was written ({said}), so the run would not end as it began. "
             f"Put it back, start a new run, or say {keys}",
             ExitCode.CANNOT_RESUME,
         )
-    return [line for _, line in lines]
-
-
-def _decides_how_far_back(path: str, config: RunConfig) -> bool:
-    """A rollback goes to the last checkpoint that was due, so the interval of checkpoints is part of the result."""
-    return path == "checkpoint.every" and config.train.non_finite == "rollback"
+    return [*lines.values()]
 
 
 REFUSED = {"torch": "torch has", "data": "the data has"}
@@ -72,7 +66,7 @@ good reasons, most of all before a resume after an error: these two are shown.""
 SHOWN = {"machine": "the machine has", "code": "the code has"}
 
 
-def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
     """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
 
     Args:
@@ -84,9 +78,9 @@ def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any],
     """
     lines = []
     for kind, subject in {**REFUSED, **SHOWN}.items():
-        before = found.manifest.get(kind) if found is not None else None
+        before = found.manifest.get(kind)
         changes = [] if before is None else list(differing({kind: before}, {kind: now[kind]}))
-        if found is None or not changes:
+        if not changes:
             continue
         said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)
         line = f"{subject} changed since {found.path.name} was written ({said})"
@@ -100,20 +94,6 @@ def check_surroundings(found: VerifiedCheckpoint | None, now: Mapping[str, Any],
     return lines
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resumed:
-    """A checkpoint's content, on every rank."""
-
-    path: Path
-    snapshot: Snapshot
-    world_size: int
-    """Of the session that wrote it."""
-
-    @property
-    def state(self) -> TrainState:
-        return TrainState(**self.snapshot.other["progress"])
-
-
 def content_of(found: VerifiedCheckpoint) -> Snapshot:
     """The content of a verified checkpoint, checked once more: the manifest proves that the files are those that were
     written, and not who wrote them.
@@ -125,7 +105,8 @@ def content_of(found: VerifiedCheckpoint) -> Snapshot:
     """
     files = {name: read_file(found.path, name, found.manifest) for name in found.manifest["files"]}
     try:
-        snapshot = Snapshot.from_files(files)
+        tensors = {name: load(content) for name, content in files.items() if name.endswith(".safetensors")}
+        snapshot = Snapshot.of(tensors, untagged(json.loads(files["state.json"])))
         _check_other(snapshot.other, found.manifest)
         return snapshot
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
@@ -138,12 +119,10 @@ def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
     parts = ("progress", "optimizer", "scaler", "data")
     if not isinstance(other, dict) or not all(isinstance(other.get(part), dict) for part in parts):
         raise ValueError(f"state.json has {', '.join(parts)}, each of them an object")
-    state = TrainState(**other["progress"])
+    state = decode(TrainState, other["progress"])
     counts = (state.step, state.stale, state.left_out_in_a_row, state.best_step or 0)
-    texts = isinstance(state.metrics, dict) and all(isinstance(name, str) for name in state.metrics)
-    best = state.best_value is None or isinstance(state.best_value, int | float)
-    if not (all(map(is_number, counts)) and texts and best and isinstance(state.finished, bool)):
-        raise ValueError("the progress in state.json has values of other types")
+    if not (all(map(is_number, counts)) and other["progress"].keys() <= vars(state).keys()):
+        raise ValueError("the progress in state.json has other values")
     if state.step != manifest["step"]:
         raise ValueError(f"state.json is of step {state.step}")
     if not all(isinstance(value, int | float) for value in other["scaler"].values()):
@@ -155,29 +134,18 @@ def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
         raise ValueError("the classes in state.json are no names")
 
 
-def broadcast_checkpoint(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
-    """Reads a checkpoint on rank 0 and broadcasts it to all ranks. Only rank 0's `found` is used.
+def broadcast_checkpoint(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
+    """A checkpoint's content on every rank: rank 0 reads it.
 
     Raises:
         UserError: (exit 4) on all ranks, when no training has saved that.
     """
-    held: list[Snapshot] = []
+    files: dict[str, Tensors] = {}
 
-    def look() -> Any:
-        if found is None:
-            return None
-        held.append(content_of(found))
-        return found.path, found.manifest.get("world_size", 0), held[0].other, held[0].ema is not None
+    def read() -> tuple[list[str], Any]:
+        snapshot = content_of(found)
+        files.update(snapshot.tensor_files())
+        return list(files), snapshot.other
 
-    facts = group.run_on_rank0(look)
-    if facts is None:
-        return None
-    snapshot = held[0] if held else None
-    path, world_size, other, has_ema = facts
-    everywhere = Snapshot(
-        model=group.broadcast_tensors(snapshot.model if snapshot else None),
-        optimizer=group.broadcast_tensors(snapshot.optimizer if snapshot else None),
-        ema=group.broadcast_tensors(snapshot.ema if snapshot else None) if has_ema else None,
-        other=other,
-    )
-    return Resumed(path=path, snapshot=everywhere, world_size=world_size)
+    names, other = group.run_on_rank0(read)
+    return Snapshot.of({name: group.broadcast_tensors(files.get(name)) for name in names}, other)

@@ -11,11 +11,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import bytes_of, load_model
-from dist_train.rundir.strict_json import tagged, untagged
+from dist_train.rundir.strict_json import tagged
 
 Tensors = dict[str, Tensor]
 AVERAGED = "n_averaged"
@@ -96,14 +95,14 @@ class Snapshot:
         return {"state.json": json.dumps(tagged(self.other), indent=1).encode()}
 
     @classmethod
-    def from_files(cls, files: dict[str, bytes]) -> "Snapshot":
-        ema = files.get("ema.safetensors")
-        return cls(
-            model=safetensors.torch.load(files["model.safetensors"]),
-            optimizer=safetensors.torch.load(files["optimizer.safetensors"]),
-            ema=None if ema is None else safetensors.torch.load(ema),
-            other=untagged(json.loads(files["state.json"])),
-        )
+    def of(cls, files: dict[str, Tensors], other: dict[str, Any]) -> "Snapshot":
+        """From what `tensor_files` returned."""
+        model, optimizer = files["model.safetensors"], files["optimizer.safetensors"]
+        return cls(model=model, optimizer=optimizer, ema=files.get("ema.safetensors"), other=other)
+
+    @property
+    def state(self) -> TrainState:
+        return TrainState(**self.other["progress"])
 
 
 def _digest(tensor: Tensor) -> str:

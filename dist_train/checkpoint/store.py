@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.files import Bytes, sync_folder
+from dist_train.rundir.files import Bytes, remove_tree, sync_folder
 from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import read_bytes
@@ -39,6 +39,11 @@ class VerifiedCheckpoint:
     path: Path
     manifest: dict[str, Any]
     skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def at(cls, path: Path, *, skipped: Sequence[str] = (), by_name: bool = True) -> "VerifiedCheckpoint":
+        """Verifies it. Raises DamagedCheckpoint; `by_name` as verify takes it."""
+        return cls(path=path, manifest=verify(path, by_name=by_name), skipped=tuple(skipped))
 
 
 class CheckpointStore:
@@ -120,9 +125,8 @@ class CheckpointStore:
         """Removes what earlier sessions left unfinished, as far as the disk allows. A session that was taken for dead
         just before its rename has nothing left to rename then."""
         with suppress(OSError):
-            for path in self.folder.iterdir():
-                if path.name.startswith(".tmp-"):
-                    remove_tree(path)
+            for path in self.folder.glob(".tmp-*"):
+                remove_tree(path)
 
     def newest(self) -> VerifiedCheckpoint | None:
         """The newest sound checkpoint, or None when there are none at all.
@@ -137,7 +141,7 @@ class CheckpointStore:
             raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
         for path in paths:
             try:
-                return VerifiedCheckpoint(path=path, manifest=verify(path), skipped=tuple(skipped))
+                return VerifiedCheckpoint.at(path, skipped=skipped)
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage})")
         if skipped:
@@ -151,16 +155,13 @@ class CheckpointStore:
     def short_of_room(self, size: int) -> str | None:
         """One line when the disk has less room than ROOM checkpoints of `size` bytes take; a save may still succeed."""
         place = next((p for p in (self.folder, *self.folder.absolute().parents) if p.is_dir()), self.folder)
-        try:
-            free = shutil.disk_usage(place).free
-        except OSError:
-            return None
-        if free >= ROOM * size:
-            return None
-        return (
-            f"{self.folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes {size / 1e6:,.0f} MB: "
-            f"saves may fail; {ROOM * size / 1e6:,.0f} MB would be enough"
-        )
+        with suppress(OSError):
+            if (free := shutil.disk_usage(place).free) < ROOM * size:
+                return (
+                    f"{self.folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes {size / 1e6:,.0f} MB: "
+                    f"saves may fail; {ROOM * size / 1e6:,.0f} MB would be enough"
+                )
+        return None
 
     def _check_fence(self) -> None:
         if self._fence is not None:
@@ -208,15 +209,6 @@ class CheckpointStore:
         return True
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a folder, a file or a link, as far as the disk allows; never follows a link."""
-    with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
@@ -239,10 +231,7 @@ def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     return content
 
 
-Report = Callable[[str], None]
-
-
-def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoint:
+def locate(target: Path, report: Callable[[str], None], best: bool = False) -> VerifiedCheckpoint:
     """The checkpoint that `target`, a checkpoint or a run directory, means: itself, the run's best, or its newest.
 
     Raises:
@@ -250,26 +239,16 @@ def locate(target: Path, report: Report, best: bool = False) -> VerifiedCheckpoi
     """
     if has_manifest(target) or _NAME.fullmatch(target.name):
         try:
-            return VerifiedCheckpoint(path=target, manifest=verify(target, by_name=False))
+            return VerifiedCheckpoint.at(target, by_name=False)
         except DamagedCheckpoint as damage:
             raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
     store = CheckpointStore(RunDir(target).checkpoints)
-    found = _best_of(store) if best else None
-    found = found or store.newest()
+    found = store.newest()
     if found is None:
         raise UserError(f"{target}: no checkpoint there; give a run directory or a checkpoint directory of one")
+    if best and found.manifest.get("best_step") is not None:
+        with suppress(DamagedCheckpoint):  # then the newest will do
+            return VerifiedCheckpoint.at(store.path(found.manifest["best_step"]))
     for line in found.skipped:
         report(line)
     return found
-
-
-def _best_of(store: CheckpointStore) -> VerifiedCheckpoint | None:
-    """The best checkpoint by the newest one's account; None when it is gone or damaged."""
-    newest = store.newest()
-    best_step = newest.manifest.get("best_step") if newest else None
-    if best_step is None:
-        return None
-    try:
-        return VerifiedCheckpoint(path=store.path(best_step), manifest=verify(store.path(best_step)))
-    except DamagedCheckpoint:
-        return None

@@ -38,8 +38,7 @@ class Save:
     Attributes:
         parts: of each file in the shared memory, its first byte and its length.
         others: the content of the small files.
-        facts: for the manifest.
-        best_step: what retention keeps besides the newest.
+        facts: for the manifest; retention keeps its `best_step`, besides the newest.
         also: further steps that it keeps.
     """
 
@@ -47,7 +46,6 @@ class Save:
     parts: Mapping[str, tuple[int, int]]
     others: Mapping[str, bytes]
     facts: Mapping[str, Any]
-    best_step: int | None
     also: tuple[int, ...] = ()
 
 
@@ -68,7 +66,7 @@ def save_and_retain(save: Save, store: CheckpointStore, memory: memoryview) -> P
     """
     parts = {name: memory[begin : begin + length] for name, (begin, length) in save.parts.items()}
     path = store.save(save.step, {**parts, **save.others}, save.facts)
-    store.retain(save.best_step, save.also)
+    store.retain(save.facts["best_step"], save.also)
     return path
 
 
@@ -184,8 +182,7 @@ def _outcome(save: Save, store: CheckpointStore, memory: int) -> Path | Exceptio
     try:
         mapped = mmap.mmap(memory, 0, mmap.MAP_SHARED, mmap.PROT_READ)  # anew each time: the state may have grown
         return save_and_retain(save, store, memoryview(mapped))
-    except (OSError, UserError) as error:
-        return error
     except Exception as error:
-        error.add_note(f"In the process that writes checkpoints:\n{traceback.format_exc()}")
+        if not isinstance(error, OSError | UserError):
+            error.add_note(f"In the process that writes checkpoints:\n{traceback.format_exc()}")
         return error

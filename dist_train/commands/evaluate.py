@@ -35,17 +35,16 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
     with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
         found = group.run_on_rank0(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
         saved = broadcast_checkpoint(found, group)
-        assert saved is not None
         splits = datasets.build(config.data, group.local_rank0_first)
         dataset = getattr(splits, split)
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
-        _check_classes(config, saved.snapshot.other["data"].get("classes"), splits.classes)
+        _check_classes(config, saved.other["data"].get("classes"), splits.classes)
         task = tasks.build(config.task, splits.classes)
         classes = len(splits.classes) if splits.classes else None
-        model = saved_model(config, saved.snapshot, splits.shape, classes)
+        model = saved_model(config, saved, splits.shape, classes)
         result = evaluate(config, model.to(group.device), task, group, dataset)
-    row = {"checkpoint": str(saved.path), "step": saved.state.step, "split": split, **result.metrics}
+    row = {"checkpoint": str(found.path), "step": saved.state.step, "split": split, **result.metrics}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
     return {**row, "per_class": result.per_class, **confusion}
 

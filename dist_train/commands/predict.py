@@ -22,7 +22,7 @@ from dist_train.data.decode import decode_file
 from dist_train.data.device_transform import DeviceTransform
 from dist_train.data.resize import centre_crop, resize_shorter_side
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import Evaluating
+from dist_train.evaluate import evaluating
 from dist_train.randomness import Generators
 from dist_train.rundir.strict_json import to_json
 
@@ -58,10 +58,10 @@ def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict
     if not classes or not shape or len(shape) != 3:
         raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
     model = saved_model(config, saved, tuple(shape), len(classes))
-    with Evaluating(model, config.seed, Generators(model)) as evaluating:
+    with evaluating(model, config.seed, Generators(model)) as begin:
         rows = []
         for file in files:
-            evaluating.begin(0)  # so that no image's result depends on those before it
+            begin(0)  # so that no image's result depends on those before it
             rows.append(_row(file, _probabilities(model, config, shape, file), classes))
     return rows
 

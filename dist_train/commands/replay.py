@@ -14,7 +14,7 @@ from typing import Any
 from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.provenance import surroundings
-from dist_train.checkpoint.resume import Resumed, broadcast_checkpoint
+from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import config_of_run, reporting
@@ -38,7 +38,8 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
 from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
-from dist_train.worker import build_trainer, set_deterministic
+from dist_train.trainer import Trainer
+from dist_train.worker import set_deterministic
 
 DIFFERS = 1
 """Exit code when a step differs from what was recorded."""
@@ -166,15 +167,15 @@ def _compute(
     group: ProcessGroup,
 ) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
-    resumed = _broadcast(recording.found, group)
-    state = learner.restore(resumed) if resumed else TrainState()
+    found = recording.found
+    state = learner.restore(_broadcast(found, group), found.path) if found else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
     comparison = Comparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
     tracker = comparison if group.ranks.is_first else NullTracker()
     details: list[StepDetail] = []
     points = RollbackPoints(learner, due) if config.train.non_finite == "rollback" else NullCheckpointManager()
-    trainer = build_trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, points)
+    trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, points)
     ended = None
     try:
         points.save(state)
@@ -197,13 +198,13 @@ def _compute(
     )
 
 
-def _broadcast(found: VerifiedCheckpoint | None, group: ProcessGroup) -> Resumed | None:
+def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
     try:
         return broadcast_checkpoint(found, group)
     except (OSError, DamagedCheckpoint) as error:
-        name = found.path.name if found else None
         raise UserError(
-            f"{name} went away while it was read ({error}), as it happens in a run that is going on: try again",
+            f"{found.path.name} went away while it was read ({error}), as it happens in a run that is going on: "
+            "try again",
             ExitCode.CANNOT_RESUME,
         ) from None
 
@@ -234,12 +235,12 @@ class RollbackPoints(NullCheckpointManager):
 
     def save(self, state: TrainState) -> None:
         if self._due.rollback_step(state.step) == state.step:
-            self._snapshot = self._learner.capture(state)
+            self._snapshot = self._learner.state_tensors(state).copied()
 
-    def load(self, step: int, group: ProcessGroup) -> Resumed:
+    def load(self, step: int, group: ProcessGroup) -> Snapshot:
         """What the newest of those steps left, which is `step`."""
         assert self._snapshot is not None
-        return Resumed(path=Path(f"step-{step:08d}"), snapshot=self._snapshot, world_size=0)
+        return self._snapshot
 
 
 if __name__ == "__main__":

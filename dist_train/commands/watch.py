@@ -1,7 +1,7 @@
 """What `dist-train replay --show` shows of a step: its microbatches' losses and samples, and its largest gradients."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,18 +46,16 @@ def _words(numbers: list[int]) -> str:
 def watched(trainer: Trainer, group: ProcessGroup, first: int, tell: Callable[[StepDetail], None]) -> Trainer:
     """The same trainer; rank 0's `tell` gets every step from `first` on, when an interval's metrics are read."""
     watch = Watch(group, trainer, first, tell)
-    trainer = replace(trainer, step_metrics=_WatchedMetrics(trainer.step_metrics, watch))
-    return _WatchedTrainer(**{field.name: getattr(trainer, field.name) for field in fields(trainer)}, watch=watch)
+    return _WatchedTrainer(trainer, watch)
 
 
 class Watch:
     """Collects, on every rank, the details of its steps."""
 
     def __init__(self, group: ProcessGroup, trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> None:
-        assert isinstance(trainer.config.batch.microbatches, int)
         self._group = group
-        self._microbatches = trainer.config.batch.microbatches
-        self._size = trainer.microbatch_size
+        self._microbatches = trainer.config.batch.settled
+        self._size = trainer.config.batch.microbatch_size
         self._named = [(name, p) for name, p in trainer.learner.model.named_parameters() if p.requires_grad]
         self._first = first
         self._tell = tell
@@ -123,10 +121,12 @@ class _WatchedMetrics(StepMetrics):
         return super().flush()
 
 
-@dataclass(frozen=True, kw_only=True)
 class _WatchedTrainer(Trainer):
-    watch: Watch
+    def __init__(self, trainer: Trainer, watch: Watch) -> None:
+        vars(self).update(vars(trainer))
+        self.step_metrics = _WatchedMetrics(trainer.step_metrics, watch)
+        self._watch = watch
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
-        self.watch.gradients(self.learner.scaler.get_scale())
+        self._watch.gradients(self.learner.scaler.get_scale())
         return super().update(state, lr, losses)

@@ -476,6 +476,16 @@ class BatchConfig(Section):
     global_size: Count = 64
     """Samples of one optimizer step, over all ranks. A multiple of microbatches."""
 
+    @property
+    def settled(self) -> int:
+        """The number of microbatches of a run, which has settled `auto` when it began."""
+        assert isinstance(self.microbatches, int)
+        return self.microbatches
+
+    @property
+    def microbatch_size(self) -> int:
+        return self.global_size // self.settled
+
     @field_validator("global_size")
     @classmethod
     def _divides(cls, size: int, info: Any) -> int:

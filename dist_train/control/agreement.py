@@ -19,18 +19,15 @@ class Agreement:
 
     def next(self) -> Request:
         """The same answer on every rank; to be called by all of them after every step."""
-        agreed = self._finish()
+        agreed = self.close()
         self._value.fill_(int(self._flag.take()))
         self._under_way = self._group.start_all_reduce_max_(self._value)
         return agreed
 
-    def _finish(self) -> Request:
+    def close(self) -> Request:
+        """Waits for what is under way, so that no rank leaves a peer waiting; the last answer."""
         if self._under_way is None:
             return Request.NONE
         self._under_way.wait()
         self._under_way = None
         return Request(int(self._value))
-
-    def close(self) -> Request:
-        """Waits for what is under way, so that no rank leaves a peer waiting; the last answer."""
-        return self._finish()

@@ -55,9 +55,7 @@ def explain_nondeterministic(found: list[str]) -> str:
     )
 
 
-def check_deterministic(
-    config: RunConfig, model: nn.Module, device: torch.device, world_size: int, microbatches: int
-) -> None:
+def check_deterministic(config: RunConfig, model: nn.Module, device: torch.device, world_size: int) -> None:
     """Checks that the model can be trained so on that device.
 
     Raises:
@@ -67,5 +65,4 @@ def check_deterministic(
     if device.type == "cuda" and config.exact and (found := [*without_deterministic_form(model)]):
         raise UserError(explain_nondeterministic(found))
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        assert isinstance(config.batch.microbatches, int)
-        check_even(world_size, config.batch.microbatches)
+        check_even(world_size, config.batch.settled)

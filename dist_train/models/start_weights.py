@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from dist_train.errors import UserError
 from dist_train.rundir.reading import open_regular
@@ -20,33 +20,27 @@ def load_start_weights(model: nn.Module, path: str) -> None:
     Raises:
         UserError: when the file cannot be read, or its names or shapes are not the model's.
     """
-    found = _read(path)
+    try:
+        os.close(open_regular(Path(path)))  # a pipe would be waited for
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"model.start_weights: {path} cannot be read: {reason}") from None
     wanted = model.state_dict()
+    misshapen = (
+        f"{name} {list(found[name].shape)}, the model's is {list(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
+    )
     problems = [
         _listed("missing", (name for name in wanted if name not in found)),
         _listed("not in the model", (name for name in found if name not in wanted)),
-        _listed("of another shape", _misshapen(found, wanted)),
+        _listed("of another shape", misshapen),
     ]
     if any(problems):
         raise UserError(f"model.start_weights: {path} does not fit the model; {'; '.join(filter(None, problems))}")
     for name, tensor in wanted.items():
         tensor.copy_(found[name])
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    try:
-        os.close(open_regular(Path(path)))  # a pipe would be waited for
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"model.start_weights: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-
-
-def _misshapen(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Iterable[str]:
-    for name in wanted.keys() & found.keys():
-        if found[name].shape != wanted[name].shape:
-            yield f"{name} {list(found[name].shape)}, the model's is {list(wanted[name].shape)}"
 
 
 def _listed(what: str, names: Iterable[str], most: int = 5) -> str:

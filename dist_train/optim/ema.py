@@ -39,8 +39,9 @@ class Ema:
             torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 - self._decay)
         for average, tensor in copied:
             average.copy_(tensor)
-        for own, other in self._with_extra_state(model):
-            own.set_extra_state(copy.deepcopy(other.get_extra_state()))
+        for own, other in zip(self.module.modules(), model.modules(), strict=True):
+            if type(other).get_extra_state is not nn.Module.get_extra_state:
+                own.set_extra_state(copy.deepcopy(other.get_extra_state()))
         self.updates += 1
 
     def state(self, constants: Tensors) -> Tensors:
@@ -60,10 +61,6 @@ class Ema:
         weights = dict(state)
         self.updates = int(weights.pop(AVERAGED))
         load_model(self.module, weights, others)
-
-    def _with_extra_state(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        pairs = zip(self.module.modules(), model.modules(), strict=True)
-        return [pair for pair in pairs if type(pair[1]).get_extra_state is not nn.Module.get_extra_state]
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -1,6 +1,5 @@
 """Optimizers, with two groups of parameters: weights, which decay, and norms and biases, which don't."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,19 +44,18 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, *, skips_steps: b
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """One or two groups, each in the model's order, none empty: what decays, then what doesn't."""
-    still = {id(parameter) for parameter in _not_decaying(model)}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decay = [parameter for parameter in parameters if id(parameter) not in still]
-    no_decay = [parameter for parameter in parameters if id(parameter) in still]
-    groups = ({"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
-
-
-def _not_decaying(model: nn.Module) -> Iterator[nn.Parameter]:
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim <= 1 or name == "bias" or isinstance(module, _NORMS):
-                yield parameter
+    still = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim <= 1 or name == "bias" or isinstance(module, _NORMS)
+    }
+    decay: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
+    no_decay: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (no_decay if id(parameter) in still else decay)["params"].append(parameter)
+    return [group for group in (decay, no_decay) if group["params"]]
 
 
 def _with_momentum(sgd: torch.optim.SGD) -> torch.optim.SGD:

@@ -6,11 +6,9 @@ step w to 1 at step T, as in torch's own schedulers.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, RunConfig, ScheduleConfig, Step
+from dist_train.config.schema import Cosine, OneCycle, Polynomial, RunConfig, ScheduleConfig, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,8 @@ class Schedule:
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0; from total_steps on it stays at its end."""
-        return self.peak * self._warmth(step) * _SHAPES[self.config.name](self.config, self, step)
+        warmth = min((step + 1) / (self.warmup_steps + 1), 1.0)
+        return self.peak * warmth * self._shape(step)
 
     @property
     def warmup_steps(self) -> int:
@@ -57,45 +56,24 @@ class Schedule:
         begin = min(self.warmup_steps, self.total_steps - 1)
         return min(max((step - begin) / (self.total_steps - begin), 0.0), 1.0)
 
-    def _warmth(self, step: int) -> float:
-        return min((step + 1) / (self.warmup_steps + 1), 1.0)
-
-
-def _constant(config: Constant, schedule: Schedule, step: int) -> float:
-    return 1.0
-
-
-def _cosine(config: Cosine, schedule: Schedule, step: int) -> float:
-    return _anneal(1.0, config.final, schedule.progress(step))
-
-
-def _one_cycle(config: OneCycle, schedule: Schedule, step: int) -> float:
-    """As torch's OneCycleLR: the peak at step rise·T - 1, the end at step T - 1, the last one."""
-    top, last = config.rise * schedule.total_steps - 1, schedule.total_steps - 1
-    if step < top:
-        return _anneal(config.start, 1.0, step / top)
-    return _anneal(1.0, config.final, min((step - top) / (last - top), 1.0))
-
-
-def _step(config: Step, schedule: Schedule, step: int) -> float:
-    at = (milestone.steps(schedule.steps_per_epoch, schedule.global_batch) for milestone in config.milestones)
-    return config.gamma ** sum(step >= milestone for milestone in at)
-
-
-def _polynomial(config: Polynomial, schedule: Schedule, step: int) -> float:
-    return config.final + (1 - config.final) * (1 - schedule.progress(step)) ** config.power
+    def _shape(self, step: int) -> float:
+        """The share of the peak, before warm-up."""
+        match self.config:
+            case Cosine() as config:
+                return _anneal(1.0, config.final, self.progress(step))
+            case OneCycle() as config:  # as torch's: the peak at step rise·T - 1, the end at step T - 1, the last one
+                top, last = config.rise * self.total_steps - 1, self.total_steps - 1
+                if step < top:
+                    return _anneal(config.start, 1.0, step / top)
+                return _anneal(1.0, config.final, min((step - top) / (last - top), 1.0))
+            case Step() as config:
+                at = (milestone.steps(self.steps_per_epoch, self.global_batch) for milestone in config.milestones)
+                return config.gamma ** sum(step >= milestone for milestone in at)
+            case Polynomial() as config:
+                return config.final + (1 - config.final) * (1 - self.progress(step)) ** config.power
+        return 1.0
 
 
 def _anneal(begin: float, end: float, progress: float) -> float:
     """Half a cosine from begin to end."""
     return end + (begin - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-_SHAPES: dict[str, Callable[[Any, Schedule, int], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "one_cycle": _one_cycle,
-    "step": _step,
-    "polynomial": _polynomial,
-}
-"""name -> (its section, the layout, step) -> share of the peak, before warm-up."""

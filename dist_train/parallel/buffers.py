@@ -6,9 +6,10 @@ integer buffer of one number is a counter: it advances once a step, as BatchNorm
 microbatch. An integer buffer of several numbers is a histogram: the changes of all microbatches are added up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,13 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.tree import BinaryCounter
 
-Values = dict[torch.dtype, Tensor]
-"""The numbers of all buffers of each dtype, flat."""
+
+class Values(NamedTuple):
+    """The numbers of all buffers, flat: those of floating-point and complex ones in the widest dtype that one of them
+    has, those of integers and flags as int64."""
+
+    floats: Tensor
+    integers: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +35,49 @@ class Buffer:
     Attributes:
         name: of its first place.
         places: the modules that hold it, and under which name.
-        is_saved: whether it is part of the state_dict.
     """
 
     name: str
     tensor: Tensor
     places: tuple[tuple[nn.Module, str], ...]
-    is_saved: bool
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is part of the state_dict."""
+        return any(name not in module._non_persistent_buffers_set for module, name in self.places)
 
     def current(self) -> Tensor:
         """What `forward` has left."""
-        there = [module._buffers[name] for module, name in self.places]
+        there = [module._buffers.get(name) for module, name in self.places]
         return next((t for t in there if t is not None and t is not self.tensor), self.tensor)
+
+    def after_forward(self) -> Tensor:
+        """A value of the same kind: what `forward` has left, or the old value of a buffer outside of checkpoints, such
+        as a cache that has grown.
+
+        Raises:
+            UserError: (exit 10) when a buffer that checkpoints hold has another shape, dtype or device now.
+        """
+        found, known = self.current().resolve_conj(), self.tensor
+        if (found.shape, found.dtype, found.device) == (known.shape, known.dtype, known.device):
+            return found
+        if not self.is_saved:
+            return known
+        raise UserError(
+            f"forward changes the buffer {self.name} from {known.dtype} {list(known.shape)} on {known.device} to "
+            f"{found.dtype} {list(found.shape)} on {found.device}: a buffer keeps its shape, dtype and device, or is "
+            "registered with persistent=False",
+            ExitCode.USER_CODE,
+        )
+
+    @property
+    def is_float(self) -> bool:
+        return self.tensor.is_floating_point() or self.tensor.is_complex()
 
     @property
     def is_counter(self) -> bool:
         """Whether it counts steps: an integer of one number, or flags."""
-        dtype = self.tensor.dtype
-        is_integer = not (dtype.is_floating_point or dtype.is_complex)
-        return is_integer and (self.tensor.numel() == 1 or dtype == torch.bool)
+        return not self.is_float and (self.tensor.numel() == 1 or self.tensor.dtype == torch.bool)
 
     def unlike(self) -> UserError:
         """The error for a counter that does not advance alike in all microbatches."""
@@ -57,28 +87,15 @@ class Buffer:
             ExitCode.USER_CODE,
         )
 
-    def restore(self) -> None:
-        for module, name in self.places:
-            if module._buffers[name] is not self.tensor:
-                module._buffers[name] = self.tensor
-
 
 def buffers_of(model: nn.Module) -> list[Buffer]:
     """Every buffer once, in the order of `named_buffers`."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, tensor in module._buffers.items():
-            if tensor is not None:
-                places.setdefault(id(tensor), []).append((module, name))
+            places.setdefault(id(tensor), []).append((module, name))
     return [
-        Buffer(
-            name=name,
-            tensor=tensor,
-            places=tuple(held),
-            is_saved=any(own_name not in module._non_persistent_buffers_set for module, own_name in held),
-        )
-        for name, tensor in model.named_buffers()
-        for held in [places[id(tensor)]]
+        Buffer(name=name, tensor=tensor, places=tuple(places[id(tensor)])) for name, tensor in model.named_buffers()
     ]
 
 
@@ -106,22 +123,16 @@ class BufferSet:
 
     def __init__(self, model: nn.Module) -> None:
         self.buffers = buffers_of(model)
-        self._groups: dict[torch.dtype, list[Buffer]] = {}
-        for buffer in self.buffers:
-            self._groups.setdefault(buffer.tensor.dtype, []).append(buffer)
-        self.numbers = {dtype: [_real(b.tensor).numel() for b in group] for dtype, group in self._groups.items()}
-        self._modules = list(model.modules())
-        self._empty = [(m, name) for m in self._modules for name, tensor in m._buffers.items() if tensor is None]
-        self._names = [(module, frozenset(module._buffers)) for module in self._modules]
-        self._saved = self._saved_names()
-
-    def group(self, dtype: torch.dtype) -> list[Buffer]:
-        return self._groups[dtype]
+        self.floats = [buffer for buffer in self.buffers if buffer.is_float]
+        self.integers = [buffer for buffer in self.buffers if not buffer.is_float]
+        real = [dtype.to_real() for dtype in dict.fromkeys(buffer.tensor.dtype for buffer in self.floats)]
+        self._widest = real[0] if len(real) == 1 else reduce(torch.promote_types, real, torch.bfloat16)
+        self._held = [(module, dict(module._buffers)) for module in model.modules()]
 
     @torch.no_grad()
     def values(self) -> Values:
         """A copy of the values."""
-        return {dtype: _flat([b.tensor for b in group]) for dtype, group in self._groups.items()}
+        return self._flat(lambda buffer: buffer.tensor)
 
     @torch.no_grad()
     def forward_values(self) -> Values:
@@ -130,62 +141,42 @@ class BufferSet:
         Raises:
             UserError: (exit 10) when a buffer that checkpoints hold is new, or has another shape or dtype now.
         """
-        if len(saved := self._saved_names()) != len(self._saved):
-            new = ", ".join(sorted({name for name in saved if name not in self._saved}))
+        new = [
+            name
+            for module, held in self._held
+            for name, tensor in module._buffers.items()
+            if tensor is not None and held.get(name) is None and name not in module._non_persistent_buffers_set
+        ]
+        if new:
             raise UserError(
-                f"forward makes the buffer {new}, which a new model would not have to load a checkpoint into: register "
-                "it in the constructor, in its final shape, or with persistent=False",
+                f"forward makes the buffer {', '.join(sorted(new))}, which a new model would not have to load a "
+                "checkpoint into: register it in the constructor, in its final shape, or with persistent=False",
                 ExitCode.USER_CODE,
             )
-        return {dtype: _flat([_same_kind(b) for b in group]) for dtype, group in self._groups.items()}
+        return self._flat(Buffer.after_forward)
 
     @torch.no_grad()
     def restore(self, values: Values) -> None:
         """Makes the buffers what they were when `values` were copied."""
-        for module, names in self._names:
-            if len(module._buffers) > len(names):  # caches, which are made again
-                for name in module._buffers.keys() - names:
-                    del module._buffers[name]
-        for module, name in self._empty:
-            module._buffers[name] = None
-        for dtype, group in self._groups.items():
-            for buffer in group:
-                buffer.restore()
-            targets = [_real(buffer.tensor) for buffer in group]
-            parts = values[dtype].split(self.numbers[dtype])
-            torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
+        for module, held in self._held:
+            for name in module._buffers.keys() - held.keys():  # caches, which are made again
+                del module._buffers[name]
+            module._buffers.update(held)
+        for buffers, flat in (self.floats, values.floats), (self.integers, values.integers):
+            if buffers:
+                targets = [_real(buffer.tensor) for buffer in buffers]
+                parts = flat.split([target.numel() for target in targets])
+                torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
 
-    def _saved_names(self) -> list[str]:
-        """Of all buffers that a checkpoint would hold."""
-        return [
-            name
-            for module in self._modules
-            for name, tensor in module._buffers.items()
-            if tensor is not None and name not in module._non_persistent_buffers_set
-        ]
-
-
-def _same_kind(buffer: Buffer) -> Tensor:
-    """What `forward` has left; the old value of a buffer outside of checkpoints, such as a cache that has grown."""
-    found, known = buffer.current().resolve_conj(), buffer.tensor
-    if (found.shape, found.dtype, found.device) == (known.shape, known.dtype, known.device):
-        return found
-    if not buffer.is_saved:
-        return known
-    raise UserError(
-        f"forward changes the buffer {buffer.name} from {known.dtype} {list(known.shape)} on {known.device} to "
-        f"{found.dtype} {list(found.shape)} on {found.device}: a buffer keeps its shape, dtype and device, or is "
-        "registered with persistent=False",
-        ExitCode.USER_CODE,
-    )
+    def _flat(self, value: Callable[[Buffer], Tensor]) -> Values:
+        floats = [_real(value(buffer)).reshape(-1).to(self._widest) for buffer in self.floats]
+        integers = [value(buffer).reshape(-1).to(torch.int64) for buffer in self.integers]
+        nothing = torch.empty(0)
+        return Values(torch.cat(floats) if floats else nothing, torch.cat(integers) if integers else nothing)
 
 
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([_real(tensor).reshape(-1) for tensor in tensors])
 
 
 class StepBuffers:
@@ -199,12 +190,8 @@ class StepBuffers:
     def __init__(self, model: nn.Module, exchange: Exchange, own: range, microbatches: int) -> None:
         self._set = BufferSet(model)
         self._exchange, self._own, self._microbatches = exchange, own, microbatches
-        kinds = self._set.numbers
-        self._floats = [dtype for dtype in kinds if dtype.is_floating_point or dtype.is_complex]
-        real = [dtype.to_real() for dtype in self._floats]
-        self._widest = real[0] if len(real) == 1 else reduce(torch.promote_types, real, torch.bfloat16)
-        self._integers = _Integers(self._set, [dtype for dtype in kinds if dtype not in self._floats], microbatches)
-        self._before: Values = {}
+        self._integers = _Integers(self._set.integers, microbatches)
+        self._before = self._set.values()
         self._nodes: BinaryCounter[Tensor] = BinaryCounter(microbatches, torch.Tensor.add_)
         self._number = own.start
         self._versions: list[tuple[int, int]] = []
@@ -228,11 +215,11 @@ class StepBuffers:
     def keep(self) -> None:
         """Takes the values that the last microbatch has left."""
         found = self._set.forward_values()
-        self._integers.keep(found, self._before)
-        if self._floats:
-            after, before = (self._joined(values) for values in (found, self._before))
+        self._integers.keep(found.integers, self._before.integers)
+        if self._set.floats:
+            after = found.floats
             # Beside each number, in how many microbatches it was changed.
-            self._nodes.push(self._number, torch.cat([after, (after != before).to(after.dtype)]))
+            self._nodes.push(self._number, torch.cat([after, (after != self._before.floats).to(after.dtype)]))
 
     def take(self) -> list[Tensor]:
         """The values of this rank's nodes, from left to right, as Exchange.mean_into takes them; to be called when the
@@ -250,20 +237,15 @@ class StepBuffers:
         """
         if self._versions != self._seen():
             raise UserError("a buffer changes in the backward after the last gradient is there", ExitCode.USER_CODE)
-        after = self._integers.after(self._before, self._exchange)
+        floats, integers = self._before.floats, self._integers.after(self._before.integers, self._exchange)
         if mean is not None:
-            before = self._joined(self._before)
             new, changed = mean.chunk(2) if mean.numel() else (mean, mean)
-            parts = torch.where(changed > 0, new, before).split([sum(self._set.numbers[d]) for d in self._floats])
-            after |= dict(zip(self._floats, parts, strict=True))
-        self._set.restore(after)
+            floats = torch.where(changed > 0, new, floats)
+        self._set.restore(Values(floats, integers))
 
     def check(self) -> None:
         """Raises UserError (exit 10) when a counter has not advanced alike in all microbatches since the last check."""
         self._integers.check()
-
-    def _joined(self, values: Values) -> Tensor:
-        return torch.cat([values[dtype].to(self._widest) for dtype in self._floats])
 
     def _seen(self) -> list[tuple[int, int]]:
         return [(id(tensor), tensor._version) for tensor in (buffer.current() for buffer in self._set.buffers)]
@@ -273,48 +255,41 @@ class _Integers:
     """The integer buffers over a step. A counter has changed by the same d in all V microbatches exactly when
     V · Σd² = (Σd)², the case of equality in the Cauchy-Schwarz inequality: two sums decide it on all ranks."""
 
-    def __init__(self, buffers: BufferSet, dtypes: Sequence[torch.dtype], microbatches: int) -> None:
-        self._dtypes, self._microbatches = dtypes, microbatches
-        self._buffers = [buffer for dtype in dtypes for buffer in buffers.group(dtype)]
-        several = [not buffer.is_counter for buffer in self._buffers]
-        self._sizes = torch.tensor([b.tensor.numel() for b in self._buffers], dtype=torch.int64)
-        device = self._buffers[0].tensor.device if self._buffers else None
-        self._is_histogram = torch.tensor(several, dtype=torch.bool).repeat_interleave(self._sizes).to(device)
+    def __init__(self, buffers: Sequence[Buffer], microbatches: int) -> None:
+        self._buffers, self._microbatches = buffers, microbatches
+        self._sizes = torch.tensor([buffer.tensor.numel() for buffer in buffers], dtype=torch.int64)
+        several = torch.tensor([not buffer.is_counter for buffer in buffers], dtype=torch.bool)
+        device = buffers[0].tensor.device if buffers else None
+        self._is_histogram = several.repeat_interleave(self._sizes).to(device)
         self._unlike = torch.zeros_like(self._is_histogram)
         # BatchNorm's are known to count steps, and most models have no others: nothing has to be exchanged for them.
         self._are_known = all(
             isinstance(module, nn.modules.batchnorm._NormBase) and name == "num_batches_tracked"
-            for buffer in self._buffers
+            for buffer in buffers
             for module, name in buffer.places
         )
-        self._last: Values = {}
+        self._last = torch.empty(0)
         self._sums: Tensor | None = None
 
     def begin_step(self) -> None:
         self._sums = None
 
-    def keep(self, found: Values, before: Values) -> None:
+    def keep(self, found: Tensor, before: Tensor) -> None:
         self._last = found
         if not self._are_known:
-            change = self._joined(found) - self._joined(before)
+            change = found - before
             both = torch.cat([change, change * change])
             self._sums = both if self._sums is None else self._sums.add_(both)
 
-    def after(self, before: Values, exchange: Exchange) -> Values:
-        """By dtype, what the buffers hold after the step."""
+    def after(self, before: Tensor, exchange: Exchange) -> Tensor:
+        """What the buffers hold after the step."""
         if self._sums is None:
-            return {dtype: self._last[dtype] for dtype in self._dtypes}
+            return self._last
         changes, squares = exchange.all_reduce_(self._sums).chunk(2)
         self._unlike |= ~self._is_histogram & (self._microbatches * squares != changes * changes)
-        values = torch.where(self._is_histogram, self._joined(before) + changes, self._joined(self._last))
-        parts = values.split([before[dtype].numel() for dtype in self._dtypes])
-        return {dtype: part.to(dtype) for dtype, part in zip(self._dtypes, parts, strict=True)}
+        return torch.where(self._is_histogram, before + changes, self._last)
 
     def check(self) -> None:
         if not self._are_known and bool(self._unlike.any()):
             first = int(self._unlike.nonzero()[0])
-            buffer = self._buffers[int((self._sizes.cumsum(0) <= first).sum())]
-            raise buffer.unlike()
-
-    def _joined(self, values: Values) -> Tensor:
-        return torch.cat([values[dtype].to(torch.int64) for dtype in self._dtypes])
+            raise self._buffers[int((self._sizes.cumsum(0) <= first).sum())].unlike()

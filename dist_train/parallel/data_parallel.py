@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,7 +29,7 @@ from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
 from dist_train.parallel.process_group import ProcessGroup
-from dist_train.parallel.tree import BinaryCounter, LastLeaf
+from dist_train.parallel.tree import BinaryCounter
 from dist_train.randomness import Generators, key
 
 if TYPE_CHECKING:
@@ -41,23 +42,22 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+        loss_scale: what a microbatch's mean loss is multiplied by, so that the gradients become the mean over all
+            microbatches: the tree divides by their number, and DDP's own sum by the number of ranks.
 
     Args:
+        config: with its number of microbatches settled.
         generators: what a microbatch may draw from; without it, the model's.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        group: ProcessGroup,
-        config: RunConfig,
-        microbatches: int,
-        generators: Generators | None = None,
+        self, module: nn.Module, group: ProcessGroup, config: RunConfig, generators: Generators | None = None
     ) -> None:
         self.module = module
         self._config = config
-        ranks = group.ranks
-        self._shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        ranks, microbatches = group.ranks, config.batch.settled
+        shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
+        own = shares[ranks.rank]
         self._ddp = DistributedDataParallel(
             module,
             device_ids=[group.device] if group.device.type == "cuda" else None,
@@ -68,15 +68,13 @@ class Parallel:
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
-        self._loss_scale = ranks.world_size / microbatches
+        self.loss_scale = 1.0 if config.exact else ranks.world_size / microbatches
         self._generators = generators or Generators(module)
         self._sum: _ExactSum | None = None
-        self._exchange = Exchange(group.for_reduction(), ranks.rank, self._shares, microbatches)
-        self._buffers = StepBuffers(module, self._exchange, self._shares[ranks.rank], microbatches)
+        self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
+        self._buffers = StepBuffers(module, self._exchange, own, microbatches)
         if config.exact:
-            own = self._shares[ranks.rank]
             self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
-            self._loss_scale = 1.0
             self._ddp.register_comm_hook(None, self._sum.hook)
 
     def __call__(self, inputs: Tensor) -> Any:
@@ -85,9 +83,9 @@ class Parallel:
         add_work(time.perf_counter() - begun)
         return output
 
-    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator[tuple["Microbatch", float]]:
-        """Yields the rank's microbatches of one step, and the factor for the loss, with everything set for one forward
-        and one backward in the body. After the last one, `.grad` of every parameter holds the mean over the V
+    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator["Microbatch"]:
+        """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
+        of the loss times `loss_scale`. After the last one, `.grad` of every parameter holds the mean over the V
         microbatches' gradients, the same bits on every rank.
         """
         self._buffers.begin_step()
@@ -96,7 +94,7 @@ class Parallel:
             self._generators.seed(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
-                yield microbatch, self._loss_scale
+                yield microbatch
             check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
@@ -111,14 +109,14 @@ class Parallel:
             mean = None
         self._buffers.finish_step(mean)
 
-    def rescale(self, counts: Mapping[int, int | Tensor], global_batch: int) -> None:
+    def rescale(self, counts: Mapping[int, int | Tensor]) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
             counts: by number of this rank's microbatches, how many valid targets they have.
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
-        factor = global_batch / max(1, int(self._group.all_reduce_host_(total)))
+        factor = self._config.batch.global_size / max(1, int(self._group.all_reduce_host_(total)))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def restore_buffers(self) -> None:
@@ -154,6 +152,10 @@ def _no_forward_sync() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
+_Gradients = list[list[Tensor]]
+"""Of several nodes of the tree, those of a bucket's parameters."""
+
+
 class _ExactSum:
     """DDP's communication hook.
 
@@ -176,7 +178,7 @@ class _ExactSum:
     ) -> None:
         self._exchange = exchange
         self._microbatches = microbatches
-        self._last = LastLeaf.of(own, microbatches)
+        self._last = own[-1]
         self._parameters = parameters
         self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
@@ -193,25 +195,29 @@ class _ExactSum:
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
         flat, parameters = bucket.buffer(), bucket.parameters()
         places = [self._place[id(parameter)] for parameter in parameters]
-        partial = {node: [values[place] for place in places] for node, values in self._nodes.nodes.items()}
+        folded, beside = (
+            [[self._nodes.nodes[node][place] for place in places] for node in nodes]
+            for nodes in self._nodes.folding(self._last)
+        )
         more: list[Tensor] = []
         if bucket.is_last():
             more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
-        return self._runner.submit(lambda: self._reduce(flat, parameters, partial, more))
+        return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more))
 
     def _reduce(
-        self, flat: Tensor, parameters: list[Tensor], partial: dict[Any, list[Tensor]], more: list[Tensor]
+        self, flat: Tensor, parameters: list[Tensor], folded: _Gradients, beside: _Gradients, more: list[Tensor]
     ) -> Tensor:
+        """The mean of a bucket."""
         if flat.is_cuda:  # else memory that is given back now could be handed out while this stream still reads it
-            for tensor in (*(t for values in partial.values() for t in values), *more):
+            for tensor in (*chain(*folded, *beside), *more):
                 tensor.record_stream(torch.cuda.current_stream(flat.device))
-        for node in self._last.folded:
-            torch._foreach_add_(in_bucket(flat, parameters), partial[node])
+        for gradients in folded:
+            torch._foreach_add_(in_bucket(flat, parameters), gradients)
         values = []
-        for node in self._last.beside:
+        for gradients in beside:
             values.append(torch.empty_like(flat))
-            torch._foreach_copy_(in_bucket(values[-1], parameters), partial[node])
+            torch._foreach_copy_(in_bucket(values[-1], parameters), gradients)
         values.append(flat)
         if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
             joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]

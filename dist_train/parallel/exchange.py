@@ -90,17 +90,15 @@ class Exchange:
     def _mean_into(self, target: Tensor, values: Sequence[Tensor], unit: int) -> None:
         n = target.numel()
         size = -(-n // unit) * unit
+        whole = target if n == size else target.new_empty(size)
         spaces = []
         for level in self._levels:  # [size] of every node, then a chunk of it, then a chunk of that
             size //= level.members
             values, space = level.add(values, size)
             spaces.append(space)
         mean = values[0].div_(self._microbatches)
-        for level, space, outer in zip(self._levels[:0:-1], spaces[:0:-1], spaces[-2::-1], strict=True):
+        for level, space, outer in zip(self._levels[::-1], spaces[::-1], [*spaces[-2::-1], whole], strict=True):
             mean = self._gather_chunks(level, mean, outer[: level.members * mean.numel()], space)
-        level, space = self._levels[0], spaces[0]
-        whole = target if n == level.members * mean.numel() else target.new_empty(level.members * mean.numel())
-        self._gather_chunks(level, mean, whole, space)
         if whole is not target:
             target.copy_(whole[:n])
 

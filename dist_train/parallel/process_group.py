@@ -44,7 +44,7 @@ class ProcessGroup:
         self.backend = _choose_backend(config.backend)
         self.device = _choose_device(self.backend, ranks)
         self._timeout = timedelta(seconds=config.timeout.seconds)
-        self._host: dist.ProcessGroup | None = None
+        self._host: Any = None
 
     def __enter__(self) -> "ProcessGroup":
         if self.ranks.nodes == 1:
@@ -56,7 +56,7 @@ class ProcessGroup:
             {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
         )
         dist.init_process_group(self.backend, timeout=self._timeout, **alone)
-        self._host = _new_group("gloo", HOST_TIMEOUT)
+        self._host = dist.new_group(None, HOST_TIMEOUT, "gloo")
         self._connect(dist.group.WORLD)
         beat("init")
         return self
@@ -70,36 +70,32 @@ class ProcessGroup:
         """Groups for the exact sum, whose thread must not share one with DDP; by node, where all nodes have the same
         number of ranks."""
         beat("connect")
-        ranks, per_node = self.ranks, regular(self._places())
+        ranks, places = self.ranks, torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
+        places[ranks.rank] = torch.tensor([ranks.local_rank, ranks.local_world_size])
+        per_node = regular([(place, here) for place, here in self.all_reduce_host_(places).tolist()])
+        inside = across = None
         if per_node is None:
-            lanes = Lanes(inside=_new_group(self.backend, self._timeout), per_node=ranks.world_size)
+            per_node, inside = ranks.world_size, self._new_group()
         else:
             node, place = divmod(ranks.rank, per_node)
-            inside = range(node * per_node, (node + 1) * per_node)
-            across = range(place, ranks.world_size, per_node)
-            lanes = Lanes(
-                inside=_new_group(self.backend, self._timeout, inside),
-                across=_new_group(self.backend, self._timeout, across),
-                per_node=per_node,
-            )
-        for group in (lanes.inside, lanes.across):
-            self._connect(group)
+            inside = self._new_group(range(node * per_node, (node + 1) * per_node))
+            across = self._new_group(range(place, ranks.world_size, per_node))
         beat("init")
-        return lanes
+        return Lanes(inside=inside, across=across, per_node=per_node)
 
-    def _places(self) -> list[tuple[int, int]]:
-        """By rank, its place on its node and the number of ranks there."""
-        table = torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
-        table[self.ranks.rank] = torch.tensor([self.ranks.local_rank, self.ranks.local_world_size])
-        return [(int(place), int(here)) for place, here in self.all_reduce_host_(table).tolist()]
+    def _new_group(self, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+        """On the device. Of all ranks; or of `ranks`, while the others make theirs at the same time."""
+        group = dist.new_group(ranks, self._timeout, self.backend, use_local_synchronization=ranks is not None)
+        assert isinstance(group, dist.ProcessGroup)
+        self._connect(group)
+        return group
 
-    def _connect(self, group: dist.ProcessGroup | None) -> None:
+    def _connect(self, group: Any) -> None:
         """The first collective of a group makes its connections. NCCL may hang there, and nothing else watches it
         (pytorch/pytorch#88103), so it is called here, where the watchdog knows the phase."""
-        if group is not None:
-            dist.all_reduce(torch.zeros(1, device=self.device), group=group)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+        dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def barrier(self) -> None:
         """Returns when every rank has called it, however long one of them takes."""
@@ -167,13 +163,6 @@ class ProcessGroup:
     def start_all_reduce_max_(self, tensor: Tensor) -> Any:
         """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
-
-
-def _new_group(backend: str, timeout: timedelta, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
-    """A group of all ranks; or of `ranks`, while the others make theirs at the same time."""
-    group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
-    assert isinstance(group, dist.ProcessGroup)
-    return group
 
 
 def _choose_backend(wanted: str) -> str:

@@ -43,13 +43,7 @@ class Ranks:
         if missing:
             raise UserError(f"{', '.join(given)} set but not {', '.join(missing)}: start the ranks with torchrun")
         try:
-            numbers = {name: int(os.environ.get(name, "0")) for name in names}
+            rank, local_rank, world_size, here, node = (int(os.environ.get(name, "0")) for name in names)
         except ValueError as error:
             raise UserError(f"torchrun's variables must be whole numbers: {error}") from None
-        return cls(
-            rank=numbers["RANK"],
-            local_rank=numbers["LOCAL_RANK"],
-            world_size=numbers["WORLD_SIZE"],
-            local_world_size=numbers["LOCAL_WORLD_SIZE"],
-            node=numbers["GROUP_RANK"],
-        )
+        return cls(rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=here, node=node)

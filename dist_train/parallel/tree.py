@@ -6,7 +6,6 @@ nodes are shared out, as long as every process adds along the tree.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -67,26 +66,11 @@ class BinaryCounter(Generic[T]):
             node, value = parent, self._add(self.nodes.pop(left), value)
         self.nodes[node] = value
 
-
-@dataclass(frozen=True, kw_only=True)
-class LastLeaf:
-    """How a share's last leaf is added.
-
-    Attributes:
-        folded: finished nodes that are added to it: left siblings, in the order in which they are added.
-        beside: the share's other nodes, from left to right; all of them are to the left of the result.
-    """
-
-    folded: tuple[Node, ...]
-    beside: tuple[Node, ...]
-
-    @classmethod
-    def of(cls, share: range, microbatches: int) -> "LastLeaf":
-        nodes: BinaryCounter[None] = BinaryCounter(microbatches, lambda left, right: left)
-        for number in share[:-1]:
-            nodes.push(number, None)
-        siblings, node, folded = _siblings((0, microbatches)), (share[-1], share[-1] + 1), []
-        while node in siblings and siblings[node][0] in nodes.nodes:
-            left, node = siblings[node]
+    def folding(self, number: int) -> tuple[list[Node], list[Node]]:
+        """How leaf `number`, the share's last, is to be added: the nodes that are added to it, left siblings, one after
+        another; and the share's other nodes from left to right, which are all to the left of the result."""
+        node, folded = (number, number + 1), []
+        while node in self._siblings and self._siblings[node][0] in self.nodes:
+            left, node = self._siblings[node]
             folded.append(left)
-        return cls(folded=tuple(folded), beside=tuple(sorted(set(nodes.nodes) - set(folded))))
+        return folded, sorted(set(self.nodes) - set(folded))

@@ -2,6 +2,7 @@
 
 import json
 import types
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -24,18 +25,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The content, or None where there is no such file, or no JSON in it, or more than any of ours has."""
-    try:
+    with suppress(OSError, ValueError):
         return reading.read_json(path, MAX_RECORD)
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def read_record(kind: type[T], path: Path) -> T | None:
     """A record, or None where the file holds none of that kind."""
-    try:
-        return decode(kind, reading.read_json(path, MAX_RECORD))
-    except (OSError, ValueError):
-        return None
+    with suppress(ValueError):
+        return decode(kind, read_json(path))
+    return None
 
 
 def read_records(kind: type[T], folder: Path) -> list[T]:
@@ -46,16 +45,11 @@ def read_records(kind: type[T], folder: Path) -> list[T]:
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
     """The records of a file with one a line, without a line that a crash cut off; empty where there is no file."""
-    try:
-        lines = reading.read_bytes(path, MAX_RECORD).splitlines()
-    except OSError:
-        return []
     records = []
-    for line in lines:
-        try:
-            records.append(decode(kind, reading.parse_json(line)))
-        except ValueError:
-            continue
+    with suppress(OSError):
+        for line in reading.read_bytes(path, MAX_RECORD).splitlines():
+            with suppress(ValueError):
+                records.append(decode(kind, reading.parse_json(line)))
     return records
 
 
@@ -97,29 +91,18 @@ def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
 def _fitting(hint: Any, value: Any) -> Any:
     """The value, with records inside of it made; raises ValueError where it does not fit the type."""
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
+    if hint is Any or type(value) is hint or (origin is Literal and value in inner):
         return value
     if origin in (Union, types.UnionType):
-        return _first_that_fits(inner, value)
-    if origin is Literal and value in inner:
-        return value
-    if origin in (list, tuple) and isinstance(value, list):
+        for one in inner:
+            with suppress(ValueError):
+                return _fitting(one, value)
+    elif origin in (list, tuple) and isinstance(value, list):
         return origin(_fitting(inner[0], item) for item in value)
-    if origin is dict and isinstance(value, dict):
+    elif origin is dict and isinstance(value, dict):
         return {_fitting(inner[0], key): _fitting(inner[1], item) for key, item in value.items()}
-    if is_dataclass(hint):
+    elif is_dataclass(hint):
         return decode(hint, value)  # type: ignore[arg-type]
-    if hint is float and type(value) is int:
+    elif hint is float and type(value) is int:
         return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
     raise ValueError(f"{value!r:.100} is no {hint}")
-
-
-def _first_that_fits(hints: tuple[Any, ...], value: Any) -> Any:
-    for hint in hints:
-        try:
-            return None if hint is types.NoneType and value is None else _fitting(hint, value)
-        except ValueError:
-            continue
-    raise ValueError(f"{value!r:.100} fits none of {hints}")

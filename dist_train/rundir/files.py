@@ -2,9 +2,10 @@
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
@@ -47,26 +48,44 @@ def open_to_append(path: Path) -> int:
 
 
 def write_synced(path: Path, content: Bytes) -> None:
-    """Writes a new file and syncs it. No link is followed, and an fsync that failed is not tried again: the kernel may
-    have dropped the pages, and a second one would say that all is well.
+    """Writes a new file and syncs it.
 
     Raises:
         FileExistsError: when `path` is there.
         OSError: when the disk refuses, at the latest as the file is closed.
     """
+    os.close(create_synced(path, content))
+
+
+def create_synced(path: Path, content: Bytes) -> int:
+    """Writes a new file and syncs it; returns its descriptor. No link is followed, and an fsync that failed is not
+    tried again: the kernel may have dropped the pages, and a second one would say that all is well.
+
+    Raises:
+        FileExistsError: when `path` is there.
+        OSError: when the disk refuses; the file is removed then.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        write_all(descriptor, content)
+        view = memoryview(content).cast("B")
+        while view:  # write(2) may take less than it is given, and says only then why it takes no more
+            view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return descriptor
 
 
-def write_all(descriptor: int, content: Bytes) -> None:
-    """write(2) may take less than it is given, and says only then why it takes no more. Raises OSError."""
-    view = memoryview(content).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
+def remove_tree(path: Path) -> None:
+    """Removes a folder, a file or a link, as far as the disk allows; never follows a link."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

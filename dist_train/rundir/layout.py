@@ -9,6 +9,16 @@ from dist_train.rundir.reading import numbered
 FIRST_NODE = "node0"
 
 
+class Below:
+    """An attribute of a directory: the path of what has this name in it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, directory: "GenerationDir | RunDir", _: type) -> Path:
+        return directory.path / self._name
+
+
 @dataclass(frozen=True)
 class GenerationDir:
     """RUN/generations/NUMBER: one start of the process group."""
@@ -19,44 +29,21 @@ class GenerationDir:
     def number(self) -> int:
         return int(self.path.name)
 
-    @property
-    def start(self) -> Path:
-        """The name of this start, where all nodes of a job know one."""
-        return self.path / "start.json"
-
-    @property
-    def nodes(self) -> Path:
-        """A file for each node: its launcher."""
-        return self.path / "nodes"
-
-    @property
-    def ranks(self) -> Path:
-        """A file for each rank that has begun."""
-        return self.path / "ranks"
-
-    @property
-    def errors(self) -> Path:
-        """A file for each rank that ended with an exception."""
-        return self.path / "errors"
-
-    @property
-    def quiet(self) -> Path:
-        """A file for each node whose ranks are past their deadlines."""
-        return self.path / "quiet"
-
-    @property
-    def evidence(self) -> Path:
-        """A file for each node: what it knows of its ranks, once all are quiet."""
-        return self.quiet / "ranks"
-
-    @property
-    def stacks(self) -> Path:
-        return self.path / "stacks"
-
-    @property
-    def record(self) -> Path:
-        """What torch's @record decorator writes."""
-        return self.path / "record"
+    start = Below("start.json")
+    """The name of this start, where all nodes of a job know one."""
+    nodes = Below("nodes")
+    """A file for each node: its launcher."""
+    ranks = Below("ranks")
+    """A file for each rank that has begun."""
+    errors = Below("errors")
+    """A file for each rank that ended with an exception."""
+    quiet = Below("quiet")
+    """A file for each node whose ranks are past their deadlines."""
+    evidence = Below("quiet/ranks")
+    """A file for each node: what it knows of its ranks, once all are quiet."""
+    stacks = Below("stacks")
+    record = Below("record")
+    """What torch's @record decorator writes."""
 
     def node(self, name: str) -> Path:
         return self.nodes / f"{name}.json"
@@ -90,72 +77,32 @@ class RunDir:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved config."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """What the newest session ran on."""
-        return self.path / "environment.json"
-
-    @property
-    def state(self) -> Path:
-        """How far the run is, for people and tools; a checkpoint has all that counts."""
-        return self.path / "state.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Which samples each step has seen, where the config asks for it."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def launches(self) -> Path:
-        """Every start of the launcher."""
-        return self.path / "lives.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    config = Below("config.yaml")
+    """The resolved config."""
+    environment = Below("environment.json")
+    """What the newest session ran on."""
+    state = Below("state.json")
+    """How far the run is, for people and tools; a checkpoint has all that counts."""
+    metrics = Below("metrics.jsonl")
+    samples = Below("samples.jsonl")
+    """Which samples each step has seen, where the config asks for it."""
+    launches = Below("lives.jsonl")
+    """Every start of the launcher."""
+    checkpoints = Below("checkpoints")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / checkpoint_name(step)
 
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def wandb(self) -> Path:
-        return self.path / "wandb"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def lease(self) -> Path:
-        """Numbered claims of the owners that the run has had."""
-        return self.path / ".lease"
-
-    @property
-    def slurm(self) -> Path:
-        """The script, the config, the record and the log of a submitted job."""
-        return self.path / "slurm"
-
-    @property
-    def job(self) -> Path:
-        """The job that the run was last submitted as."""
-        return self.slurm / "job.json"
-
-    @property
-    def generations(self) -> Path:
-        return self.path / "generations"
+    logs = Below("logs")
+    wandb = Below("wandb")
+    tensorboard = Below("tensorboard")
+    lease = Below(".lease")
+    """Numbered claims of the owners that the run has had."""
+    slurm = Below("slurm")
+    """The script, the config, the record and the log of a submitted job."""
+    job = Below("slurm/job.json")
+    """The job that the run was last submitted as."""
+    generations = Below("generations")
 
     def lock(self, node: int | None) -> Path:
         """What the node's launcher holds while it runs."""

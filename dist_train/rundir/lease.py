@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.files import write_all
+from dist_train.rundir.files import create_synced
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
 from dist_train.rundir.snapshot import FolderSnapshot
@@ -144,7 +144,7 @@ class Lease:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{self._owner.token}")
         content = f"{json.dumps(asdict(self._owner))}\n".encode()
-        self._place, self._file = len(content), _create(temporary, content + b"0".rjust(_WIDTH) + b"\n")
+        self._place, self._file = len(content), create_synced(temporary, content + b"0".rjust(_WIDTH) + b"\n")
         try:
             self._file = _give_name(temporary, path, self._file)
             # A number that is free again was taken and outlived while we looked away; the newest is never removed.
@@ -177,19 +177,6 @@ class Lease:
         os.close(os.dup(self._file))  # at a close, NFS sends what was written; a local disk does nothing
 
 
-def _create(path: Path, content: bytes) -> int:
-    """A new file with this content; returns its descriptor."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        write_all(file, content)
-        os.fsync(file)
-    except OSError:
-        os.close(file)
-        path.unlink(missing_ok=True)
-        raise
-    return file
-
-
 def _give_name(temporary: Path, path: Path, file: int) -> int:
     """Makes `path` the name of a file, once in all time; returns its descriptor. Raises FileExistsError."""
     try:
@@ -198,7 +185,7 @@ def _give_name(temporary: Path, path: Path, file: int) -> int:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    made = _create(path, temporary.read_bytes())  # another can see it while it is empty: that one waits
+    made = create_synced(path, temporary.read_bytes())  # another can see it while it is empty: that one waits
     os.close(file)
     return made
 

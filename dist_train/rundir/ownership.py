@@ -97,22 +97,15 @@ def current(run_dir: Path) -> Claim | None:
     """
     for _ in range(10):
         number = None
-        try:
-            number = max(
-                (int(name) for name in os.listdir(RunDir(run_dir).lease) if _NUMBER.fullmatch(name)), default=None
-            )
-            return None if number is None else Claim(number, _content(claim_path(run_dir, number)))
-        except FileNotFoundError:  # removed between the two looks, because there is a newer one; or there is no folder
-            continue
+        with suppress(FileNotFoundError):  # removed between the two looks, by a newer one; or there is no folder
+            names = os.listdir(RunDir(run_dir).lease)
+            number = max((int(name) for name in names if _NUMBER.fullmatch(name)), default=None)
+            if number is None:
+                return None
+            with suppress(Odd):  # no claim that anybody could have written
+                return Claim(number, read_bytes(claim_path(run_dir, number), _LARGEST))
+            break
     return None if number is None else Claim(number, b"")
-
-
-def _content(path: Path) -> bytes:
-    """Empty where it is no claim that anybody could have written."""
-    try:
-        return read_bytes(path, _LARGEST)
-    except Odd:
-        return b""
 
 
 def claim_path(run_dir: Path, number: int) -> Path:

@@ -183,18 +183,14 @@ class RunState:
         """What state.json says, as far as it makes sense; empty without one."""
         found = read_json(RunDir(run_dir).state)
         state = decode(cls, found if isinstance(found, dict) else {}, lenient=True)
-        return state if state.is_sound else cls()
+        named = state.status is None or (state.status.isidentifier() and len(state.status) < 20)
+        counted = all(number is None or number >= 0 for number in (state.step, state.total_steps))
+        return state if named and counted else cls()  # no training could have written it
 
     @property
     def reached_its_end(self) -> bool:
         """Whether it is done, or has come to the step of train.stop_after."""
         return self.status == "done" or (self.status == "stopped" and self.signal is None)
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether a training could have written it."""
-        named = self.status is None or (self.status.isidentifier() and len(self.status) < 20)
-        return named and all(number is None or number >= 0 for number in (self.step, self.total_steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +241,10 @@ class LaunchRecord:
 
 def read_launches(run_dir: Path) -> list[LaunchRecord]:
     """Every launch of the run, the oldest first."""
-    began: dict[int, LaunchRow] = {}
-    ended: dict[int, LaunchRow] = {}
-    for row in read_lines(LaunchRow, RunDir(run_dir).launches):
-        if row.event == "began":
-            began[row.life] = row
-        else:
-            ended[row.life] = row
-    unknown = {number: LaunchRow(life=number, event="began") for number in ended}
-    return [LaunchRecord(began=row, ended=ended.get(number)) for number, row in sorted({**unknown, **began}.items())]
+    rows = read_lines(LaunchRow, RunDir(run_dir).launches)
+    began = {row.life: row for row in rows if row.event == "began"}
+    ended = {row.life: row for row in rows if row.event != "began"}
+    return [
+        LaunchRecord(began=began.get(number, LaunchRow(life=number, event="began")), ended=ended.get(number))
+        for number in sorted({*began, *ended})
+    ]

@@ -51,7 +51,7 @@ def to_go_on_with(config: "RunConfig") -> Saved | None:
     link = parent / LATEST
     if link.is_symlink() and (found := saved(parent / os.readlink(link))) is not None:
         return found
-    runs = [found for path in _folders(parent) if (found := saved(path)) is not None]
+    runs = [found for path in _folders(parent) if not path.is_symlink() and (found := saved(path)) is not None]
     # A folder called latest is a copy of one of the others, made where links are not copied.
     return max(runs, key=lambda run: (run.at, run.run_dir.name != LATEST, run.run_dir.name), default=None)
 
@@ -61,8 +61,7 @@ def saved(run_dir: Path) -> Saved | None:
 
     Whether each byte is what it was, rank 0 sees when it reads them.
     """
-    names = [path.name for path in _folders(RunDir(run_dir).checkpoints) if is_checkpoint_name(path.name)]
-    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
+    for name in checkpoint_names(run_dir):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, in one way or another
             folder = RunDir(run_dir).checkpoints / name
             manifest = read_json(folder / "manifest.json")
@@ -71,14 +70,24 @@ def saved(run_dir: Path) -> Saved | None:
     return None
 
 
-def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder is called as a checkpoint is; somebody's copy beside it, `step-00000100-copy`, is not."""
-    return _CHECKPOINT.fullmatch(name) is not None
+def checkpoint_names(run_dir: Path) -> list[str]:
+    """Of every complete checkpoint, such as `step-00001200`, the newest first. Somebody's copy beside it,
+    `step-00000100-copy`, is none."""
+    names = (path.name for path in _folders(RunDir(run_dir).checkpoints) if _CHECKPOINT.fullmatch(path.name))
+    return sorted(names, key=lambda name: (len(name), name), reverse=True)
+
+
+def newest_checkpoint(run_dir: Path) -> str | None:
+    return next(iter(checkpoint_names(run_dir)), None)
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    return newest_checkpoint(run_dir) is not None
 
 
 def _folders(parent: Path) -> list[Path]:
     with suppress(OSError):
-        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [path for path in parent.iterdir() if path.is_dir()]
     return []
 
 
@@ -91,17 +100,6 @@ def point_latest_at(run_dir: Path) -> None:
 
 def is_checkpoint(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
-
-
-def has_checkpoints(folder: Path) -> bool:
-    return newest_checkpoint(folder) is not None
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """Name of the newest complete checkpoint, such as `step-00001200`."""
-    found = RunDir(folder).checkpoints.glob("step-*")
-    names = (path.name for path in found if is_checkpoint_name(path.name) and path.is_dir())
-    return max(names, key=lambda name: (len(name), name), default=None)
 
 
 def make_run_dir(folder: Path) -> None:

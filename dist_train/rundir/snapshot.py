@@ -11,16 +11,15 @@ import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.rundir.codec import read_records
-from dist_train.rundir.files import replacing
+from dist_train.rundir.files import remove_tree, replacing
 from dist_train.rundir.layout import FIRST_NODE, GenerationDir, RunDir, checkpoint_name
 from dist_train.rundir.ownership import FOLDER as LEASE
 from dist_train.rundir.ownership import current
 from dist_train.rundir.process_id import ProcessId
-from dist_train.rundir.runs import is_checkpoint_name
+from dist_train.rundir.runs import checkpoint_names
 
 SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""
@@ -35,11 +34,9 @@ IN_RUN |= {LEASE: r"\d{8,}|\.tmp-.*"}
 IN_LOG_DIR = {"": _LOGS}
 
 
-@dataclass(frozen=True)
-class _File:
-    size: int
-    content: bytes | str | None
-    """A link's is where it points to."""
+_Entry = str | bytes | int | None
+"""What is remembered of an entry: where a link points to, the content of a small file, the size of a large one; None of
+a folder, and of what cannot be read."""
 
 
 class FolderSnapshot:
@@ -52,10 +49,9 @@ class FolderSnapshot:
 
     def __init__(self, folder: Path, written: dict[str, str] = IN_RUN) -> None:
         self._folder, self._written = folder.absolute(), written
-        below = [self._folder / name for name in written if name]
-        self._missing = [place for place in (self._folder, *self._folder.parents) if not os.path.lexists(place)]
-        """What has to be made for it, the innermost first."""
-        self._missing_below = [place for place in below if not os.path.lexists(place)]
+        places = (*(self._folder / name for name in written if name), self._folder, *self._folder.parents)
+        self._missing = [place for place in places if not os.path.lexists(place)]
+        """What has to be made, the innermost first."""
         self._saved = self._checkpoints()
         self._known = {path: _remembered(path) for path in self._entries()}
         self._begun = {path for path in self._known if not _has_first_node(path)}
@@ -78,9 +74,9 @@ class FolderSnapshot:
         for path in sorted({*self._known, *ours.new}, key=lambda path: (_is_claim(path), path)):
             with suppress(OSError):
                 if path in ours.new and ours.made(path):
-                    _remove(path)
-                elif (file := self._known.get(path)) is not None and ours.changes(path):
-                    _restore(path, file)
+                    remove_tree(path)
+                elif (was := self._known.get(path)) is not None and ours.changes(path):
+                    _restore(path, was)
         self.remove_empty()
 
     def remove(self, names: Collection[str]) -> None:
@@ -92,15 +88,14 @@ class FolderSnapshot:
 
     def remove_empty(self) -> bool:
         """Removes the folders that were not there, as far as nothing is in them. Returns whether all are gone."""
-        for place in (*self._missing_below, *self._missing):
+        for place in self._missing:
             with suppress(OSError):
                 place.rmdir()
-        return not any(map(os.path.lexists, (*self._missing_below, *self._missing[:1])))
+        return not any(os.path.lexists(place) for place in self._missing if place.is_relative_to(self._folder))
 
     def _checkpoints(self) -> set[str]:
         """Those of a step; what is saved before the first one, for a rollback, holds nothing that could be lost."""
-        names = {path.name for path in RunDir(self._folder).checkpoints.glob("step-*") if is_checkpoint_name(path.name)}
-        return names - {checkpoint_name(0)}
+        return set(checkpoint_names(self._folder)) - {checkpoint_name(0)}
 
     def _entries(self) -> Iterator[Path]:
         """What there is of what a start may write."""
@@ -162,41 +157,26 @@ def _is_taken(run_dir: Path) -> bool:
     return False
 
 
-def _remembered(path: Path) -> _File | None:
-    """None of a folder, or what cannot be read."""
+def _remembered(path: Path) -> _Entry:
     with suppress(OSError):
         if path.is_symlink():
-            return _File(0, os.readlink(path))
+            return os.readlink(path)
         if path.is_file():
             size = path.stat().st_size
-            return _File(size, path.read_bytes() if size <= SMALL else None)
+            return path.read_bytes() if size <= SMALL else size
     return None
 
 
-def _restore(path: Path, file: _File) -> None:
-    if isinstance(file.content, str):
-        if not path.is_symlink() or os.readlink(path) != file.content:
-            _replace(path, file.content)
-    elif file.content is None:
-        if path.stat().st_size > file.size:
-            os.truncate(path, file.size)
-    elif not path.is_file() or path.read_bytes() != file.content:
-        _replace(path, file.content)
-
-
-def _replace(path: Path, content: bytes | str) -> None:
+def _restore(path: Path, was: str | bytes | int) -> None:
     """In one step: whoever looks meanwhile, or after a crash, finds the one content or the other."""
-    with replacing(path) as temporary:
-        if isinstance(content, str):
-            temporary.symlink_to(content)
-        else:
-            temporary.write_bytes(content)
-            with suppress(FileNotFoundError):
-                shutil.copymode(path, temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink()
+    if isinstance(was, int):
+        if path.stat().st_size > was:
+            os.truncate(path, was)
+    elif _remembered(path) != was:
+        with replacing(path) as temporary:
+            if isinstance(was, str):
+                temporary.symlink_to(was)
+            else:
+                temporary.write_bytes(was)
+                with suppress(FileNotFoundError):
+                    shutil.copymode(path, temporary)

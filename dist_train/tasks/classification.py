@@ -52,7 +52,12 @@ class Classification(Task):
         if lowest < 0 or highest >= self.classes:
             wrong = ((target < 0) | (target >= self.classes)) & (target != self._ignored)
             if wrong.any():
-                raise self._no_such_class(int(wrong.nonzero()[0]), target, name_of)
+                row = int(wrong.nonzero()[0])
+                raise UserError(
+                    f"{name_of(row)}: the target is {int(target[row])}, and there are the classes 0 to "
+                    f"{self.classes - 1}",
+                    ExitCode.DATA,
+                )
         return target
 
     def loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
@@ -130,12 +135,6 @@ class Classification(Task):
     def confusion(self, sums: Sums) -> np.ndarray | None:
         return sums["confusion"].numpy() if "confusion" in sums else None
 
-    def _no_such_class(self, row: int, target: Tensor, name_of: Callable[[int], str]) -> UserError:
-        return UserError(
-            f"{name_of(row)}: the target is {int(target[row])}, and there are the classes 0 to {self.classes - 1}",
-            ExitCode.DATA,
-        )
-
     def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
         return F.cross_entropy(
             output.float(), target, ignore_index=self._ignored, reduction=reduction, label_smoothing=label_smoothing
@@ -176,12 +175,5 @@ def _histogram(values: Tensor, counts: Tensor, size: int) -> Tensor:
 def _ratios(sums: Sums) -> dict[str, np.ndarray]:
     """float64 [C] each."""
     right, predicted, support = (sums[name].numpy() for name in ("right", "predicted", "support"))
-    return {
-        "precision": _ratio(right, predicted),
-        "recall": _ratio(right, support),
-        "f1": _ratio(2 * right, predicted + support),
-    }
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 0.0)
+    parts = {"precision": (right, predicted), "recall": (right, support), "f1": (2 * right, predicted + support)}
+    return {name: np.where(all_ > 0, some / np.maximum(all_, 1), 0.0) for name, (some, all_) in parts.items()}

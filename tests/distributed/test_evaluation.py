@@ -1,7 +1,7 @@
 """The same figures, to the last bit, for any number of ranks and either mode; and the right ones."""
 
 import time
-from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ from sklearn.metrics import (
 )
 from torch import nn
 
-from dist_train.config.schema import Classification, DistributedConfig
+from dist_train.config.schema import Classification, DistributedConfig, RunConfig
 from dist_train.data.batch import Microbatch
-from dist_train.evaluate import evaluate_batches, own_batches
+from dist_train.evaluate import evaluate, own_batches
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks import build
@@ -38,15 +38,17 @@ def _model():
 def _figures(group, size, mode, slow=0.0):
     inputs, targets = _data(size)
 
-    def batches(numbers):
+    def batches(config, dataset, numbers, *_):
         for number in numbers:
             time.sleep(slow)
             rows = torch.arange(number * BATCH, min((number + 1) * BATCH, size))
             yield number, Microbatch(step=0, number=number, indices=rows, inputs=inputs[rows], targets=targets[rows])
 
     task = build(Classification(), tuple("abcdefg"))
-    model, count = _model(), -(-size // BATCH)
-    result = evaluate_batches(model, task, batches, count, group, seed=0, mode=mode, autocast=nullcontext)
+    model, settings = _model(), {"mode": mode, "batch_size": BATCH}
+    config = RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}, "eval": settings})
+    with mock.patch("dist_train.evaluate.evaluation_batches", batches):
+        result = evaluate(config, model, task, group, range(size))
     assert model.training
     return {name: value.hex() for name, value in result.metrics.items()}, result.confusion.tolist(), result.per_class
 

@@ -47,13 +47,13 @@ def _microbatches(ranks, count, step=0):
 
 
 def _backward(parallel, ranks, count, step=0):
-    for microbatch, factor in parallel.each(list(_microbatches(ranks, count, step))):
-        (F.cross_entropy(parallel(microbatch.inputs), microbatch.targets) * factor).backward()
+    for microbatch in parallel.each(list(_microbatches(ranks, count, step))):
+        (F.cross_entropy(parallel(microbatch.inputs), microbatch.targets) * parallel.loss_scale).backward()
 
 
 def _gradients(ranks, exact, microbatches):
     with ProcessGroup(ranks, _config(exact, microbatches).distributed) as group:
-        parallel = Parallel(_model(), group, _config(exact, microbatches), microbatches)
+        parallel = Parallel(_model(), group, _config(exact, microbatches))
         _backward(parallel, ranks, microbatches)
         parallel.close()
         return [p.grad.tolist() for p in parallel.parameters]
@@ -72,7 +72,7 @@ def test_they_are_those_of_the_whole_batch(run_ranks, exact, world_size, microba
 
 def _train(ranks, exact):
     with ProcessGroup(ranks, _config(exact, 6).distributed) as group:
-        parallel = Parallel(_model(), group, _config(exact, 6), 6)
+        parallel = Parallel(_model(), group, _config(exact, 6))
         optimizer = torch.optim.SGD(parallel.parameters, lr=0.1, momentum=0.9)
         for step in range(10):
             optimizer.zero_grad()
@@ -103,7 +103,7 @@ class _Half(nn.Module):
 
 def _unused(ranks):
     with ProcessGroup(ranks, _config(True, 2).distributed) as group:
-        parallel = Parallel(_Half(), group, _config(True, 2), 2)
+        parallel = Parallel(_Half(), group, _config(True, 2))
         try:
             _backward(parallel, ranks, 2)
         except UserError as error:
@@ -122,13 +122,13 @@ def _rescaled(ranks):
     """Half of the targets are not valid, unevenly over the microbatches."""
     config = _config(True, 4)
     with ProcessGroup(ranks, config.distributed) as group:
-        parallel, counts = Parallel(_model(), group, config, 4), {}
-        for microbatch, factor in parallel.each(list(_microbatches(ranks, 4))):
+        parallel, counts = Parallel(_model(), group, config), {}
+        for microbatch in parallel.each(list(_microbatches(ranks, 4))):
             targets = microbatch.targets.masked_fill(microbatch.indices < 9, -100)
             loss = F.cross_entropy(parallel(microbatch.inputs), targets, ignore_index=-100, reduction="sum")
             counts[microbatch.number] = (targets != -100).sum()
-            (loss * factor / (GLOBAL // 4)).backward()
-        parallel.rescale(counts, GLOBAL)
+            (loss * parallel.loss_scale / (GLOBAL // 4)).backward()
+        parallel.rescale(counts)
         parallel.close()
         return [p.grad.tolist() for p in parallel.parameters]
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dist_train.config.schema import DistributedConfig
+from dist_train.config.schema import DistributedConfig, RunConfig
 from dist_train.config.shares import share
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.step_metrics import StepMetrics, StepResult
@@ -13,7 +13,9 @@ MICROBATCHES = 4
 
 
 def _metrics(group):
-    return StepMetrics(group, microbatches=MICROBATCHES, global_batch=8, steps_per_epoch=10)
+    batch = {"global_size": 8, "microbatches": MICROBATCHES}
+    config = RunConfig.model_validate({"data": {"name": "digits"}, "model": {"name": "mlp"}, "batch": batch})
+    return StepMetrics(group, config, steps_per_epoch=10)
 
 
 def _result(ranks, step, loss, norm=1.5, applied=True):

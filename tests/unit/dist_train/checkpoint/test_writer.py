@@ -193,7 +193,7 @@ store = CheckpointStore(run_dir / "checkpoints", fence=GatedFence(run_dir, 1, sy
 memory = os.memfd_create("state")
 os.ftruncate(memory, 4096)
 writer = Writer(store, memory)
-writer.begin(Save(step=1, parts={"weights": (0, 4096)}, others={}, facts={}, best_step=None))
+writer.begin(Save(step=1, parts={"weights": (0, 4096)}, others={}, facts={"best_step": None}))
 print(writer.pid, flush=True)
 sys.stdin.read()
 """

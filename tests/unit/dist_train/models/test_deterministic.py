@@ -31,16 +31,16 @@ def built(run):
 def test_adaptive_pooling_is_named_before_the_first_step_and_only_where_it_matters(name):
     run = config(name)
     with pytest.raises(UserError, match=r"no deterministic backward for avgpool \(AdaptiveAvgPool2d\)") as refused:
-        check_deterministic(run, built(run), CUDA, 2, 8)
+        check_deterministic(run, built(run), CUDA, 2)
     assert refused.value.code == 2 and "\n" not in str(refused.value)
-    check_deterministic(run, built(run), CPU, 2, 8)
-    check_deterministic(config(name, exact=False), built(run), CUDA, 2, 8)
+    check_deterministic(run, built(run), CPU, 2)
+    check_deterministic(config(name, exact=False), built(run), CUDA, 2)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "cnn", "resnet_cifar"])
 def test_what_is_an_ordinary_mean_is_none(name):
     run = config(name)
-    check_deterministic(run, built(run), CUDA, 2, 8)
+    check_deterministic(run, built(run), CUDA, 2)
 
 
 def test_the_list_has_every_module_that_torch_documents():
@@ -79,9 +79,9 @@ def test_modules_are_told_apart_by_what_they_do():
 
 def test_a_synchronised_batchnorm_of_the_users_own_needs_even_shares():
     model = nn.Sequential(nn.Linear(3, 3), nn.SyncBatchNorm(3))
-    check_deterministic(config("mlp"), model, CPU, 4, 8)
+    check_deterministic(config("mlp"), model, CPU, 4)
     with pytest.raises(UserError, match="8 do not divide among 3 ranks: start a number of ranks that divides 8, or"):
-        check_deterministic(config("mlp"), model, CPU, 3, 8)
+        check_deterministic(config("mlp"), model, CPU, 3)
 
 
 def test_a_dry_run_knows_it_too():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_train.config.shares import share
-from dist_train.parallel.tree import BinaryCounter, LastLeaf, cover, tree_sum
+from dist_train.parallel.tree import BinaryCounter, cover, tree_sum
 
 SIZES = st.integers(1, 40)
 
@@ -55,9 +55,12 @@ def test_a_rank_ends_with_the_largest_nodes_inside_its_share(case):
 def test_the_last_leaf_folds_into_the_share_s_last_node(case):
     microbatches, shares = case
     for own in shares:
-        last = LastLeaf.of(own, microbatches)
-        begin = min([node[0] for node in last.folded], default=own[-1])
-        assert [*last.beside, (begin, own.stop)] == cover(own, (0, microbatches))
+        counter = BinaryCounter(microbatches, lambda left, right: left)
+        for number in own[:-1]:
+            counter.push(number, None)
+        folded, beside = counter.folding(own[-1])
+        begin = min([node[0] for node in folded], default=own[-1])
+        assert [*beside, (begin, own.stop)] == cover(own, (0, microbatches))
 
 
 def test_few_partial_sums_are_kept():
