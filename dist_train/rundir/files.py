@@ -25,10 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Replaces `path` by a synced file, then syncs the folder, so that the change survives a power loss."""
     with replacing(path) as temporary:
-        write_synced(temporary, content.encode() if isinstance(content, str) else content)
+        write_synced(temporary, content.encode() if isinstance(content, str) else content, mode=mode)
     sync_folder(path.parent)
 
 
@@ -46,7 +46,7 @@ def open_to_append(path: Path) -> int:
     return descriptor
 
 
-def write_synced(path: Path, content: Bytes) -> None:
+def write_synced(path: Path, content: Bytes, *, mode: int = 0o666) -> None:
     """Writes a new file and syncs it. No link is followed, and an fsync that failed is not tried again: the kernel may
     have dropped the pages, and a second one would say that all is well.
 
@@ -54,7 +54,7 @@ def write_synced(path: Path, content: Bytes) -> None:
         FileExistsError: when `path` is there.
         OSError: when the disk refuses, at the latest as the file is closed.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         write_all(descriptor, content)
         os.fsync(descriptor)
