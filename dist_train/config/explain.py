@@ -21,12 +21,6 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """Names that other trainers use."""
 
-_OWN_MESSAGES = {
-    "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
-    "option", "prefix",
-}  # fmt: skip
-_WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
-
 
 def explain_errors(error: ValidationError, tree: Tree) -> list[Problem]:
     """The problems of a config, one for each key path.
@@ -143,8 +137,8 @@ def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
 def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
     at = tree.at(path)
     value = at.plain() if at else item["input"]
-    if item["type"] in _OWN_MESSAGES:
-        return f"{item['msg']}, not {shown(value)}" if item["type"] in _WITH_VALUE else item["msg"]
+    if item["type"] in ("rule", "value"):  # of our own checks
+        return f"{item['msg']}, not {shown(value)}" if item["type"] == "value" else item["msg"]
     if item["type"] == "less_than" and item["ctx"]["lt"] == 2**63:
         return f"must be below 2^63, not {shown(value)}"
     if not node:

@@ -109,13 +109,12 @@ def _range_words(node: Node) -> str:
     """` of 1 or more`, ` from 0 to 1`, ` above 0 and below 1`; nothing if there are no bounds."""
     low, above = node.get("minimum"), node.get("exclusiveMinimum")
     high, below = node.get("maximum"), node.get("exclusiveMaximum")
-    if low is not None and high is None and below is None:
-        return f" of {low} or more"
-    if above is not None and high is not None:
-        return f" above {above}, {high} at most"
-    least = f"from {low} to" if low is not None else f"above {above} and" if above is not None else ""
-    most = str(high) if high is not None else f"below {below}" if below is not None else ""
-    return f" {least} {most}".rstrip().removesuffix(" and") if least or most else ""
+    if low is not None:
+        most = f"below {below}" if below is not None else high
+        return f" of {low} or more" if most is None else f" from {low} to {most}"
+    if above is not None:
+        return f" above {above}" + (f" and below {below}" if below is not None else f", {high} at most" if high else "")
+    return ""
 
 
 def key_paths(node: Node | None = None, prefix: str = "") -> Iterator[str]:

@@ -101,14 +101,24 @@ class _Files:
             chain: the files that led here.
         """
         try:
-            tree, real = self._alone(path, asked, chain)
+            tree = self._alone(path, asked, chain)
         except Unreadable as error:
             self.problems.append(error.problem)
             return None
-        return self._extended(tree, path, (*chain, real))
+        extends = tree.value.pop("extends", None)
+        if extends is None:
+            return tree
+        if self.recorded:
+            message = "what a run has recorded extends no other file"
+            self.problems.append(problem_at(extends.place, ("extends",), message))
+            return None
+        items, chain = extends.value if isinstance(extends.value, list) else [extends], (*chain, path.resolve())
+        layers = [*(self._parent(item, path, chain) for item in items), tree]
+        readable = [layer for layer in layers if layer]
+        return reduce(merge, readable) if len(readable) == len(layers) else None
 
-    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
-        """The tree of one file, and the file's real path."""
+    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> Tree:
+        """The tree of one file."""
         key = ("extends",) if chain else ()
         order = self.opened
         self.opened += 1
@@ -120,20 +130,7 @@ class _Files:
         if real in chain:
             loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
             raise Unreadable(asked, key, f"files that extend each other in a circle: {loop}")
-        return _mapping(parse_yaml(text, source, self.problems)), real
-
-    def _extended(self, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
-        extends = tree.value.pop("extends", None)
-        if extends is None:
-            return tree
-        if self.recorded:
-            message = "what a run has recorded extends no other file"
-            self.problems.append(problem_at(extends.place, ("extends",), message))
-            return None
-        items = extends.value if isinstance(extends.value, list) else [extends]
-        layers = [*(self._parent(item, path, chain) for item in items), tree]
-        readable = [layer for layer in layers if layer]
-        return reduce(merge, readable) if len(readable) == len(layers) else None
+        return _mapping(parse_yaml(text, source, self.problems))
 
     def _parent(self, item: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
         if isinstance(item.value, str) and item.value:

@@ -135,7 +135,7 @@ class Duration:
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise PydanticCustomError(
-                "duration", "a duration is a number and a unit, such as 2 epochs, 500 steps, 1e6 samples or 30 min"
+                "value", "a duration is a number and a unit, such as 2 epochs, 500 steps, 1e6 samples or 30 min"
             )
         return cls(float(match[1].replace("_", "")), unit)
 
@@ -152,19 +152,19 @@ class Duration:
 
 def _of_training(duration: Duration) -> Duration:
     if duration.is_time:
-        raise PydanticCustomError("duration_unit", "give steps, epochs or samples: no result may depend on the clock")
+        raise PydanticCustomError("value", "give steps, epochs or samples: no result may depend on the clock")
     return duration
 
 
 def _of_time(duration: Duration) -> Duration:
     if not duration.is_time:
-        raise PydanticCustomError("duration_unit", "give a length of time: s, min or h")
+        raise PydanticCustomError("value", "give a length of time: s, min or h")
     return duration
 
 
 def _not_zero(duration: Duration) -> Duration:
     if duration.value == 0:
-        raise PydanticCustomError("duration_zero", "must be greater than zero")
+        raise PydanticCustomError("value", "must be greater than zero")
     return duration
 
 

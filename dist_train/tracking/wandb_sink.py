@@ -74,7 +74,7 @@ class WandbSink(Sink):
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
-        self._in = self._out = -1
+        self._stdin = self._stdout = -1
         self._facts: RunFacts | None = None
         self._note: Note = lambda line: None
         self._outgoing = bytearray()
@@ -86,7 +86,7 @@ class WandbSink(Sink):
         folder = RunDir(facts.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         self._facts, self._note = facts, note
-        self._process, self._in, self._out = _start(folder / "process.log")
+        self._process, self._stdin, self._stdout = _start(folder / "process.log")
         self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")))
 
     def log_steps(self, interval: Interval) -> None:
@@ -150,10 +150,10 @@ class WandbSink(Sink):
         asked to."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # what it reports says why it broke
             while self._outgoing:
-                del self._outgoing[: os.write(self._in, self._outgoing)]
+                del self._outgoing[: os.write(self._stdin, self._outgoing)]
         with contextlib.suppress(BlockingIOError):
             while self._process is not None:
-                chunk = os.read(self._out, 65536)
+                chunk = os.read(self._stdout, 65536)
                 if not chunk:
                     raise RuntimeError("its process ended; the reason is in wandb/process.log")
                 *lines, self._incoming = (self._incoming + chunk).split(b"\n")
@@ -170,7 +170,7 @@ class WandbSink(Sink):
         """Writes what is left and waits for the process to report that it has ended."""
         deadline = time.monotonic() + limit_s
         while self._process is not None and (left := deadline - time.monotonic()) > 0:
-            select.select([self._out], [self._in] if self._outgoing else [], [], left)
+            select.select([self._stdout], [self._stdin] if self._outgoing else [], [], left)
             self._talk()
         return self._process is None
 
