@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,13 @@ def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]
     mine = torch.tensor(_multiply(group.device), dtype=torch.float64)
     world_size = group.ranks.world_size
     everyone = _gather(group, mine)
-    pairs = {f"{low}-{high}": 0.0 for low, high in _all_pairs(world_size)}
     begin("adding up a tensor")
     reduced = _all_reduce(group)
     begin("exchanging tensors in pairs")
-    for seconds, (low, high) in _exchanges(group):
-        pairs[f"{low}-{high}"] = seconds
-    mega = 1e6 * EXCHANGED_MB[group.device.type] / 1e9
-    times = _gather(group, torch.tensor([pairs[name] for name in pairs], dtype=torch.float64)).amax(dim=0).tolist()
+    pairs = sorted(pair for pairs in rounds(world_size) for pair in pairs)
+    own = dict(_exchanges(group))
+    times = _gather(group, torch.tensor([own.get(pair, 0.0) for pair in pairs], dtype=torch.float64)).amax(dim=0)
+    giga = EXCHANGED_MB[group.device.type] / 1e3
     return {
         "world_size": world_size,
         "backend": group.backend,
@@ -77,7 +77,7 @@ def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]
         "share": everyone[:, 1].tolist(),
         "all_reduce_mb": REDUCED_MB[group.device.type],
         "all_reduce_gbs": reduced,
-        "pairs_gbs": {name: mega / seconds for name, seconds in zip(pairs, times, strict=True) if seconds > 0},
+        "pairs_gbs": {f"{low}-{high}": giga / s for (low, high), s in zip(pairs, times.tolist(), strict=True) if s > 0},
     }
 
 
@@ -141,8 +141,9 @@ def _all_reduce(group: ProcessGroup) -> float | None:
     return size * 2 * (world_size - 1) / world_size / slowest / 1e9
 
 
-def _exchanges(group: ProcessGroup) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Seconds of this rank's exchanges. All ranks start a round together, so that no pair disturbs the next round."""
+def _exchanges(group: ProcessGroup) -> Iterator[tuple[tuple[int, int], float]]:
+    """This rank's pairs, and the seconds of their exchange. All ranks start a round together, so that no pair disturbs
+    the next round."""
     size = EXCHANGED_MB[group.device.type] * 1_000_000
     sent, received = (torch.zeros(size // 4, device=group.device) for _ in range(2))
     rank = group.ranks.rank
@@ -151,7 +152,7 @@ def _exchanges(group: ProcessGroup) -> Iterator[tuple[float, tuple[int, int]]]:
         mine = next((pair for pair in pairs if rank in pair), None)
         if mine is not None:
             peer = mine[0] if mine[1] == rank else mine[1]
-            yield _fastest(group, lambda peer=peer: group.exchange(sent, received, peer)), mine  # type: ignore[misc]
+            yield mine, _fastest(group, partial(group.exchange, sent, received, peer))
 
 
 def _fastest(group: ProcessGroup, action: Callable[[], object]) -> float:
@@ -180,10 +181,6 @@ def rounds(world_size: int) -> list[list[tuple[int, int]]]:
         found.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return found
-
-
-def _all_pairs(world_size: int) -> list[tuple[int, int]]:
-    return sorted(pair for pairs in rounds(world_size) for pair in pairs)
 
 
 if __name__ == "__main__":

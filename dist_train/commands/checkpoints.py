@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +24,25 @@ def describe_checkpoint(path: Path, thoroughly: bool, by_name: bool = True) -> d
     Args:
         by_name: check that the folder still has the name that the checkpoint was saved under.
     """
-    known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None}
+    known: dict[str, Any] = {"step": step_of(path), "path": str(path), "sound": None, "damage": None, "saved": None}
     try:
         manifest = verify(path, by_name=by_name) if thoroughly else read_manifest(path)
         known["sound"] = True if thoroughly else None
     except DamagedCheckpoint as damage:
         known |= {"sound": False, "damage": str(damage)}
-        manifest = _readable(path)
-    step = known["step"] if by_name else manifest.get("step", known["step"])
+        manifest = {}
+        with suppress(DamagedCheckpoint):  # the manifest itself may be whole
+            manifest = read_manifest(path)
+    with suppress(OSError):  # of a manifest that does not say when it was written
+        known["saved"] = (path / MANIFEST).stat().st_mtime
     return known | {
-        "step": step,
-        "saved": manifest.get("saved", _modified(path)),
+        "step": known["step"] if by_name else manifest.get("step", known["step"]),
+        "saved": manifest.get("saved", known["saved"]),
         "bytes": sum(entry["size"] for entry in manifest.get("files", {}).values()),
         "world_size": manifest.get("world_size"),
         "generation": manifest.get("generation"),
         "best_step": manifest.get("best_step"),
     }
-
-
-def _readable(path: Path) -> dict[str, Any]:
-    """The manifest of a damaged checkpoint; empty if the manifest itself is damaged."""
-    try:
-        return read_manifest(path)
-    except DamagedCheckpoint:
-        return {}
-
-
-def _modified(path: Path) -> float | None:
-    """Unix time of the manifest's last change, for manifests that do not record when they were written."""
-    try:
-        return (path / MANIFEST).stat().st_mtime
-    except OSError:
-        return None
 
 
 def survey(target: Path, thoroughly: bool) -> list[dict[str, Any]]:

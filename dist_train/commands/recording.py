@@ -11,8 +11,9 @@ from typing import Any
 from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.resume import check_surroundings, recorded_config
 from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, step_of
-from dist_train.config.changes import differences
+from dist_train.config.changes import differences, is_below
 from dist_train.config.problems import printable
+from dist_train.config.requests import ReplayRequest
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
@@ -54,24 +55,33 @@ class Recording:
         return self.found.path.name if self.found else "the start"
 
 
-def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last: int, *, beyond: bool) -> Recording:
+def read_recording(
+    request: ReplayRequest, config: RunConfig, due: Due, now: Mapping[str, Any], world_size: int
+) -> Recording:
     """Reads metrics.jsonl and finds the checkpoint to begin from. Changes nothing.
 
     Args:
         due: the run's own.
-        beyond: whether the window may include steps that were not recorded.
+        now: of dist_train.checkpoint.provenance.surroundings.
+        world_size: of the replay.
 
     Raises:
         UserError: when there are no such steps.
     """
+    run_dir, first, last = Path(request.run), request.from_step, request.to_step
     if not 1 <= first <= last <= due.total_steps:
         raise UserError(
             f"--from-step {first} --to-step {last}: steps are counted from 1, and this run has {due.total_steps}; "
             "give the first and the last to be computed again"
         )
     steps, evaluations = _rows(RunDir(run_dir).metrics)
-    if not beyond:
-        _check_recorded(first, last, steps)
+    missing = next((step for step in range(first, last + 1) if step not in steps), None)
+    if missing is not None and not request.show:
+        there = f"holds steps {min(steps)} to {max(steps)}" if steps else "holds no steps yet"
+        raise UserError(
+            f"--from-step {first} --to-step {last}: step {missing} is not recorded; metrics.jsonl {there}. "
+            "--show computes steps that are not recorded, too"
+        )
     # The replay must pass through the state that a rollback returned to.
     any_will_do = config.train.non_finite != "rollback"
     found, notes = checkpoint_before(
@@ -86,7 +96,7 @@ def read_recording(run_dir: Path, config: RunConfig, due: Due, first: int, last:
         found=found,
         steps={step: row for step, row in steps.items() if begin < step <= last},
         evaluations={step: row for step, row in evaluations.items() if first <= step <= last},
-        notes=tuple(notes),
+        notes=(*notes, *_changes(found or _any_of(run_dir), config, now, world_size)),
     )
 
 
@@ -122,16 +132,6 @@ def _row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _check_recorded(first: int, last: int, steps: dict[int, Row]) -> None:
-    missing = next((step for step in range(first, last + 1) if step not in steps), None)
-    if missing is not None:
-        there = f"holds steps {min(steps)} to {max(steps)}" if steps else "holds no steps yet"
-        raise UserError(
-            f"--from-step {first} --to-step {last}: step {missing} is not recorded; metrics.jsonl {there}. "
-            "--show computes steps that are not recorded, too"
-        )
-
-
 def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[VerifiedCheckpoint | None, list[str]]:
     """The newest sound checkpoint whose step is `usable`, and a note on each damaged one that was skipped."""
     skipped: list[str] = []
@@ -144,24 +144,16 @@ def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[Ver
     return None, skipped
 
 
-def changes(
-    run_dir: Path, found: VerifiedCheckpoint | None, config: RunConfig, now: Mapping[str, Any], world_size: int
+def _changes(
+    witness: VerifiedCheckpoint | None, config: RunConfig, now: Mapping[str, Any], world_size: int
 ) -> Iterator[str]:
-    """What has changed since the checkpoint was written: it may be the cause of a difference.
-
-    Args:
-        found: the checkpoint to begin from; without it, any checkpoint of the run is compared with.
-        config: the run's, as the replay has it.
-        now: of dist_train.checkpoint.provenance.surroundings.
-        world_size: of the replay.
-    """
-    witness = found or _any_of(run_dir)
+    """What has changed since the checkpoint was written: it may be the cause of a difference."""
     if witness is None:
         return
     yield from check_surroundings(witness, now, allowed=tuple(now))
     before = recorded_config(witness) or config
     for path, old, new in differences(before, config):
-        if not any(path == key or path.startswith(f"{key}.") for key in SAFE_TO_CHANGE):
+        if not is_below(path, SAFE_TO_CHANGE):
             yield f"{path} was {old} when {witness.path.name} was written, and is {new} in config.yaml"
     before_size = witness.manifest.get("world_size")
     if not config.exact and before_size != world_size:
@@ -169,6 +161,7 @@ def changes(
 
 
 def _any_of(run_dir: Path) -> VerifiedCheckpoint | None:
+    """A checkpoint to compare with, where the replay begins from none."""
     for path in reversed(CheckpointStore(RunDir(run_dir).checkpoints).all()):
         with suppress(DamagedCheckpoint):
             return VerifiedCheckpoint(path=path, manifest=read_manifest(path))
@@ -245,23 +238,24 @@ class Comparison(NullTracker):
         names = [*before, *(name for name in ("left_out",) if name in now and name not in before)]
         for name in names:
             self.values += 1
-            if repr(before.get(name)) != repr(now.get(name)):  # tells 0.0 from -0.0, and nan is a word in JSON
-                self._found(recorded["step"], recorded.get("split"), name, before.get(name), now.get(name))
+            old, new = before.get(name), now.get(name)
+            if repr(old) != repr(new):  # tells 0.0 from -0.0, and nan is a word in JSON
+                step, split = recorded["step"], recorded.get("split")
+                self.difference = Difference(step=step, split=split, quantity=name, recorded=old, replayed=new)
+                self._on_difference()
                 break
         return names
 
-    def _found(self, step: int, split: str | None, name: str, before: Any, now: Any) -> None:
-        self.difference = Difference(step=step, split=split, quantity=name, recorded=before, replayed=now)
-        self._on_difference()
-
     def summary(self) -> str:
-        """Summary of what is identical."""
-        if not self.steps:
-            return "nothing was compared"
+        """What is identical, where something was compared."""
         steps = sorted(self._recording.steps)
         figures = ", ".join(self._names)
-        evaluations = f" and {self.evaluations} evaluation{'s' * (self.evaluations > 1)}" if self.evaluations else ""
+        evaluations = f" and {count(self.evaluations, 'evaluation')}" if self.evaluations else ""
         return f"steps {steps[0]} to {steps[-1]} ({figures}){evaluations}, {self.values} values"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ compares instead of writing. Nothing is written into the run directory.
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import config_of_run, reporting
-from dist_train.commands.recording import Comparison, Recording, changes, read_recording
+from dist_train.commands.recording import Comparison, Recording, count, read_recording
 from dist_train.commands.watch import StepDetail, watched
 from dist_train.config.requests import ReplayRequest, read_request
 from dist_train.config.schema import RunConfig
@@ -54,7 +54,7 @@ def main(request: ReplayRequest) -> int:
             return ExitCode.INTERRUPTED
     if not Ranks.from_environment().is_first:
         return ExitCode.DONE
-    tell(row_to_json(outcome.as_json()) if request.as_json else outcome.as_text())
+    tell(row_to_json({"run": str(Path(request.run)), **outcome.as_json()}) if request.as_json else outcome.as_text())
     code = ExitCode.DONE if outcome.is_identical else DIFFERS
     if request.outcome is None:
         return code
@@ -62,7 +62,7 @@ def main(request: ReplayRequest) -> int:
     return ExitCode.DONE
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplayOutcome:
     """The result of a replay; complete on rank 0 only.
 
@@ -71,10 +71,9 @@ class ReplayOutcome:
         details: the steps shown with --show.
     """
 
-    run_dir: Path
     recording: Recording
     comparison: Comparison
-    world_size: int
+    ranks: Ranks
     ended: str | None
     details: list[StepDetail]
 
@@ -98,7 +97,7 @@ class ReplayOutcome:
         elif compared.steps == 0:
             return "\n".join([*lines, "nothing to compare: none of these steps is recorded"])
         else:
-            lines.append(f"bit-identical: {compared.summary()}, on {_ranks(self.world_size)}")
+            lines.append(f"bit-identical: {compared.summary()}, on {count(self.ranks.world_size, 'rank')}")
         if compared.difference and compared.difference.step < record.first:
             lines.append(f"(before step {record.first}: on the way there from {record.begin})")
         if self.not_recorded:
@@ -107,26 +106,20 @@ class ReplayOutcome:
 
     def as_json(self) -> dict[str, Any]:
         record, compared = self.recording, self.comparison
-        difference = compared.difference
         steps = {"steps": [asdict(detail) for detail in self.details]} if self.details else {}
         return {
-            "run": str(self.run_dir),
             "from_step": record.first,
             "to_step": record.last,
             "replayed_from_step": record.begin_step,
-            "ranks": self.world_size,
+            "ranks": self.ranks.world_size,
             "identical": self.is_identical,
             "not_recorded": self.not_recorded,
             "compared": {"steps": compared.steps, "evaluations": compared.evaluations, "values": compared.values},
-            "first_difference": difference.as_json() if difference else None,
+            "first_difference": compared.difference.as_json() if compared.difference else None,
             "ended": self.ended,
             "notes": list(record.notes),
             **steps,
         }
-
-
-def _ranks(number: int) -> str:
-    return f"{number} rank{'s' * (number > 1)}"
 
 
 # ---------------------------------------------------------------- the replay
@@ -142,20 +135,14 @@ def _replay(request: ReplayRequest) -> ReplayOutcome:
     with ProcessGroup(ranks, config.distributed) as group:
         splits = datasets.build(config.data, group.local_rank0_first)
         due = Due.of(config, train_sampler(config, splits.train, ranks).steps_per_epoch)
-        recording = group.run_on_rank0(lambda: _read(request, config, splits, due, group))
+        recording = group.run_on_rank0(
+            lambda: read_recording(request, config, due, surroundings(config, splits, group.device), ranks.world_size)
+        )
         if ranks.is_first:
-            for line in (*recording.notes, f"replaying from {recording.begin} on {_ranks(ranks.world_size)}"):
-                print(line, file=sys.stderr, flush=True)
-        return _compute(request, config, splits, recording, Window.over(due, recording), group)
-
-
-def _read(request: ReplayRequest, config: RunConfig, splits: Splits, due: Due, group: ProcessGroup) -> Recording:
-    """What to replay, with notes for the user."""
-    run_dir = Path(request.run)
-    recording = read_recording(run_dir, config, due, request.from_step, request.to_step, beyond=request.show)
-    now, world_size = surroundings(config, splits, group.device), group.ranks.world_size
-    news = changes(run_dir, recording.found, config, now, world_size)
-    return replace(recording, notes=(*recording.notes, *news))
+            doing = f"replaying from {recording.begin} on {count(ranks.world_size, 'rank')}"
+            print(*recording.notes, doing, sep="\n", file=sys.stderr, flush=True)
+        window = {**asdict(due), "last_step": recording.last, "evaluations": frozenset(recording.evaluations)}
+        return _compute(request, config, splits, recording, Window(**window), group)
 
 
 def _compute(
@@ -163,7 +150,7 @@ def _compute(
     config: RunConfig,
     splits: Splits,
     recording: Recording,
-    due: "Window",
+    due: Due,
     group: ProcessGroup,
 ) -> ReplayOutcome:
     learner, flag = build_learner(config, splits, group.device), StopFlag()
@@ -180,7 +167,7 @@ def _compute(
     try:
         points.save(state)
         if request.show:
-            trainer = watched(trainer, group, recording.first, details.append if request.as_json else print)
+            trainer = watched(trainer, recording.first, details.append if request.as_json else print)
         train(trainer, state)
     except UserError as error:
         if error.code != ExitCode.NON_FINITE:
@@ -188,14 +175,7 @@ def _compute(
         ended = str(error)
     finally:
         trainer.parallel.close()
-    return ReplayOutcome(
-        run_dir=Path(request.run),
-        recording=recording,
-        comparison=comparison,
-        world_size=group.ranks.world_size,
-        ended=ended,
-        details=details,
-    )
+    return ReplayOutcome(recording=recording, comparison=comparison, ranks=group.ranks, ended=ended, details=details)
 
 
 def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
@@ -211,15 +191,9 @@ def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Window(Due):
-    """Ends with the window and evaluates at the recorded evaluations."""
+    """The recorded part of the run's own plan: ends with the window, evaluates at the recorded evaluations."""
 
     evaluations: frozenset[int]
-
-    @classmethod
-    def over(cls, due: Due, recording: Recording) -> "Window":
-        """The recorded part of the run's own plan."""
-        values = {**asdict(due), "last_step": recording.last}
-        return cls(**values, evaluations=frozenset(recording.evaluations))
 
     def evaluate(self, step: int) -> bool:
         return step in self.evaluations

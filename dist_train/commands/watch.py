@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_train.checkpoint.state import TrainState
-from dist_train.parallel.process_group import ProcessGroup
 from dist_train.step_metrics import Report, StepMetrics, StepResult
 from dist_train.trainer import Trainer
 
@@ -34,99 +33,68 @@ class StepDetail:
     def __str__(self) -> str:
         lines = [f"step {self.step}  lr {self.lr:.6g}  grad_norm {self.gradient_norm:.6g}"]
         for part in self.microbatches:
-            lines.append(f"  microbatch {part['number']}  loss {part['loss']:.6g}  samples {_words(part['indices'])}")
+            samples = " ".join(map(str, part["indices"]))
+            lines.append(f"  microbatch {part['number']}  loss {part['loss']:.6g}  samples {samples}")
         gradients = "  ".join(f"{name} {norm:.4g}" for name, norm in self.largest_gradients.items())
         return "\n".join([*lines, f"  largest gradients  {gradients}"])
 
 
-def _words(numbers: list[int]) -> str:
-    return " ".join(map(str, numbers))
-
-
-def watched(trainer: Trainer, group: ProcessGroup, first: int, tell: Callable[[StepDetail], None]) -> Trainer:
+def watched(trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> Trainer:
     """The same trainer; rank 0's `tell` gets every step from `first` on, when an interval's metrics are read."""
-    watch = Watch(group, trainer, first, tell)
-    return _WatchedTrainer(trainer, watch)
+    return _WatchedTrainer(trainer, _WatchedMetrics(trainer.step_metrics, trainer.learner.model, first, tell))
 
 
-class Watch:
-    """Collects, on every rank, the details of its steps."""
-
-    def __init__(self, group: ProcessGroup, trainer: Trainer, first: int, tell: Callable[[StepDetail], None]) -> None:
-        self._group = group
-        self._microbatches = trainer.config.batch.settled
-        self._size = trainer.config.batch.microbatch_size
-        self._named = [(name, p) for name, p in trainer.learner.model.named_parameters() if p.requires_grad]
+class _WatchedMetrics(StepMetrics):
+    def __init__(
+        self, step_metrics: StepMetrics, model: nn.Module, first: int, tell: Callable[[StepDetail], None]
+    ) -> None:
+        vars(self).update(vars(step_metrics))  # continues from the other's state
+        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._first = first
         self._tell = tell
-        self._largest: dict[str, Tensor] = {}
-        self._seen: list[tuple[StepResult, dict[str, Tensor]]] = []
+        self._largest: list[dict[str, Tensor]] = []
+        """Of each step since the last flush."""
 
-    def gradients(self, scale: float) -> None:
+    def note_gradients(self, scale: float) -> None:
         """Notes the largest of the reduced gradients, which have been multiplied by `scale`."""
         norms = torch.stack([p.grad.norm() for _, p in self._named if p.grad is not None]) / scale
         names = [name for name, p in self._named if p.grad is not None]
         values, places = norms.topk(min(LARGEST, len(names)))  # nan counts as the largest
-        self._largest = {names[place]: value for place, value in zip(places.tolist(), values, strict=True)}
-
-    def add(self, result: StepResult) -> None:
-        if result.step >= self._first:
-            self._seen.append((result, self._largest))
-
-    def tell(self) -> None:
-        """Reports the steps added since the last call; all ranks call it together."""
-        seen, self._seen = self._seen, []
-        if not seen:
-            return
-        losses = torch.zeros(len(seen), self._microbatches, dtype=torch.float64)
-        indices = torch.zeros(len(seen), self._microbatches, self._size, dtype=torch.int64)
-        for row, (result, _) in enumerate(seen):
-            for number, loss in result.losses.items():
-                losses[row, number] = float(loss) / max(1, int(result.counts[number]))
-                indices[row, number] = result.indices[number]
-        # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
-        losses, indices = self._group.all_reduce_host_(losses), self._group.all_reduce_host_(indices)
-        if not self._group.ranks.is_first:
-            return
-        for (result, largest), of_losses, of_indices in zip(seen, losses.tolist(), indices.tolist(), strict=True):
-            self._tell(_detail(result, largest, of_losses, of_indices))
-
-
-def _detail(
-    result: StepResult, largest: Mapping[str, Tensor], losses: list[float], indices: list[list[int]]
-) -> StepDetail:
-    return StepDetail(
-        step=result.step,
-        lr=result.lr,
-        gradient_norm=float(result.gradient_norm),
-        microbatches=[
-            {"number": number, "loss": loss, "indices": places}
-            for number, (loss, places) in enumerate(zip(losses, indices, strict=True))
-        ],
-        largest_gradients={name: float(norm) for name, norm in largest.items()},
-    )
-
-
-class _WatchedMetrics(StepMetrics):
-    def __init__(self, step_metrics: StepMetrics, watch: Watch) -> None:
-        vars(self).update(vars(step_metrics))  # continues from the other's state
-        self._watch = watch
-
-    def add(self, result: StepResult) -> None:
-        self._watch.add(result)
-        super().add(result)
+        self._largest.append({names[place]: value for place, value in zip(places.tolist(), values, strict=True)})
 
     def flush(self) -> Report:
-        self._watch.tell()
+        steps = [step for step in zip(self._results, self._largest, strict=True) if step[0].step >= self._first]
+        self._largest = []
+        if steps:
+            self._show([result for result, _ in steps], [largest for _, largest in steps])
         return super().flush()
+
+    def _show(self, results: list[StepResult], all_largest: list[dict[str, Tensor]]) -> None:
+        """Every rank knows its own microbatches, so all of them call it together."""
+        sums, indices = self._group.all_reduce_host_(self._own(results)), self._indices(results)
+        if not self._group.ranks.is_first:
+            return
+        for result, largest, parts, places in zip(results, all_largest, sums.tolist(), indices.tolist(), strict=True):
+            microbatches = [
+                {"number": number, "loss": loss / max(1.0, count), "indices": samples}
+                for number, ((loss, count), samples) in enumerate(zip(parts, places, strict=True))
+            ]
+            self._tell(
+                StepDetail(
+                    step=result.step,
+                    lr=result.lr,
+                    gradient_norm=float(result.gradient_norm),
+                    microbatches=microbatches,
+                    largest_gradients={name: float(norm) for name, norm in largest.items()},
+                )
+            )
 
 
 class _WatchedTrainer(Trainer):
-    def __init__(self, trainer: Trainer, watch: Watch) -> None:
+    def __init__(self, trainer: Trainer, metrics: _WatchedMetrics) -> None:
         vars(self).update(vars(trainer))
-        self.step_metrics = _WatchedMetrics(trainer.step_metrics, watch)
-        self._watch = watch
+        self.step_metrics = self._watched = metrics
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
-        self._watch.gradients(self.learner.scaler.get_scale())
+        self._watched.note_gradients(self.learner.scaler.get_scale())
         return super().update(state, lr, losses)

@@ -8,7 +8,7 @@ import yaml
 from yaml.resolver import Resolver
 
 from dist_train.config.schema import RunConfig
-from dist_train.config.yaml12 import CoreResolver
+from dist_train.config.yaml12 import CoreComposer
 
 
 class _Dumper(yaml.SafeDumper):
@@ -18,8 +18,8 @@ class _Dumper(yaml.SafeDumper):
     """
 
     yaml_implicit_resolvers = {
-        first: [*CoreResolver.yaml_implicit_resolvers.get(first, []), *Resolver.yaml_implicit_resolvers.get(first, [])]
-        for first in {*CoreResolver.yaml_implicit_resolvers, *Resolver.yaml_implicit_resolvers}
+        first: [*CoreComposer.yaml_implicit_resolvers.get(first, []), *Resolver.yaml_implicit_resolvers.get(first, [])]
+        for first in {*CoreComposer.yaml_implicit_resolvers, *Resolver.yaml_implicit_resolvers}
     }
 
     def ignore_aliases(self, data: Any) -> bool:

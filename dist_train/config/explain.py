@@ -21,12 +21,6 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """Names that other trainers use."""
 
-_OWN_MESSAGES = {
-    "split", "resize", "depth", "channels", "nesterov", "divides", "duration", "duration_unit", "duration_zero",
-    "option", "prefix",
-}  # fmt: skip
-_WITH_VALUE = {"depth", "duration", "duration_unit", "duration_zero"}
-
 
 def explain_errors(error: ValidationError, tree: Tree) -> list[Problem]:
     """The problems of a config, one for each key path.
@@ -52,7 +46,8 @@ def _problems(item: Any, tree: Tree) -> Iterator[Problem]:
     if kind == "extra_forbidden":
         yield problem_at(_key_place(tree, path), path, _unknown_key(path, section, tree))
     elif kind == "missing":
-        yield problem_at(_key_place(tree, path[:-1]), path, f"is missing: {_wanted(node)}")
+        names = f", {shape.choices(node)}" if shape.is_component(node) else ""
+        yield problem_at(_key_place(tree, path[:-1]), path, f"is missing: {shape.in_words(node)}{names}")
     elif shape.is_component(node):
         yield _component_problem(path, node, tree)
     else:
@@ -82,38 +77,26 @@ def _walk(location: tuple[str | int, ...], tree: Tree) -> tuple[KeyPath, shape.N
     return tuple(path), section, node
 
 
-def _at(tree: Tree, path: KeyPath) -> Tree | None:
-    at: Tree | None = tree
-    for key in path:
-        at = at.child(key) if at else None
-    return at
-
-
 def _key_place(tree: Tree, path: KeyPath) -> Location:
     """The location of the key, or of the nearest one above it."""
-    at = _at(tree, path)
+    at = tree.at(path)
     return at.key_place if at else _key_place(tree, path[:-1])
 
 
 def _value_place(tree: Tree, path: KeyPath) -> Location:
     """The location of the value; for a section, that of its key."""
-    at = _at(tree, path)
+    at = tree.at(path)
     return at.place if at and not isinstance(at.value, dict) else _key_place(tree, path)
 
 
-def _section_words(path: KeyPath, tree: Tree) -> str:
-    """`optimizer sgd`, `batch`, `augment.0 random_crop`."""
-    section = _at(tree, path)
-    name = section.child("name") if section and path else None
-    said = ".".join(map(str, path))
-    return f"{said} {name.value}" if name and isinstance(name.value, str) else said
-
-
 def _unknown_key(path: KeyPath, section: shape.Node, tree: Tree) -> str:
-    key, known = str(path[-1]), list(shape.keys(section))
-    if len(path) > 1 and "name" in known:
-        known.remove("name")  # it has one, or its keys would not be known
-    of = f" for {_section_words(path[:-1], tree)}" if len(path) > 1 else ""
+    """`unknown key for optimizer sgd. Did you mean lr? (lr, momentum, …)`."""
+    key, known, of = str(path[-1]), list(shape.keys(section)), ""
+    if above := path[:-1]:
+        known = [name for name in known if name != "name"]  # it has one, or its keys would not be known
+        name = tree.at((*above, "name"))
+        of = f" for {'.'.join(map(str, above))}"
+        of += f" {name.value}" if name and isinstance(name.value, str) else ""
     return f"unknown key{of}{_where_it_belongs(key, path, known)} ({', '.join(known)})"
 
 
@@ -137,29 +120,25 @@ def _owners(section: str, key: str) -> Iterator[str]:
 
 
 def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
-    at = _at(tree, path)
-    name = at.child("name") if at and isinstance(at.value, dict) else None
+    at, name = tree.at(path), tree.at((*path, "name"))
     kind, choices = "augmentation" if path[0] == "augment" else str(path[0]), shape.choices(node)
     if at is None or not isinstance(at.value, dict):
-        hint = f"{{name: {at.value}}}" if at and isinstance(at.value, str) and at.value.isidentifier() else "{name: …}"
-        message = f"must be a section with a name, such as {hint}, not {shown(at.plain() if at else None)}"
+        given = at.plain() if at else None
+        hint = given if isinstance(given, str) and given.isidentifier() else "…"
+        message = f"must be a section with a name, such as {{name: {hint}}}, not {shown(given)}"
         return problem_at(_value_place(tree, path), path, message)
     if name is None:
         return problem_at(_key_place(tree, path), (*path, "name"), f"is missing: {choices}")
-    given = shown(name.plain())
     near = did_you_mean(name.value, shape.component_names(node)) if isinstance(name.value, str) else ""
-    return problem_at(_value_place(tree, (*path, "name")), (*path, "name"), f"unknown {kind} {given}{near} ({choices})")
-
-
-def _wanted(node: shape.Node) -> str:
-    return f"a section with a name, {shape.choices(node)}" if shape.is_component(node) else shape.in_words(node)
+    message = f"unknown {kind} {shown(name.plain())}{near} ({choices})"
+    return problem_at(_value_place(tree, (*path, "name")), (*path, "name"), message)
 
 
 def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
-    at = _at(tree, path)
+    at = tree.at(path)
     value = at.plain() if at else item["input"]
-    if item["type"] in _OWN_MESSAGES:
-        return f"{item['msg']}, not {shown(value)}" if item["type"] in _WITH_VALUE else item["msg"]
+    if item["type"] in ("rule", "value"):  # of our own checks
+        return f"{item['msg']}, not {shown(value)}" if item["type"] == "value" else item["msg"]
     if item["type"] == "less_than" and item["ctx"]["lt"] == 2**63:
         return f"must be below 2^63, not {shown(value)}"
     if not node:

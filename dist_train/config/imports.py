@@ -7,15 +7,16 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from dist_train.config.problems import did_you_mean, printable
 from dist_train.config.schema import Custom
 from dist_train.errors import UserError
 
+_MACHINERY = (__file__, importlib.__file__)
 _FORBIDDEN = {"builtins", "__main__", *sys.stdlib_module_names}
 
 
@@ -32,29 +33,19 @@ def construct(config: Custom, kind: str, *positional: Any, offered: Mapping[str,
     Raises:
         UserError: when it cannot be imported, or does not take these arguments.
     """
-    thing = resolve_import(config.name, kind)
-    keywords = {**_asked_for(thing, offered), **required, **config.args}
+    thing, keywords = resolve_import(config.name, kind), {**required, **config.args}
     try:
-        inspect.signature(thing).bind(*positional, **keywords)
-    except TypeError as error:
-        raise UserError(f"{kind} {config.name}{_signature(thing)} cannot be called so: {error}") from None
+        signature = inspect.signature(thing)
     except ValueError:  # code in C may have no signature; the call itself will tell
-        pass
-    return thing(*positional, **keywords)
-
-
-def _asked_for(thing: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+        return thing(*positional, **keywords)
+    keywords = {name: value for name, value in offered.items() if name in signature.parameters} | keywords
     try:
-        names = inspect.signature(thing).parameters
-    except ValueError:
-        return {}
-    return {name: value for name, value in offered.items() if name in names}
-
-
-def _signature(thing: Callable[..., Any]) -> str:
-    """The parameters by name and default; annotations would hide them."""
-    parameters = inspect.signature(thing).parameters.values()
-    return "(" + ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters) + ")"
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        # By name and default: annotations would hide them.
+        taken = (str(p.replace(annotation=inspect.Parameter.empty)) for p in signature.parameters.values())
+        raise UserError(f"{kind} {config.name}({', '.join(taken)}) cannot be called so: {error}") from None
+    return thing(*positional, **keywords)
 
 
 def resolve_import(path: str, what: str) -> Any:
@@ -73,7 +64,11 @@ def resolve_import(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{asked}: it is written package.module:Thing")
-    _refuse(module_name, asked)
+    top = module_name.partition(".")[0]
+    if top in _FORBIDDEN:
+        raise UserError(
+            f"{asked}: {top} is part of Python itself, which no config may use; rename your module if it is yours"
+        )
     thing: Any = _module(module_name, asked)
     for name in attribute.split("."):
         thing = _attribute(thing, name, asked)
@@ -81,22 +76,13 @@ def resolve_import(path: str, what: str) -> Any:
     return thing
 
 
-def _refuse(module_name: str, asked: str) -> None:
-    top = module_name.partition(".")[0]
-    if top in _FORBIDDEN:
-        raise UserError(
-            f"{asked}: {top} is part of Python itself, which no config may use; rename your module if it is yours"
-        )
-
-
 def _module(name: str, asked: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UserError(f"{asked}: {_not_found(name, error.name)}") from None
-        raise UserError(f"{asked}: {_failed(error)}") from error
     except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            raise UserError(f"{asked}: {_not_found(name, missing)}") from None
         raise UserError(f"{asked}: {_failed(error)}") from error
 
 
@@ -110,22 +96,12 @@ def _not_found(name: str, missing: str) -> str:
 
 def _failed(error: BaseException) -> str:
     """`importing it fails at data/birds.py:3: NameError: …`, with the place in the user's own file."""
-    said = f"{type(error).__name__}: {error}"
+    trace = traceback.extract_tb(error.__traceback__)
+    own = [f for f in trace if not f.filename.startswith("<frozen importlib") and f.filename not in _MACHINERY]
+    place, said = f"{own[-1].filename}:{own[-1].lineno}" if own else "its first line", str(error)
     if isinstance(error, SyntaxError) and error.filename:
-        place = f"{error.filename}:{error.lineno}"
-        said = f"{type(error).__name__}: {error.msg}"
-    else:
-        place = _place(error.__traceback__)
-    return f"importing it fails at {place}: {printable(said, 300)}"
-
-
-def _place(trace: TracebackType | None) -> str:
-    frames = [frame for frame in traceback.extract_tb(trace) if not _is_machinery(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "its first line"
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)
+        place, said = f"{error.filename}:{error.lineno}", error.msg
+    return f"importing it fails at {place}: {printable(f'{type(error).__name__}: {said}', 300)}"
 
 
 def _attribute(thing: Any, name: str, asked: str) -> Any:

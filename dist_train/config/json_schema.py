@@ -21,10 +21,14 @@ class _Generator(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
 
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
 
 @cache
 def document() -> dict[str, Any]:
-    """The JSON Schema of a resolved RunConfig, in standard words, without titles. Do not modify the result."""
+    """The JSON Schema of a resolved RunConfig, in standard words; only texts with a pattern have titles. Do not modify
+    the result."""
     return _tidy(RunConfig.model_json_schema(schema_generator=_Generator))
 
 
@@ -33,17 +37,17 @@ def _tidy(node: Any) -> Any:
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
-    tidy = {_STANDARD_WORDS.get(key, key): _tidy(value) for key, value in node.items() if not _is_noise(key, value)}
+    tidy = {
+        _STANDARD_WORDS.get(key, key): _tidy(value)
+        for key, value in node.items()
+        if not (key == "title" and node.get("type") == "object") and not (key == "lt" and value == 2**63)
+    }
     if isinstance(tidy.get("description"), str):
         tidy["description"] = " ".join(tidy["description"].split())
     if "oneOf" in tidy:  # a section without its name is legal where a parent file or a default names it
         tidy["anyOf"] = tidy.pop("oneOf")
         tidy.pop("discriminator", None)
     return tidy
-
-
-def _is_noise(key: str, value: Any) -> bool:
-    return (key == "title" and isinstance(value, str)) or (key == "lt" and value == 2**63)
 
 
 def json_schema() -> str:

@@ -1,21 +1,14 @@
 """`a.b=c` on the command line: read as YAML 1.2 and applied to the tree of the files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dist_train.config.problems import Problem, printable, shown
 from dist_train.config.tree import Location, Tree, component_name, is_component_path, problem_at
 from dist_train.config.yaml12 import MAX_DEPTH, Unreadable, parse_yaml
 
 _AFTER_ALL_FILES = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Override:
-    path: tuple[str, ...]
-    tree: Tree
-    switches: bool
-    """Whether it chooses a component, and thereby which other keys exist."""
+Override = tuple[tuple[str, ...], Tree]
+"""The path of the key, and its value."""
 
 
 def parse_override(text: str, index: int, problems: list[Problem]) -> Override | None:
@@ -36,35 +29,33 @@ def parse_override(text: str, index: int, problems: list[Problem]) -> Override |
     except Unreadable as error:
         problems.append(error.problem)
         return None
-    if is_component_path(path) and isinstance(tree.value, str):
-        path = (*path, "name")
-    switches = is_component_path(path) or (path[-1] == "name" and is_component_path(path[:-1]))
-    return Override(path=path, tree=tree, switches=switches)
+    return ((*path, "name") if is_component_path(path) and isinstance(tree.value, str) else path), tree
 
 
 def apply(root: Tree, overrides: Sequence[Override], problems: list[Problem]) -> None:
-    """Applies the overrides to the tree of the files, in place. One that does not fit is added to `problems`."""
-    for override in sorted(overrides, key=lambda override: not override.switches):
-        problem = _write(root, override)
-        if problem:
-            problems.append(problem)
+    """Applies the overrides to the tree of the files, in place. One that does not fit is added to `problems`.
+
+    Those that choose a component come first: they decide which other keys exist.
+    """
+    for path, value in sorted(overrides, key=lambda override: not _chooses_component(override[0])):
+        node = root
+        for depth, name in enumerate(path):
+            key = _key_in(node, name)
+            if key is None:
+                problems.append(problem_at(value.place, path, _no_way_down(node, path, depth)))
+                break
+            above, child = path[:depth], node.child(key)
+            if key == "name" and is_component_path(above) and component_name(node, above) != value.value:
+                node.value.clear()  # the other keys belong to the old component
+            if depth == len(path) - 1:
+                node.value[key] = Tree(value.value, value.place, value.place)
+            elif child is None or child.value is None:
+                node.value[key] = Tree({}, value.place, value.place)
+            node = node.value[key]
 
 
-def _write(root: Tree, override: Override) -> Problem | None:
-    node, path, place = root, override.path, override.tree.place
-    for depth, name in enumerate(path):
-        key = _key_in(node, name)
-        if key is None:
-            return problem_at(place, path, _no_way_down(node, path, depth))
-        if key == "name" and is_component_path(path[:depth]):
-            _drop_the_old_component(node, override, depth)
-        child = node.child(key)
-        if depth == len(path) - 1:
-            node.value[key] = Tree(override.tree.value, place, place)
-        elif child is None or child.value is None:
-            node.value[key] = Tree({}, place, place)
-        node = node.value[key]
-    return None
+def _chooses_component(path: tuple[str, ...]) -> bool:
+    return is_component_path(path) or (path[-1] == "name" and is_component_path(path[:-1]))
 
 
 def _key_in(node: Tree, name: str) -> str | int | None:
@@ -81,8 +72,3 @@ def _no_way_down(node: Tree, path: Sequence[str], depth: int) -> str:
         return f"{above} is the value {shown(node.value)}, with no keys below it"
     has = f"has {len(node.value)} items, numbered from 0" if node.value else "is an empty list"
     return f"{above} {has}; there is no {printable(path[depth])}"
-
-
-def _drop_the_old_component(node: Tree, override: Override, depth: int) -> None:
-    if component_name(node, override.path[:depth]) != override.tree.value:
-        node.value.clear()

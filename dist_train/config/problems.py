@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_train.errors import UserError
 
-_SHOWN_PROBLEMS = 40
+_MOST = 40
 _SHOWN_LENGTH = 60
 _WIDEST_COLUMN = 48
 
@@ -38,23 +38,15 @@ class ConfigError(UserError):
 
 
 def _text(path: str, problems: Sequence[Problem]) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
-    shown = problems[:_SHOWN_PROBLEMS]
-    wheres = [printable(problem.where, 200) for problem in shown]
-    keys = [printable(problem.key, 100) for problem in shown]
-    first, second = _width(wheres), _width(keys)
-    lines = [f"{printable(path, 200)}: {count}"]
-    for where, key, problem in zip(wheres, keys, shown, strict=True):
-        columns = f"{where:{first}}  {key:{second}}  " if second else f"{where:{first}}  "
-        lines.append(f"  {columns}{printable(problem.message, 2000)}")
-    if len(problems) > len(shown):
-        lines.append(f"  … and {len(problems) - len(shown):,} more")
+    rows = [(printable(p.where, 200), printable(p.key, 100), printable(p.message, 2000)) for p in problems[:_MOST]]
+    # As wide as the longest entry, up to a limit, so that one long entry does not widen all lines.
+    first, second = (min(max(map(len, column)), _WIDEST_COLUMN) for column in list(zip(*rows, strict=True))[:2])
+    lines = [f"{printable(path, 200)}: {len(problems):,} problem{'s' * (len(problems) != 1)}"]
+    for where, key, message in rows:
+        lines.append(f"  {where:{first}}  {key:{second}}  {message}" if second else f"  {where:{first}}  {message}")
+    if len(problems) > _MOST:
+        lines.append(f"  … and {len(problems) - _MOST:,} more")
     return "\n".join(lines)
-
-
-def _width(column: Sequence[str]) -> int:
-    """Of a column: that of its longest entry, up to a limit, so that one long entry does not widen all lines."""
-    return min(max(map(len, column), default=0), _WIDEST_COLUMN)
 
 
 def printable(text: str, longest: int = _SHOWN_LENGTH) -> str:

@@ -81,11 +81,7 @@ def is_recorded(path: Path) -> bool:
 
 def has_traces(folder: Path) -> bool:
     """Whether a folder has traces of a run, genuine or not; broken links count."""
-    return any(_is_there(folder, name) for name in _TRACES)
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return any(folder.glob(name)) if "*" in name else os.path.lexists(folder / name)
+    return any(any(folder.glob(name)) if "*" in name else os.path.lexists(folder / name) for name in _TRACES)
 
 
 def given(
@@ -126,13 +122,8 @@ def _recorded(
         alone = loading(())
         return Recorded(source=source, alone=alone, config=loading(overrides) if overrides else alone)
     except ConfigError as error:
-        raise UserError(_in_one_line(error, where)) from None
-
-
-def _in_one_line(error: ConfigError, where: str) -> str:
-    """The first problem, and how many more there are."""
-    first, more = error.problems[0], len(error.problems) - 1
-    key = f"{printable(first.key, 100)}: " if first.key else ""
-    others = f" (and {more} more)" if more else ""
-    place = first.where if first.where.startswith((where, "command line")) else where
-    return f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}"
+        first, *more = error.problems
+        key = f"{printable(first.key, 100)}: " if first.key else ""
+        others = f" (and {len(more)} more)" if more else ""
+        place = first.where if first.where.startswith((where, "command line")) else where
+        raise UserError(f"{printable(place, 300)}: {key}{printable(first.message, 500)}{others}") from None

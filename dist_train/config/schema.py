@@ -110,11 +110,11 @@ class ImageFolder(Section):
     @model_validator(mode="after")
     def _one_way_to_evaluate(self) -> "ImageFolder":
         if (self.eval is None) == (self.eval_fraction is None):
-            raise PydanticCustomError("split", "give either eval, a folder, or eval_fraction, a share held out")
+            raise PydanticCustomError("rule", "give either eval, a folder, or eval_fraction, a share held out")
         if self.train is None and (self.eval is not None or self.test is not None):
-            raise PydanticCustomError("split", "with an eval or test folder the training folder needs a name: train")
+            raise PydanticCustomError("rule", "with an eval or test folder the training folder needs a name: train")
         if self.resize is not None and self.resize < self.image_size:
-            raise PydanticCustomError("resize", f"resize is {self.resize}, smaller than image_size {self.image_size}")
+            raise PydanticCustomError("rule", f"resize is {self.resize}, smaller than image_size {self.image_size}")
         return self
 
 
@@ -233,7 +233,7 @@ class Normalize(Section):
     @model_validator(mode="after")
     def _as_many(self) -> "Normalize":
         if len(self.mean) != len(self.std):
-            raise PydanticCustomError("channels", f"mean has {len(self.mean)} values and std {len(self.std)}")
+            raise PydanticCustomError("rule", f"mean has {len(self.mean)} values and std {len(self.std)}")
         return self
 
 
@@ -318,7 +318,7 @@ class ResnetCifar(_ModelSwitches):
     @classmethod
     def _six_n_plus_two(cls, depth: int) -> int:
         if not 8 <= depth <= 6_002 or depth % 6 != 2:
-            raise PydanticCustomError("depth", "a depth is 6n + 2, such as 20, 32, 44, 56 or 110, and 6002 at most")
+            raise PydanticCustomError("value", "a depth is 6n + 2, such as 20, 32, 44, 56 or 110, and 6002 at most")
         return depth
 
 
@@ -376,7 +376,7 @@ class Sgd(Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
         if self.nesterov and self.momentum == 0:
-            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0")
+            raise PydanticCustomError("rule", "nesterov needs a momentum above 0")
         return self
 
 
@@ -493,7 +493,7 @@ class BatchConfig(Section):
         if isinstance(parts, int) and size % parts:
             lower, upper = size // parts * parts, -(-size // parts) * parts
             nearest = f"the nearest are {lower} and {upper}" if lower else f"the smallest is {upper}"
-            raise PydanticCustomError("divides", f"{size} does not divide into {parts} microbatches; {nearest}")
+            raise PydanticCustomError("rule", f"{size} does not divide into {parts} microbatches; {nearest}")
         return size
 
 
@@ -645,9 +645,9 @@ class SlurmConfig(Section):
         for option in options:
             name = option[2:].partition("=")[0]
             if name in _KEYS_OF_SLURM:
-                raise PydanticCustomError("option", f"--{name} has a key of its own: slurm.{name.replace('-', '_')}")
+                raise PydanticCustomError("rule", f"--{name} has a key of its own: slurm.{name.replace('-', '_')}")
             if any(ours.startswith(name) for ours in _SET_BY_US):  # sbatch takes an option's beginning for the option
-                raise PydanticCustomError("option", f"--{name} is set by dist-train itself")
+                raise PydanticCustomError("rule", f"--{name} is set by dist-train itself")
         return options
 
     @field_validator("prefix")
@@ -656,7 +656,7 @@ class SlurmConfig(Section):
         try:
             words = shlex.split(prefix)
         except ValueError as error:
-            raise PydanticCustomError("prefix", f"not what a shell could read: {str(error).lower()}") from None
+            raise PydanticCustomError("rule", f"not what a shell could read: {str(error).lower()}") from None
         _no_option(words[0] if words else "")
         return prefix
 
@@ -670,7 +670,7 @@ class SlurmConfig(Section):
 def _no_option(word: str) -> None:
     """srun would take such a word for one of its own options."""
     if word.startswith("-"):
-        raise PydanticCustomError("prefix", "must begin with a program, not with an option")
+        raise PydanticCustomError("rule", "must begin with a program, not with an option")
 
 
 class RunConfig(Section):

@@ -6,35 +6,11 @@ from typing import Any
 from dist_train.config.json_schema import document
 from dist_train.config.problems import alternatives
 from dist_train.config.torchvision_names import TorchvisionClassifier
-from dist_train.config.types import (
-    COMMAND_WORDS,
-    IMPORT_PATH,
-    RUN_NAME,
-    SLURM_ARRAY,
-    SLURM_CONSTRAINT,
-    SLURM_GPUS,
-    SLURM_MEMORY,
-    SLURM_NAMES,
-    SLURM_OPTION,
-    SLURM_TIME,
-)
 
 Node = dict[str, Any]
 """A piece of the JSON Schema."""
 
 TORCHVISION_NAMES: tuple[str, ...] = TorchvisionClassifier.__args__  # type: ignore[attr-defined]
-_PATTERNS = {
-    IMPORT_PATH: "package.module:Thing",
-    RUN_NAME: "a name of letters, digits, '.', '_' and '-', beginning with a letter or digit, 100 at most",
-    SLURM_NAMES: "a name of letters, digits and '_.@+-', or several with commas between them",
-    SLURM_TIME: "a time as SLURM writes it: 30 (minutes), 12:00:00, 2-00:00:00",
-    SLURM_MEMORY: "a size such as 64G",
-    SLURM_GPUS: "a type and a number such as a100:8",
-    SLURM_CONSTRAINT: "features such as a100&nvlink: letters, digits and '_.,:=&|*()[]-'",
-    SLURM_ARRAY: "task numbers such as 0-7, 1,3,5 or 0-30:2%4",
-    SLURM_OPTION: "an option of sbatch such as --exclusive or --mail-type=END, without blanks and quotes",
-    COMMAND_WORDS: "text in one line, without control characters",
-}
 
 
 def root() -> Node:
@@ -112,8 +88,8 @@ def _option_words(node: Node) -> str:
         return alternatives([str(value) for value in node["enum"]])
     if "examples" in node:
         return f"a duration such as {alternatives(node['examples'])}"
-    if "pattern" in node:
-        return _PATTERNS.get(node["pattern"], "text")
+    if "title" in node:
+        return node["title"]
     kind = node.get("type")
     if kind == "array":
         return _list_words(node)
@@ -133,13 +109,12 @@ def _range_words(node: Node) -> str:
     """` of 1 or more`, ` from 0 to 1`, ` above 0 and below 1`; nothing if there are no bounds."""
     low, above = node.get("minimum"), node.get("exclusiveMinimum")
     high, below = node.get("maximum"), node.get("exclusiveMaximum")
-    if low is not None and high is None and below is None:
-        return f" of {low} or more"
-    if above is not None and high is not None:
-        return f" above {above}, {high} at most"
-    least = f"from {low} to" if low is not None else f"above {above} and" if above is not None else ""
-    most = str(high) if high is not None else f"below {below}" if below is not None else ""
-    return f" {least} {most}".rstrip().removesuffix(" and") if least or most else ""
+    if low is not None:
+        most = f"below {below}" if below is not None else high
+        return f" of {low} or more" if most is None else f" from {low} to {most}"
+    if above is not None:
+        return f" above {above}" + (f" and below {below}" if below is not None else f", {high} at most" if high else "")
+    return ""
 
 
 def key_paths(node: Node | None = None, prefix: str = "") -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dist_train.config.explain import explain_errors
-from dist_train.config.overrides import Override, apply, parse_override
+from dist_train.config.overrides import apply, parse_override
 from dist_train.config.problems import ConfigError, Problem, did_you_mean, shown
 from dist_train.config.schema import RunConfig
 from dist_train.config.tree import Location, Tree, merge, name_components, problem_at
@@ -46,7 +46,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = Fa
     problems: list[Problem] = []
     files = _Files(problems, recorded)
     tree = files.read(path, Location((0, 0, 0), str(path)), ())
-    return _with_overrides(str(path), tree, overrides, problems)
+    return _validated(str(path), tree, overrides, problems)
 
 
 def load_plain(content: Any, where: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -61,35 +61,26 @@ def load_plain(content: Any, where: str, overrides: Sequence[str] = ()) -> RunCo
     """
     problems: list[Problem] = []
     try:
-        tree = from_plain(content, Location((0, 0, 0), where), problems)
+        tree = _mapping(from_plain(content, Location((0, 0, 0), where), problems))
     except Unreadable as error:
         raise ConfigError(where, [error.problem]) from None
-    if not isinstance(tree.value, dict):
-        raise ConfigError(where, [problem_at(tree.place, (), _not_a_mapping(tree.value))])
-    return _with_overrides(where, tree, overrides, problems)
+    return _validated(where, tree, overrides, problems)
 
 
-def _with_overrides(path: str, tree: Tree | None, overrides: Sequence[str], problems: list[Problem]) -> RunConfig:
+def _validated(path: str, tree: Tree | None, overrides: Sequence[str], problems: list[Problem]) -> RunConfig:
     parsed = [override for index, text in enumerate(overrides) if (override := parse_override(text, index, problems))]
     if tree is None:
         raise ConfigError(path, problems)
-    return _validated(path, tree, parsed, problems)
-
-
-def _validated(path: str, tree: Tree, overrides: Sequence[Override], problems: list[Problem]) -> RunConfig:
-    apply(tree, overrides, problems)
+    apply(tree, parsed, problems)
     name_components(tree)
-    config = None
     try:
         config = RunConfig.model_validate(tree.plain())
+        if not problems:
+            return config
     except ValidationError as error:
-        known = [
-            problem.key for problem in problems
-        ]  # a value that could not be read is null by now, and reported already
+        known = [problem.key for problem in problems]  # what could not be read is null by now, and reported already
         problems += [problem for problem in explain_errors(error, tree) if not _is_below(problem.key, known)]
-    if problems or config is None:
-        raise ConfigError(path, problems)
-    return config
+    raise ConfigError(path, problems)
 
 
 def _is_below(key: str, known: Sequence[str]) -> bool:
@@ -110,43 +101,36 @@ class _Files:
             chain: the files that led here.
         """
         try:
-            tree, real = self._alone(path, asked, chain)
+            tree = self._alone(path, asked, chain)
         except Unreadable as error:
             self.problems.append(error.problem)
             return None
-        return self._extended(tree, path, (*chain, real))
+        extends = tree.value.pop("extends", None)
+        if extends is None:
+            return tree
+        if self.recorded:
+            message = "what a run has recorded extends no other file"
+            self.problems.append(problem_at(extends.place, ("extends",), message))
+            return None
+        items, chain = extends.value if isinstance(extends.value, list) else [extends], (*chain, path.resolve())
+        layers = [*(self._parent(item, path, chain) for item in items), tree]
+        readable = [layer for layer in layers if layer]
+        return reduce(merge, readable) if len(readable) == len(layers) else None
 
-    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> tuple[Tree, Path]:
-        """The tree of one file, and the file's real path."""
+    def _alone(self, path: Path, asked: Location, chain: tuple[Path, ...]) -> Tree:
+        """The tree of one file."""
         key = ("extends",) if chain else ()
         order = self.opened
         self.opened += 1
         if order >= MAX_FILES:
-            raise Unreadable(problem_at(asked, key, f"more than {MAX_FILES} files"))
+            raise Unreadable(asked, key, f"more than {MAX_FILES} files")
         source = partial(_place, str(path), order)
         text = _text(path, asked, source, key)
         real = path.resolve()
         if real in chain:
             loop = " → ".join(file.name for file in (*chain[chain.index(real) :], real))
-            raise Unreadable(problem_at(asked, key, f"files that extend each other in a circle: {loop}"))
-        tree = parse_yaml(text, source, self.problems)
-        if not isinstance(tree.value, dict):
-            raise Unreadable(problem_at(tree.place, (), _not_a_mapping(tree.value)))
-        return tree, real
-
-    def _extended(self, tree: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
-        extends = tree.value.pop("extends", None)
-        if extends is None:
-            return tree
-        if self.recorded:
-            self.problems.append(
-                problem_at(extends.place, ("extends",), "what a run has recorded extends no other file")
-            )
-            return None
-        items = extends.value if isinstance(extends.value, list) else [extends]
-        layers = [*(self._parent(item, path, chain) for item in items), tree]
-        readable = [layer for layer in layers if layer]
-        return reduce(merge, readable) if len(readable) == len(layers) else None
+            raise Unreadable(asked, key, f"files that extend each other in a circle: {loop}")
+        return _mapping(parse_yaml(text, source, self.problems))
 
     def _parent(self, item: Tree, path: Path, chain: tuple[Path, ...]) -> Tree | None:
         if isinstance(item.value, str) and item.value:
@@ -160,11 +144,14 @@ def _place(name: str, order: int, line: int, column: int) -> Location:
     return Location((order, line, column), f"{name}:{line}:{column}")
 
 
-def _not_a_mapping(value: object) -> str:
-    if value is None:
-        return "the file is empty; a config needs at least data and model"
-    kind = "a list" if isinstance(value, list) else f"the single value {shown(value)}"
-    return f"a config is a mapping of `key: value` lines, and this is {kind}"
+def _mapping(tree: Tree) -> Tree:
+    """`tree`, if it is one of a mapping; else raises Unreadable."""
+    if isinstance(tree.value, dict):
+        return tree
+    if tree.value is None:
+        raise Unreadable(tree.place, (), "the file is empty; a config needs at least data and model")
+    kind = "a list" if isinstance(tree.value, list) else f"the single value {shown(tree.value)}"
+    raise Unreadable(tree.place, (), f"a config is a mapping of `key: value` lines, and this is {kind}")
 
 
 def _text(path: Path, asked: Location, source: partial[Location], key: tuple[str, ...]) -> str:
@@ -175,27 +162,25 @@ def _text(path: Path, asked: Location, source: partial[Location], key: tuple[str
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device could be read once, or without end
-            raise Unreadable(problem_at(asked, key, f"{path} is {'a folder' if path.is_dir() else 'no regular file'}"))
+            raise Unreadable(asked, key, f"{path} is {'a folder' if path.is_dir() else 'no regular file'}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise Unreadable(problem_at(asked, key, f"no such file: {path}{_file_like(path)}")) from None
+        raise Unreadable(asked, key, f"no such file: {path}{_file_like(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise Unreadable(problem_at(asked, key, f"cannot read {path}: {reason}")) from None
+        raise Unreadable(asked, key, f"cannot read {path}: {reason}") from None
     if len(data) > MAX_BYTES:
-        raise Unreadable(problem_at(asked, key, f"{path} is larger than {MAX_BYTES // 1024} KiB: not a config"))
+        raise Unreadable(asked, key, f"{path} is larger than {MAX_BYTES // 1024} KiB: not a config")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable(problem_at(source(1, 1), (), "the file is UTF-16; save it as UTF-8"))
+        raise Unreadable(source(1, 1), (), "the file is UTF-16; save it as UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start]
         place = source(before.count(b"\n") + 1, len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1)
-        raise Unreadable(
-            problem_at(place, (), f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8")
-        ) from None
+        raise Unreadable(place, (), f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8") from None
 
 
 def _file_like(path: Path) -> str:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Sequence
+from typing import TextIO
 
 
 def tell(text: str, code: int = 2) -> None:
@@ -21,9 +22,9 @@ def tell(text: str, code: int = 2) -> None:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        drop()
+        drop(sys.stdout)
     except OSError as error:
-        drop()
+        drop(sys.stdout)
         print(f"cannot write to stdout: {error.strerror}", file=sys.stderr)
         sys.exit(code)
 
@@ -40,8 +41,11 @@ def aligned(rows: Sequence[Sequence[str]], *, to_the_right: Collection[str] = ()
     return "\n".join(line.rstrip() for line in lines)
 
 
-def drop() -> None:
-    """Discards what is still to be written, so that Python does not complain at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+def drop(output: TextIO) -> None:
+    """Discards what is still to be written to `output`: Python would fail on it at exit, and change the exit code.
+
+    The file is not closed: the next file that is opened would get its number, and what C++ code writes to it.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, output.fileno())
     os.close(nowhere)

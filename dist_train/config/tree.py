@@ -40,6 +40,13 @@ class Tree:
         is_index = isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value)
         return self.value[key] if is_index else None
 
+    def at(self, path: KeyPath) -> "Tree | None":
+        """The value at the end of `path`, or None."""
+        tree: Tree | None = self
+        for key in path:
+            tree = tree.child(key) if tree else None
+        return tree
+
 
 def problem_at(place: Location, key: KeyPath, message: str) -> Problem:
     return Problem(where=place.text, key=".".join(map(str, key)), message=message, order=place.order)

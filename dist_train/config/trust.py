@@ -22,7 +22,7 @@ from typing import Any
 from dist_train.config.problems import printable
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.errors import UserError
-from dist_train.rundir.files import replacing
+from dist_train.rundir.files import write_atomic
 from dist_train.rundir.reading import read_json
 
 VERSION = 1
@@ -90,45 +90,34 @@ def require(asked: list[Power], source: str, *, given: bool, note: Note) -> None
     Raises:
         UserError: (exit 2) when something is not trusted; nothing has been run then.
     """
-    if not asked or not (unknown := _unknown(asked, note)):
+    path = _path()
+    held = _read(path, note) if asked and path is not None else {}
+    unknown = [power for power in asked if power.hash not in held]
+    if not unknown:
         return
     if given:
         if (why := remember(unknown)) is not None:
             note(f"--trust counts for this time alone: {why}")
         return
-    words = " and ".join(map(str, unknown))
+    runs = any("." in power.where or power.where == FOLDER for power in unknown)
+    verb = "write through" if any(power.where == LINK for power in unknown) else "run" if runs else "import"
     raise UserError(
-        f"{printable(source, 300)} would {_verb(unknown)} {words}, which you have not let run before: "
+        f"{printable(source, 300)} would {verb} {' and '.join(map(str, unknown))}, which you have not let run before: "
         "if you know whose that is, say --trust"
     )
-
-
-def _verb(unknown: list[Power]) -> str:
-    if any(power.where == LINK for power in unknown):
-        return "write through"
-    return "run" if any("." in power.where or power.where == FOLDER for power in unknown) else "import"
-
-
-def _unknown(asked: list[Power], note: Note) -> list[Power]:
-    path = _path()
-    held = _read(path, note) if path is not None else {}
-    return [power for power in asked if power.hash not in held]
 
 
 def remember(found: Iterable[Power]) -> str | None:
     """Records that these are trusted. Returns why it could not; never raises."""
     new = {power.hash: {"what": str(power), "since": int(time.time())} for power in found}
     path = _path()
-    if not new:
-        return None
     if path is None:
-        return "there is no home folder to remember it in"
+        return "there is no home folder to remember it in" if new else None
     try:
-        if new.keys() <= _read(path, lambda line: None).keys():
-            return None
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _alone(path):
-            _write(path, {**_read(path, lambda line: None), **new})
+        if new.keys() - _read(path, lambda line: None).keys():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _alone(path):
+                _write(path, {**_read(path, lambda line: None), **new})
     except OSError as error:
         return f"cannot write {path}: {error.strerror}"
     return None
@@ -136,14 +125,10 @@ def remember(found: Iterable[Power]) -> str | None:
 
 def _path() -> Path | None:
     """This user's trusted.json; None if there is no place for it."""
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    if os.path.isabs(given):
-        return Path(given) / "dist-train" / "trusted.json"
-    try:
-        home = Path(os.environ["HOME"]) if "HOME" in os.environ else Path.home()
-    except RuntimeError:  # this user id has no entry in the list of users
-        return None
-    return home / ".config" / "dist-train" / "trusted.json" if home.is_absolute() else None
+    folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    if not folder.is_absolute():  # a user id that is in no list of users leaves the ~ as it is
+        folder = Path(os.environ["HOME"] if "HOME" in os.environ else os.path.expanduser("~")) / ".config"
+    return folder / "dist-train" / "trusted.json" if folder.is_absolute() else None
 
 
 def _read(path: Path, note: Note) -> dict[str, Any]:
@@ -164,19 +149,12 @@ def _read(path: Path, note: Note) -> dict[str, Any]:
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
     """Replaces the file by a synced one that only its owner can read."""
-    newest = dict(sorted(entries.items(), key=_age)[-MAX_ENTRIES:])
-    text = json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n"
-    with replacing(path) as temporary:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(file, "w") as writing:
-            writing.write(text)
-            writing.flush()
-            os.fsync(writing.fileno())
 
+    def since(key: str) -> float:
+        return found if isinstance(found := entries[key].get("since"), int | float) else 0.0
 
-def _age(item: tuple[str, Any]) -> float:
-    since = item[1].get("since")
-    return since if isinstance(since, int | float) else 0.0
+    newest = {key: entries[key] for key in sorted(entries, key=since)[-MAX_ENTRIES:]}
+    write_atomic(path, json.dumps({"version": VERSION, "trusted": newest}, indent=1) + "\n", mode=0o600)
 
 
 @contextmanager

@@ -22,49 +22,55 @@ NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Count = Annotated[Int, Field(ge=1)]
 
+
+def _text(pattern: str, words: str, **more: Any) -> Any:
+    """A text that matches a pattern. The words say so in error messages and in docs/config.md."""
+    return Field(pattern=pattern, title=words, **more)
+
+
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-RunName = Annotated[str, Field(pattern=RUN_NAME)]
+_NAME_WORDS = "a name of letters, digits, '.', '_' and '-', beginning with a letter or digit, 100 at most"
+RunName = Annotated[str, _text(RUN_NAME, _NAME_WORDS)]
 """A run's name is a folder's name, so it must not leave the run root or look like an option."""
 
-IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
-ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
+_DOTTED = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+ImportPath = Annotated[str, _text(f"^{_DOTTED}:{_DOTTED}$", "package.module:Thing")]
 """`package.module:Thing`."""
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A file or folder of the user's: a leading `~` is the home folder, which no shell expands after `data.root=`."""
 
-_WORD = r"[A-Za-z0-9_.@+-]"
-SLURM_NAMES = rf"^[A-Za-z0-9_]{_WORD}*(,[A-Za-z0-9_]{_WORD}*)*$"
-SlurmNames = Annotated[str, Field(pattern=SLURM_NAMES, max_length=250)]
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
+_NAMES_WORDS = "a name of letters, digits and '_.@+-', or several with commas between them"
+SlurmNames = Annotated[str, _text(rf"^{_NAME}(,{_NAME})*$", _NAMES_WORDS, max_length=250)]
 """A partition, an account, or several with commas between them."""
 
-SLURM_TIME = r"^([0-9]+-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}$"
-SlurmTime = Count | Annotated[str, Field(pattern=SLURM_TIME)]
+_TIME_WORDS = "a time as SLURM writes it: 30 (minutes), 12:00:00, 2-00:00:00"
+SlurmTime = Count | Annotated[str, _text(r"^([0-9]+-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}$", _TIME_WORDS)]
 """Minutes, or `MM:SS`, `HH:MM:SS`, `DAYS-HH`, `DAYS-HH:MM`, `DAYS-HH:MM:SS`."""
 
-SLURM_MEMORY = r"^[1-9][0-9]{0,11}[KMGT]?$"
-SlurmMemory = Count | Annotated[str, Field(pattern=SLURM_MEMORY)]
+SlurmMemory = Count | Annotated[str, _text(r"^[1-9][0-9]{0,11}[KMGT]?$", "a size such as 64G")]
 """MB, or a number with its unit: `64G`."""
 
-SLURM_GPUS = r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,60}:)?[1-9][0-9]{0,4}$"
-SlurmGpus = Count | Annotated[str, Field(pattern=SLURM_GPUS)]
+_GPUS = r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,60}:)?[1-9][0-9]{0,4}$"
+SlurmGpus = Count | Annotated[str, _text(_GPUS, "a type and a number such as a100:8")]
 """`8`, or with their type: `a100:8`."""
 
-SLURM_CONSTRAINT = r"^[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]-]{0,250}$"
-SlurmConstraint = Annotated[str, Field(pattern=SLURM_CONSTRAINT)]
+_CONSTRAINT_WORDS = "features such as a100&nvlink: letters, digits and '_.,:=&|*()[]-'"
+SlurmConstraint = Annotated[str, _text(r"^[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]-]{0,250}$", _CONSTRAINT_WORDS)]
 """Features that nodes must have, as sbatch reads them: `a100&nvlink`."""
 
 _RANGE = r"[0-9]{1,7}(-[0-9]{1,7}(:[1-9][0-9]{0,6})?)?"
-SLURM_ARRAY = rf"^{_RANGE}(,{_RANGE})*(%[1-9][0-9]{{0,5}})?$"
-SlurmArray = Int | Annotated[str, Field(pattern=SLURM_ARRAY)]
+_ARRAY = _text(rf"^{_RANGE}(,{_RANGE})*(%[1-9][0-9]{{0,5}})?$", "task numbers such as 0-7, 1,3,5 or 0-30:2%4")
+SlurmArray = Int | Annotated[str, _ARRAY]
 """`0-7`, `1,3,5`, `0-30:2`, and `%4` behind it for four at a time."""
 
-SLURM_OPTION = r"^--[a-z][a-z0-9-]{1,40}(=[A-Za-z0-9_.,:=@+/&|*()\[\]-]{1,250})?$"
-SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
+_OPTION_WORDS = "an option of sbatch such as --exclusive or --mail-type=END, without blanks and quotes"
+SlurmOption = Annotated[str, _text(r"^--[a-z][a-z0-9-]{1,40}(=[A-Za-z0-9_.,:=@+/&|*()\[\]-]{1,250})?$", _OPTION_WORDS)]
 """One more of sbatch's options, as `--name=value`."""
 
-COMMAND_WORDS = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
-CommandWords = Annotated[str, Field(pattern=COMMAND_WORDS)]
+_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+CommandWords = Annotated[str, _text(_ONE_LINE, "text in one line, without control characters")]
 """Text in one line."""
 
 CommandPath = Annotated[CommandWords, AfterValidator(os.path.expanduser)]
@@ -129,7 +135,7 @@ class Duration:
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise PydanticCustomError(
-                "duration", "a duration is a number and a unit, such as 2 epochs, 500 steps, 1e6 samples or 30 min"
+                "value", "a duration is a number and a unit, such as 2 epochs, 500 steps, 1e6 samples or 30 min"
             )
         return cls(float(match[1].replace("_", "")), unit)
 
@@ -146,36 +152,26 @@ class Duration:
 
 def _of_training(duration: Duration) -> Duration:
     if duration.is_time:
-        raise PydanticCustomError("duration_unit", "give steps, epochs or samples: no result may depend on the clock")
+        raise PydanticCustomError("value", "give steps, epochs or samples: no result may depend on the clock")
     return duration
 
 
 def _of_time(duration: Duration) -> Duration:
     if not duration.is_time:
-        raise PydanticCustomError("duration_unit", "give a length of time: s, min or h")
+        raise PydanticCustomError("value", "give a length of time: s, min or h")
     return duration
 
 
 def _not_zero(duration: Duration) -> Duration:
     if duration.value == 0:
-        raise PydanticCustomError("duration_zero", "must be greater than zero")
+        raise PydanticCustomError("value", "must be greater than zero")
     return duration
-
-
-def _checked(*checks: Any) -> BeforeValidator:
-    def parse(text: Any) -> Duration:
-        duration = Duration.parse(text)
-        for check in checks:
-            check(duration)
-        return duration
-
-    return BeforeValidator(parse)
 
 
 _TRAINING_EXAMPLES = ["2 epochs", "500 steps", "1e6 samples"]
 _TIME_EXAMPLES = ["30 min", "2 h"]
 
-AnyDuration = Annotated[Duration, _checked(_not_zero), Field(examples=[*_TRAINING_EXAMPLES, *_TIME_EXAMPLES])]
-TrainingDuration = Annotated[Duration, _checked(_of_training, _not_zero), Field(examples=_TRAINING_EXAMPLES)]
-TrainingDurationOrZero = Annotated[Duration, _checked(_of_training), Field(examples=_TRAINING_EXAMPLES)]
-TimeDuration = Annotated[Duration, _checked(_of_time, _not_zero), Field(examples=_TIME_EXAMPLES)]
+AnyDuration = Annotated[Duration, AfterValidator(_not_zero), Field(examples=[*_TRAINING_EXAMPLES, *_TIME_EXAMPLES])]
+TrainingDurationOrZero = Annotated[Duration, AfterValidator(_of_training), Field(examples=_TRAINING_EXAMPLES)]
+TrainingDuration = Annotated[TrainingDurationOrZero, AfterValidator(_not_zero)]
+TimeDuration = Annotated[Duration, AfterValidator(_of_time), AfterValidator(_not_zero), Field(examples=_TIME_EXAMPLES)]

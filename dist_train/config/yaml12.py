@@ -12,11 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
-from yaml.parser import Parser
-from yaml.reader import Reader
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
 
 from dist_train.config.problems import Problem, printable
 from dist_train.config.tree import KeyPath, Location, Tree, problem_at
@@ -29,9 +24,9 @@ MAX_NUMBER_LENGTH = 100
 class Unreadable(Exception):
     """The text cannot be read as a tree, because of this problem."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
+    def __init__(self, place: Location, key: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem_at(place, key, message)
 
 
 # ---------------------------------------------------------------- what a plain scalar means
@@ -49,61 +44,46 @@ _PATTERNS = {
 }
 
 
-class CoreResolver(BaseResolver):
-    """The core schema of YAML 1.2, and `<<` of YAML 1.1, which everybody uses."""
-
-
-for _name, (_pattern, _first) in _PATTERNS.items():
-    CoreResolver.add_implicit_resolver(_STANDARD + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
-
-
 def _integer(text: str) -> int:
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     return int(text[2:] if base != 10 else text, base)
 
 
-def _float(text: str) -> float:
-    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if text[-1:] in "fn" else float(text)
-
-
 _CONSTRUCT: dict[str, Callable[[str], Any]] = {
-    "str": str,
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
     "int": _integer,
-    "float": lambda text: _float(text.lower()),
+    "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())),
 }
+
+
+_TAGS = {"mapping": {"map"}, "sequence": {"seq"}, "scalar": {"str", "merge", *_CONSTRUCT}}
+"""By the kind of a node, the tags that are read."""
 
 
 # ---------------------------------------------------------------- composing
 
 
-class _Composer(Reader, Scanner, Parser, Composer, CoreResolver):  # type: ignore[misc]
-    """PyYAML's reader up to nodes, with limits and without a constructor."""
+class CoreComposer(yaml.BaseLoader):
+    """PyYAML's reader up to nodes, with limits; its constructor is not used. Plain text means what the core schema of
+    YAML 1.2 says, and `<<` what it does in YAML 1.1, since everybody uses it."""
 
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        CoreResolver.__init__(self)
-        self._depth = 0
-        self._nodes = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(
-                problem=f"more than {MAX_NODES:,} values", problem_mark=self.peek_event().start_mark
-            )
-        if self._depth >= MAX_DEPTH:
-            message = f"nested more than {MAX_DEPTH} levels deep"
-            raise yaml.MarkedYAMLError(problem=message, problem_mark=self.peek_event().start_mark)
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
+        self.nodes += 1
+        too_many = self.nodes > MAX_NODES
+        if too_many or self.depth >= MAX_DEPTH:
+            problem = f"more than {MAX_NODES:,} values" if too_many else f"nested more than {MAX_DEPTH} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _name, (_pattern, _first) in _PATTERNS.items():
+    CoreComposer.add_implicit_resolver(_STANDARD + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
 
 
 _ADVICE = {
@@ -139,32 +119,20 @@ def parse_yaml(text: str, source: Callable[[int, int], Location], problems: list
     """
     start = source(1, 1)
     try:
-        node = _document(_Composer(text))
+        node = CoreComposer(text).get_single_node()
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = source(before.count("\n") + 1, error.position - before.rfind("\n"))
-        raise Unreadable(
-            problem_at(place, key, f"a character that YAML does not allow: {error.character:#x}")
-        ) from None
+        raise Unreadable(place, key, f"a character that YAML does not allow: {error.character:#x}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = source(mark.line + 1, mark.column + 1) if mark else start
-        raise Unreadable(problem_at(place, key, _advice(error))) from None
+        raise Unreadable(place, key, _advice(error)) from None
     except (ValueError, OverflowError):  # PyYAML lets chr() fail on "\UFFFFFFFF"
-        raise Unreadable(problem_at(start, key, "an escape that stands for no character")) from None
+        raise Unreadable(start, key, "an escape that stands for no character") from None
     if node is None:
         return Tree(None, start, start)
     return _Builder(source, problems).tree(node, key, source(node.start_mark.line + 1, node.start_mark.column + 1), 0)
-
-
-def _document(composer: _Composer) -> yaml.Node | None:
-    composer.get_event()  # the start of the stream
-    if composer.check_event(yaml.StreamEndEvent):
-        return None
-    node = composer.compose_document()
-    if not composer.check_event(yaml.StreamEndEvent):
-        raise yaml.MarkedYAMLError(problem="expected a single document", problem_mark=composer.peek_event().start_mark)
-    return node
 
 
 # ---------------------------------------------------------------- from nodes to the tree
@@ -180,40 +148,34 @@ class _Builder:
         place = self._place(node)
         self.built += 1
         if self.built > MAX_NODES or depth > MAX_DEPTH:  # an alias may hold aliases, or itself
-            raise Unreadable(problem_at(place, key[:1], f"aliases (*) that expand to more than {MAX_NODES:,} values"))
-        if isinstance(node, yaml.MappingNode):
-            value = self._mapping(node, key, depth)
-        elif isinstance(node, yaml.SequenceNode):
-            value = self._sequence(node, key, depth)
-        else:
-            value = self._scalar(node, key)
-        return Tree(value, place, key_place)
+            raise Unreadable(place, key[:1], f"aliases (*) that expand to more than {MAX_NODES:,} values")
+        if node.tag.removeprefix(_STANDARD) not in _TAGS[node.id]:
+            tag = printable(node.tag.replace(_STANDARD, "!!"))
+            message = f"tags such as {tag} are not read here: a config holds text, numbers, lists and mappings"
+            return Tree(self._add(node, key, message), place, key_place)
+        build = {"mapping": self._mapping, "sequence": self._sequence, "scalar": self._scalar}[node.id]
+        return Tree(build(node, key, depth), place, key_place)
 
     def _place(self, node: yaml.Node) -> Location:
         return self.source(node.start_mark.line + 1, node.start_mark.column + 1)
 
-    def _add(self, node: yaml.Node, key: KeyPath, message: str) -> None:
+    def _add(self, node: yaml.Node, key: KeyPath, message: str) -> Any:
+        """Reports a problem of a value, which is then null."""
         self.problems.append(problem_at(self._place(node), key, message))
 
     def _sequence(self, node: yaml.SequenceNode, key: KeyPath, depth: int) -> Any:
-        if node.tag != _STANDARD + "seq":
-            return self._add(node, key, _tag_refused(node.tag))
         return [self.tree(item, (*key, i), self._place(item), depth + 1) for i, item in enumerate(node.value)]
 
     def _mapping(self, node: yaml.MappingNode, key: KeyPath, depth: int) -> Any:
-        if node.tag != _STANDARD + "map":
-            return self._add(node, key, _tag_refused(node.tag))
         entries: dict[str, Tree] = {}
         for key_node, value_node in node.value:
-            name = self._name(key_node, key) if not _is_merge(key_node) else None
-            if name is None:
-                continue
+            name = None if _is_merge(key_node) else self._name(key_node, key)
             if name in entries:
                 first = entries[name].key_place.text.rsplit(":", 2)
                 line = f", first in line {first[1]}" if len(first) == 3 else ""
                 self._add(key_node, (*key, name), f"given twice{line}")
-                continue
-            entries[name] = self.tree(value_node, (*key, name), self._place(key_node), depth + 1)
+            elif name is not None:
+                entries[name] = self.tree(value_node, (*key, name), self._place(key_node), depth + 1)
         for name, tree in self._merged(node, key, depth):
             entries.setdefault(name, tree)
         return entries
@@ -233,19 +195,16 @@ class _Builder:
 
     def _name(self, node: yaml.Node, key: KeyPath) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
-            self._add(node, key, "a key is text, not a list or a mapping")
-            return None
+            return self._add(node, key, "a key is text, not a list or a mapping")
         if node.tag != _STANDARD + "str":
-            self._add(node, (*key, printable(node.value)), f"a key is text: write '{printable(node.value)}' in quotes")
-            return None
+            name = printable(node.value)
+            return self._add(node, (*key, name), f"a key is text: write '{name}' in quotes")
         return self._text(node, key)
 
-    def _scalar(self, node: yaml.ScalarNode, key: KeyPath) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, key: KeyPath, depth: int) -> Any:
         kind = node.tag.removeprefix(_STANDARD)
         if kind in ("str", "merge"):
             return self._text(node, key)
-        if kind not in _CONSTRUCT:
-            return self._add(node, key, _tag_refused(node.tag))
         if len(node.value) > MAX_NUMBER_LENGTH:
             return self._add(node, key, f"a number of {len(node.value):,} characters")
         try:
@@ -255,8 +214,7 @@ class _Builder:
 
     def _text(self, node: yaml.ScalarNode, key: KeyPath) -> str | None:
         if _CONTROL.search(node.value):
-            self._add(node, key, f"a control character in the text '{printable(node.value)}'")
-            return None
+            return self._add(node, key, f"a control character in the text '{printable(node.value)}'")
         return node.value
 
 
@@ -271,7 +229,7 @@ def from_plain(value: Any, place: Location, problems: list[Problem], key: KeyPat
     def tree(value: Any, key: KeyPath) -> Tree:
         left[0] -= 1
         if left[0] < 0 or len(key) > MAX_DEPTH:
-            raise Unreadable(problem_at(place, key[:1], f"more than {MAX_NODES:,} values, or {MAX_DEPTH} levels"))
+            raise Unreadable(place, key[:1], f"more than {MAX_NODES:,} values, or {MAX_DEPTH} levels")
         if isinstance(value, str) and _CONTROL.search(value):
             problems.append(problem_at(place, key, f"a control character in the text '{printable(value)}'"))
             value = None
@@ -295,8 +253,3 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def _is_merge(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == _STANDARD + "merge"
-
-
-def _tag_refused(tag: str) -> str:
-    name = tag.replace(_STANDARD, "!!")
-    return f"tags such as {printable(name)} are not read here: a config holds text, numbers, lists and mappings"

@@ -21,7 +21,7 @@ from dist_train.errors import UserError
 from dist_train.randomness import key, seed_all, seeded, uniform
 
 _ATTEMPTS = 10
-"""To find a crop that fits into the image, as torchvision has it."""
+"""How often to draw a crop until one fits into the image: as often as torchvision does."""
 
 
 class Augment:
@@ -38,7 +38,7 @@ class Augment:
         return None if self._crop is None else resized_crop(self._crop, self._seed, epoch, indices)
 
     def prepare(self) -> None:
-        """Runs each step once, so that everything that the first run imports and sets up is there."""
+        """Runs each step once, so that everything that a first run imports and sets up is in place."""
         self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, np.zeros(1, dtype=np.int64))
 
     def check_targets(self, targets: Any) -> None:
@@ -73,7 +73,7 @@ def check_images(images: Any, name: str) -> None:
 
 
 def random_crop(item: RandomCrop, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Zero padding on each side, then a crop of the size before, its place uniform over all that there are."""
+    """Pads each side with zeros, then crops to the original size at a place that is drawn uniformly."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, (item.padding,) * 4).numpy()
     places = uniform(seed, "random_crop", epoch, indices, draws=2) * (2 * item.padding + 1)
@@ -84,7 +84,7 @@ def random_crop(item: RandomCrop, images: Tensor, seed: int, epoch: int, indices
 
 
 def horizontal_flip(item: HorizontalFlip, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Left and right exchanged in each image with probability p."""
+    """Mirrors each image with probability p."""
     chosen = np.flatnonzero(uniform(seed, "horizontal_flip", epoch, indices)[:, 0] < item.p)
     flipped = images.numpy().copy()
     flipped[chosen] = flipped[chosen, ..., ::-1]
@@ -112,7 +112,7 @@ _STEPS: dict[str, Callable[[Any, Tensor, int, int, np.ndarray], Tensor]] = {
 
 
 def resized_crop(item: RandomResizedCrop, seed: int, epoch: int, indices: np.ndarray) -> Crop:
-    """A function that crops row k of the samples `indices` and resizes it; the box is drawn by the image's own size."""
+    """A function that crops row k of the samples `indices` and resizes it; the box depends on the image's own size."""
     draws = uniform(seed, "random_resized_crop", epoch, indices, draws=2 * _ATTEMPTS + 2)
 
     def crop(row: int, image: Tensor, height: int, width: int) -> Tensor:
@@ -125,8 +125,8 @@ def resized_crop(item: RandomResizedCrop, seed: int, epoch: int, indices: np.nda
 def crop_box(item: RandomResizedCrop, height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a part of random area and shape (Szegedy et al., 2014, section 6).
 
-    As torchvision draws it: the area uniform, the logarithm of the ratio uniform; after ten that do not fit, the
-    largest part in the middle whose ratio is allowed. `draws` are 22 numbers in [0, 1).
+    Drawn as torchvision does: the area and the logarithm of the ratio are uniform. After ten boxes that do not fit, it
+    is the largest part in the middle with an allowed ratio. `draws` are 22 numbers in [0, 1).
     """
     smallest, largest = sorted(item.scale)
     narrow, wide = sorted(item.ratio)

@@ -1,8 +1,9 @@
 """Image files to uint8 tensors.
 
-JPEG by the fastest decoder there is: torchcodec, else torchvision, else Pillow; every other kind by Pillow. All
-three give the same bits for a JPEG where they were built with the same libjpeg; `decoder_name` is worth recording.
-A file may hold anything. Over one flipped byte torchvision's decoder of PNG kills its process; those used here raise.
+The fastest decoder that is installed reads JPEG files: torchcodec, else torchvision, else Pillow. Pillow reads all
+other formats. The three give the same bits for a JPEG if they were built with the same libjpeg, so `decoder_name` is
+worth recording. A file may hold anything: torchvision's PNG decoder kills its process over one flipped byte, but those
+used here raise.
 """
 
 import io
@@ -23,17 +24,17 @@ from dist_train.errors import ExitCode, UserError
 Decode = Callable[[bytearray], Tensor]
 
 MOST_PIXELS = 178_956_970
-"""Of an image: half a gigabyte once decoded. Pillow refuses what has more, and so does this module for JPEG."""
+"""Of one image, which takes half a gigabyte once decoded. Pillow refuses larger ones; for JPEG this module does."""
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-"""What Pillow may take a file for. It knows more, some of which run other programs (EPS)."""
+"""The formats that Pillow may try. It knows others, and some of them run other programs (EPS)."""
 
 
 def decode_file(path: str | bytes) -> Tensor:
     """RGB uint8 [3, height, width] of an image file, upright as its EXIF orientation says.
 
-    Grey images get three equal channels and transparency is dropped; of several frames the first is taken. A file is
-    what its first bytes say, not its name.
+    A grey image gets three equal channels, transparency is dropped, and only the first of several frames is read. The
+    first bytes of a file decide its format, not its name.
 
     Raises:
         UserError: naming the file, when it can't be read or is no whole image.
@@ -70,7 +71,8 @@ def _reason(error: Exception) -> str:
 
 
 def _read(path: str | bytes) -> bytearray:
-    """The whole file, by os.open, which costs half as much as open: it shows at thousands of small files a second."""
+    """Reads the whole file with os.open, which costs half as much as open: with thousands of small files a second, that
+    shows."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:
         found = os.fstat(descriptor)
@@ -98,7 +100,7 @@ def _decoder_of(content: bytearray) -> Decode:
 
 
 def _jpeg_size(content: bytearray) -> tuple[int, int]:
-    """Height and width by the header; zeros where there is none, which the decoder then reports."""
+    """Height and width from the header; zeros if there is none, which the decoder then reports."""
     place = 2
     while (place := content.find(0xFF, place)) >= 0 and place + 9 < len(content):
         kind = content[place + 1]
@@ -168,7 +170,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _upright(image: Any) -> Any:
-    """Turned as its EXIF orientation says, where it has one that can be read."""
+    """The image turned as its EXIF orientation says, if it has one that can be read."""
     from PIL import ImageOps
 
     try:

@@ -44,7 +44,7 @@ class DeviceTransform:
 
 
 class Mix:
-    """Mixup or cutmix: in each microbatch one of those configured, each as likely as the others.
+    """Mixup or cutmix. Each microbatch gets one of the configured ones, all of them equally likely.
 
     Partners are found by a keyed rotation of the microbatch: it needs no copy of an index to the device, and pairs no
     sample with itself.
@@ -82,7 +82,8 @@ class Mix:
 
 
 def cutmix(inputs: Tensor, partners: Tensor, weight: float, draw: np.random.Generator) -> tuple[Tensor, float]:
-    """A rectangle of the partners pasted in, and the share of the area that is left (Yun et al., 2019, section 3.1)."""
+    """Pastes in a rectangle of the partners, and returns the share of the area that is left as well (Yun et al., 2019,
+    section 3.1)."""
     height, width = inputs.shape[-2:]
     side = math.sqrt(1 - weight)
     half_rows, half_columns = int(height * side / 2), int(width * side / 2)

@@ -1,9 +1,9 @@
-"""An error of a loading process as text, since the exception itself may not survive the way to the rank.
+"""Carries an error from a loading process to the rank as text, since the exception itself may not survive the trip.
 
-torch raises it anew in the rank, from its class and a text. That loses messages of several lines, notes, the members of
-a group, the exit code, and everything where the class takes other arguments; and a StopIteration would look like the
-end of the data. So the error is captured as text where it happens, and the rank raises an exception of the same name
-with the same message. Errors without loading processes take the same way.
+torch raises it again in the rank from its class and a text. That loses messages of several lines, notes, the members of
+a group and the exit code, and it loses everything if the class takes other arguments. A StopIteration would look like
+the end of the data. So the error is captured as text where it happens, and the rank raises an exception of the same
+name with the same message. Errors without loading processes take the same path.
 """
 
 import builtins
@@ -21,14 +21,14 @@ from dist_train.errors import ExitCode, UserError
 _LONGEST = 100_000
 """Characters of a message; an exception may carry a whole array as text."""
 _OF_THEIR_OWN = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, BaseExceptionGroup)
-"""Builtin exceptions that mean something to Python, or cannot be made of a text."""
+"""Builtin exceptions that mean something to Python, or cannot be built from a text."""
 
 
 class LoadingFailed(Exception):
-    """What a data set raised; its subclasses have the names of what was raised.
+    """An error that a data set raised; each subclass has the name of the original class.
 
     Attributes:
-        raised_at: (file, line, function, text) from the outermost frame to the innermost, in the process where it was.
+        raised_at: (file, line, function, text) of each frame in the process that raised it, the outermost first.
     """
 
     def __init__(self, message: str, raised_at: list[tuple[str, int, str, str]]) -> None:
@@ -149,7 +149,7 @@ def _may_be_base(kind: type) -> bool:
 
 
 def _lines(error: BaseException) -> Iterator[str]:
-    """Its message, and those of a group's members below it, indented."""
+    """The message of an error, and below it, indented, those of a group's members."""
     try:
         yield str(error)
     except Exception as broken:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,25 +16,15 @@ from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.data.failure import CapturedError, noted
+from dist_train.data.sampler import LoadRequest
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
 
 _SMALL = 1 << 20
-"""Bytes up to which an array goes through the pipe: less work than the file descriptor of shared memory, which takes
-half a millisecond on each side."""
+"""Bytes of the largest array that goes through the pipe. That is less work than to pass the file descriptor of shared
+memory, which takes half a millisecond on each side."""
 _ALIGNED = 64
-"""Bytes; what torch's allocator gives on a CPU begins at a multiple of it."""
-
-
-class LoadRequest(NamedTuple):
-    """Samples to load together: `parts` consecutive microbatches of one step, beginning with `number`."""
-
-    step: int
-    number: int
-    parts: int
-    epoch: int
-    indices: np.ndarray
-    """int64 [parts × m]"""
+"""Bytes. What torch's allocator returns on a CPU begins at a multiple of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +40,10 @@ class Loaded:
         return self._each(lambda array: torch.as_tensor(array).detach().resolve_conj().resolve_neg())
 
     def packed(self) -> "Loaded":
-        """Prepared to leave a loading process: small tensors as arrays, large ones in shared memory already.
+        """Ready to leave a loading process: small tensors as arrays, large ones already in shared memory.
 
-        The queue's own thread would move the large ones, but an error there is lost, and the rank waits forever.
+        The queue's own thread would move the large ones, but an error there would be lost, and the rank would wait
+        forever.
         """
         packed = self._each(_packed)
         _check_travels((packed.inputs, packed.targets))
@@ -79,10 +70,10 @@ def _packed(tensor: Tensor) -> Tensor | np.ndarray:
 
 
 def _settled(array: Tensor | np.ndarray) -> Tensor:
-    """Contiguous, in memory that is aligned as torch aligns it.
+    """The array as a contiguous tensor, in memory that is aligned as torch aligns it.
 
-    Where numbers lie in memory may decide which kernel is used and in which order it adds, and so the last bit: it must
-    not depend on how the numbers came here.
+    The place of numbers in memory may decide which kernel runs and in which order it adds, and so the last bit. It must
+    not depend on how the numbers got here.
     """
     tensor = torch.as_tensor(array)
     # `is_contiguous` allows any stride where a size is 1, and kernels look at those too.
@@ -93,7 +84,8 @@ def _settled(array: Tensor | np.ndarray) -> Tensor:
 
 
 def _check_travels(value: Any) -> None:
-    """Checks the rest of a sample too: an object whose class another process cannot find would be lost in silence."""
+    """Raises UserError if a part of a sample cannot be sent: an object whose class another process cannot find would be
+    lost silently."""
     try:
         ForkingPickler.dumps(each_array(lambda _: None, value))
     except Exception as error:
@@ -102,17 +94,6 @@ def _check_travels(value: Any) -> None:
             "a module, or set loader.workers=0",
             ExitCode.USER_CODE,
         ) from error
-
-
-def taken(answer: Loaded | CapturedError) -> Loaded:
-    """The answer to a request, where it was wanted.
-
-    Raises:
-        UserError: what came instead; or any other exception that the data set raised, by its name and words.
-    """
-    if isinstance(answer, CapturedError):
-        raise answer.as_exception()
-    return answer.unpacked()
 
 
 class Fetch(Dataset):
@@ -129,10 +110,10 @@ class Fetch(Dataset):
         return len(self._dataset)
 
     def prepare(self) -> None:
-        """To be called before processes are forked from this one.
+        """Must be called before processes are forked from this one.
 
-        A forked process has the locks that other threads held, those of imports and of libraries, without the threads
-        that would release them: what it will need is imported and set up here, where nothing is missing.
+        A forked process inherits the locks that other threads hold, those of imports and of libraries, without the
+        threads that would release them. So whatever it needs is imported and set up here.
         """
         if isinstance(self._dataset, FolderImages):
             decode.load_decoders()
@@ -164,7 +145,7 @@ class Fetch(Dataset):
         return augment(inputs, epoch, indices), targets
 
     def _batch(self, request: LoadRequest, crop: Crop | None) -> tuple[Any, Any]:
-        """What an ImageSet reads at once; one of the user's has the global generators set for the microbatch."""
+        """Reads a request from an ImageSet at once. For a user's own set, the global generators are seeded before."""
         dataset, indices = self._dataset, request.indices
         if dataset.by_row:
             return dataset.__getitems__(indices, crop)
@@ -177,7 +158,7 @@ class Fetch(Dataset):
         return images, targets
 
     def _samples(self, epoch: int, indices: np.ndarray) -> tuple[Any, Any]:
-        """Samples of a user's own data set, one by one, each with the global generators set for it."""
+        """Reads samples of a user's own data set one by one, and seeds the global generators for each."""
         purpose, position = ("sample", [epoch]) if self._augment else ("evaluation sample", [])
         samples = []
         with seeded(0):
@@ -192,7 +173,7 @@ class Fetch(Dataset):
 
 
 def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
-    """torch's own uses other memory in a loading process, and fails with another message there."""
+    """torch's own function uses other memory in a loading process, and fails with another message there."""
     return torch.stack(tensors)
 
 

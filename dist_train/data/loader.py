@@ -21,8 +21,9 @@ from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
 from dist_train.data.device_transform import DeviceTransform, Mix
-from dist_train.data.fetch import Fetch, Loaded, LoadRequest, each_array, sample_name, taken
-from dist_train.data.sampler import ShardedSampler
+from dist_train.data.failure import CapturedError
+from dist_train.data.fetch import Fetch, Loaded, each_array, sample_name
+from dist_train.data.sampler import LoadRequest, ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
 from dist_train.heartbeat import add_work, stacks
 from dist_train.parallel.ranks import Ranks
@@ -43,7 +44,7 @@ def train_batches(
     The loading processes start at once and end with the iterator.
 
     Args:
-        task: checks the targets; without one, all are taken.
+        task: checks the targets; without one, all are accepted.
 
     Raises:
         UserError: at once when the training set does not fill a global batch, later when a sample can't be read.
@@ -51,10 +52,10 @@ def train_batches(
     sampler = train_sampler(config, splits.train, ranks)
     batches = (last_step - first_step) * len(sampler.share)
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
-    source = _Source.of_training(config, splits, device, task)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
-    requests = _requests(sampler, first_step, last_step, at_once)
-    return _by_step(Loading(source.fetch, requests, config.loader, workers, device), source, len(sampler.share))
+    requests = (sampler.shares if at_once else sampler.microbatches)(first_step, last_step)
+    source = _Source.of_training(config, splits, device, task)
+    return _by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -91,10 +92,9 @@ def evaluation_batches(
     requests = (LoadRequest(step=0, number=number, parts=1, epoch=0, indices=rows) for number, rows in indices)
     workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
     source = _Source.of_evaluation(config, dataset, device, task)
-    with Loading(source.fetch, requests, config.loader, workers, device) as loading:
-        for loaded in loading:
-            for microbatch in source.microbatches(loaded):
-                yield microbatch.number, microbatch
+    with Loading(source, requests, config.loader, workers) as loading:
+        for [microbatch] in loading:
+            yield microbatch.number, microbatch
 
 
 def training_samples(
@@ -110,8 +110,7 @@ def training_samples(
         UserError: when one can't be read, or the task can't learn from it.
     """
     sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
-    asked = [next(iter(sampler.microbatches(step, step + 1))) for step in steps]
-    requests = [LoadRequest(m.step, m.number, 1, m.epoch, m.indices) for m in asked]
+    requests = [next(sampler.microbatches(step, step + 1)) for step in steps]
     return _answers(_Source.of_training(config, splits, device, task), requests, config)
 
 
@@ -128,8 +127,8 @@ def evaluation_samples(
 
 def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
     workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
-    with Loading(source.fetch, requests, config.loader, workers, source.device) as loading:
-        return [microbatch for loaded in loading for microbatch in source.microbatches(loaded)]
+    with Loading(source, requests, config.loader, workers) as loading:
+        return [microbatch for [microbatch] in loading]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +174,12 @@ class _Source:
             )
 
 
-def _by_step(loading: "Loading", source: _Source, share: int) -> Iterator[list[Microbatch]]:
+def _by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
     ready: list[Microbatch] = []
     with loading:
         begun = time.perf_counter()
-        for loaded in loading:
-            ready += source.microbatches(loaded)
+        for microbatches in loading:
+            ready += microbatches
             if len(ready) == share:
                 add_work(time.perf_counter() - begun)
                 yield ready
@@ -192,47 +191,26 @@ def _cut(rows: slice, tensor: Tensor) -> Tensor:
     return tensor[rows].clone()
 
 
-def _requests(sampler: ShardedSampler, first_step: int, last_step: int, at_once: bool) -> Iterator[LoadRequest]:
-    """Requests for single microbatches, so that several loading processes work for one step, and a microbatch is the
-    same whichever loads it: a batch of a user's samples cannot always be cut.
-
-    Args:
-        at_once: request whole steps instead, which costs less for images in memory.
-    """
-    share = sampler.share
-    if at_once:
-        for step, epoch, indices in sampler.steps(first_step, last_step):
-            yield LoadRequest(step, share.start, len(share), epoch, indices.ravel())
-    else:
-        for step, number, epoch, indices in sampler.microbatches(first_step, last_step):
-            yield LoadRequest(step, number, 1, epoch, indices)
-
-
 class Loading:
-    """A DataLoader at work: iterate over it to get what was requested, in order; close it to end its processes."""
+    """A DataLoader at work: iterate over it to get what was requested, in order, ready for the model; close it to end
+    its processes."""
 
-    def __init__(
-        self, fetch: Fetch, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int, device: torch.device
-    ) -> None:
-        options: dict[str, Any] = {}
-        if workers:
-            how = start_method(device)
-            if how == "fork":
-                fetch.prepare()
-            options = {
-                "prefetch_factor": config.prefetch,
-                "multiprocessing_context": how,
-                "worker_init_fn": partial(_start, stacks=stacks()),
-            }
+    def __init__(self, source: _Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
+        how = start_method(source.device) if workers else None
+        if how == "fork":
+            source.fetch.prepare()
         loader: DataLoader = DataLoader(
-            fetch,
+            source.fetch,
             batch_sampler=requests,  # type: ignore[arg-type]  # torch asks for lists of indices, and needs none
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=config.pin_memory and device.type == "cuda",
+            pin_memory=config.pin_memory and source.device.type == "cuda",
             generator=torch.Generator(),  # otherwise it would draw from the global one
-            **options,
+            prefetch_factor=config.prefetch if workers else None,
+            multiprocessing_context=how,
+            worker_init_fn=partial(_start, stacks=stacks()) if workers else None,
         )
+        self._source = source
         others = set(multiprocessing.active_children())
         self._batches: Any = iter(loader)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
@@ -245,9 +223,12 @@ class Loading:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[list[Microbatch]]:
+        """The microbatches of each request. Raises what the data set raised instead, by its name and words."""
         for answer in self._batches:
-            yield taken(answer)
+            if isinstance(answer, CapturedError):
+                raise answer.as_exception()
+            yield list(self._source.microbatches(answer.unpacked()))
 
     def close(self) -> None:
         """Ends the loading processes; what they had ready is lost."""
@@ -267,7 +248,7 @@ def _start(number: int, stacks: tuple[str, int] | None) -> None:
 
 
 def _cannot_answer(error: BaseException, answer: Any) -> None:
-    """Ends the process when it cannot send an answer, for want of descriptors, say: the rank would wait forever."""
+    """Ends the process if it cannot send an answer, for lack of descriptors, say: the rank would wait forever."""
     traceback.print_exception(error)
     os._exit(1)
 

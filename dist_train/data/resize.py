@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 LONGEST = 16
-"""Times its shorter side that a picture's longer one may have when it is resized."""
+"""The largest ratio of a picture's longer side to its shorter one when it is resized."""
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -17,8 +17,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     """The shorter side becomes `size` pixels, and the other follows, rounded down.
 
-    Of a picture that is longer than 16 times its width the middle alone is kept: whole, a line of 20,000 pixels would
-    take gigabytes, and the square that is wanted is cut from its middle anyway.
+    If the longer side is more than 16 times the shorter one, only the middle is kept: a line of 20,000 pixels, resized
+    whole, would take gigabytes, and the square that is wanted is cut from the middle anyway.
     """
     height, width = image.shape[-2:]
     longest = LONGEST * min(height, width)
@@ -31,7 +31,7 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
 
 
 def centre_crop(image: Tensor, size: int) -> Tensor:
-    """The middle size × size pixels of an image that has at least so many."""
+    """The middle size × size pixels of an image that has at least that many."""
     if image.shape[-2:] == (size, size):
         return image
     top, left = (round((side - size) / 2) for side in image.shape[-2:])

@@ -15,13 +15,15 @@ _BLOCK = 8192
 """Samples whose order is computed in one go: large enough for NumPy to be fast, small enough for the cache."""
 
 
-class MicrobatchIndices(NamedTuple):
-    """The samples of microbatch `number` of `step`; `indices` is int64 [global batch / microbatches]."""
+class LoadRequest(NamedTuple):
+    """Samples to load together: `parts` consecutive microbatches of one step, beginning with `number`."""
 
     step: int
     number: int
+    parts: int
     epoch: int
     indices: np.ndarray
+    """int64 [parts × m]"""
 
 
 class ShardedSampler(DistributedSampler):
@@ -67,11 +69,20 @@ class ShardedSampler(DistributedSampler):
         for _, _, indices in self.steps(first, first + self.steps_per_epoch):
             yield from indices.ravel().tolist()
 
-    def microbatches(self, first_step: int, last_step: int) -> Iterator[MicrobatchIndices]:
-        """This rank's microbatches of the steps in [first_step, last_step), through the ends of epochs."""
+    def microbatches(self, first_step: int, last_step: int) -> Iterator[LoadRequest]:
+        """This rank's microbatches of the steps in [first_step, last_step), through the ends of epochs.
+
+        Each is a request of its own, so that several loading processes work for one step, and a microbatch is the same
+        whichever loads it: a batch of a user's samples cannot always be cut.
+        """
         for step, epoch, indices in self.steps(first_step, last_step):
             for number, part in zip(self.share, indices, strict=True):
-                yield MicrobatchIndices(step, number, epoch, part)
+                yield LoadRequest(step, number, 1, epoch, part)
+
+    def shares(self, first_step: int, last_step: int) -> Iterator[LoadRequest]:
+        """The same, all of a step in one request, which costs less for images in memory."""
+        for step, epoch, indices in self.steps(first_step, last_step):
+            yield LoadRequest(step, self.share.start, len(self.share), epoch, indices.ravel())
 
     def steps(self, first_step: int, last_step: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yields (step, epoch, indices), the indices int64 [microbatches of this rank, microbatch size].

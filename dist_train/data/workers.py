@@ -1,4 +1,4 @@
-"""The loading processes of a rank: how many, how they start, and that none outlives its rank."""
+"""The loading processes of a rank: how many there are, how they start, and how they end with it."""
 
 import ctypes
 import faulthandler

@@ -26,10 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Replaces `path` by a synced file, then syncs the folder, so that the change survives a power loss."""
     with replacing(path) as temporary:
-        write_synced(temporary, content.encode() if isinstance(content, str) else content)
+        write_synced(temporary, content.encode() if isinstance(content, str) else content, mode=mode)
     sync_folder(path.parent)
 
 
@@ -47,17 +47,17 @@ def open_to_append(path: Path) -> int:
     return descriptor
 
 
-def write_synced(path: Path, content: Bytes) -> None:
+def write_synced(path: Path, content: Bytes, *, mode: int = 0o666) -> None:
     """Writes a new file and syncs it.
 
     Raises:
         FileExistsError: when `path` is there.
         OSError: when the disk refuses, at the latest as the file is closed.
     """
-    os.close(create_synced(path, content))
+    os.close(create_synced(path, content, mode=mode))
 
 
-def create_synced(path: Path, content: Bytes) -> int:
+def create_synced(path: Path, content: Bytes, *, mode: int = 0o666) -> int:
     """Writes a new file and syncs it; returns its descriptor. No link is followed, and an fsync that failed is not
     tried again: the kernel may have dropped the pages, and a second one would say that all is well.
 
@@ -65,7 +65,7 @@ def create_synced(path: Path, content: Bytes) -> int:
         FileExistsError: when `path` is there.
         OSError: when the disk refuses; the file is removed then.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         view = memoryview(content).cast("B")
         while view:  # write(2) may take less than it is given, and says only then why it takes no more

@@ -1,10 +1,10 @@
 """Writing to stderr so that a slow or missing reader cannot stop a training."""
 
 import contextlib
-import os
 import select
 from typing import TextIO
 
+from dist_train.config.stdout import drop
 from dist_train.tracking.formatting import ascii_only
 
 READER_TIMEOUT_S = 1.0
@@ -18,8 +18,11 @@ class LossyStream:
         self._output = output
         self._dropped = 0
         self._poll = _poll(output)
-        # Whether the output's encoding has the few signs that we use beyond ASCII.
-        self._unicode = _can("✓·×↻…━╸", getattr(output, "encoding", None))
+        try:  # the few signs that we use beyond ASCII
+            "✓·×↻…━╸".encode(getattr(output, "encoding", None) or "utf-8")
+            self._unicode = True
+        except (UnicodeEncodeError, LookupError):
+            self._unicode = False
 
     def write(self, text: str, timeout_s: float = READER_TIMEOUT_S) -> None:
         """Writes and flushes `text`, which is dropped when nobody reads it for `timeout_s` seconds."""
@@ -34,7 +37,9 @@ class LossyStream:
             self._output.write(text if self._unicode else ascii_only(text))
             self._output.flush()
         except (OSError, ValueError):  # the reader is gone, or the file is closed
-            self._give_up()
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                drop(self._output)
+            self._output = None
 
     def _is_ready(self, timeout_s: float) -> bool:
         try:
@@ -42,30 +47,11 @@ class LossyStream:
         except OSError:
             return True  # the write finds out
 
-    def _give_up(self) -> None:
-        output, self._output = self._output, None
-        # What is left in the file's buffer would fail again, and change the exit code, when Python flushes it at exit.
-        # Not closed: the next file opened would get its number, and with it what C++ code writes to stderr.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            assert output is not None
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, output.fileno())
-            os.close(null)
-
 
 def _poll(output: TextIO | None) -> "select.poll | None":
     try:
-        assert output is not None
         poll = select.poll()
-        poll.register(output.fileno(), select.POLLOUT)
-    except (AssertionError, OSError, ValueError, AttributeError):  # no file behind it
+        poll.register(output.fileno(), select.POLLOUT)  # type: ignore[union-attr]
+    except (OSError, ValueError, AttributeError):  # no file behind it
         return None
     return poll
-
-
-def _can(text: str, encoding: str | None) -> bool:
-    try:
-        text.encode(encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
-from dist_train.tracking.base import Interval, Row, RunFacts
+import numpy as np
+
+from dist_train.tracking.base import Interval, Note, Row, RunFacts
+from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.formatting import clock, joined, measures, number
-from dist_train.tracking.view import PlainView
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
@@ -30,13 +32,23 @@ def _styled(text: str, style: str) -> str:
     return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
 
 
-class TerminalView(PlainView):
-    """Draws on `output`, a terminal. From begin to close, what others print to stdout and stderr appears above."""
+def console() -> ConsoleSink:
+    """With a progress line where stderr is a terminal that can move its cursor."""
+    try:
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # a closed file
+        is_terminal = False
+    can_move = os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return TerminalSink() if is_terminal and can_move else ConsoleSink()
 
-    def __init__(self, output: TextIO) -> None:
-        super().__init__(output)
-        self._output = output
-        self._facts: RunFacts | None = None
+
+class TerminalSink(ConsoleSink):
+    """Draws on a terminal. From begin to close, what others print to stdout and stderr appears above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._output = sys.stderr
+        self._is_open = False
         self._step = 0
         self._due = 0.0
         self._drawn = False
@@ -46,8 +58,9 @@ class TerminalView(PlainView):
         self._last_share = ""
         self._replaced: list[tuple[str, Any, Any]] = []
 
-    def begin(self, facts: RunFacts) -> None:
-        self._facts, self._step = facts, facts.first_step
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        super().begin(facts, note)
+        self._is_open, self._step = True, facts.first_step
         for name in ("stdout", "stderr"):
             original = getattr(sys, name)
             if original is not None and original.isatty():
@@ -61,32 +74,29 @@ class TerminalView(PlainView):
         if time.monotonic() >= self._due:
             self._draw()
 
-    def interval(self, interval: Interval) -> None:
+    def log_steps(self, interval: Interval) -> None:
         self._interval, self._interval_at = interval, time.monotonic()
 
-    def evaluation(self, row: Row) -> None:
-        assert self._facts is not None
-        shown = measures(row)
-        if row.get("split", "evaluation") == "evaluation":
-            share = [value for label, value in shown if label == "accuracy"]
-            self._last_share = share[0] if share else self._last_share
-        name = f"epoch {number(row['epoch'])}" if row.get("split", "evaluation") == "evaluation" else row["split"]
-        self.line(f"  {name:<9} {joined(shown)}")
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        shown, name = measures(row), row.get("split", "evaluation")
+        if name == "evaluation":
+            name = f"epoch {number(row['epoch'])}"
+            self._last_share = dict(shown).get("accuracy", self._last_share)
+        self._show(f"  {name:<9} {joined(shown)}")
 
-    def line(self, text: str) -> None:
-        text = text.translate(_CONTROL)
+    def _show(self, line: str) -> None:
+        text = line.translate(_CONTROL)
         if text[:1] in _STYLES:
             text = _styled(text[0], _STYLES[text[0]]) + text[1:]
         if text.startswith("  ") and (gap := text.find("  ", 2)) > 0:
             text = _styled(text[:gap], "dim") + text[gap:]
         self._stream.write(f"{self._erased()}{text}\n")
-        if self._facts is not None:
-            self._draw()
+        self._draw()
 
     def close(self) -> None:
         """Takes the progress line away and gives stdout and stderr back."""
         self._stream.write(self._erased())
-        self._facts = None
+        self._is_open = False
         for name, original, above in self._replaced:
             if getattr(sys, name) is above:
                 setattr(sys, name, original)
@@ -106,10 +116,14 @@ class TerminalView(PlainView):
         return "\r\x1b[K" if drawn else "\n" if started else ""
 
     def _draw(self) -> None:
-        if self._facts is None:
+        if self._facts is None or not self._is_open:
             return
         self._due = time.monotonic() + REDRAW_S
-        room = self._width() - 1  # one cell short: a full line would wrap, and could not be erased
+        try:
+            width = os.get_terminal_size(self._output.fileno()).columns or 80
+        except (OSError, ValueError):
+            width = 80
+        room = width - 1  # one cell short: a full line would wrap, and could not be erased
         line = self._erased()
         for text, style in self._pieces(self._facts):
             line += _styled(text[:room], style)
@@ -130,12 +144,9 @@ class TerminalView(PlainView):
             yield "  …", ""
             return
         interval, row = self._interval, self._interval.summary
-        metrics = {
-            "loss": number(float(row["loss"])) if "loss" in row else "",
-            "acc": self._last_share,
-            "lr": f"{row['lr']:.3g}" if "lr" in row else "",
-        }
-        for label, value in metrics.items():
+        loss = number(float(row["loss"])) if "loss" in row else ""
+        lr = f"{row['lr']:.3g}" if "lr" in row else ""
+        for label, value in (("loss", loss), ("acc", self._last_share), ("lr", lr)):
             if value:
                 yield f"  {label} ", "dim"
                 yield value, ""
@@ -144,22 +155,15 @@ class TerminalView(PlainView):
         if (left := (interval.seconds_left or 0.0) - (time.monotonic() - self._interval_at)) > 0:
             yield f"  {clock(left)} left", ""
 
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self._output.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
-
 
 class _Above:
     """Stands in for sys.stdout or sys.stderr: the progress line makes room for what is printed, tracebacks too."""
 
-    def __init__(self, output: Any, view: TerminalView) -> None:
-        self._output = output
-        self._view = view
+    def __init__(self, output: Any, sink: TerminalSink) -> None:
+        self._output, self._sink = output, sink
 
     def write(self, text: str) -> int:
-        self._view.make_room(text)
+        self._sink.make_room(text)
         return self._output.write(text)
 
     def writelines(self, lines: Any) -> None:

@@ -12,11 +12,11 @@ from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
+from dist_train.tracking.terminal import console
 from dist_train.tracking.wandb_sink import WandbSink, wandb_mode
 
 if TYPE_CHECKING:
@@ -163,4 +163,4 @@ def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker
     mode = wandb_mode(config.tracking.wandb.mode)
     if mode != "disabled":
         sinks.append(WandbSink(mode))
-    return Tracker([*sinks, ConsoleSink()])
+    return Tracker([*sinks, console()])

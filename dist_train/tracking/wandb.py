@@ -174,24 +174,16 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         key: value for key, value in settings.items() if key in fields and f"WANDB_{key.upper()}" not in ENVIRONMENT
     }
     ours["init_timeout"] = _init_s()  # as the variable says, where wandb can do with that
-    keys = ("id", "project", "entity", "group", "tags", "config")
-    given = {key: begin[key] for key in keys if begin[key] is not None}
+    known = wandb.setup().settings  # W&B's variables (WANDB_PROJECT, …) and settings files
+    theirs = {"name": known.run_name, "project": known.project, "dir": ENVIRONMENT.get("WANDB_DIR")}
+    defaults = {key: value for key, value in begin["defaults"].items() if not theirs[key]}
     return wandb.init(
         mode=mode,
         resume="allow",
         allow_val_change=True,  # a resumed run may have another world size
         settings=wandb.Settings(**ours),
-        **{**_defaults(begin["defaults"]), **given},
+        **{**defaults, **begin["given"]},
     )
-
-
-def _defaults(ours: dict[str, Any]) -> dict[str, Any]:
-    """Our defaults, without those that a variable (WANDB_PROJECT, …) or a settings file of W&B overrides."""
-    import wandb
-
-    known = wandb.setup().settings
-    theirs = {"name": known.run_name, "project": known.project, "dir": ENVIRONMENT.get("WANDB_DIR")}
-    return {key: value for key, value in ours.items() if not theirs[key]}
 
 
 def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:

@@ -16,6 +16,7 @@ import string
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,8 @@ HURRY_TIMEOUT_S = 8.0
 CLOSE_TIMEOUT_S = 3.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
 
-SENT_FACTS = (
-    *("model", "parameters", "world_size", "nodes", "backend", "device", "threads", "global_batch", "microbatches"),
-    *("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "generation", "resumed_from"),
-)
+NOT_SENT = {"run_dir", "config", "name", "first_step", "stop_step", "classes"}
+"""What W&B knows already, or need not know."""
 MOST_OF_ID = 1024
 """Bytes of a file with an id in it: it is sent to the server, and so must not be any other file."""
 
@@ -75,6 +74,7 @@ class WandbSink(Sink):
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
+        self._stdin = self._stdout = -1
         self._facts: RunFacts | None = None
         self._note: Note = lambda line: None
         self._outgoing = bytearray()
@@ -86,7 +86,7 @@ class WandbSink(Sink):
         folder = RunDir(facts.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         self._facts, self._note = facts, note
-        self._process = _start(folder / "process.log")
+        self._process, self._stdin, self._stdout = _start(folder / "process.log")
         self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")))
 
     def log_steps(self, interval: Interval) -> None:
@@ -99,13 +99,11 @@ class WandbSink(Sink):
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
         prefix = base.prefix_of(row.get("split", "evaluation"))
-        message: dict[str, Any] = {"log": {"train/step": row["step"], **_group(prefix, row)}}
+        chart = None
         if confusion is not None:
-            message["confusion"] = {
-                "key": f"{prefix}/confusion_matrix",
-                "cells": base.confusion_cells(confusion, self._facts.classes, MOST_CELLS),
-            }
-        self._send(**message)
+            cells = base.confusion_cells(confusion, self._facts.classes, MOST_CELLS)
+            chart = {"key": f"{prefix}/confusion_matrix", "cells": cells}
+        self._send(log={"train/step": row["step"], **_group(prefix, row)}, confusion=chart)
 
     def finish(self, outcome: SessionOutcome) -> None:
         summary = {f"final/{key}": value for key, value in base.metrics_of(outcome.metrics)}
@@ -130,9 +128,9 @@ class WandbSink(Sink):
         process, self._process = self._process, None
         if process is None:
             return
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
         try:  # its input is closed, which ends it, unless it was asked to hurry and did not
             process.wait(0 if self._hurried else CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -143,23 +141,19 @@ class WandbSink(Sink):
         if self._process is None:
             return
         self._outgoing += json.dumps(message, default=_plain).encode() + b"\n"
-        self._push()
-        self._listen()
+        self._talk()
         if len(self._outgoing) > MOST_WAITING:
             raise RuntimeError("it has stopped taking data")
 
-    def _push(self) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # _listen says why it broke
+    def _talk(self) -> None:
+        """Writes what the process takes, and passes on what it reports. Raises RuntimeError when it ended without being
+        asked to."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # what it reports says why it broke
             while self._outgoing:
-                del self._outgoing[: os.write(self._process.stdin.fileno(), self._outgoing)]
-
-    def _listen(self) -> None:
-        """Passes on what the process reports. Raises RuntimeError when it ended without being asked to."""
+                del self._outgoing[: os.write(self._stdin, self._outgoing)]
         with contextlib.suppress(BlockingIOError):
             while self._process is not None:
-                assert self._process.stdout is not None
-                chunk = os.read(self._process.stdout.fileno(), 65536)
+                chunk = os.read(self._stdout, 65536)
                 if not chunk:
                     raise RuntimeError("its process ended; the reason is in wandb/process.log")
                 *lines, self._incoming = (self._incoming + chunk).split(b"\n")
@@ -176,11 +170,8 @@ class WandbSink(Sink):
         """Writes what is left and waits for the process to report that it has ended."""
         deadline = time.monotonic() + limit_s
         while self._process is not None and (left := deadline - time.monotonic()) > 0:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            unsent = [self._process.stdin] if self._outgoing else []
-            select.select([self._process.stdout], unsent, [], left)
-            self._push()
-            self._listen()
+            select.select([self._stdout], [self._stdin] if self._outgoing else [], [], left)
+            self._talk()
         return self._process is None
 
 
@@ -198,40 +189,32 @@ def run_id(path: Path) -> str:
 
 
 def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
-    """The arguments of wandb.init: config and facts, and under `defaults` what W&B's own variables and settings
-    override. They alone decide what is None here."""
-    wandb = facts.config.tracking.wandb
+    """The arguments of wandb.init: `given` by the config, and `defaults`, which W&B's own variables and settings
+    override."""
+    ours = facts.config.tracking.wandb.model_dump(exclude={"mode"})
+    found = {field.name: getattr(facts, field.name) for field in fields(facts) if field.name not in NOT_SENT}
+    config = {**facts.config.model_dump(mode="json"), "facts": found}
+    name, folder = f"{facts.name}-{facts.run_dir.name}", str(facts.run_dir.absolute())
     return {
         "mode": mode,
-        "id": identity,
-        "project": wandb.project,
-        "entity": wandb.entity,
-        "group": wandb.group,
-        "tags": list(wandb.tags) or None,
-        "defaults": {
-            "name": f"{facts.name}-{facts.run_dir.name}",
-            "project": PROJECT,
-            "dir": str(facts.run_dir.absolute()),
-        },
-        "config": {
-            **facts.config.model_dump(mode="json"),
-            "facts": {name: getattr(facts, name) for name in SENT_FACTS},
-        },
+        "given": {"id": identity, "config": config} | {key: ours[key] for key in ours if ours[key] not in (None, [])},
+        "defaults": {"name": name, "project": PROJECT, "dir": folder},
         "argv": sys.argv,
         "training_pid": os.getpid(),
     }
 
 
 def _group(prefix: str, row: Row) -> Row:
-    return {f"{prefix}/{key}": value for key, value in base.metrics_of(row) if key not in POSITION}
+    return {f"{prefix}/{key}": value for key, value in base.metrics_of(row)}
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def _start(log: Path) -> subprocess.Popen[bytes]:
-    """A session of its own, so that Ctrl-C does not end it before the last rows have arrived."""
+def _start(log: Path) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, and where to write to it and to read from it. It has a session of its
+    own, so that Ctrl-C does not end it before the last rows have arrived."""
     import dist_train
 
     root = str(Path(dist_train.__file__).parents[1])
@@ -247,6 +230,7 @@ def _start(log: Path) -> subprocess.Popen[bytes]:
             env={**os.environ, "PYTHONPATH": path},
         )
     assert process.stdin is not None and process.stdout is not None
-    os.set_blocking(process.stdin.fileno(), False)
-    os.set_blocking(process.stdout.fileno(), False)
-    return process
+    pipes = process.stdin.fileno(), process.stdout.fileno()
+    for pipe in pipes:
+        os.set_blocking(pipe, False)
+    return process, *pipes

@@ -18,7 +18,7 @@ Crop = Callable[[int, Tensor, int, int], Tensor]
 """(row of the batch, image [C, h, w], height, width) to [C, height, width]: a random resized crop, when one is due."""
 
 _HASHED = 1 << 24
-"""Bytes of images that a fingerprint reads: some hundredths of a second."""
+"""Bytes of images that a fingerprint reads, which takes a few hundredths of a second."""
 
 
 class ImageSet(ABC):

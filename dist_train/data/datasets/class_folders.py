@@ -36,17 +36,18 @@ class ClassFolders:
         self.targets: list[int] = []
         self._other_kinds: Counter[str] = Counter()
         self._hidden: list[str] = []
-        self._twins: list[tuple[str, str]] = []
+        self._twins: list[str] = []
         self._loops: list[str] = []
-        self._again: list[tuple[str, str]] = []
+        self._again: list[str] = []
         self._seen: dict[_Identity, str] = {}
         for name in names:
-            self._add(name)
+            self._add(folder / name)
 
-    def _add(self, name: str) -> None:
-        place = self.folder / name
-        if name not in self._numbers:
-            raise UserError(f"{place} is no class of the training set: {_some(self.classes)}", ExitCode.DATA)
+    def _add(self, place: Path) -> None:
+        if place.name not in self._numbers:
+            more = f" and {len(self.classes) - 10} more" if len(self.classes) > 10 else ""
+            known = ", ".join(self.classes[:10]) + more
+            raise UserError(f"{place} is no class of the training set: {known}", ExitCode.DATA)
         before = self._other_kinds.copy()
         found = sorted(self._images_under(place))
         if not found:
@@ -54,7 +55,7 @@ class ClassFolders:
             held = f"; it holds others ({_kinds(others)})" if others else ""
             raise UserError(f"class folder {place} has no image ({' '.join(EXTENSIONS)}){held}", ExitCode.DATA)
         self.paths += found
-        self.targets += [self._numbers[name]] * len(found)
+        self.targets += [self._numbers[place.name]] * len(found)
 
     def _images_under(self, folder: Path) -> Iterator[bytes]:
         """Images at any depth, also behind links, but never in a circle of links."""
@@ -67,12 +68,12 @@ class ClassFolders:
         for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
             own = _identity(parent)
             if own in above[os.path.dirname(parent)]:
-                self._loops.append(parent)
+                self._loops.append(f"{parent} leads back to a folder that it is in: left out")
                 folders.clear()
                 continue
             above[parent] = above[os.path.dirname(parent)] | {own}
-            if self._seen.setdefault(own, parent) != parent:
-                self._again.append((self._seen[own], parent))
+            if (first := self._seen.setdefault(own, parent)) != parent:
+                self._again.append(f"{parent} is {first} once more: its images are there twice")
             folders.sort()
             yield from (os.fsencode(os.path.join(parent, name)) for name in self._read(parent, sorted(names)))
 
@@ -87,27 +88,24 @@ class ClassFolders:
                 self._hidden.append(os.path.join(parent, name))
             else:
                 if (first := stems.setdefault(stem, name)) != name:
-                    self._twins.append((os.path.join(parent, first), name))
+                    self._twins.append(f"{os.path.join(parent, first)} and {name}")
                 yield name
 
     @property
     def notes(self) -> tuple[str, ...]:
-        lines = []
-        if self._other_kinds:
-            total, kinds = self._other_kinds.total(), _kinds(self._other_kinds)
-            lines.append(f"{_count(total, 'file')} under {self.folder} {_are(total)} of no kind that is read ({kinds})")
+        under, lines = f"under {self.folder}", []
+        if total := self._other_kinds.total():
+            lines.append(f"{_are(total, 'file', under)} of no kind that is read ({_kinds(self._other_kinds)})")
         if loose := _images_in(self.folder):
-            count = _count(loose, "image")
-            lines.append(f"{count} directly in {self.folder}, in no class's folder, {_are(loose)} not read")
-        if hidden := len(self._hidden):
-            first, count = _first(self._hidden), _count(hidden, "file")
-            lines.append(f"{count} under {self.folder} {_are(hidden)} hidden, and so not read ({first})")
+            directly = f"directly in {self.folder}, in no class's folder,"
+            lines.append(f"{_are(loose, 'image', directly)} not read")
+        if self._hidden:
+            first = _first(self._hidden)
+            lines.append(f"{_are(len(self._hidden), 'file', under)} hidden, and so not read ({first})")
         if self._twins:
-            pairs, count = _first([" and ".join(pair) for pair in self._twins]), _count(len(self._twins), "image")
-            lines.append(f"{count} under {self.folder} may be there twice, by another ending: {pairs}")
-        lines += [f"{place} leads back to a folder that it is in: left out" for place in self._loops]
-        lines += [f"{place} is {first} once more: its images are there twice" for first, place in self._again]
-        return (*lines, *_alike(self.classes))
+            pairs, images = _first(self._twins), _count(len(self._twins), "image")
+            lines.append(f"{images} {under} may be there twice, by another ending: {pairs}")
+        return (*lines, *self._loops, *self._again, *_alike(self.classes))
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -174,17 +172,14 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number > 1)}"
 
 
-def _are(count: int) -> str:
-    return "are" if count > 1 else "is"
+def _are(number: int, what: str, where: str) -> str:
+    """`3 files under birds are`."""
+    return f"{_count(number, what)} {where} {'are' if number > 1 else 'is'}"
 
 
 def _first(names: Sequence[str]) -> str:
-    return f"{names[0]}{', …' if len(names) > 1 else ''}"
+    return names[0] + ", …" * (len(names) > 1)
 
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"

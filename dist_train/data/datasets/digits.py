@@ -27,7 +27,7 @@ def build(config: Digits, local_rank0_first: Any) -> Splits:
 
 def _table() -> tuple[Tensor, Tensor]:
     """Pixels [1797, 64] in float64, and classes [1797] in int64, from the file in the package: `sklearn.datasets` would
-    import SciPy first, which takes longer than all else that the data of this set costs.
+    import SciPy first, which takes longer than everything else that this data set needs.
 
     Raises:
         UserError: without scikit-learn, or where it has no such file.

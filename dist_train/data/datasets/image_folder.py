@@ -16,7 +16,7 @@ from dist_train.data.decode import decode_file
 from dist_train.data.resize import centre_crop, resize_shorter_side
 
 _SIZES = 20_000
-"""Files whose size goes into a fingerprint: each is a question to the file system, slow on some."""
+"""Files whose size goes into a fingerprint. Each is a call to the file system, which is slow on some."""
 
 
 class FileList:
@@ -56,7 +56,7 @@ class FileList:
 class FolderImages(ImageSet):
     """The samples `rows` of a list of files, RGB, as square images of `image_size` pixels.
 
-    Without a crop given: the shorter side is resized to `resize`, then the middle is cut out.
+    Unless a crop is given, the shorter side is resized to `resize`, then the middle is cut out.
     """
 
     def __init__(self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None) -> None:
@@ -92,34 +92,27 @@ def build(config: ImageFolder, local_rank0_first: Any) -> Splits:
     root = Path(config.root)
     first = () if config.train else splits_as_classes(root)
     whole = ClassFolders(root / config.train if config.train else root)
-    found: list[ClassFolders] = []
+    notes = [*first, *whole.notes]
+    files = _listed(whole)
 
     def images(files: FileList, rows: np.ndarray) -> FolderImages:
         return FolderImages(files, rows, config.image_size, config.resize)
 
-    def all_of(folders: ClassFolders) -> FolderImages:
-        found.append(folders)
-        files = _listed(folders)
-        return images(files, np.arange(len(files)))
+    def all_under(name: str) -> FolderImages:
+        folders = ClassFolders(root / name, whole.classes)
+        notes.extend(folders.notes)
+        listed = _listed(folders)
+        return images(listed, np.arange(len(listed)))
 
     if config.eval is not None:
-        train, evaluation = all_of(whole), all_of(ClassFolders(root / config.eval, whole.classes))
+        train, evaluation = images(files, np.arange(len(files))), all_under(config.eval)
     else:
-        found.append(whole)
-        files = _listed(whole)
         assert config.eval_fraction is not None  # the schema asks for one of the two
         kept, held = held_out(len(files), config.eval_fraction, config.split_seed)
         train, evaluation = images(files, kept), images(files, held)
-    test = all_of(ClassFolders(root / config.test, whole.classes)) if config.test else None
-    notes = (*first, *(line for folders in found for line in folders.notes))
-    return Splits(
-        train=train,
-        evaluation=evaluation,
-        test=test,
-        classes=whole.classes,
-        shape=train.shape,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    test = all_under(config.test) if config.test else None
+    once = tuple(dict.fromkeys(notes))
+    return Splits(train=train, evaluation=evaluation, test=test, classes=whole.classes, shape=train.shape, notes=once)
 
 
 def _listed(folders: ClassFolders) -> FileList:
