@@ -37,12 +37,12 @@ def test_a_chain_of_kills_in_one_epoch_over_1_3_2_8_and_4_ranks(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("campaign", [launches.launchers, launches.restarts])
 def test_a_killed_launcher_leaves_nothing_and_a_killed_rank_comes_back(campaign, tmp_path):
-    assert_nothing_lost(campaign(Order(folder=tmp_path, count=5)))
+    assert_nothing_lost(campaign(Order(folder=tmp_path, count=3)))
 
 
 @pytest.mark.timeout(600)
 def test_signals_to_anybody_stop_all_ranks_after_one_step_saved_once(tmp_path):
-    assert_nothing_lost(signals.campaign(Order(folder=tmp_path, count=8)))
+    assert_nothing_lost(signals.campaign(Order(folder=tmp_path, count=5)))
 
 
 @needs_strace

@@ -73,7 +73,7 @@ def test_every_path_on_the_command_line_knows_the_home_folder(monkeypatch):
         elif name != "predict words":  # images and overrides; and none else is taken for a plain word
             words = f"{parameter.name} {parameter.metavar}".lower()
             assert not any(word in words for word in ("_dir", "path", "folder", "checkpoint")), name
-    assert {"train run_dir", "train resume", "slurm resume", "runs root", "evaluate run_or_checkpoint"} <= seen
+    assert {"train run_dir", "train resume", "slurm resume", "runs root", "evaluate target"} <= seen
 
 
 def test_images_to_predict_may_lie_in_the_home_folder(monkeypatch, tmp_path):
@@ -81,7 +81,7 @@ def test_images_to_predict_may_lie_in_the_home_folder(monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", "/usr")
     with pytest.raises(UserError, match="^/usr/nothing.png: no such file or folder$"):
-        command.callback(checkpoint=str(tmp_path), words=("~/nothing.png",), trust=False, as_json=False)
+        command.callback(target=str(tmp_path), words=("~/nothing.png",), trust=False, as_json=False)
 
 
 def test_a_user_that_there_is_not_stays_as_it_is():
