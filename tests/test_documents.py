@@ -31,6 +31,15 @@ def test_every_path_that_a_document_names_is_there(document):
     assert {path for path in named if not any((folder / path).exists() for folder in folders)} == set()
 
 
+def test_the_loop_that_a_document_shows_is_the_loop():
+    shown = re.search(
+        r"`train_step` in `loop.py`.*?```python\n(.*?)```", (ROOT / "docs/training-loop.md").read_text(), re.S
+    )
+    assert shown is not None
+    code = {line.strip() for line in (ROOT / "dist_train/loop.py").read_text().splitlines()}
+    assert [line for line in shown[1].splitlines() if line.strip() not in code] == []
+
+
 @each_document
 def test_every_module_that_a_document_names_is_there(document):
     named = re.findall(rf"(?<![\w./-])(?:{FOLDERS})(?:\.\w+)+(?::\w+)?", document.read_text())
