@@ -58,8 +58,8 @@ class RunRecord(NullRunRecord):
         ranks = self._ranks
         facts = {**environment_facts(), "world_size": ranks.world_size, "nodes": ranks.nodes, "pid": os.getpid()}
         try:
-            write_atomic(RunDir(self._run_dir).config, to_yaml(self._config))
-            write_atomic(RunDir(self._run_dir).environment, json.dumps(facts, indent=1))
+            _replace(RunDir(self._run_dir).config, to_yaml(self._config))
+            _replace(RunDir(self._run_dir).environment, json.dumps(facts, indent=1))
         except OSError as error:
             raise UserError(f"cannot write into {self._run_dir}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
 
@@ -85,6 +85,15 @@ class RunRecord(NullRunRecord):
         with suppress(OSError):
             self._fence.check()
             write_atomic(RunDir(self._run_dir).state, to_json(content, indent=1))
+
+
+def _replace(path: Path, content: str) -> None:
+    """Writes a file. A run that goes on with the file that it had needs no room for another one."""
+    try:
+        write_atomic(path, content)
+    except OSError:
+        if not path.is_file():
+            raise
 
 
 def environment_facts() -> dict[str, Any]:

@@ -134,22 +134,25 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
     tracker = build_tracker(config, group.ranks, resolved.run_dir)
-    record, checkpoints = _keepers(resolved, group.ranks, learner, due, provenance, tracker)
+    record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker)
     trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
     facts = _run_facts(resolved, trainer, state.step)
     return Session(trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes))
 
 
-def _keepers(
+def _build_writers(
     resolved: ResolvedRun, ranks: Ranks, learner: Learner, due: Due, provenance: Mapping[str, Any], tracker: NullTracker
 ) -> tuple[NullRunRecord, NullCheckpointManager]:
     """What writes into the run directory: on rank 0 alone."""
     if not ranks.is_first:
         return NullRunRecord(), NullCheckpointManager()
     config, run_dir, fence = resolved.config, resolved.run_dir, resolved.fence
+    run = RunDir(run_dir)
     record = RunRecord(run_dir, fence, config, ranks, resolved.generation, due.total_steps)
     checkpoints = CheckpointManager(
-        CheckpointStore(RunDir(run_dir).checkpoints, config.checkpoint.keep, resolved.generation, fence),
+        CheckpointStore(
+            run.checkpoints, config.checkpoint.keep, resolved.generation, fence, (run.metrics, run.samples)
+        ),
         learner.state_tensors,
         {"world_size": ranks.world_size, "global_batch": config.batch.global_size, **provenance},
         tracker.note,

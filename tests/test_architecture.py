@@ -169,7 +169,10 @@ MAY_IMPORT = {
     "launch/torch_patches.py": ("torch.distributed.elastic.multiprocessing.api",),
     "launch/node/channel.py": (),
     "launch/node/fork_server.py": ("torch",),
-    "launch/node": ("launch.node", "launch.processes", "launch.torch_patches", "dist_train.rundir", "torch"),
+    "launch/node": (
+        *("launch.node", "launch.processes", "launch.torch_patches", "launch.rank.page"),
+        *("dist_train.rundir", "torch"),
+    ),
     "launch/relay": ("launch.relay", "launch.children", "launch.console", "dist_train.rundir"),
     "dist_train/rundir": ("dist_train.rundir", "dist_train.errors", "dist_train.config.schema"),
 }
@@ -210,13 +213,12 @@ def test_imports_go_in_one_direction():
 
 PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], Below)}
 PATHS_OF_A_RUN = {getattr(RunDir(Path("run")), name).name for name in PATHS_OF_A_RUN}
-PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "heartbeats", "stacks", "quiet", "record", "verdict.json", "agent.json"}
+PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "stacks", "quiet", "record", "verdict.json", "agent.json"}
 
 
 def test_paths_of_a_run_are_joined_in_one_file():
     """`folder / "checkpoints"`, and the like. A sweep's folder has names of its own."""
     own = {"launch/sweep/store.py": {"logs"}, "launch/rank/main.py": {"ranks", "errors"}}
-    own |= {"launch/rank/heartbeat.py": {"stacks", "heartbeats"}}  # which import the standard library alone
     found = [
         f"{name_of(path)}:{node.lineno} / {node.right.value!r}"
         for path in OUR_FILES
@@ -233,10 +235,7 @@ def test_paths_of_a_run_are_joined_in_one_file():
 def test_a_rank_joins_the_same_paths():
     """What it joins by itself, since it has the standard library alone."""
     generation = GenerationDir(Path("7"))
-    assert [generation.ranks, generation.errors, generation.stacks, generation.heartbeat(3).parent] == [
-        Path("7") / name for name in ("ranks", "errors", "stacks", "heartbeats")
-    ]
-    assert (generation.heartbeat(3).name, generation.stack(3).name) == ("rank3", "rank3.txt")
+    assert [generation.ranks, generation.errors] == [Path("7/ranks"), Path("7/errors")]
 
 
 def test_there_is_one_identity_of_a_process():

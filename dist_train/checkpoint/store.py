@@ -18,7 +18,7 @@ from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.files import Bytes, remove_tree, sync_folder
+from dist_train.rundir.files import Bytes, remove_tree, sync_file, sync_folder
 from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import read_bytes
@@ -54,10 +54,18 @@ class CheckpointStore:
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
         fence: checks before every commit that the run directory is still this session's.
+        records: files of rows that a run goes on to write: a checkpoint is committed when what they had is durable.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, generation: int = 0, fence: Fence | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        generation: int = 0,
+        fence: Fence | None = None,
+        records: tuple[Path, ...] = (),
+    ) -> None:
+        self.folder, self._records = folder, records
         self._keep = max(2, keep)
         self._generation = generation
         self._fence = fence
@@ -97,6 +105,8 @@ class CheckpointStore:
             temporary.mkdir()
             own = {"step": step, "generation": self._generation, "saved": round(time.time(), 3)}
             write_files(temporary, files, {**own, **facts})
+            for path in self._records:
+                sync_file(path)
             self._commit(temporary, target)
         except OSError as error:
             with suppress(OSError):

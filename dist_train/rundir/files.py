@@ -10,6 +10,8 @@ from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
 """Bytes in one piece."""
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of link(2) on a file system that has none."""
 
 
 @contextmanager
@@ -86,6 +88,16 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what has been written to a file durable; does nothing where there is none."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -48,10 +48,6 @@ class GenerationDir:
     def node(self, name: str) -> Path:
         return self.nodes / f"{name}.json"
 
-    def heartbeat(self, rank: int) -> Path:
-        """The page that the rank shares with the watchdog."""
-        return self.path / "heartbeats" / f"rank{rank}"
-
     def stack(self, rank: int) -> Path:
         return self.stacks / f"rank{rank}.txt"
 

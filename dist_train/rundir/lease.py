@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.files import create_synced
+from dist_train.rundir.files import NO_LINKS, create_synced
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
 from dist_train.rundir.snapshot import FolderSnapshot
 
 _WIDTH = 20
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _give_name(temporary: Path, path: Path, file: int) -> int:
         os.link(temporary, path)
         return file
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
     made = create_synced(path, temporary.read_bytes())  # another can see it while it is empty: that one waits
     os.close(file)

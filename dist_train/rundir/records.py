@@ -57,6 +57,7 @@ class RankRecord(ProcessId):
     """ranks/RANK.json: a rank that has begun.
 
     Attributes:
+        local_rank: its number on its node.
         agent: process id of the elastic agent that it was started by.
         ended: the exit code it left with, or the words; None while it runs, and where it was killed.
         ended_ns: when, in ns since boot.
@@ -64,6 +65,7 @@ class RankRecord(ProcessId):
     """
 
     rank: int
+    local_rank: int = 0
     agent: int
     ended: int | str | None = None
     ended_ns: int | None = None

@@ -14,70 +14,93 @@ from typing import Any
 import numpy as np
 
 from dist_train.rundir import strict_json
-from dist_train.rundir.files import replacing, sync_folder
+from dist_train.rundir.files import open_to_append, replacing, sync_folder
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
 
 
 class JsonlFile:
     """A file that rows are appended to, each call written out before it returns.
 
-    What the disk refuses is kept, and written before the next rows: a disk that is full for an hour costs no row.
+    It is opened with the first row, and rewound then to where this session goes on: a session that ends before its
+    first step leaves it as it was. What the disk refuses is kept, and written before the next rows, in a file that is
+    opened anew if need be: a disk that is full or away for an hour costs no row.
+
+    Args:
+        step: this session goes on after it.
     """
 
-    def __init__(self, path: Path, note: Note) -> None:
-        self._path, self._note = path, note
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    def __init__(self, path: Path, step: int, note: Note) -> None:
+        self._path, self._step, self._note = path, step, note
+        self._rows: list[Row] = []
         self._left = b""
-        self._refused = False
+        """Of the rows before, what the disk has not taken."""
+        self._file: int | None = None
+        self._known: set[tuple[Any, Any]] | None = None
+        """Split and step of the evaluations that earlier sessions have left; None before the file was rewound."""
+        self._is_refused = False
 
     def append(self, rows: list[Row]) -> None:
-        self._left += "".join(f"{row_to_json(row)}\n" for row in rows).encode()
+        self._rows += rows
         try:
             self._write()
-            self._refused = False
         except OSError as error:
-            if not self._refused:
+            if not self._is_refused:
                 self._note(f"! {self._path.name}: {error.strerror}; its rows are kept until the disk takes them")
-            self._refused = True
+            self._is_refused = True
+            return
+        if self._is_refused:
+            self._note(f"! {self._path.name} is written again: no row is missing")
+        self._is_refused = False
 
     def close(self) -> None:
         """Raises OSError when there are rows that the disk still refuses."""
         try:
-            self._write()
+            if self._rows or self._left:
+                self._write()
         finally:
-            os.close(self._file)
+            self._close()
 
     def _write(self) -> None:
-        while self._left:  # write(2) may take less than it is given
-            self._left = self._left[os.write(self._file, self._left) :]
+        if self._known is None:
+            self._known = {(row.get("split"), row["step"]) for row in rewind(self._path, self._step)}
+        if self._file is None:
+            self._file = open_to_append(self._path)
+        rows, self._rows = self._rows, []
+        # A checkpoint may be older than the evaluation of its step, and the test split is evaluated at the best step:
+        # what was written down before comes again, and is the same.
+        new = (row for row in rows if "split" not in row or (row["split"], row["step"]) not in self._known)
+        self._left += "".join(f"{row_to_json(row)}\n" for row in new).encode()
+        try:
+            while self._left:  # write(2) may take less than it is given
+                self._left = self._left[os.write(self._file, self._left) :]
+        except OSError:
+            self._close()  # it may be of a file system that comes back as another one
+            raise
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 class _FileSink(Sink):
-    """A sink of rows, whose file is rewound to where this session goes on before the first row is written: a session
-    that ends before its first step leaves it as it was."""
+    """A sink of rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._begin: tuple[int, Note] | None = None
         self._file: JsonlFile | None = None
-        self._known: set[tuple[Any, Any]] = set()
-        """Split and step of the evaluations that earlier sessions have left."""
 
     def begin(self, facts: RunFacts, note: Note) -> None:
-        self._begin = facts.first_step, note
+        self._file = JsonlFile(self._path, facts.first_step, note)
+
+    def append(self, rows: list[Row]) -> None:
+        assert self._file is not None
+        self._file.append(rows)
 
     def close(self) -> None:
-        file, self._file, self._begin = self._file, None, None
+        file, self._file = self._file, None
         if file is not None:
             file.close()
-
-    def _opened(self) -> JsonlFile:
-        if self._file is None:
-            assert self._begin is not None
-            step, note = self._begin
-            self._known = {(row.get("split"), row["step"]) for row in rewind(self._path, step)}
-            self._file = JsonlFile(self._path, note)
-        return self._file
 
 
 class JsonlSink(_FileSink):
@@ -86,14 +109,10 @@ class JsonlSink(_FileSink):
     name = "metrics.jsonl"
 
     def log_steps(self, interval: Interval) -> None:
-        self._opened().append([{"kind": "train", **row} for row in interval.rows])
+        self.append([{"kind": "train", **row} for row in interval.rows])
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        # A checkpoint may be older than the evaluation of its step, and the test split is evaluated at the best step:
-        # what was written down before comes again, and is the same.
-        file = self._opened()
-        if (row.get("split"), row["step"]) not in self._known:
-            file.append([{"kind": "evaluation", **row}])
+        self.append([{"kind": "evaluation", **row}])
 
 
 class SamplesSink(_FileSink):
@@ -102,7 +121,7 @@ class SamplesSink(_FileSink):
     name = "samples.jsonl"
 
     def log_samples(self, rows: list[Row]) -> None:
-        self._opened().append(rows)
+        self.append(rows)
 
 
 def row_to_json(row: Row) -> str:
@@ -122,26 +141,41 @@ def rewind(path: Path, step: int) -> list[Row]:
     """Drops what is not to be kept when a run goes on after `step`, and returns the kept evaluation rows.
 
     Dropped are rows of later steps, lines that a crash left half-written, and with step 0, a run that starts from
-    the beginning, everything. The file is replaced in one go, so that a crash here leaves the old one or the new one.
+    the beginning, everything. They are the end of the file, as a rule, which is cut off: that needs no room on a disk.
+    Where a row that stays comes after one that goes, the file is replaced in one go. A crash leaves the old file or
+    the new one.
+
+    Raises:
+        OSError: when the folder is not there, or the disk refuses.
     """
+    os.stat(path.parent)  # a folder that is away is no empty file
     evaluations: list[Row] = []
-    with replacing(path) as temporary, open(temporary, "wb") as target:
-        for line, row in _kept(path, step):
-            target.write(line)
-            if row.get("kind") == "evaluation":
-                evaluations.append(row)
-        target.flush()
-        os.fsync(target.fileno())
-    sync_folder(path.parent)
+    size, is_cut, is_mixed = 0, False, False
+    for line, row in _lines(path, step):
+        if row is None:
+            is_cut = True
+            continue
+        size += len(line)
+        is_mixed = is_mixed or is_cut
+        if row.get("kind") == "evaluation":
+            evaluations.append(row)
+    if is_mixed:
+        with replacing(path) as temporary, open(temporary, "wb") as target:
+            target.writelines(line for line, row in _lines(path, step) if row is not None)
+            target.flush()
+            os.fsync(target.fileno())
+        sync_folder(path.parent)
+    elif is_cut:
+        os.truncate(path, size)
     return evaluations
 
 
-def _kept(path: Path, step: int) -> Iterator[tuple[bytes, Row]]:
-    if step == 0 or not path.exists():
-        return
-    with open(path, "rb") as source:
+def _lines(path: Path, step: int) -> Iterator[tuple[bytes, Row | None]]:
+    """Each line of the file, with its row where that is to be kept."""
+    with suppress(FileNotFoundError), open(path, "rb") as source:
         for line in source:
+            row = None
             with suppress(ValueError):
-                row = json.loads(line) if line.endswith(b"\n") else None
-                if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
-                    yield line, row
+                row = json.loads(line) if line.endswith(b"\n") and step > 0 else None
+            keeps = isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step
+            yield line, row if keeps else None

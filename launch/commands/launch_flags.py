@@ -56,8 +56,8 @@ launch_flags = with_options(
         "--hang-timeout",
         callback=lambda context, option, value: hang_timeout(value),
         metavar="SECONDS|off",
-        help="Seconds without a finished step, and 5 x the slowest recent one, after which it counts as hung. "
-        "Default: 10; for programs of others see docs/hangs.md.",
+        help="Seconds in which no rank goes forward, after which a training is ended. What keeps it is told after 10. "
+        "Default: 300; programs of others are only told of (docs/hangs.md).",
     ),
     torchrun_flag("--monitor-interval", type=float, default=0.1, help="Seconds between two looks at the ranks."),
     torchrun_flag("--log-dir", type=click.Path(file_okay=False), help=_LOGS),

@@ -16,6 +16,7 @@ from dist_train.rundir.records import Frame, RankRecord
 
 from ..processes import catches, descendants, send
 from ..rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
+from ..rank.page import Pages
 from . import collectives
 from .collectives import Call
 from .formatting import is_own, stacks_in
@@ -50,6 +51,8 @@ class Heartbeat:
     """Id of the thread of ours in it, whose wakings are no work."""
     main: int = 0
     """Ident of its main thread."""
+    stacks: int = 0
+    """Its descriptor of the file that its stacks go to; 0 without one."""
     groups: dict[str, int] = field(default_factory=dict)
     """Collectives begun, by process group."""
 
@@ -63,25 +66,10 @@ class Heartbeat:
         return (self.beats, self.total if self.phase == "unknown" else 0)
 
 
-def _page(generation: GenerationDir, rank: int) -> bytes:
-    """What a rank shares with the watchdog; empty where there is nothing yet."""
-    try:
-        return generation.heartbeat(rank).read_bytes()
-    except OSError:
-        return b""
-
-
-def read_calls(generation: GenerationDir, rank: int) -> list[Call]:
-    """The newest collectives that a rank has called, oldest first."""
-    return collectives.read(_page(generation, rank))
-
-
-def read_heartbeat(generation: GenerationDir, rank: int) -> Heartbeat:
-    page = _page(generation, rank)
-    if len(page) < COUNTS_AT:
-        return Heartbeat()
-    beats, _, phase, step, slowest, main, worked, work, monitor = RECORD.unpack_from(page)
-    told = {"slowest": slowest, "worked": worked, "work": work, "monitor": monitor}
+def read_heartbeat(page: bytes) -> Heartbeat:
+    """What the head of a rank's page says; of an empty one, that nothing is known."""
+    beats, _, phase, step, slowest, main, worked, work, monitor, stacks = RECORD.unpack_from(page)
+    told = {"slowest": slowest, "worked": worked, "work": work, "monitor": monitor, "stacks": stacks}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
     except ValueError:  # not there yet, or being written
@@ -157,25 +145,37 @@ class Evidence:
         return self.process
 
 
-def gather(generation: GenerationDir, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> list[Evidence]:
+def gather(
+    generation: GenerationDir, pages: Pages, alive: Sequence[RankRecord], ended: Sequence[RankRecord]
+) -> list[Evidence]:
     """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/.
 
     All ranks are asked before any answer is read: the signal can wake one from a call into the kernel, and it would
     go on, and the others with it.
     """
     ranks = sorted([*alive, *ended], key=lambda record: record.rank)
-    hearts = {record.rank: read_heartbeat(generation, record.rank) for record in ranks}
-    asked = {record.rank: ask(record.pid, generation.stack(record.rank), "rank") for record in alive}
+    heads = {record.rank: pages.head(record.local_rank) for record in ranks}
+    hearts = {rank: read_heartbeat(head) for rank, head in heads.items()}
+    files = {record.rank: Path(f"/proc/{record.pid}/fd/{hearts[record.rank].stacks}") for record in ranks}
+    asked = {record.rank: ask(record.pid, files[record.rank], "rank") for record in alive}
     found = []
     for record in ranks:
         rank, main, children = record.rank, hearts[record.rank].main, []
         process = asked[rank](main) if rank in asked else None
         if process is not None:
             for child in descendants(record.pid):  # into the same file, so one after another
-                children.append(ask(child, generation.stack(rank), "child process")(main))
-        calls = read_calls(generation, rank)
+                children.append(ask(child, files[rank], "child process")(main))
+            _keep(files[rank], generation.stack(rank))
+        calls = collectives.read(heads[rank])
         found.append(Evidence(rank=rank, heartbeat=hearts[rank], process=process, children=children, calls=calls))
     return found
+
+
+def _keep(stacks: Path, path: Path) -> None:
+    """Copies a rank's stacks, for people, where the disk takes them."""
+    with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(stacks.read_bytes())
 
 
 def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
@@ -184,9 +184,8 @@ def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
     state = found.state if found else "X"
     with suppress(OSError):
         syscall = Path(f"/proc/{pid}/wchan").read_text().strip("\0 0")
-    with open(stacks, "a") as file:
-        file.write(f"--- {who}, pid {pid}, state {state}{', in ' + syscall if syscall else ''}\n")
-    before, is_asked = stacks.stat().st_size, state not in "TtZX" and catches(pid, SIGNAL)
+    _add(stacks, f"--- {who}, pid {pid}, state {state}{', in ' + syscall if syscall else ''}\n")
+    before, is_asked = _size(stacks), state not in "TtZX" and catches(pid, SIGNAL)
     if is_asked:
         send(pid, SIGNAL)
 
@@ -194,8 +193,7 @@ def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
         text = _new_text(stacks, before) if is_asked else ""
         if not text:
             why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}
-            with open(stacks, "a") as file:
-                file.write(f"no stack: {why.get(state, 'it does not answer')}\n")
+            _add(stacks, f"no stack: {why.get(state, 'it does not answer')}\n")
         return Process(pid=pid, state=state, syscall=syscall, frames=main_thread(text, main))
 
     return answer
@@ -205,11 +203,23 @@ def _new_text(stacks: Path, before: int) -> str:
     deadline, size, since = time.monotonic() + ANSWER_S, before, math.inf
     while time.monotonic() < deadline and time.monotonic() - since < SETTLED_S:
         time.sleep(0.02)
-        if (now := stacks.stat().st_size) != size:
+        if (now := _size(stacks)) != size:
             size, since = now, time.monotonic()
-    with open(stacks, "rb") as file:
+    with suppress(OSError), open(stacks, "rb") as file:
         file.seek(before)
         return file.read().decode(errors="replace")
+    return ""
+
+
+def _add(stacks: Path, line: str) -> None:
+    with suppress(OSError), open(stacks, "a") as file:  # the rank may end meanwhile, and its files with it
+        file.write(line)
+
+
+def _size(stacks: Path) -> int:
+    with suppress(OSError):
+        return stacks.stat().st_size
+    return 0
 
 
 def main_thread(text: str, ident: int) -> list[Frame]:

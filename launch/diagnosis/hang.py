@@ -167,6 +167,15 @@ def explain(hang: Hang, finding: Finding) -> str:
     return "\n".join(lines)
 
 
+def quiet_in_words(hang: Hang, node: int | None) -> str:
+    """What is told while the run is let go on; nodes but the first say one line."""
+    text = explain(hang, find(hang.evidence))
+    if node not in (0, None):
+        return text.split("\n")[0]
+    end = "it is not ended" if hang.ends_after is None else f"it is ended after {_seconds(hang.ends_after)}"
+    return f"{text}\n  {end} without a sign of going forward (--hang-timeout)"
+
+
 def _seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
 

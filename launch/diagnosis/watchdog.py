@@ -2,7 +2,9 @@
 
 A rank that says how far it is (our trainer, through rank/heartbeat.py) has a deadline for each phase. Of any other
 program only what its processes do is known: collectives begun, processor time, bytes read and written. It is declared
-hung when all ranks are past their deadlines, on all nodes: one that still works holds up the others rightly.
+quiet when all ranks are past their deadlines, on all nodes: one that still works holds up the others rightly. That is
+told at once. It is hung, and ended, once it has been quiet for a longer time: a slow disk or a long computation ends no
+healthy run.
 """
 
 import time
@@ -14,6 +16,7 @@ from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
 
 from ..processes import family_tree
+from ..rank.page import Pages
 from .activity import Activity, activity
 from .evidence import Evidence, Heartbeat, gather, read_heartbeat
 from .nodes import Nodes
@@ -37,6 +40,11 @@ BUSY_TIMES = 30.0
 Half an hour by default, after which torch's own time limit would end it."""
 BEFORE_COLLECTIVES = 1800.0
 """Deadline before the first collective: it may be no distributed program at all."""
+END_S = 300.0
+"""Seconds without a sign after which a training that is quiet is ended. Another program is not, unless it is asked for:
+what it does is not known."""
+WORKING_TIMES = 4.0
+"""How much longer it may take while a process of a rank computes, reads or writes, or waits for a disk (state D)."""
 LONGEST_GAP = 1.0
 """Seconds that count between two looks at most: more means that we were stopped, and the ranks with us."""
 NEXT_ACTIVITY = 1.0
@@ -75,32 +83,46 @@ class Hang:
     """Seconds of the slowest recent step, where steps are known."""
     evidence: list[Evidence]
     stacks: Path
+    is_over: bool
+    """It has lasted for so long that it is to be ended; else it is only told."""
+    ends_after: float | None
+    """Seconds without a sign of going forward after which it is ended; None for never."""
 
 
 class Watchdog:
     """Looks at the ranks of this node, a few times a second.
 
     Args:
-        limit: seconds that take the place of 10 (a step) and 60 (another program), None: defaults; 0: off.
+        pages: of the ranks.
+        limit: seconds after which it is ended, None: defaults; 0: off.
         nodes: this and the others, whose ranks may rightly hold up ours.
     """
 
-    def __init__(self, generation: GenerationDir, limit: float | None, nodes: Nodes) -> None:
-        self._generation, self._limit, self._nodes = generation, limit, nodes
+    def __init__(self, generation: GenerationDir, pages: Pages, limit: float | None, nodes: Nodes) -> None:
+        self._generation, self._pages, self._limit, self._nodes = generation, pages, limit, nodes
         self._quiet: dict[int, _Quiet] = {}
         self._stragglers = Stragglers()
         self._looked = time.monotonic()
         self._measured = 0.0
         self._all_stopped = False
         """Somebody stopped the whole job, and will let it go on."""
+        self._is_told = False
+        """That it is quiet."""
+        self._worked = 0.0
+        """When a process of a rank was last seen at work."""
 
     def look(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> Hang | None:
-        """`alive` are the ranks that run, `ended` those that have ended well."""
+        """What keeps all ranks from going on: once when that is first seen, and again when it is over.
+
+        Args:
+            alive: the ranks that run.
+            ended: those that have ended well.
+        """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, LONGEST_GAP), now
         if self._limit == 0 or not alive:
             return None
-        hearts = {record.rank: read_heartbeat(self._generation, record.rank) for record in alive}
+        hearts = {record.rank: read_heartbeat(self._pages.head(record.local_rank)) for record in alive}
         since, seen = now - self._measured, {}
         if since >= NEXT_ACTIVITY or not hearts.keys() <= self._quiet.keys():
             children, self._measured = family_tree(), now
@@ -110,10 +132,23 @@ class Watchdog:
         for rank, heartbeat in hearts.items():
             self._quiet[rank].pass_by(heartbeat, 0.0 if self._all_stopped else passed)
         self._see_work(seen, min(since, 2 * NEXT_ACTIVITY))
-        here = len(alive) == len(self._quiet) and all(self._is_over(quiet) for quiet in self._quiet.values())
-        if self._nodes.all_are_quiet(here) or (here and self._waited_for_all()):
-            return self._declare(alive, ended)
-        return None
+        here = len(alive) == len(self._quiet) and all(self._is_quiet(quiet) for quiet in self._quiet.values())
+        self._is_told = self._is_told and here
+        if not (self._nodes.all_are_quiet(here) or (here and self._waited_for_all())):
+            return None
+        is_over = all(quiet.idle > self._end_of(quiet) for quiet in self._quiet.values())
+        if self._is_told and not is_over:
+            return None
+        self._is_told = True
+        return self._declare(alive, ended, is_over)
+
+    def _end_of(self, quiet: _Quiet) -> float:
+        """Seconds of quiet after which a rank's program is ended."""
+        if quiet.heartbeat.phase == "unknown":
+            return 0.0 if self._limit else float("inf")
+        end = max(self._limit or END_S, self._deadline(quiet))
+        is_at_work = self._limit is None and time.monotonic() - self._worked < 2 * NEXT_ACTIVITY
+        return WORKING_TIMES * end if is_at_work else end
 
     def _waited_for_all(self) -> bool:
         """For as long as any phase of a rank elsewhere may take, whatever the other nodes say."""
@@ -130,28 +165,34 @@ class Watchdog:
         for rank, active in seen.items():
             quiet = self._quiet[rank]
             works, quiet.active = active.did_something_since(quiet.active, since), active
+            if active.state == "D" or (works and quiet.heartbeat.total == fewest):
+                self._worked = time.monotonic()
             if works and quiet.heartbeat.total == fewest and quiet.heartbeat.phase in ("unknown", *WORKING):
                 quiet.idle = 0.0
 
-    def _is_over(self, quiet: _Quiet) -> bool:
-        heartbeat, phase = quiet.heartbeat, quiet.heartbeat.phase
-        if phase == "unknown":
+    def _is_quiet(self, quiet: _Quiet) -> bool:
+        if quiet.heartbeat.phase == "unknown":
             together = any(other.heartbeat.total for other in self._quiet.values())
             least = self._limit or IDLE
             limit = max(least, TIMES * quiet.gap if together else BEFORE_COLLECTIVES)
             endless = together and quiet.same > BUSY_TIMES * limit
             return endless or quiet.idle > limit
-        limit = self._limit or STEP if phase == "step" else max(self._limit or 0.0, PHASES[phase])
-        if phase in ("step", "evaluate"):
-            limit = max(limit, TIMES * heartbeat.slowest)
-        return quiet.idle > limit
+        return quiet.idle > self._deadline(quiet)
 
-    def _declare(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord]) -> Hang:
-        evidence = self._nodes.gather(gather(self._generation, alive, ended))
+    def _deadline(self, quiet: _Quiet) -> float:
+        """Seconds for a sign of going forward, of a training."""
+        heartbeat, phase = quiet.heartbeat, quiet.heartbeat.phase
+        limit = min(self._limit or STEP, STEP) if phase == "step" else max(self._limit or 0.0, PHASES[phase])
+        return max(limit, TIMES * heartbeat.slowest) if phase in ("step", "evaluate") else limit
+
+    def _declare(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord], is_over: bool) -> Hang:
+        evidence = self._nodes.gather(gather(self._generation, self._pages, alive, ended))
         steps = [quiet.heartbeat.slowest for quiet in self._quiet.values() if quiet.heartbeat.phase == "step"]
         return Hang(
             seconds=min(quiet.same for quiet in self._quiet.values()),
             usual=max(steps, default=0.0) or None,
             evidence=evidence,
             stacks=self._generation.stacks,
+            is_over=is_over,
+            ends_after=None if (end := max(map(self._end_of, self._quiet.values()))) == float("inf") else end,
         )

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import AgentOutcome, RankEnd
 
 from ..processes import descendants, ignore_signals, send
+from ..rank.page import FACTS, Page
 from ..torch_patches import start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
@@ -47,7 +50,10 @@ def main_forked(request: dict[str, Any], server: socket.socket) -> None:
 
 def work(request: AgentRequest) -> None:
     """Runs the ranks to their end and writes how that was. Ends the process."""
-    sys.stdout = sys.stderr = open(request.log, "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
+    try:
+        sys.stdout = sys.stderr = open(request.log, "a", buffering=1)  # noqa: SIM115 - torch's log lines, not the ranks'
+    except OSError:  # the disk refuses: what torch says is lost, and the run goes on
+        sys.stdout = sys.stderr = open(os.devnull, "a")  # noqa: SIM115
     for descriptor in (1, 2):  # what torch prints from C++ too: this process never waits for a console
         os.dup2(sys.stderr.fileno(), descriptor)
     try:
@@ -56,8 +62,12 @@ def work(request: AgentRequest) -> None:
         traceback.print_exc()
         error, ranks = f"{type(failed).__name__}: {failed}", []
     outcome = AgentOutcome(error=error, ranks=ranks, boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-    write_json(Path(request.outcome), outcome)
-    sys.stderr.flush()
+    pages = Page(request.pages, request.ranks)
+    pages.put(FACTS, asdict(outcome))
+    with suppress(OSError):
+        write_json(Path(request.outcome), outcome)
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(0)
 
 
@@ -93,12 +103,14 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
         rendezvous_handler_registry.register("loopback", lambda parameters: loopback_rendezvous(parameters, port))
         arguments.rdzv_backend = "loopback"
         arguments.standalone = False
+    arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
     config, program, words = config_from_args(arguments)
     config.logs_specs = rank_files(request)
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
-    entry = [str(RANK_MAIN), me, me, request.generation, request.logs, request.output, request.signals]
+    files = [request.generation, request.logs, request.output, request.pages]
+    entry = [str(RANK_MAIN), me, me, *files, request.signals]
     if arguments.no_python:
         program, words = sys.executable, ["-u", "--no-python", program, *words]
     words = [words[0], *entry, *words[1:]]  # python -u RANK_MAIN … -m MODULE …
@@ -142,7 +154,8 @@ def rank_files(request: AgentRequest) -> Any:
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
     folder = GenerationDir(Path(request.generation)).record
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
 
     class RankFiles(LogsSpecs):
         root_log_dir = str(folder)

@@ -18,7 +18,9 @@ class AgentRequest:
         restarts: how often the ranks have been started again.
         max_restarts: how often they may be.
         output: address of the relay.
-        outcome: the file to write how the ranks ended.
+        pages: the memory file (rank/page.py): a page for each rank, and the last for the agent.
+        ranks: how many this node has.
+        outcome: the file to write how the ranks ended, for people.
     """
 
     cwd: str
@@ -30,4 +32,6 @@ class AgentRequest:
     restarts: int
     max_restarts: int
     output: str
+    pages: str
+    ranks: int
     outcome: str

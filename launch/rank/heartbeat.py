@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import json
 import mmap
+import os
 import signal
 import statistics
 import struct
@@ -16,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 MODULE = "_dist_train_heartbeat"
@@ -24,11 +24,10 @@ MODULE = "_dist_train_heartbeat"
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
 PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect")
-SIZE = 4096
-RECORD = struct.Struct("<qqqqdQqdq")
+RECORD = struct.Struct("<qqqqdQqdqq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
 steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
-monitor thread."""
+monitor thread, the rank's descriptor of the file that its stacks go to."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/rank/collectives.py has the rest of the page."""
 RECENT = 100
@@ -37,20 +36,20 @@ MEDIAN_EVERY = 10
 
 
 class HeartbeatWriter:
-    """One rank's. Its files are generations/<g>/heartbeats/rank<N> and generations/<g>/stacks/rank<N>.txt."""
+    """One rank's.
 
-    def __init__(self, generation: Path, rank: int, log_of: Callable[[mmap.mmap], Any]) -> None:
-        stacks, hearts = generation / "stacks", generation / "heartbeats"
-        for folder in (stacks, hearts):
-            folder.mkdir(parents=True, exist_ok=True)
-        # In C, so it answers while native code holds the GIL. Forked children inherit handler and file.
-        self.stacks, self.signal = (stacks / f"rank{rank}.txt").absolute(), SIGNAL
+    Args:
+        memory: the rank's page (page.py).
+        log_of: makes the log of collectives in a page (collectives.py).
+    """
+
+    def __init__(self, memory: mmap.mmap, log_of: Callable[[mmap.mmap], Any]) -> None:
+        # In C, so it answers while native code holds the GIL. Forked children inherit handler and file, others open it.
+        stacks = os.memfd_create("dist-train-stacks", os.MFD_CLOEXEC)
+        self.stacks, self.signal = f"/proc/{os.getpid()}/fd/{stacks}", SIGNAL
         self._stacks = open(self.stacks, "a")  # noqa: SIM115 - for the process's life
         faulthandler.register(SIGNAL, file=self._stacks, all_threads=True)
-        path = hearts / f"rank{rank}"
-        path.write_bytes(bytes(SIZE))  # every page is there before it is mapped: a full disk is no bus error later
-        with open(path, "r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), SIZE)
+        self._memory, self._stacks_file = memory, stacks
         self._beats, self._phase = 0, ""
         self._last = time.monotonic()
         self._took: dict[str, deque[float]] = {}
@@ -85,7 +84,7 @@ class HeartbeatWriter:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        more = (self._main, self._worked, self._work, self._monitor)
+        more = (self._main, self._worked, self._work, self._monitor, self._stacks_file)
         RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
 
     def _count(self) -> None:
@@ -107,11 +106,7 @@ def collectives() -> dict[str, int]:
     return {str(world.pg_names[group]): group._get_sequence_number_for_group() for group in list(world.pg_map)}
 
 
-def install(generation: Path, rank: int, log_of: Callable[[mmap.mmap], Any]) -> None:
-    """Begins. A rank without it works as well, so nothing here ends one.
-
-    Args:
-        log_of: makes the log of collectives in a page (collectives.py).
-    """
+def install(memory: mmap.mmap, log_of: Callable[[mmap.mmap], Any]) -> None:
+    """Begins. A rank without it works as well, so nothing here ends one."""
     with contextlib.suppress(OSError, ValueError):
-        sys.modules[MODULE] = HeartbeatWriter(generation, rank, log_of)  # type: ignore[assignment]
+        sys.modules[MODULE] = HeartbeatWriter(memory, log_of)  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """What happens in a rank before its program:
 
-`main.py PARENT AGENT GENERATION LOGS OUTPUT ours|default (-m MODULE | --no-python PROGRAM | SCRIPT) [ARGUMENT …]`.
+`main.py PARENT AGENT GENERATION LOGS OUTPUT PAGES ours|default PROGRAM [ARGUMENT …]`, where PROGRAM is `-m MODULE`,
+`--no-python PROGRAM` or a script.
 
 It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
 supervisor finds it. Then the program runs as `__main__`, exactly as torchrun would run it. Run as a file of its own, so
@@ -27,43 +28,49 @@ from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
 USER_CODE_FAILED, INTERRUPTED = 10, 130
-_CHECKED_LAST = ("runpy", "<frozen runpy>", __file__)
+_OUR_FILES = ("runpy", "<frozen runpy>", __file__)
 
 
 def main(arguments: list[str]) -> None:
     """Runs the program; ends the process with the exit code that fits what happened."""
-    parent, agent, generation, logs, output, signals, *program = arguments
+    parent, agent, generation, logs, output, pages, signals, *program = arguments
     die_with(int(parent))
     if signals == "default":
         answer_signals()
-    rank = int(os.environ["RANK"])
-    exceptions = beside("rank/exceptions")
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    exceptions, paging = beside("rank/exceptions"), beside("rank/page")
+    page = paging.Page(pages, local_rank)
     facts = Path(generation) / "ranks" / f"{rank}.json"
-    identity = {"rank": rank, "agent": int(agent), **whoami()}
-    write_json(facts, identity)
+    identity = {"rank": rank, "local_rank": local_rank, "agent": int(agent), **whoami()}
+
+    def say(told: dict[str, Any]) -> None:
+        """In the page for the supervisor, and in a file for people and other nodes, where the disk takes it."""
+        page.put(paging.FACTS, identity | told)
+        write_json(facts, identity | told)
+
+    say({})
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
     patches = beside("torch_patches")
     os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
     log_of = beside("rank/collectives").CollectiveLog
-    beside("rank/heartbeat").install(Path(generation), rank, lambda page: log_of(page, patches.wrap_collective))
+    beside("rank/heartbeat").install(page.memory, lambda memory: log_of(memory, patches.wrap_collective))
     try:
         run(program)
     except SystemExit as leaving:
-        told = {"ended": leaving.code or 0, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)}
-        write_json(facts, {**identity, **told})
+        say({"ended": leaving.code or 0, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
         raise
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BaseException as error:
         os.close(spare)
-        report = exceptions.report(error, _CHECKED_LAST)
-        with contextlib.suppress(OSError):  # a full disk: what is in the log then has to do
-            write_json(Path(generation) / "errors" / f"rank{rank}.json", {**identity, **report})
+        report = exceptions.report(error, _OUR_FILES)
+        page.put(paging.ERROR, identity | report)
+        write_json(Path(generation) / "errors" / f"rank{rank}.json", identity | report)
         with contextlib.suppress(OSError):
             print(report["traceback"], file=log, flush=True)
         sys.exit(report["code"])
-    write_json(facts, {**identity, "ended": 0, "ended_ns": boot_ns()})
+    say({"ended": 0, "ended_ns": boot_ns()})
 
 
 def beside(name: str) -> Any:
@@ -103,11 +110,11 @@ def whoami() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replaces `path` in one step. Where the disk refuses, the page has to do: no program ends for it."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(content, default=str))
-    os.replace(temporary, path)
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(content, default=str))
+        os.replace(temporary, path)
 
 
 # ---------------------------------------------------------------- output
@@ -117,7 +124,8 @@ def send_output(address: str, path: Path, rank: int) -> TextIO:
     """Connects file descriptors 1 and 2 to the launcher's relay (relay/main.py), so that what native code and child
     processes print is seen too, and the last words of a rank that dies are kept. Returns what goes to the log alone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # who opens the log says what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         ends = ask_for_output(address, path, rank)
     except OSError:  # there is no relay: the log is what matters

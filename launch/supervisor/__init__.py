@@ -1,5 +1,6 @@
 """The launcher's own process: opens one generation after another, passes signals on, and leaves nothing behind."""
 
+import signal
 from collections.abc import Callable
 
 from dist_train.errors import ExitCode, UserError
@@ -12,10 +13,12 @@ from ..processes import become_subreaper, end_descendants
 from ..scheduler import end_older_launches
 from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
-from .ending import Ended, agreed_code
-from .generation import Generation, begin_generation
+from .ending import Ended, agreed_code, stopped_code
+from .generation import Generation
 from .launch_log import Launch
+from .run_files import RunFiles
 from .run_lock import owning
+from .storage import begin_first, refuse_a_lost_directory, when_writable
 from .taking_back import Start
 
 MAX_BARREN_GENERATIONS = 3
@@ -41,6 +44,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
     start = Start(plan)
+    refuse_a_lost_directory(plan)
     try:
         make_run_dir(plan.folder)
     except UserError:
@@ -64,35 +68,44 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
 
 
 def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
-    """This launch, on record."""
-    launch = Launch(plan)
-    if launch.is_in_vain():
+    """Runs the generations, and records in lives.jsonl how the launch began and ended."""
+    files = RunFiles()
+    launch = Launch(plan, files)
+    if launch.made_no_progress():
         return launch.give_up()
     launch.begin()
-    code = _generations(plan, signals, starter)
+    try:
+        code = _generations(plan, signals, starter, files)
+    except UserError as error:
+        say(f"{mark('✗', 'red')} {error}")
+        code = error.code
     launch.end(code, signals)
+    if left := files.left():
+        say(f"{mark('!', 'yellow')} the disk has refused {', '.join(left)} in {plan.folder} to the end")
     return code
 
 
-def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter) -> int:
+def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter, files: RunFiles) -> int:
+    """Starts generations until one ends well, or there is no point in another. Returns the exit code of the last."""
     barren, attempt, ended = 0, 0, Ended(code=ExitCode.DONE)
+    saved = newest_checkpoint(plan.folder)
     while True:
         attempt += 1
-        before = newest_checkpoint(plan.folder)
         current = plan.of_attempt(attempt)
-        folder = begin_generation(current)
-        ended = Generation(current, folder, signals, starter, ended).run()
-        code = ended.code
-        if signals.stop is None and ended.knows_no_cause:
+        folder = when_writable(current, signals, saved) if attempt > 1 else begin_first(current)
+        if folder is None:
+            return stopped_code(plan, signals.stop or signal.SIGTERM)
+        before = newest_checkpoint(plan.folder)
+        ended = Generation(current, folder, signals, starter, files, ended).run()
+        code, saved = ended.code, newest_checkpoint(plan.folder) or saved
+        if signals.stop is None and ended.cause_unknown:
             code = agreed_code(plan, folder, code, last=attempt > plan.flags.max_restarts)
         barren = barren + 1 if plan.is_training and newest_checkpoint(plan.folder) == before else 0
         if code == ExitCode.CONFIG and attempt > 1 and plan.is_training:
-            return ExitCode.CANNOT_RESUME  # something of it has been written, as 2 would deny
+            return ExitCode.CANNOT_RESUME  # 2 promises that nothing was written
         if code not in RESTARTABLE or signals.stop is not None or attempt > plan.flags.max_restarts:
             return code
         if barren == MAX_BARREN_GENERATIONS:
             say(f"{mark('✗', 'red')} {barren} generations in a row saved nothing new: not started again")
             return code
-        say(
-            f"{mark('!', 'yellow')} starting again, generation {attempt + 1} of at most {plan.flags.max_restarts + 1} …"
-        )
+        say(f"{mark('!', 'yellow')} starting again, attempt {attempt + 1} of at most {plan.flags.max_restarts + 1} …")

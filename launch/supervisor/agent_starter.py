@@ -1,5 +1,6 @@
 """How the supervisor starts an agent: forked from a fork server that has imported torch already, or executed anew."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,14 +37,14 @@ class AgentStarter:
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Runs one generation on this node; None when it was asked to stop before it began."""
         if self._client is not None:
-            if self.loss() is not None:
+            if self.server_death() is not None:
                 self.close()
                 self._client = self._start_server()
             self._client.ask(asdict(request))
             while (agent := self._client.answer()) is None and not self._client.is_gone:
                 if signals.stop is not None:
                     return None
-                signals.wait(1.0, self.news())
+                signals.wait(1.0, self.wakeup_sockets())
             if agent is not None:
                 return agent
             self.close()
@@ -56,7 +57,7 @@ class AgentStarter:
         """The fork server's process, which outlives a generation."""
         return [self._server.pid] if self._server is not None else []
 
-    def loss(self) -> str | None:
+    def server_death(self) -> str | None:
         """What ended the fork server, and with it the agent and the ranks; None where it lives or there is none."""
         code = self._server.poll() if self._server is not None else None
         if code is None:
@@ -64,7 +65,7 @@ class AgentStarter:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return f"the process that they are forked from {end}"
 
-    def news(self) -> list[socket.socket]:
+    def wakeup_sockets(self) -> list[socket.socket]:
         """To wait for besides signals."""
         return [self._client.channel] if self._client is not None and not self._client.is_gone else []
 
@@ -77,7 +78,8 @@ class AgentStarter:
 
     def _start_server(self) -> ForkClient:
         """Starts the fork server, which begins to import what the plan says."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the server does without it
+            self._log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         file = str(LAUNCH / "node" / "fork_server.py")
         with theirs:

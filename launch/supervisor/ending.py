@@ -5,16 +5,16 @@ import time
 from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
-from dist_train.rundir.codec import read_record, read_records, write_json
+from dist_train.rundir.codec import decode, read_record, read_records
 from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..console import mark, say
+from ..diagnosis import collectives
 from ..diagnosis import hang as hangs
 from ..diagnosis.advice import port_taken
-from ..diagnosis.evidence import read_calls
 from ..diagnosis.explain import FailureContext, explain
 from ..diagnosis.failures import Failure, exit_code, find_failures, first_cause
 from ..diagnosis.native_crash import native_death, tail
@@ -22,12 +22,15 @@ from ..diagnosis.verdict import as_record
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
+from ..rank.page import FACTS
 from .agent_starter import AgentStarter
+from .exit_watcher import errors_of, ranks_of
+from .run_files import RunFiles
 from .stopping import Stopping
 
 ECHOES = ("peer", "ended")
 """Kinds of failure of a rank that has lost its peer, and knows no more than that."""
-WORD_S = 10.0
+VERDICT_WAIT_S = 10.0
 """Seconds that another node has to write down why its ranks have ended; one that is gone never will."""
 PEER_WRITES_S = 1.0
 """Seconds that another node may still take to write down why its ranks have failed."""
@@ -40,12 +43,12 @@ class Ended:
     Attributes:
         code: the launcher's exit code, if it ends with it.
         signature: what the failure was, so that the same is not told twice.
-        knows_no_cause: it failed, and this node has seen nothing but that another was gone.
+        cause_unknown: it failed, and this node has seen nothing but that another was gone.
     """
 
     code: int
     signature: tuple[object, ...] | None = None
-    knows_no_cause: bool = False
+    cause_unknown: bool = False
 
 
 class MemoryWatch:
@@ -73,12 +76,18 @@ class Ending:
     """
 
     def __init__(
-        self, stopping: Stopping, starter: AgentStarter, memory: MemoryWatch, told: tuple[object, ...] | None
+        self,
+        stopping: Stopping,
+        starter: AgentStarter,
+        memory: MemoryWatch,
+        files: RunFiles,
+        told: tuple[object, ...] | None,
     ) -> None:
+        self._pages, self._files = stopping.pages, files
         self._plan, self._generation, self._signals = stopping.plan, stopping.generation, stopping.signals
         self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
 
-    def of(self, hang: Hang | None, died: dict[int, int]) -> Ended:
+    def conclude(self, hang: Hang | None, died: dict[int, int]) -> Ended:
         """
         Args:
             died: for each rank that has ended, when that was seen, in ns since boot.
@@ -92,12 +101,12 @@ class Ending:
             return self._wrote("stopped", forced_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
-        outcome = read_record(AgentOutcome, self._generation.agent(self._plan.node_name))
-        outcome = outcome or AgentOutcome(error="it died", ranks=[])
+        said = self._pages.get(self._pages.count - 1, FACTS)
+        outcome = decode(AgentOutcome, said) if said else AgentOutcome(error="it died", ranks=[])
         if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):
             return self._badly(outcome, died)
         state = RunState.of(self._plan.folder)
-        number = self._signals.stop or getattr(signal, str(state.signal), None)
+        number = self._signals.stop or signal.Signals.__members__.get(str(state.signal))
         if number is None or state.status == "done":
             return self._wrote("done", ExitCode.DONE)
         return self._wrote("stopped", stopped_code(self._plan, number))
@@ -106,7 +115,7 @@ class Ending:
         return self._write(as_record(outcome, code), Ended(code=code))
 
     def _write(self, verdict: dict, ended: Ended) -> Ended:
-        write_json(self._generation.verdict(self._plan.node_name), verdict)
+        self._files.write(self._generation.verdict(self._plan.node_name), verdict)
         return ended
 
     def _hung(self, hang: Hang) -> Ended:
@@ -116,34 +125,37 @@ class Ending:
         return self._write(hangs.as_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
 
     def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:
-        plan, loss = self._plan, self._starter.loss()
+        plan, loss = self._plan, self._starter.server_death()
         found = self._failures(outcome, died) if loss is None else []
         cause = first_cause(found)
         if plan.nodes > 1 and loss is None and (cause is None or cause.kind == "peer"):
             time.sleep(PEER_WRITES_S)
             found = self._failures(outcome, died)
             cause = first_cause(found)
-        knows_no_cause = cause is None or cause.kind in ECHOES
-        if knows_no_cause and plan.nodes > 1 and self._signals.stop is not None:  # a node with nothing to save has left
-            return Ended(code=stopped_code(plan, self._signals.stop), knows_no_cause=True)
+        cause_unknown = cause is None or cause.kind in ECHOES
+        if cause_unknown and plan.nodes > 1 and self._signals.stop is not None:  # a node with nothing to save has left
+            return Ended(code=stopped_code(plan, self._signals.stop), cause_unknown=True)
         code, text = self._told_to_the_user(cause, found, outcome, loss)
         signature = cause.signature if cause else None
         same = cause is not None and signature == self._told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
-        ended = Ended(code=code, signature=signature, knows_no_cause=knows_no_cause)
+        ended = Ended(code=code, signature=signature, cause_unknown=cause_unknown)
         return self._write(as_record("failed", code, cause, found), ended)
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
-        ranks = read_records(RankRecord, self._generation.ranks)
+        ranks, errors = ranks_of(self._pages), errors_of(self._pages)
+        here = {one.rank for one in ranks}  # of the other nodes', their files
+        elsewhere = [one for one in read_records(RankRecord, self._generation.ranks) if one.rank not in here]
+        errors += [one for one in read_records(ErrorRecord, self._generation.errors) if one.rank not in here]
         logs = {rank: tail(rank_log(self._plan.logs, rank), 400) for rank in died}
         return find_failures(
-            ranks,
-            read_records(ErrorRecord, self._generation.errors),
+            [*ranks, *elsewhere],
+            errors,
             outcome.ranks,
             self._stopping.ended_by_us,
             died,
             {rank: found for rank, lines in logs.items() if (found := native_death(lines))},
-            {one.rank: read_calls(self._generation, one.rank) for one in ranks},
+            {one.rank: collectives.read(self._pages.head(one.local_rank)) for one in ranks},
         )
 
     def _told_to_the_user(
@@ -207,7 +219,7 @@ def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last:
         return code
     verdicts = _verdicts(plan, generation)
     for one in verdicts.values():
-        if one and one.cause and one.cause.kind not in ECHOES:
+        if one and one.cause and one.cause.kind not in ECHOES and one.exit_code in set(ExitCode):
             return one.exit_code
     silent = [f"node {node}" for node, one in verdicts.items() if one is None]
     if silent:
@@ -219,7 +231,7 @@ def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last:
 def _verdicts(plan: LaunchPlan, generation: GenerationDir) -> dict[int, VerdictSummary | None]:
     """Of the other nodes, by number; None of one that has written none when the time is over."""
     others = [node for node in range(plan.nodes) if node != plan.node]
-    deadline = time.monotonic() + WORD_S
+    deadline = time.monotonic() + VERDICT_WAIT_S
     while True:
         found = {node: read_record(VerdictSummary, generation.verdict(f"node{node}")) for node in others}
         if all(found.values()) or time.monotonic() > deadline:

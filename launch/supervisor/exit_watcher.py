@@ -1,4 +1,4 @@
-"""When the ranks of one agent ended, to the millisecond: torch's agent looks only now and then, and at all at once."""
+"""When the ranks of this node ended, to the millisecond: torch's agent looks only now and then, and at all at once."""
 
 import os
 import select
@@ -7,32 +7,34 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dist_train.rundir.codec import read_records
-from dist_train.rundir.layout import GenerationDir
-from dist_train.rundir.process_id import boot
-from dist_train.rundir.records import RankRecord
+from dist_train.rundir.codec import decode
+from dist_train.rundir.records import ErrorRecord, RankRecord
+
+from ..rank.page import ERROR, FACTS, Pages
 
 _LOOK_S = 0.05
 """Seconds between two looks for ranks that have begun."""
 
 
-def ranks_of(agent: int, generation: GenerationDir) -> list[RankRecord]:
-    """What the agent's ranks have written about themselves. The process id of an agent may be that of another one on
-    another host, and in another container of this host."""
-    return [rank for rank in read_records(RankRecord, generation.ranks) if (rank.agent, rank.boot) == (agent, boot())]
+def ranks_of(pages: Pages) -> list[RankRecord]:
+    """What the ranks of this node have said about themselves."""
+    found = (pages.get(number, FACTS) for number in range(pages.count - 1))
+    return [decode(RankRecord, one) for one in found if one is not None]
+
+
+def errors_of(pages: Pages) -> list[ErrorRecord]:
+    """The exceptions that have ended ranks of this node."""
+    found = (pages.get(number, ERROR) for number in range(pages.count - 1))
+    return [decode(ErrorRecord, one) for one in found if one is not None]
 
 
 @contextmanager
-def watch_exits(generation: GenerationDir, agent: int) -> Iterator[dict[int, int]]:
-    """Watches the ranks of one agent from a thread. Yields a dictionary that receives, for each rank that has ended,
-    the time when that was first seen, in ns since boot.
-
-    It leaves out those of other agents, which may run for another node on this host: nobody here learns their exit
-    codes.
-    """
+def watch_exits(pages: Pages) -> Iterator[dict[int, int]]:
+    """Watches the ranks of this node from a thread. Yields a dictionary that receives, for each rank that has ended,
+    the time when that was first seen, in ns since boot."""
     ended: dict[int, int] = {}
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(generation, agent, ended, over), name="exit watcher", daemon=True)
+    thread = threading.Thread(target=_watch, args=(pages, ended, over), name="exit watcher", daemon=True)
     thread.start()
     try:
         yield ended
@@ -41,11 +43,11 @@ def watch_exits(generation: GenerationDir, agent: int) -> Iterator[dict[int, int
         thread.join()
 
 
-def _watch(generation: GenerationDir, agent: int, ended: dict[int, int], over: threading.Event) -> None:
+def _watch(pages: Pages, ended: dict[int, int], over: threading.Event) -> None:
     poll, open_ranks = select.poll(), dict[int, int]()
     known: set[tuple[int, int]] = set()
     while not over.is_set():
-        begun = {(record.rank, record.pid) for record in ranks_of(agent, generation)}
+        begun = {(record.rank, record.pid) for record in ranks_of(pages)}
         for rank, pid in begun - known:
             try:
                 descriptor = os.pidfd_open(pid)

@@ -5,6 +5,7 @@ signals; they answer by files in generations/<g>/.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 
 from dist_train.rundir.layout import GenerationDir, RunDir
@@ -12,18 +13,21 @@ from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord
 
 from ..console import mark
+from ..diagnosis.hang import quiet_in_words
 from ..diagnosis.nodes import Nodes
 from ..diagnosis.watchdog import Hang, Watchdog
 from ..node.request import AgentRequest
 from ..plan import LaunchPlan
 from ..processes import end_descendants
+from ..rank.page import Pages
 from ..relay.handle import OutputRelay
 from ..scheduler import step_facts
 from ..signals import ReceivedSignals
-from .agent_starter import Agent, AgentStarter
+from .agent_starter import AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
 from .exit_watcher import ranks_of, watch_exits
 from .generation_number import claim
+from .run_files import RunFiles
 from .stopping import Stopping
 
 LOOK_S = 0.2
@@ -46,15 +50,24 @@ class Generation:
     """
 
     def __init__(
-        self, plan: LaunchPlan, folder: GenerationDir, signals: ReceivedSignals, starter: AgentStarter, told: Ended
+        self,
+        plan: LaunchPlan,
+        folder: GenerationDir,
+        signals: ReceivedSignals,
+        starter: AgentStarter,
+        files: RunFiles,
+        told: Ended,
     ) -> None:
-        plan.logs.mkdir(parents=True, exist_ok=True)
-        self._plan, self._folder, self._signals, self._starter = plan, folder, signals, starter
+        with suppress(OSError):  # where there is no room for logs, the run goes on without
+            plan.logs.mkdir(parents=True, exist_ok=True)
+        self._plan, self._folder, self._signals, self._starter, self._files = plan, folder, signals, starter, files
+        self._pages = Pages(plan.ranks_per_node + 1)
         self._memory = MemoryWatch()
         self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
-        self._stopping = Stopping(plan, signals, folder, self._relay.say)
-        self._watchdog = Watchdog(folder, plan.flags.hang_timeout, Nodes(folder, plan.node_name, plan.nodes))
-        self._ending = Ending(self._stopping, starter, self._memory, told.signature)
+        self._stopping = Stopping(plan, signals, folder, self._pages, self._relay.say)
+        nodes = Nodes(folder, plan.node_name, plan.nodes)
+        self._watchdog = Watchdog(folder, self._pages, plan.flags.hang_timeout, nodes)
+        self._ending = Ending(self._stopping, starter, self._memory, files, told.signature)
 
     def run(self) -> Ended:
         """Starts the agent, waits for all ranks, says what went wrong."""
@@ -65,19 +78,24 @@ class Generation:
             return Ended(code=stopped_code(self._plan, self._signals.stop))
         hang = None
         try:
-            with watch_exits(self._folder, agent.pid) as exits:
+            with watch_exits(self._pages) as exits:
                 while agent.poll() is None:
-                    hang = hang or self._look_after(agent)
+                    hang = hang or self._look_after()
+                    self._files.try_again()
+                    for line in self._files.take_news():
+                        self._relay.say(f"{mark('!', 'yellow')} {line}")
                     if hang or self._stopping.is_forced:
                         agent.kill()
-                    self._signals.wait(LOOK_S, self._starter.news())
+                    self._signals.wait(LOOK_S, self._starter.wakeup_sockets())
         finally:
             was_killed = agent.poll() is None or hang is not None or self._stopping.is_forced
             agent.kill()
             patience = 0 if was_killed else AFTER_END_S
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
             self._relay.finish()
-        return self._ending.of(hang, exits)
+        ended = self._ending.conclude(hang, exits)
+        self._pages.close()
+        return ended
 
     def _request(self) -> AgentRequest:
         plan = self._plan
@@ -91,15 +109,17 @@ class Generation:
             restarts=plan.attempt - 1,
             max_restarts=plan.flags.max_restarts,
             output=self._relay.address,
+            pages=self._pages.path,
+            ranks=plan.ranks_per_node,
             outcome=str(self._folder.agent(plan.node_name).absolute()),
         )
 
-    def _look_after(self, agent: Agent) -> Hang | None:
+    def _look_after(self) -> Hang | None:
         """One look at the ranks. Returns what keeps all of them from going on, if anything does."""
         self._stopping.watch_the_time()
         if self._stopping.is_forced:
             return None
-        ranks = ranks_of(agent.pid, self._folder)
+        ranks = ranks_of(self._pages)
         alive = [rank for rank in ranks if rank.lives()]
         if len(alive) == len(ranks):
             self._memory.look()
@@ -107,6 +127,9 @@ class Generation:
         if self._stopping.failing_since is not None:
             return None
         hang = self._watchdog.look(alive, [rank for rank in ranks if rank.ended == 0])
+        if hang is not None and not hang.is_over:
+            self._relay.say(quiet_in_words(hang, self._plan.node))
+            hang = None
         for line in self._watchdog.slow_ranks():
             self._relay.say(f"{mark('!', 'yellow')} {line}")
         return hang

@@ -1,12 +1,14 @@
 """The number of a generation: all nodes of a start come to the same one without asking each other."""
 
 import json
+import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from dist_train.rundir.codec import read_json
+from dist_train.rundir.files import NO_LINKS, write_synced
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.records import NodeRecord
 
@@ -40,10 +42,11 @@ def _number_of(run: RunDir, start: str) -> int:
     """The number that carries the start's name; the first node to come writes it there."""
     while True:
         generations = run.all_generations()
+        # In this order: what another node takes between the two looks is found by its name, or taken by nobody yet.
+        used = [one.number for one in generations if one.start.exists() or any(one.nodes.glob("*.json"))]
         for generation in generations:
             if _name_of(generation) == start:
                 return generation.number
-        used = [one.number for one in generations if one.start.exists() or any(one.nodes.glob("*.json"))]
         generation = run.generation(max(used, default=0) + 1)
         generation.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another node was faster: with our name, most likely
@@ -59,6 +62,20 @@ def _name_of(generation: GenerationDir) -> str | None:
 
 
 def _write(path: Path, content: object) -> None:
-    """Raises FileExistsError."""
-    with open(path, "x") as file:
-        file.write(json.dumps(content))
+    """Makes a file with all of its content at once, where the file system has links.
+
+    Raises:
+        FileExistsError: when it is there.
+        OSError: when the disk refuses; it leaves nothing then.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        write_synced(temporary, json.dumps(content).encode())
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            write_synced(path, json.dumps(content).encode())
+    finally:
+        temporary.unlink(missing_ok=True)

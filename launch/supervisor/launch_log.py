@@ -4,10 +4,8 @@ A launch that is killed cannot say so; the next one closes its entry. A schedule
 record also decides when that has to end: after three launches in a row that saved nothing new.
 """
 
-import json
 import signal
 import time
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -20,6 +18,7 @@ from dist_train.rundir.runs import newest_checkpoint
 from ..console import mark, say
 from ..plan import LaunchPlan
 from ..signals import ReceivedSignals
+from .run_files import RunFiles
 
 MAX_BARREN_LAUNCHES = 3
 """Launches of a job in a row without a newer checkpoint, after which it is not to be started again."""
@@ -29,14 +28,14 @@ _IN_ORDER = (0, ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 class Launch:
     """This start of the launcher, on record."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: LaunchPlan, files: RunFiles) -> None:
+        self._plan, self._files = plan, files
         self._earlier = read_launches(plan.folder)
         self._number = 1 + max((launch.number for launch in self._earlier), default=0)
         self._began = time.time()
         self._checkpoint = newest_checkpoint(plan.folder)
 
-    def is_in_vain(self) -> bool:
+    def made_no_progress(self) -> bool:
         """Whether this job was started again and again, saved nothing new, and was not asked to stop in between."""
         place = self._plan.place
         if place is None:
@@ -106,5 +105,4 @@ class Launch:
             return
         row = LaunchRow(**{"life": self._number, "event": event, **facts})
         written = {one.name: value for one in fields(row) if (value := getattr(row, one.name)) != one.default}
-        with suppress(OSError), open(RunDir(self._plan.folder).launches, "a") as file:  # a full disk is told elsewhere
-            file.write(json.dumps(written) + "\n")
+        self._files.append(RunDir(self._plan.folder).launches, written)

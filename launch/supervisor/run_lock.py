@@ -29,14 +29,15 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise UserError(f"cannot open {path}: {reason}") from None
+        raise UserError(f"cannot open {path}: {reason}", ExitCode.CHECKPOINT_IO) from None
     with os.fdopen(descriptor, "a+") as lock:
         if _takes(lock, plan):
             me, job = ProcessId.myself(), plan.place
-            lock.truncate(0)
-            lock.write(f"process {me.pid} on {me.host}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            lock.write(json.dumps({"job": job.job, "restarts": job.restarts} if job else {}))
-            lock.flush()
+            owner = f"process {me.pid} on {me.host}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+            owner += json.dumps({"job": job.job, "restarts": job.restarts} if job else {})
+            with contextlib.suppress(OSError):  # a full disk: it is held all the same, and only its owner is unknown
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, owner.encode())
         yield
 
 

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
@@ -11,7 +12,9 @@ from dist_train.rundir.runs import newest_checkpoint
 from ..console import mark
 from ..plan import LaunchPlan
 from ..processes import catches, send
+from ..rank.page import Pages
 from ..signals import ReceivedSignals
+from .exit_watcher import errors_of
 
 AFTER_FAILURE_S = 3.0
 """Seconds that ranks have to end by themselves once one has failed."""
@@ -31,9 +34,14 @@ class Stopping:
     """
 
     def __init__(
-        self, plan: LaunchPlan, signals: ReceivedSignals, generation: GenerationDir, say: Callable[[str], None]
+        self,
+        plan: LaunchPlan,
+        signals: ReceivedSignals,
+        generation: GenerationDir,
+        pages: Pages,
+        say: Callable[[str], None],
     ) -> None:
-        self.plan, self.signals, self.generation, self._say = plan, signals, generation, say
+        self.plan, self.signals, self.generation, self.pages, self._say = plan, signals, generation, pages, say
         self.ended_by_us: set[int] = set()
         self.is_out_of_time = False
         self.had_nothing_to_save = False
@@ -86,10 +94,16 @@ class Stopping:
         elif not self._asked and (alive or not ranks):  # nobody has got as far as training: there is nothing to save
             self.signals.kill, self.had_nothing_to_save = number, is_training
 
+    def _has_failed_elsewhere(self) -> bool:
+        """Whether a rank of another node has written why it ended."""
+        with suppress(OSError):
+            return self.plan.nodes > 1 and any(self.generation.errors.iterdir())
+        return False
+
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Once a rank has failed the others have a few seconds: torch's agent would wait for half a minute."""
         is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
-        if not is_gone and not any(self.generation.errors.iterdir()):
+        if not is_gone and not errors_of(self.pages) and not self._has_failed_elsewhere():
             return
         self.failing_since = self.failing_since or time.monotonic()
         if time.monotonic() - self.failing_since < AFTER_FAILURE_S:

@@ -68,7 +68,9 @@ def test_signals_to_every_process_save_and_stop_and_nothing_is_lost(folder):
         server = next(pid for pid in descendants(session["pid"]) if b"forkserver" in _command_of(pid))
         workers = descendants(server)
         assert len(workers) == 2
-        stacks = folder / "pieces" / "generations" / "1" / "stacks" / "rank0.txt"
+        stacks = next(
+            fd for fd in Path(f"/proc/{session['pid']}/fd").iterdir() if "dist-train-stacks" in os.readlink(fd)
+        )
         os.kill(workers[0], SIGNAL)
         asked = _until(lambda: "worker" in stacks.read_text() and stacks.read_text())
         assert any(frame.function == "_worker_loop" for frame in main_thread(asked, 0))

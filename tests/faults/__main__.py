@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import corruption, disk, kills, launches, power_loss, signals, syscalls
+from tests.faults import corruption, disk, filesystems, kills, launches, power_loss, signals, syscalls
 from tests.faults.tally import Order, Tally, table
 
 CAMPAIGNS = {
@@ -17,6 +17,7 @@ CAMPAIGNS = {
     "syscalls": (syscalls.campaign, 0),
     "power": (power_loss.campaign, 0),
     "disk": (disk.campaign, 0),
+    "filesystems": (filesystems.campaign, 0),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""

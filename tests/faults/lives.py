@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,16 @@ def undisturbed(
 class LaunchedLife:
     """`dist-train train`, and all below it, known by a mark in their environment."""
 
-    def __init__(self, folder: Path, run: str, *words: str, limit: Callable[[], None] | None = None) -> None:
-        self.folder, self.run_dir = folder, folder / run
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        *words: str,
+        before: Sequence[str] = (),
+        run_dir: Path | None = None,
+        limit: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder, self.run_dir = folder, run_dir or folder / run
         self._mark = f"DIST_TRAIN_FAULTS_LIFE={uuid.uuid4()}"
         name, _, value = self._mark.partition("=")
         steps = folder / "steps" / run
@@ -194,7 +202,7 @@ class LaunchedLife:
         self.said = folder / f"{run}.said"
         with open(self.said, "ab") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dist_train.launch", "train", *words],
+                [*before, sys.executable, "-m", "dist_train.launch", "train", *words],
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from tests.faults import corruption, disk, kill_plan, kills, launches, power_loss, signals, syscalls
+from tests.faults import corruption, disk, filesystems, kill_plan, kills, launches, power_loss, signals, syscalls
 from tests.faults.__main__ import CAMPAIGNS, main
 from tests.faults.fixture import record
+from tests.faults.mounts import why_not
 from tests.faults.tally import Order, Tally, table
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
@@ -60,6 +61,12 @@ def test_a_disk_that_refuses_costs_no_checkpoint_and_ends_no_training(tmp_path):
     assert_nothing_lost(disk.campaign(Order(folder=tmp_path, count=0, quick=True)))
 
 
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.timeout(900)
+def test_a_file_system_that_fails_under_a_run_costs_nothing(tmp_path):
+    assert_nothing_lost(filesystems.campaign(Order(folder=tmp_path, count=0, quick=True)))
+
+
 def test_every_damage_to_a_checkpoint_is_found(tmp_path):
     assert_nothing_lost(corruption.campaign(Order(folder=tmp_path, count=100)))
 
@@ -80,6 +87,7 @@ LARGE = {
     "syscalls": 0,
     "power": 0,
     "disk": 0,
+    "filesystems": 0,
     "corruption": 1000,
 }
 

@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TIMES = 20
 SHORT = "4"
-"""Seconds for the default suite; the long one has the default deadlines."""
+"""Seconds for the default suite."""
+LONG_SCRIPT, LONG_TRAINING = "60", "20"
+"""Of the long one."""
 CONFIG = """
 name: t
 data: {name: "tests.hangs.data:Stuck"}
@@ -174,7 +176,7 @@ def test_a_stuck_rank_of_a_training_is_named_and_it_starts_again(launches, actio
     assert "! no rank has finished a step for " in ended.said
     assert "rank 0 waits in " in ended.said
     if action == "spin":
-        assert "starting again, generation 2 of at most 2" in ended.said
+        assert "starting again, attempt 2 of at most 2" in ended.said
 
 
 def test_a_rank_that_is_stuck_on_another_node_is_named_by_the_first(launches):
@@ -203,7 +205,7 @@ def test_a_slow_rank_is_told_while_the_run_goes_on(launches):
 @pytest.mark.parametrize("action", ["stop", "sleep", "gil", "lock", "spin", "loader"])
 def test_every_hang_of_a_training_is_named(launches, action):
     for number in range(TIMES):
-        check(launches.train(action, number % 2), action, number % 2)
+        check(launches.train(action, number % 2, "--hang-timeout", LONG_TRAINING), action, number % 2)
 
 
 @pytest.mark.long
@@ -212,7 +214,7 @@ def test_every_hang_of_a_training_is_named(launches, action):
 def test_every_hang_of_a_script_is_named(launches, action):
     """Not an endless loop, which looks like a long evaluation there, for half an hour."""
     for number in range(TIMES):
-        check(launches.plain(action, 3, number % 3, "-"), action, number % 3)
+        check(launches.plain(action, 3, number % 3, LONG_SCRIPT), action, number % 3)
 
 
 @pytest.mark.long

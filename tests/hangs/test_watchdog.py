@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import pytest
@@ -19,15 +18,15 @@ from launch.children import ROOT as HOME
 from launch.diagnosis.nodes import Nodes
 from launch.diagnosis.watchdog import PHASES, Hang, Watchdog
 from launch.rank import heartbeat
+from launch.rank.page import Pages
 
 RANK = """
 import sys, time
-from pathlib import Path
 sys.path.append(sys.argv[1])
 import main
-module = main.beside("rank/heartbeat")
+module, page = main.beside("rank/heartbeat"), main.beside("rank/page").Page(sys.argv[2], int(sys.argv[3]))
 wrap, log = main.beside("torch_patches").wrap_collective, main.beside("rank/collectives").CollectiveLog
-module.install(Path(sys.argv[2]), int(sys.argv[3]), lambda page: log(page, wrap))
+module.install(page.memory, lambda memory: log(memory, wrap))
 sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
 while sys.argv[5] == "spins":
@@ -37,15 +36,23 @@ time.sleep(600)
 
 
 @pytest.fixture
-def start(tmp_path) -> Iterator:
+def pages() -> Iterator[Pages]:
+    pages = Pages(3)
+    yield pages
+    pages.close()
+
+
+@pytest.fixture
+def start(pages) -> Iterator:
     begun = []
 
     def one(rank: int, phase: str, what: str = "sleeps") -> RankRecord:
-        command = [sys.executable, "-c", RANK, str(HOME / "launch/rank"), str(tmp_path), str(rank), phase, what]
+        command = [sys.executable, "-c", RANK, str(HOME / "launch/rank"), pages.path, str(rank), phase, what]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         begun.append(process)
         assert process.stdout.readline() == "ready\n"
-        return RankRecord(host="here", pid=process.pid, started=stat(process.pid).started, rank=rank, agent=os.getpid())
+        me = {"host": "here", "pid": process.pid, "started": stat(process.pid).started}
+        return RankRecord(**me, rank=rank, local_rank=rank, agent=os.getpid())
 
     yield one
     for process in begun:
@@ -53,8 +60,13 @@ def start(tmp_path) -> Iterator:
         process.communicate()
 
 
-def watch(folder: Path, alive: list[RankRecord], seconds: float, before=lambda: None) -> Hang | None:
-    dog = Watchdog(GenerationDir(folder), 1.0, Nodes(GenerationDir(folder), "here", 1))
+@pytest.fixture
+def dog(tmp_path, pages) -> Callable[[float | None], Watchdog]:
+    folder = GenerationDir(tmp_path)
+    return lambda limit: Watchdog(folder, pages, limit, Nodes(folder, "here", 1))
+
+
+def watch(dog: Watchdog, alive: list[RankRecord], seconds: float, before=lambda: None) -> Hang | None:
     before()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -64,47 +76,67 @@ def watch(folder: Path, alive: list[RankRecord], seconds: float, before=lambda: 
     return None
 
 
-def test_ranks_that_finish_no_step_are_hung(start, tmp_path):
-    hang = watch(tmp_path, [start(0, "step"), start(1, "step")], 60)
+def test_ranks_that_finish_no_step_are_hung(start, dog):
+    hang = watch(dog(1.0), [start(0, "step"), start(1, "step")], 60)
     assert hang is not None and [one.heartbeat.step for one in hang.evidence] == [7, 7]
     assert all(one.process.frames[0].file == "<string>" for one in hang.evidence)
 
 
 @pytest.mark.parametrize("begun, then", [([0], [1]), ([0, 1], [0, 2]), ([0, 1], [1]), ([1], [0, 1])])
-def test_ranks_may_begin_and_end_between_two_looks(start, tmp_path, begun, then):
+def test_ranks_may_begin_and_end_between_two_looks(start, dog, begun, then):
     """A short script's first rank is over before its second has begun."""
     ranks = {rank: start(rank, "step") for rank in {*begun, *then}}
-    dog = Watchdog(GenerationDir(tmp_path), None, Nodes(GenerationDir(tmp_path), "here", 1))
+    watchdog = dog(None)
     for numbers in (begun, begun, then, then):
-        assert dog.look([ranks[number] for number in numbers], []) is None
-    assert dog.slow_ranks() == []
+        assert watchdog.look([ranks[number] for number in numbers], []) is None
+    assert watchdog.slow_ranks() == []
 
 
-def test_a_rank_that_saves_holds_up_the_others_rightly(start, tmp_path):
-    assert watch(tmp_path, [start(0, "save"), start(1, "step")], 5) is None
+def test_a_rank_that_saves_holds_up_the_others_rightly(start, dog):
+    assert watch(dog(1.0), [start(0, "save"), start(1, "step")], 5) is None
 
 
-def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, tmp_path):
+def test_a_job_that_was_stopped_as_a_whole_is_not_hung(start, dog):
     alive = [start(0, "step"), start(1, "step")]
 
     def stop_all() -> None:
         for record in alive:
             os.kill(record.pid, signal.SIGSTOP)
 
-    assert watch(tmp_path, alive, 5, stop_all) is None
+    assert watch(dog(1.0), alive, 5, stop_all) is None
+
+
+def test_a_training_that_is_quiet_is_told_once_before_it_is_ended(start, dog, monkeypatch):
+    monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 4.0)
+    watchdog, alive = dog(None), [start(0, "step"), start(1, "step")]
+    told = watch(watchdog, alive, 60)
+    assert told is not None and not told.is_over and told.ends_after == 4.0 and told.seconds < 4
+    ended = watch(watchdog, alive, 60)
+    assert ended is not None and ended.is_over and ended.seconds > 4
+
+
+def test_a_training_that_computes_is_given_more_time(start, dog, monkeypatch):
+    monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 2.0)
+    watchdog, alive = dog(None), [start(0, "step", "spins")]
+    assert watch(watchdog, alive, 60) is not None
+    assert watch(watchdog, alive, 4) is None
+    ended = watch(watchdog, alive, 60)
+    assert ended is not None and ended.is_over and ended.ends_after == 8.0
 
 
 def test_every_phase_has_a_deadline():
     assert set(PHASES) | {"unknown"} == {*heartbeat.PHASES} == {*get_args(Phase), "unknown"}
 
 
-def test_connecting_is_no_work_however_busily_it_looks_around(start, tmp_path, monkeypatch):
+def test_connecting_is_no_work_however_busily_it_looks_around(start, dog, monkeypatch):
     """As NCCL does while it waits for a peer that never comes. Imports and downloads look the same, and are work."""
     monkeypatch.setitem(PHASES, "connect", 2.0)
     monkeypatch.setitem(PHASES, "init", 2.0)
     busy = [start(0, "init", "spins")]
-    assert watch(tmp_path, busy, 6) is None
+    assert watch(dog(1.0), busy, 6) is None
     busy.append(start(1, "connect", "spins"))
-    assert watch(tmp_path, busy, 6) is None  # it may wait for the first
-    hang = watch(tmp_path, busy[1:], 60)
+    assert watch(dog(1.0), busy, 6) is None  # it may wait for the first
+    hang = watch(dog(1.0), busy[1:], 60)
     assert hang is not None and hang.evidence[0].heartbeat.phase == "connect"

@@ -59,7 +59,7 @@ def test_a_disk_that_refuses_for_a_while_costs_no_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "text": "x" * 50} for step in range(40)]
     said: list[str] = []
-    lines = JsonlFile(path, said.append)
+    lines = JsonlFile(path, 0, said.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -73,8 +73,46 @@ def test_a_disk_that_refuses_for_a_while_costs_no_row(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     lines.close()
-    assert said == ["! metrics.jsonl: File too large; its rows are kept until the disk takes them"]
+    assert said == [
+        "! metrics.jsonl: File too large; its rows are kept until the disk takes them",
+        "! metrics.jsonl is written again: no row is missing",
+    ]
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+
+
+def test_a_resume_that_finds_the_disk_full_keeps_every_row(tmp_path: Path) -> None:
+    """Neither the rewind nor the rows need room at once, and what is there is not written anew."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
+    before = path.stat().st_ino
+    said: list[str] = []
+    lines = JsonlFile(path, 5, said.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        lines.append([{"step": 6}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    lines.append([{"step": 7}])
+    lines.close()
+    assert [row["step"] for row in _rows(path)] == list(range(1, 8)) and path.stat().st_ino == before
+    assert len(said) == 2
+
+
+def test_a_file_whose_folder_is_away_for_a_while_has_every_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"step": 1}\n{"kind": "evaluation", "split": "evaluation", "step": 2}\n')
+    lines = JsonlFile(path, 2, print)
+    path.parent.rename(tmp_path / "away")
+    lines.append([{"step": 3}])
+    lines.append([{"kind": "evaluation", "split": "evaluation", "step": 2}])  # the one of the checkpoint, repeated
+    (tmp_path / "away").rename(path.parent)
+    lines.append([{"step": 4}])
+    lines.close()
+    assert [row["step"] for row in _rows(path)] == [1, 2, 3, 4]
 
 
 def test_an_evaluation_that_is_repeated_after_a_resume_is_there_once(tmp_path: Path) -> None:

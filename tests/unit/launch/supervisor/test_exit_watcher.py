@@ -1,39 +1,46 @@
-"""When the ranks of one agent ended."""
+"""When the ranks of a node ended."""
 
 import subprocess
 import time
 from dataclasses import asdict, replace
 
-from dist_train.rundir.codec import write_json
-from dist_train.rundir.layout import GenerationDir
+import pytest
+
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import RankRecord
-from launch.supervisor.exit_watcher import watch_exits
+from launch.rank.page import FACTS, Page, Pages
+from launch.supervisor.exit_watcher import ranks_of, watch_exits
 
-OURS, OTHER = 1001, 1002
+
+@pytest.fixture
+def pages():
+    pages = Pages(4)
+    yield pages
+    pages.close()
 
 
-def test_deaths_of_another_agents_ranks_or_another_hosts_are_none_of_its_business(tmp_path):
-    """Several nodes of a launch may be on one host, and agents on several hosts may have the same process id."""
-    mine = ProcessId.myself()
-    other = replace(mine, boot=f"{mine.boot}0", host="elsewhere")
-    places = [(OURS, mine), (OTHER, mine), (OURS, other), (OURS, mine)]
-    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in places]
-    generation = GenerationDir(tmp_path)
-    generation.make()
-    for rank, (agent, where) in enumerate(places):
-        record = RankRecord(**{**asdict(where), "pid": sleepers[rank].pid}, rank=rank, agent=agent)
-        write_json(generation.ranks / f"{rank}.json", record)
+def test_the_time_of_each_death_is_seen_and_ranks_may_begin_meanwhile(pages):
+    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+
+    def begin(number: int) -> None:
+        rank = replace(ProcessId.myself(), pid=sleepers[number].pid)
+        record = RankRecord(**asdict(rank), rank=10 + number, local_rank=number, agent=1)
+        Page(pages.path, number).put(FACTS, asdict(record))
+
     begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    with watch_exits(generation, OURS) as exits:
-        for sleeper in sleepers[:3]:
-            sleeper.kill()
-            sleeper.wait()
-        _until_seen(exits, 0)
-    sleepers[3].kill()
-    sleepers[3].wait()
-    assert list(exits) == [0]
-    assert begun < exits[0] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    begin(0)
+    with watch_exits(pages) as exits:
+        for number in (0, 1):
+            begin(number)
+            sleepers[number].kill()
+            sleepers[number].wait()
+            _until_seen(exits, 10 + number)
+        begin(2)
+    sleepers[2].kill()
+    sleepers[2].wait()
+    assert [one.rank for one in ranks_of(pages)] == [10, 11, 12]
+    assert list(exits) == [10, 11]
+    assert begun < exits[10] < exits[11] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _until_seen(exits: dict[int, int], rank: int) -> None:

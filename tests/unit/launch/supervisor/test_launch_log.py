@@ -20,6 +20,7 @@ from launch.signals import OTHERS, STOPS, ReceivedSignals
 from launch.slurm.place import Place
 from launch.supervisor.ending import agreed_code
 from launch.supervisor.launch_log import Launch
+from launch.supervisor.run_files import RunFiles
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -38,7 +39,7 @@ def checkpoint(folder: Path, step: int) -> None:
 
 
 def killed_life(folder: Path, restarts: int) -> None:
-    Launch(plan(folder, restarts)).begin()
+    Launch(plan(folder, restarts), RunFiles()).begin()
 
 
 def test_a_life_that_was_killed_is_closed_by_the_next(tmp_path):
@@ -53,20 +54,20 @@ def test_a_life_that_was_killed_is_closed_by_the_next(tmp_path):
 
 def test_three_in_a_row_that_saved_nothing_new_are_enough(tmp_path):
     for restarts in range(3):
-        assert not Launch(plan(tmp_path, restarts)).is_in_vain()
+        assert not Launch(plan(tmp_path, restarts), RunFiles()).made_no_progress()
         killed_life(tmp_path, restarts)
-    last = Launch(plan(tmp_path, 3))
-    assert last.is_in_vain()
+    last = Launch(plan(tmp_path, 3), RunFiles())
+    assert last.made_no_progress()
     assert last.give_up() == ExitCode.USER_CODE
-    assert not Launch(plan(tmp_path, 4)).is_in_vain()  # a person has put it back
+    assert not Launch(plan(tmp_path, 4), RunFiles()).made_no_progress()  # a person has put it back
 
 
 def test_a_newer_checkpoint_or_another_job_begins_to_count_anew(tmp_path):
     for restarts in range(3):
         killed_life(tmp_path, restarts)
-    assert not Launch(plan(tmp_path, 0)).is_in_vain()
+    assert not Launch(plan(tmp_path, 0), RunFiles()).made_no_progress()
     checkpoint(tmp_path, 10)
-    assert not Launch(plan(tmp_path, 3)).is_in_vain()
+    assert not Launch(plan(tmp_path, 3), RunFiles()).made_no_progress()
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_signal_that_comes_again_when_all_is_done_does_not_kill_the_launcher(a
 )
 def test_what_ended_a_life_is_said(tmp_path, asked_for, status, code, reason, in_order):
     with ReceivedSignals() as signals:
-        launch = Launch(plan(tmp_path, 0))
+        launch = Launch(plan(tmp_path, 0), RunFiles())
         launch.begin()
         os.kill(os.getpid(), signal.SIGUSR1)
         if status:
@@ -121,7 +122,7 @@ PEER = {"exit_code": 10, "cause": {"kind": "peer"}}
     ],
 )
 def test_a_node_that_only_lost_a_peer_asks_the_others(tmp_path, monkeypatch, others, last, code):
-    monkeypatch.setattr("launch.supervisor.ending.WORD_S", 0.3)
+    monkeypatch.setattr("launch.supervisor.ending.VERDICT_WAIT_S", 0.3)
     for node, verdict in enumerate(others, 1):
         if verdict is not None:
             (tmp_path / f"verdict-node{node}.json").write_text(json.dumps(verdict))
