@@ -26,6 +26,10 @@ from dist_train.randomness import Generators, key
 from dist_train.tasks.base import Task
 
 
+class EvaluationGivenUp(Exception):
+    """Some rank was asked to stop. What had been evaluated counts for nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The metrics of one evaluation.
@@ -49,8 +53,22 @@ def own_batches(ranks: Ranks, count: int, mode: str) -> range:
     return share(ranks.rank, busy, count) if ranks.rank < busy else range(0)
 
 
-def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGroup, dataset: Any) -> Evaluation:
-    """Evaluates `model` on one split, on all ranks together; every rank gets the metrics."""
+def evaluate(
+    config: RunConfig,
+    model: nn.Module,
+    task: Task,
+    group: ProcessGroup,
+    dataset: Any,
+    gives_up: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluates `model` on one split, on all ranks together; every rank gets the metrics.
+
+    Args:
+        gives_up: asked before each batch, whether this rank leaves it at that.
+
+    Raises:
+        EvaluationGivenUp: on every rank, where one has left it at that.
+    """
     count = number_of_batches(len(dataset), config.eval.batch_size)
     sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
     batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
@@ -58,6 +76,8 @@ def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGrou
     beat("evaluate")
     with evaluating(model, config.seed, Generators(model, task)) as begin:
         for number, batch in batches:
+            if gives_up():
+                break
             begin(number)
             with autocast(config, group.device):
                 output = model(batch.inputs)
@@ -65,6 +85,8 @@ def evaluate(config: RunConfig, model: nn.Module, task: Task, group: ProcessGrou
             done += 1
             leash.step()
             beat("evaluate")
+    if int(group.all_reduce_host_(torch.tensor(int(done < len(own) and gives_up())))):
+        raise EvaluationGivenUp
     if done < len(own):
         raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
     total = sums.over_all_ranks(group)

@@ -25,7 +25,7 @@ def train(trainer: Trainer, state: TrainState, first_step_done: Callable[[], Non
         if trainer.due.log(state.step) or request:
             trainer.report()
         if trainer.due.evaluate(state.step):
-            trainer.evaluate(state)
+            request = max(request, trainer.evaluate(state))
         if trainer.due.save(state.step) or request or state.best_step == state.step or state.finished:
             trainer.save(state)
         if request.stops or state.finished:

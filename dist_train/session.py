@@ -26,6 +26,7 @@ class Session:
 
     Attributes:
         notes: lines for the user, shown once the tracker is open.
+        begins_with_evaluation: that of the step it goes on from, which was given up.
     """
 
     trainer: Trainer
@@ -33,6 +34,7 @@ class Session:
     facts: RunFacts
     record: NullRunRecord
     notes: tuple[str, ...]
+    begins_with_evaluation: bool
 
     def close(self) -> None:
         """Ends what the trainer holds open, whatever brought the end."""
@@ -65,6 +67,10 @@ class Session:
         if state.step == 0 and trainer.config.train.non_finite == "rollback":
             trainer.save(state)  # something to roll back to before the first checkpoint is due
         beat("compile", state.step)
+        if self.begins_with_evaluation:
+            if (request := trainer.evaluate(state)).stops:
+                return request
+            trainer.save(state)
         if state.finished or state.step >= trainer.due.last_step:
             return Request.NONE
         return train(trainer, state, self.record.first_step_done)

@@ -1,7 +1,7 @@
 """What the training loop calls: one step's update, a report, a save, an evaluation."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
+from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_batches
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import evaluate
+from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
@@ -61,6 +62,8 @@ class Trainer:
         self.parallel = Parallel(learner.model, group, config, self.generators)
         self.schedule = Schedule.of(config, due.steps_per_epoch)
         self.step_metrics = StepMetrics(group, config, due.steps_per_epoch)
+        self._gave_up = False
+        """The evaluation of this step."""
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
@@ -162,20 +165,31 @@ class Trainer:
             )
         self.parallel.check()
         beat("save")
-        self.checkpoints.save(state)
+        self.checkpoints.save(state, lacks_evaluation=self._gave_up)
         beat("step")
 
-    def evaluate(self, state: TrainState) -> None:
-        """Evaluates, and keeps `state`'s account of the best."""
-        state.metrics = self.evaluate_split("evaluation", state.step)
+    def evaluate(self, state: TrainState) -> Request:
+        """Evaluates, and keeps `state`'s account of the best. Where a rank is asked to stop meanwhile, all of them give
+        the evaluation up: what is saved then says so, and a resume begins with it.
+
+        Returns:
+            what was asked, the same on every rank; NONE when the evaluation is done.
+        """
+        self._gave_up = True
+        try:
+            state.metrics = self.evaluate_split("evaluation", state.step, lambda: self.agreement.is_asked_to_stop)
+        except EvaluationGivenUp:
+            return self.agreement.now()
+        self._gave_up = False
         _note_best(self.config, state)
         state.finished = state.step == self.due.total_steps or stops_early(self.config, state)
         beat("step")
+        return Request.NONE
 
-    def evaluate_split(self, split: str, step: int) -> dict[str, float]:
+    def evaluate_split(self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Evaluates one split on all ranks together, and logs it as the metrics of `step`."""
         learner, dataset = self.learner, getattr(self.splits, split)
-        result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset)
+        result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up)
         row = {
             **self.step_metrics.position(step),
             "split": split,

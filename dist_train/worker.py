@@ -18,7 +18,7 @@ from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManag
 from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
 from dist_train.checkpoint.state import TrainState
-from dist_train.checkpoint.store import CheckpointStore
+from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore
 from dist_train.config.problems import ConfigError
 from dist_train.config.recorded import given
 from dist_train.config.schema import Custom, RunConfig
@@ -137,7 +137,10 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker)
     trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
     facts = _run_facts(resolved, trainer, state.step)
-    return Session(trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes))
+    lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
+    return Session(
+        trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes), begins_with_evaluation=lacks
+    )
 
 
 def _build_writers(

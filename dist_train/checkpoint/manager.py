@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dist_train.checkpoint.buffers import Buffers, Part
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
-from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
+from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore, VerifiedCheckpoint, locate
 from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, save_and_retain
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
@@ -32,9 +32,12 @@ class NullCheckpointManager:
 
     last: Path | None = None
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         """Copies the state and has it written, after the save under way. In the foreground it returns when that is
         done; in the background at once, and `tick`, the next `save`, `drain` or `close` learn how it went.
+
+        Args:
+            lacks_evaluation: the evaluation that is due at this step is still to be done, by whoever goes on from here.
 
         Raises:
             UserError: (exit 14) when this was the third failure in a row; (exit 3) when the run is another session's
@@ -102,11 +105,11 @@ class CheckpointManager(NullCheckpointManager):
         self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         self.drain()
         state = replace(state)  # the training goes on with the other one
         with self._failure_counted(state):
-            save = self._copy(state)
+            save = self._copy(state, {LACKS_EVALUATION: True} if lacks_evaluation else {})
             background = _size(save.parts) >= PAYS_FROM if self._background == "auto" else self._background
             if background and self._begins(save):
                 self._under_way = (state, save)
@@ -151,7 +154,7 @@ class CheckpointManager(NullCheckpointManager):
     def _verified(self, step: int) -> VerifiedCheckpoint:
         return locate(self._store.path(step), self._note)
 
-    def _copy(self, state: TrainState) -> Save:
+    def _copy(self, state: TrainState, facts: Mapping[str, Any]) -> Save:
         snapshot = self._capture(state)
         is_first = not self._buffers.memory
         parts = self._buffers.take(snapshot.tensor_files())
@@ -163,6 +166,7 @@ class CheckpointManager(NullCheckpointManager):
             others=snapshot.other_files(),
             facts={
                 **self._facts,
+                **facts,
                 "samples_seen": state.samples_seen(self._facts["global_batch"]),
                 "best_step": state.best_step,
                 "metrics": state.metrics,

@@ -21,7 +21,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.files import Bytes, remove_tree, sync_file, sync_folder
 from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
-from dist_train.rundir.reading import read_bytes
+from dist_train.rundir.reading import MAX_JSON, read_bytes, read_json
 
 ROOM = 2.2
 """A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""
@@ -44,6 +44,10 @@ class VerifiedCheckpoint:
     def at(cls, path: Path, *, skipped: Sequence[str] = (), by_name: bool = True) -> "VerifiedCheckpoint":
         """Verifies it. Raises DamagedCheckpoint; `by_name` as verify takes it."""
         return cls(path=path, manifest=verify(path, by_name=by_name), skipped=tuple(skipped))
+
+
+LACKS_EVALUATION = "lacks_evaluation"
+"""In a manifest: the evaluation of its step is still to be done."""
 
 
 class CheckpointStore:
@@ -95,7 +99,7 @@ class CheckpointStore:
         session = f"{self._generation}.{self._fence.number if self._fence else 0}"
         temporary = self.folder / f".tmp-{session}-{target.name}"
         try:
-            if target.exists() and self._is_sound(target):
+            if target.exists() and self._is_sound(target) and not lacks_evaluation(target):
                 return target
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +226,11 @@ class CheckpointStore:
 def step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
+
+
+def lacks_evaluation(path: Path) -> bool:
+    """Whether a sound checkpoint was saved when its step's evaluation had been given up."""
+    return bool(read_json(path / MANIFEST, MAX_JSON).get(LACKS_EVALUATION))
 
 
 def has_manifest(path: Path) -> bool:

@@ -207,7 +207,7 @@ class RollbackPoints(NullCheckpointManager):
         self._due = due
         self._snapshot: Snapshot | None = None
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         if self._due.rollback_step(state.step) == state.step:
             self._snapshot = self._learner.state_tensors(state).copied()
 

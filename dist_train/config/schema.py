@@ -269,6 +269,9 @@ class LoaderConfig(Section):
     """Microbatches that each loading process keeps ready."""
     pin_memory: Bool = True
     """Use page-locked memory, which copies faster to a GPU. It has no effect on a CPU."""
+    retry: TimeDuration = Duration(4.0, "min")
+    """How long reading is tried again while the storage is away: a stale handle, an input/output error, a folder that
+    is gone. A file that is missing or broken by itself is an error at once."""
 
 
 # ---------------------------------------------------------------- model

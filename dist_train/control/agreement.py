@@ -24,6 +24,16 @@ class Agreement:
         self._under_way = self._group.start_all_reduce_max_(self._value)
         return agreed
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this rank was, by a signal; the others need not know of it."""
+        return self._flag.request.stops
+
+    def now(self) -> Request:
+        """As `next`, without the delay: all ranks wait for each other."""
+        before = self.next()
+        return max(before, self.close())
+
     def close(self) -> Request:
         """Waits for what is under way, so that no rank leaves a peer waiting; the last answer."""
         if self._under_way is None:

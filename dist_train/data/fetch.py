@@ -16,6 +16,7 @@ from dist_train.data.augment import Augment, check_images
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.data.failure import CapturedError, noted
+from dist_train.data.retry import with_patience
 from dist_train.data.sampler import LoadRequest
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
@@ -102,9 +103,10 @@ class Fetch(Dataset):
     Every draw depends on (seed, epoch, index): it makes no difference which process loads a sample, or beside which.
     """
 
-    def __init__(self, dataset: Any, seed: int, augment: Augment | None) -> None:
-        """Without `augment`, as in evaluation, an epoch makes no difference either."""
-        self._dataset, self._seed, self._augment = dataset, seed, augment
+    def __init__(self, dataset: Any, seed: int, augment: Augment | None, retry_s: float) -> None:
+        """Without `augment`, as in evaluation, an epoch makes no difference either. Reading is tried again for
+        `retry_s` seconds while the storage is away."""
+        self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -123,7 +125,7 @@ class Fetch(Dataset):
     def __getitems__(self, request: LoadRequest) -> Loaded | CapturedError:
         """Whatever a user's code raises, even StopIteration or SystemExit, is returned as a CapturedError."""
         try:
-            inputs, targets = self._read(request)
+            inputs, targets = with_patience(lambda: self._read(request), self._retry_s)
             loaded = Loaded(request=request, inputs=inputs, targets=targets).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:

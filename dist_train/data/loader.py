@@ -144,14 +144,15 @@ class _Source:
     @classmethod
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "_Source":
         classes = len(splits.classes) if splits.classes else None
-        fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed))
+        fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed), config.loader.retry.seconds)
         mix = Mix.from_config(config.augment, config.seed, classes)
         transform = DeviceTransform(config.augment, device, mix)
         return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
 
     @classmethod
     def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "_Source":
-        fetch, transform = Fetch(dataset, config.seed, augment=None), DeviceTransform(config.augment, device)
+        fetch = Fetch(dataset, config.seed, None, config.loader.retry.seconds)
+        transform = DeviceTransform(config.augment, device)
         return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
 
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:

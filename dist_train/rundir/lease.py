@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
@@ -104,6 +104,7 @@ class Lease:
         """
         if self._takes_back:
             self._before = FolderSnapshot(run_dir)
+        self._owner = replace(self._owner, folder=os.path.realpath(run_dir))
         try:
             while self._fence is None:
                 number = await_free(run_dir, self._expiry, self._note) + 1

@@ -18,6 +18,7 @@ from dist_train.rundir.codec import decode
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.reading import Odd, parse_json, read_bytes
+from dist_train.rundir.runs import is_elsewhere
 
 FOLDER = ".lease"
 RENEWAL_S = 2.0
@@ -40,11 +41,13 @@ class Owner(ProcessId):
     Attributes:
         job: the scheduler's, where there is one.
         since: when it became the owner, for people.
+        folder: the directory that it claimed.
         token: drawn for this claim.
     """
 
     job: str | None = None
     since: str = ""
+    folder: str = ""
     token: str
 
     @classmethod
@@ -143,6 +146,8 @@ def await_free(run_dir: Path, patience: float, note: Callable[[str], None], dyin
         if claim is None or claim.is_released:
             return claim.number if claim else 0
         owner = claim.owner
+        if owner is not None and is_elsewhere(owner.folder, run_dir):
+            return claim.number
         alive = owner.lives() if owner else None
         same = seen is not None and (seen.number, seen.owner) == (claim.number, owner)
         if same and seen != claim:  # its count has moved

@@ -24,12 +24,14 @@ class NodeRecord(ProcessId):
         step: the scheduler's id of the job step, where the launcher has one.
         restarts: how often the job had come back.
         command: what was typed, for people.
+        folder: the run directory.
     """
 
     job: str | None = None
     step: str | None = None
     restarts: int = 0
     command: str | list[str] | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,14 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
 
 
+def is_elsewhere(recorded: str | None, run_dir: Path) -> bool:
+    """Whether a record that names the run directory it was written in is about another one that is still there: then
+    `run_dir` is a copy, and the processes in its records are not its own."""
+    with suppress(OSError):
+        return bool(recorded) and not Path(str(recorded)).samefile(run_dir)
+    return False
+
+
 def make_run_dir(folder: Path) -> None:
     """Creates the run directory with the part that the launcher keeps.
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_train.rundir.codec import read_record, read_records
+from dist_train.rundir.codec import read_json, read_record, read_records
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
+from dist_train.rundir.runs import is_elsewhere
 
 from .. import scheduler
 from ..scheduler import JobStatus
@@ -58,13 +59,21 @@ def _by_name(folder: Path) -> tuple[str, int]:
     return (folder.parent.name, int(name)) if name.isdecimal() else (name, -1)
 
 
+def is_copy(folder: Path) -> bool:
+    """Whether it is a copy of a run that is still there: the launchers and the job that it names are that one's."""
+    generation, job = RunDir(folder).newest_generation(), read_json(RunDir(folder).job)
+    named = [node.folder for node in read_records(NodeRecord, generation.nodes)] if generation else []
+    named += [str(job.get("run_dir"))] if isinstance(job, dict) else []
+    return any(is_elsewhere(one, folder) for one in named)
+
+
 def describe(folder: Path, root: Path) -> RunSummary:
-    state = RunState.of(folder)
-    ids = scheduler.of_run(folder)
+    state, copied = RunState.of(folder), is_copy(folder)
+    ids = [] if copied else scheduler.of_run(folder)
     status = state.status or "starting"
     generation = RunDir(folder).newest_generation()
     if status in ("running", "starting") and generation is not None:
-        launchers = read_records(NodeRecord, generation.nodes)
+        launchers = [] if copied else read_records(NodeRecord, generation.nodes)
         if all(node.lives() is False for node in launchers):  # as far as can be seen from here
             verdicts = [read_record(VerdictSummary, path) for path in generation.verdicts()]
             status = "failed" if any(verdict is None or verdict.outcome == "failed" for verdict in verdicts) else "died"

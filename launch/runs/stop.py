@@ -15,7 +15,7 @@ from dist_train.rundir.runs import newest_checkpoint
 from .. import scheduler
 from ..console import mark, say
 from ..processes import send
-from .listing import list_runs
+from .listing import is_copy, list_runs
 
 LOOK_S = 0.2
 """Seconds between two looks at a process."""
@@ -97,6 +97,7 @@ def runs_of(place: Path) -> list[Path]:
 
 def look(targets: list[Target]) -> None:
     """What is so now: one question to the queue for all of them."""
+    targets = [target for target in targets if not is_copy(target.folder)]
     ids = {target.folder: scheduler.of_run(target.folder) for target in targets}
     found = scheduler.look(job for own in ids.values() for job in own)
     for target in targets:

@@ -23,7 +23,9 @@ from .taking_back import Start
 
 MAX_BARREN_GENERATIONS = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
-RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG)
+RESTARTABLE = (ExitCode.USER_CODE, ExitCode.HANG, ExitCode.DATA)
+DATA_PAUSE_S = 5.0
+"""Seconds before data that could not be read is tried a third time; twice as long each time after that."""
 
 
 def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None = None) -> int:
@@ -108,4 +110,6 @@ def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStart
         if barren == MAX_BARREN_GENERATIONS:
             say(f"{mark('✗', 'red')} {barren} generations in a row saved nothing new: not started again")
             return code
+        if code == ExitCode.DATA and attempt > 1:  # the first restart waits for nothing
+            signals.wait(DATA_PAUSE_S * 2 ** (attempt - 2))
         say(f"{mark('!', 'yellow')} starting again, attempt {attempt + 1} of at most {plan.flags.max_restarts + 1} …")

@@ -38,7 +38,8 @@ AFTER_END_S = 1.0
 
 def begin_generation(plan: LaunchPlan) -> GenerationDir:
     """The folder of this node's next generation, which no other start has."""
-    node = NodeRecord(**asdict(ProcessId.myself()), **step_facts(), command=plan.command)
+    facts = {**step_facts(), "command": plan.command, "folder": os.path.realpath(plan.folder)}
+    node = NodeRecord(**asdict(ProcessId.myself()), **facts)
     return claim(RunDir(plan.folder), plan.node_name, plan.start_name, node)
 
 

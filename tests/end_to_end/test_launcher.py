@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,22 @@ def test_the_stop_command_is_as_good_as_a_signal(launch):
         command = [sys.executable, "-m", "dist_train.launch", "stop", str(run.folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stderr
+    assert run.end()[0] == 143
+
+
+def test_a_copy_of_a_live_run_is_not_running_and_stopping_it_leaves_the_run_alone(launch, tmp_path):
+    run = launch(1, "train").when_ready(1)
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    command = [sys.executable, "-m", "dist_train.launch"]
+    done = subprocess.run([*command, "stop", str(copy)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "copy: not running (" in done.stderr, done.stderr
+    assert run.process.poll() is None and run.left()
+    listed = subprocess.run(
+        [*command, "runs", "--root", str(tmp_path), "--json"], cwd=ROOT, capture_output=True, text=True
+    )
+    states = {one["path"]: one["state"] for one in json.loads(listed.stdout)}
+    assert states[str(copy)] == "died" and states[str(run.folder)] != "died", states
+    os.kill(run.process.pid, signal.SIGTERM)
     assert run.end()[0] == 143
 
 

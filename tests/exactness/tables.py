@@ -57,6 +57,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "tracking.wandb.entity": (None, "a name"),
     "tracking.wandb.group": (None, "a name"),
     "tracking.wandb.tags": (None, "names"),
+    "loader.retry": (None, "seconds; no sample depends on it"),
     "distributed.timeout": (None, "seconds; no result depends on it"),
     "slurm": (None, "the job of a submission; no rank reads it"),
 }

@@ -352,3 +352,25 @@ def test_stopped_at_a_random_instant_it_commits_nothing_later(start, tmp_path):
 @pytest.mark.long
 def test_stopped_at_fifty_random_instants_it_commits_nothing_later(start, tmp_path):
     _stopped_while_saving(start, tmp_path, 50)
+
+
+def test_a_copy_of_an_owned_directory_can_be_taken_and_changes_nothing_for_the_owner(tmp_path):
+    with Lease(expiry=SHORT, renewal=0.05) as lease:
+        fence = lease.take(tmp_path / "run")
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with Lease(expiry=SHORT, renewal=0.05) as other:
+            assert other.take(tmp_path / "copy").number == 2
+            fence.check()
+        with Lease(expiry=SHORT) as third, pytest.raises(UserError) as raised:
+            third.take(tmp_path / "run")
+        assert raised.value.code == ExitCode.OWNED
+        fence.check()
+
+
+def test_a_run_that_was_moved_is_still_its_owners(tmp_path):
+    with Lease(expiry=SHORT, renewal=0.05) as lease:
+        lease.take(tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with Lease(expiry=SHORT) as other, pytest.raises(UserError) as raised:
+            other.take(tmp_path / "moved")
+        assert raised.value.code == ExitCode.OWNED
