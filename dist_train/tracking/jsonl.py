@@ -141,9 +141,9 @@ def rewind(path: Path, step: int) -> list[Row]:
     """Drops what is not to be kept when a run goes on after `step`, and returns the kept evaluation rows.
 
     Dropped are rows of later steps, lines that a crash left half-written, and with step 0, a run that starts from
-    the beginning, everything. They are the end of the file, as a rule, which is cut off: that needs no room on a disk.
-    Where a row that stays comes after one that goes, the file is replaced in one go. A crash leaves the old file or
-    the new one.
+    the beginning, everything. The file is replaced in one go, so that a crash leaves the old one or the new one, and a
+    session that was taken for dead and wakes up adds to a file without a name. Where the disk has no room for that, the
+    end of the file is cut off instead; that needs none.
 
     Raises:
         OSError: when the folder is not there, or the disk refuses.
@@ -159,14 +159,17 @@ def rewind(path: Path, step: int) -> list[Row]:
         is_mixed = is_mixed or is_cut
         if row.get("kind") == "evaluation":
             evaluations.append(row)
-    if is_mixed:
+    try:
         with replacing(path) as temporary, open(temporary, "wb") as target:
             target.writelines(line for line, row in _lines(path, step) if row is not None)
             target.flush()
             os.fsync(target.fileno())
         sync_folder(path.parent)
-    elif is_cut:
-        os.truncate(path, size)
+    except OSError:
+        if is_mixed:
+            raise
+        if is_cut:
+            os.truncate(path, size)
     return evaluations
 
 
