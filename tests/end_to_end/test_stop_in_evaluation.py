@@ -9,11 +9,10 @@ import pytest
 from tests.end_to_end.test_launcher import until
 from tests.faults.fixture import record
 from tests.faults.lives import LaunchedLife
-from tests.faults.slow_data import SIGNS
 
 CONFIG = """
 name: slow
-data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.03}}
+data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.03, sign: "SIGN"}}
 model: {name: mlp, hidden: [16]}
 loader: {workers: 0}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
@@ -33,17 +32,17 @@ def launched(folder, run: str, ranks: str) -> LaunchedLife:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("mode", ["sharded", pytest.param("rank0", marks=pytest.mark.long)])
-def test_an_evaluation_is_given_up_and_repeated_after_the_resume(tmp_path, monkeypatch, mode):
-    monkeypatch.setenv(SIGNS, str(tmp_path))
-    (tmp_path / "slow.yaml").write_text(CONFIG.replace("MODE", mode))
+def test_an_evaluation_is_given_up_and_repeated_after_the_resume(tmp_path, mode):
+    sign = tmp_path / "evaluating"
+    (tmp_path / "slow.yaml").write_text(CONFIG.replace("MODE", mode).replace("SIGN", str(sign)))
     with launched(tmp_path, "whole", "2") as life:
         assert life.wait(120) == 0, life.tail()
     for place, (number, code, ranks) in enumerate(STOPS, 1):
         step = 3 * place
         with launched(tmp_path, "pieces", ranks) as life:
             until(lambda step=step: len(_rows(tmp_path / "pieces", "train")) == step or life.ended())  # type: ignore
-            (tmp_path / "evaluating").unlink(missing_ok=True)
-            until(lambda: (tmp_path / "evaluating").exists() or life.ended())
+            sign.unlink(missing_ok=True)
+            until(lambda: sign.exists() or life.ended())
             os.kill(life.process.pid, number)
             assert life.wait(60) == code, life.tail()
         state = json.loads((tmp_path / "pieces/state.json").read_text())

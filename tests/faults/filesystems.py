@@ -5,7 +5,6 @@ ends with 14 or 4 and one line, or goes on; mended and started again, it ends eq
 """
 
 import itertools
-import os
 import shutil
 import signal
 import time
@@ -17,13 +16,12 @@ from dist_train.errors import UserError
 from tests.faults.fixture import Record, record
 from tests.faults.lives import HANG_S, LaunchedLife, kill, undisturbed, until
 from tests.faults.mounts import Mount, mounted, why_not
-from tests.faults.slow_data import SIGNS
 from tests.faults.tally import Order, Tally
 from tests.faults.watch import CREATED, Watch
 
 CONFIG = """
 name: fs
-data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.02}}
+data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.012, sign: "SIGN"}}
 model: {name: mlp, hidden: [16]}
 loader: {workers: 0}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
@@ -33,7 +31,7 @@ eval: {every: 20 steps}
 checkpoint: {every: 10 steps, keep: 3}
 tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
-NAME = "fs.yaml"
+NAME, SIGN = "fs.yaml", "evaluating"
 WORDS = ("--nproc-per-node", "2", "--max-restarts", "3")
 MOMENT_S = 2.0
 """How long a fault lasts that passes."""
@@ -116,20 +114,15 @@ def campaign(order: Order) -> Tally:
     if reason := why_not():
         return Tally(campaign="filesystems", seed=order.seed, facts={"skipped": reason})
     tally = Tally(campaign="filesystems", seed=order.seed)
-    (order.folder / NAME).write_text(CONFIG)
-    (order.folder / "signs").mkdir()
-    os.environ[SIGNS] = str(order.folder / "signs")
-    try:
-        expected = undisturbed(order.folder, NAME)
-        for number, case in enumerate(cases()):
-            if order.wants(number) and (not order.quick or case in QUICK):
-                tally.injections += 1
-                folder = order.folder / str(number)
-                for problem in _case(order.folder, folder, case, expected):
-                    tally.lose(number, f"{' '.join(case[:3])}{' for good' if case[3] else ''}: {problem}")
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        del os.environ[SIGNS]
+    (order.folder / NAME).write_text(CONFIG.replace("SIGN", str(order.folder / SIGN)))
+    expected = undisturbed(order.folder, NAME)
+    for number, case in enumerate(cases()):
+        if order.wants(number) and (not order.quick or case in QUICK):
+            tally.injections += 1
+            folder = order.folder / str(number)
+            for problem in _case(order.folder, folder, case, expected):
+                tally.lose(number, f"{' '.join(case[:3])}{' for good' if case[3] else ''}: {problem}")
+            shutil.rmtree(folder, ignore_errors=True)
     return tally
 
 
@@ -180,7 +173,7 @@ def _start(home: Path, mount: Mount) -> LaunchedLife:
 
 def _life(home: Path, mount: Mount, fault: Fault, phase: str, stays: bool) -> tuple[int, str]:
     """Exit code of the launcher, and what it said."""
-    (home / "signs/evaluating").unlink(missing_ok=True)
+    (home / SIGN).unlink(missing_ok=True)
     if phase == "start":
         fault.do(mount)
     with _start(home, mount) as life:
@@ -213,7 +206,7 @@ def _wait_for(phase: str, home: Path, mount: Mount, life: LaunchedLife) -> None:
         with Watch(run / "checkpoints") as watch:
             watch.wait_for(CREATED, ".tmp-", 1, [], HANG_S)
     elif phase == "evaluation":
-        until(lambda: (home / "signs/evaluating").exists() or life.ended(), HANG_S)
+        until(lambda: (home / SIGN).exists() or life.ended(), HANG_S)
 
 
 def _rows(run: Path) -> int:

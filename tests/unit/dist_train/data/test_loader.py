@@ -35,6 +35,7 @@ from dist_train.config.schema import (
     RunConfig,
     Synthetic,
 )
+from dist_train.config.types import Duration
 from dist_train.data import datasets
 from dist_train.data.datasets import ImageSet
 from dist_train.data.loader import (
@@ -84,7 +85,7 @@ def config(data, augment=(), workers: int | str = 0, batch: int = 24, parts: int
         data=data,
         augment=list(augment),
         model=Cnn(),
-        loader=LoaderConfig(workers=workers),
+        loader=LoaderConfig(workers=workers, retry=Duration(0.2, "s")),
         batch=BatchConfig(global_size=batch, microbatches=parts),
         seed=3,
         **more,

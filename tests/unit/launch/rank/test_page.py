@@ -1,6 +1,7 @@
 """Pages of memory that ranks share with the supervisor."""
 
 import os
+import resource
 
 import pytest
 
@@ -30,6 +31,19 @@ def test_what_would_not_fit_is_cut_and_still_read(pages):
     found = pages.get(0, ERROR)
     assert found["code"] == 10 and found["traceback"] == "x" * 100_000 and found["frames"] == []
     assert pages.get(1, FACTS) is None, "the next page is untouched"
+
+
+def test_a_limit_on_the_size_of_files_is_not_meant_for_it():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        pages = Pages(2)
+        assert resource.getrlimit(resource.RLIMIT_FSIZE) == (1000, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    Page(pages.path, 1).put(FACTS, {"rank": 1})
+    assert pages.get(1, FACTS) == {"rank": 1}
+    pages.close()
 
 
 def test_half_a_record_is_none(pages):
