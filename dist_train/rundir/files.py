@@ -12,6 +12,8 @@ Bytes = bytes | bytearray | memoryview
 """Bytes in one piece."""
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """Errors of link(2) on a file system that has none."""
+_NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of fsync(2) where it cannot be done: folders of SMB, some of FUSE. One that has failed says EIO or ENOSPC."""
 
 
 @contextmanager
@@ -72,13 +74,24 @@ def create_synced(path: Path, content: Bytes, *, mode: int = 0o666) -> int:
         view = memoryview(content).cast("B")
         while view:  # write(2) may take less than it is given, and says only then why it takes no more
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        _sync(descriptor)
     except BaseException:
         os.close(descriptor)
         with suppress(OSError):
             path.unlink()
         raise
     return descriptor
+
+
+def _sync(descriptor: int) -> bool:
+    """False where the file system cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        return False
+    return True
 
 
 def remove_tree(path: Path) -> None:
@@ -95,15 +108,15 @@ def sync_file(path: Path) -> None:
     with suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes names created, renamed or removed in `folder` durable."""
+def sync_folder(folder: Path) -> bool:
+    """Makes names created, renamed or removed in `folder` durable. Returns False where the file system cannot."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        return _sync(descriptor)
     finally:
         os.close(descriptor)

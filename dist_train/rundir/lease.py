@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.rundir.files import NO_LINKS, create_synced
+from dist_train.rundir.files import NO_LINKS, create_synced, sync_folder
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
 from dist_train.rundir.snapshot import FolderSnapshot
@@ -110,6 +110,10 @@ class Lease:
                 number = await_free(run_dir, self._expiry, self._note) + 1
                 if self._claim(run_dir, number):
                     self._fence = Fence(run_dir, number, self._owner.token)
+            if not sync_folder(RunDir(run_dir).lease):
+                self._note(
+                    f"! {run_dir}: this file system does not sync folders: a power loss may take the newest checkpoint"
+                )
         except OSError as error:
             raise UserError(
                 f"cannot make the run directory {run_dir}, or its lease: {error.strerror}", ExitCode.CHECKPOINT_IO

@@ -98,6 +98,15 @@ def point_latest_at(run_dir: Path) -> None:
         temporary.symlink_to(run_dir.name)
 
 
+def shown_path(path: Path) -> str:
+    """`path` as a person types it: relative where it lies under the current folder."""
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
+
+
 def is_checkpoint(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() or folder.resolve().parent.name == CHECKPOINTS
 

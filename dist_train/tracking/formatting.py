@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
 SHARES = {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
@@ -40,15 +41,6 @@ def clock(value: float) -> str:
 def number(value: float) -> str:
     """A metric to four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
-def shown_path(path: Path) -> str:
-    """`path` as a person types it: relative where it lies under the current folder."""
-    try:
-        relative = os.path.relpath(path)
-    except (OSError, ValueError):
-        return str(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def header_lines(facts: RunFacts) -> list[str]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_train.tracking.formatting import shown_path
+from dist_train.rundir.runs import shown_path
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""

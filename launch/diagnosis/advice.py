@@ -41,9 +41,9 @@ def advice(cause: Failure, found: list[Failure], context: FailureContext) -> lis
     """Lines for the user; empty where the failure speaks for itself."""
     report = cause.report
     message = cause.message
-    killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
-    if killed or "killed by signal: Killed" in message:
-        return [_killed(context)]
+    was_killed = cause.kind == "signal" and cause.exit_code == -signal.SIGKILL
+    if was_killed or "killed by signal: Killed" in message:
+        return [killed(context)]
     if cause.kind == "mismatch" or is_mismatch(message):
         return _mismatch(found)
     if report is not None and report.code == ExitCode.OUT_OF_MEMORY:
@@ -68,7 +68,8 @@ def advice(cause: Failure, found: list[Failure], context: FailureContext) -> lis
     return []
 
 
-def _killed(context: FailureContext) -> str:
+def killed(context: FailureContext) -> str:
+    """What is known of a SIGKILL that nobody of ours has sent."""
     memory = context.memory
     if context.out_of_memory:
         peak = f", {size(memory.peak or memory.used)} used at the most" if memory else ""

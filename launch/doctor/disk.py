@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from dist_train.rundir.files import sync_folder
+from dist_train.rundir.files import NO_LINKS, sync_folder
 
 from ..console import size
 from .finding import Finding, ok, problem, warning
@@ -25,7 +25,11 @@ _SHM_ENOUGH = 2**30
 _SHM_LEAST = 2**20
 _MAKE_ROOM = "make room there, or set run_root to a disk with room"
 SHM = Path("/dev/shm")
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_COSTS = {
+    "locks": "two launchers on one host might take the same run: start a run once only",
+    "syncs of folders": "a power loss may take the newest checkpoint, and leaves the one before",
+}
+"""What a run can do without, and what that costs."""
 
 
 def existing(folder: Path) -> Path:
@@ -55,9 +59,8 @@ def _works(folder: Path, place: Path, probe: Path) -> Finding:
     if not failed:
         return ok("run directory", f"{folder}: files are created, synced, renamed and locked as they should", **facts)
     text = f"{place}: {' and '.join(failed)} do not work there"
-    if failed == ["locks"]:
-        advice = "two launchers on one host might take the same run: start a run once only"
-        return warning("run directory", text, advice, **facts, failed=failed)
+    if _COSTS.keys() >= set(failed):
+        return warning("run directory", text, "; ".join(_COSTS[what] for what in failed), **facts, failed=failed)
     advice = "checkpoints would not be safe there: set run_root to another file system"
     return problem("run directory", text, advice, **facts, failed=failed)
 
@@ -77,7 +80,7 @@ def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
     os.rename(begun, final)
     yield "renames", final.read_bytes() == _CONTENT and not begun.exists()
     yield "renames of folders", _renames_folders(probe)
-    yield "syncs of folders", _succeeds(lambda: sync_folder(probe))
+    yield "syncs of folders", sync_folder(probe)
     yield "exclusive links", _links_are_exclusive(probe, final)
     yield "locks", _locks_exclude(probe / "lock")
 
@@ -96,7 +99,7 @@ def _links_are_exclusive(probe: Path, file: Path) -> bool:
     try:
         os.link(file, probe / "link")
     except OSError as error:
-        return error.errno in _NO_LINKS
+        return error.errno in NO_LINKS
     return not _succeeds(lambda: os.link(file, probe / "link"))
 
 

@@ -9,12 +9,12 @@ from dist_train.rundir.codec import decode, read_record, read_records
 from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
-from dist_train.rundir.runs import newest_checkpoint
+from dist_train.rundir.runs import newest_checkpoint, shown_path
 
 from ..console import mark, say
 from ..diagnosis import collectives
 from ..diagnosis import hang as hangs
-from ..diagnosis.advice import port_taken
+from ..diagnosis.advice import killed, port_taken
 from ..diagnosis.explain import FailureContext, explain
 from ..diagnosis.failures import Failure, exit_code, find_failures, first_cause
 from ..diagnosis.native_crash import native_death, tail
@@ -98,6 +98,9 @@ class Ending:
         if hang is not None:
             return self._hung(hang)
         if self._signals.kill is not None:
+            if self._plan.is_training and (newest := newest_checkpoint(self._plan.folder)):
+                again = f"dist-train train --resume {shown_path(self._plan.folder)}"
+                say(f"ended at once; the last checkpoint is {newest}. To go on from it: {again}")
             return self._wrote("stopped", forced_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
@@ -162,8 +165,6 @@ class Ending:
         self, cause: Failure | None, found: list[Failure], outcome: AgentOutcome, loss: str | None
     ) -> tuple[int, str]:
         """The exit code and the text."""
-        if cause is None:
-            return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
         before, out_of_memory = self._memory.before_the_death()
         context = FailureContext(
             logs=self._plan.logs,
@@ -173,11 +174,21 @@ class Ending:
             memory=before,
             job=self._plan.environment.get("DIST_TRAIN_JOB"),
         )
+        if cause is None:
+            return self._without_ranks(outcome, loss, context)
         code = exit_code(cause, out_of_memory=out_of_memory)
         is_ours = cause.report is not None and cause.report.is_user_error
         if self._plan.is_training and code == ExitCode.CONFIG and not is_ours:
             code = ExitCode.USER_CODE  # the user's code has called sys.exit(2); of ours it would say: not begun
         return code, explain(cause, found, context)
+
+    def _without_ranks(self, outcome: AgentOutcome, loss: str | None, context: FailureContext) -> tuple[int, str]:
+        """Exit code and text of an end that no rank has caused."""
+        if context.out_of_memory:
+            who = "the process that they are forked from" if loss else "torch's elastic agent"
+            text = f"all ranks of this node are gone: {who} was killed by the kernel for want of memory (OOM killer)"
+            return ExitCode.OUT_OF_MEMORY, f"{mark('✗', 'red')} {text}\n  {killed(context)}"
+        return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
 
     def _agent_failed(self, outcome: AgentOutcome, loss: str | None) -> str:
         if loss is not None:

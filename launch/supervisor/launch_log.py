@@ -32,7 +32,7 @@ class Launch:
         self._plan, self._files = plan, files
         self._earlier = read_launches(plan.folder)
         self._number = 1 + max((launch.number for launch in self._earlier), default=0)
-        self._began = time.time()
+        self._began, self._state_before = time.time(), RunState.of(plan.folder)
         self._checkpoint = newest_checkpoint(plan.folder)
 
     def made_no_progress(self) -> bool:
@@ -78,7 +78,7 @@ class Launch:
     def _reason(self, code: int, signals: ReceivedSignals) -> tuple[str, bool]:
         """In words, and whether it was in order: not a reason to give up."""
         state = RunState.of(self._plan.folder)
-        is_fresh = state.updated >= self._began
+        is_fresh = state != self._state_before  # clocks may jump
         if signals.stop is None:
             if code == 0:
                 return ("done" if state.status == "done" else "stopped, as the config says"), True

@@ -13,6 +13,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 
+from ..console import mark, say
 from ..plan import LaunchPlan
 
 
@@ -52,7 +53,9 @@ def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
             return False
         if not _is_older_launch(written, plan):
             raise UserError(f"{plan.folder} belongs to a live run: {owner}", ExitCode.OWNED) from None
-    except OSError:  # a file system without locks
+    except OSError as error:
+        other = "rank 0's lease alone keeps" if plan.is_training else "nothing keeps"
+        say(f"{mark('!', 'yellow')} {plan.folder}: no locks there ({error.strerror}): {other} a second launch out")
         return False
     return True
 

@@ -10,6 +10,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import aligned, tell
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.ownership import refuse_owned
+from dist_train.rundir.runs import shown_path
 from dist_train.rundir.strict_json import to_json
 
 from .. import foreign_files
@@ -121,7 +122,7 @@ def _trusted(sweep: Sweep, points: Sequence[Point], request: SweepRequest) -> Co
     """The configs of the points to run. The sweep may have come from anybody."""
 
     def require(asked: list[trust.Power]) -> None:
-        trust.require(asked, f"the sweep {as_typed(sweep.folder)}", given=request.trust, note=say)
+        trust.require(asked, f"the sweep {shown_path(sweep.folder)}", given=request.trust, note=say)
 
     if sweep.cwd != Path.cwd():
         require([_place(sweep)])
@@ -172,7 +173,7 @@ def _run(sweep: Sweep, points: Sequence[Point], share: local.Share, request: Swe
     code = local.run_points(sweep, points, share, request.train_flags)
     _show(sweep, request)
     if code != ExitCode.DONE:
-        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)}")
+        say(f"to go on with what is not done: dist-train sweep --resume {shown_path(sweep.folder)}")
     return code
 
 
@@ -184,20 +185,15 @@ def _submit(sweep: Sweep, script: Script, runs: submission.Trainings, request: S
         if request.follow:
             _follow_tasks(sweep, [task.job for task in submitted])
     except KeyboardInterrupt:
-        say(f"\njob {job} goes on. Its table: dist-train sweep --table {as_typed(sweep.folder)}")
+        say(f"\njob {job} goes on. Its table: dist-train sweep --table {shown_path(sweep.folder)}")
         return ExitCode.INTERRUPTED
     if all(row.state == table.DONE for row in _show(sweep, request)):
         return ExitCode.DONE
     if request.follow:
-        say(f"to go on with what is not done: dist-train sweep --resume {as_typed(sweep.folder)} --slurm")
+        say(f"to go on with what is not done: dist-train sweep --resume {shown_path(sweep.folder)} --slurm")
         return ExitCode.USER_CODE
-    say(f"how it is doing: dist-train sweep --table {as_typed(sweep.folder)}")
+    say(f"how it is doing: dist-train sweep --table {shown_path(sweep.folder)}")
     return ExitCode.DONE
-
-
-def as_typed(folder: Path) -> str:
-    """The folder as one would type it."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _show(sweep: Sweep, request: SweepRequest) -> list[table.Row]:

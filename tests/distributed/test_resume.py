@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from dist_train.checkpoint.store import CheckpointStore
+from dist_train.rundir.layout import RunDir
+from dist_train.rundir.runs import newest_checkpoint
 from tests.distributed.training import result, train, write_configs
 
 
@@ -35,6 +38,24 @@ def test_a_damaged_checkpoint_is_passed_over(run_ranks, folder):
     assert result(folder / "run") == result(folder / "whole")
     log = (folder / "run" / "logs" / "rank0.log").read_text()
     assert "step-00000012 is damaged (optimizer.safetensors: sha256 differs), going on from step-00000011" in log
+
+
+USERS = ("checkpoints/step-best-so-far", "checkpoints/step-00000009.bak", "checkpoints/.mine", "generations/1.bak")
+USERS += ("generations/old", ".lease/99999999999999999999", ".lease/notes", "logs/rank0.log.bak", "metrics.jsonl.bak")
+
+
+def test_names_of_the_user_s_beside_ours_count_for_nothing_and_break_nothing(run_ranks, folder):
+    run_ranks(train, 1, folder, "base.yaml", "whole")
+    run_ranks(train, 1, folder, "base.yaml", "run", "checkpoint.every=4 steps", "train.stop_after=9 steps")
+    run = folder / "run"
+    shutil.copytree(run / "checkpoints/step-00000008", run / "checkpoints/step-00000009-copy")
+    for place, name in enumerate(USERS):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine") if place % 2 else (run / name).mkdir()
+    assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
+    assert result(run) == result(folder / "whole")
+    assert all((run / name).exists() for name in USERS)
+    assert RunDir(run).newest_generation() is None and newest_checkpoint(run) == "step-00000022"
 
 
 def test_when_all_are_damaged_every_rank_ends_with_4(run_ranks, folder):

@@ -240,10 +240,14 @@ def test_a_second_ctrl_c_ends_everything_at_once(launch):
     os.killpg(run.process.pid, signal.SIGINT)
     time.sleep(0.5)
     assert len(run.left()) >= 6  # supervisor, agent, two ranks with a child each: still saving, for all we know
+    (run.folder / "checkpoints/step-00000007").mkdir(parents=True)
     begun = time.monotonic()
     os.killpg(run.process.pid, signal.SIGINT)
-    assert run.end()[0] == 130
-    assert time.monotonic() - begun < 5
+    code, said = run.end()
+    assert code == 130 and time.monotonic() - begun < 5
+    assert said.splitlines()[-1] == (
+        "ended at once; the last checkpoint is step-00000007. To go on from it: dist-train train --resume ."
+    )
 
 
 def test_a_signal_before_there_is_anything_to_save(launch):

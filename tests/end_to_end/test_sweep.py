@@ -183,7 +183,7 @@ def test_nothing_outlives_a_killed_sweep(sweep, tmp_path):
 
 def test_a_second_ctrl_c_ends_everything_at_once(sweep, tmp_path):
     started = sweep("digits.yaml", "--over", "seed=0..3", "--jobs", "2")
-    until(lambda: list((tmp_path / "runs" / "digits").glob("sweep-*/*/generations/1/nodes/*.json")))
+    until(lambda: len(list((tmp_path / "runs" / "digits").glob("sweep-*/*/generations/1/nodes/*.json"))) == 2)
     for run in (tmp_path / "runs" / "digits").glob("sweep-*/*/generations"):
         os.kill(supervisor_of(run.parent), signal.SIGSTOP)  # it will not hear the first one
     os.killpg(started.process.pid, signal.SIGINT)

@@ -68,6 +68,12 @@ def eat() -> None:
         held.append(b"x" * (20 << 20))
 
 
+def have_the_parent_killed() -> None:
+    """The parent is the fork server."""
+    Path(f"/proc/{os.getppid()}/oom_score_adj").write_text("1000")
+    eat()
+
+
 def fill_shared_memory() -> None:
     import torch
     from torch.utils.data import DataLoader
@@ -186,6 +192,7 @@ ACTS = {
     "worker-killed": lambda: load("kill"),
     "worker-bus": lambda: load("bus"),
     "eat": eat,
+    "eat-for-two": have_the_parent_killed,
     "shared-memory": fill_shared_memory,
     "gloo-raise": lambda: look_up([], 5),
     "gloo-sigkill": sleep_then_kill,

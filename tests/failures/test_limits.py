@@ -60,6 +60,14 @@ def test_the_oom_killer_is_named_with_limit_and_peak(cgroup, tmp_path):
     assert re.search(r"limit 1\.5 GB \(cgroup\), 1\.[45]\d* GB used at the most", said), said
 
 
+@pytest.mark.timeout(PATIENCE + 60)
+def test_the_oom_killer_is_named_where_it_took_the_fork_server(cgroup, tmp_path):
+    code, verdict, said = run(tmp_path, f"echo $$ > {cgroup}/cgroup.procs", "eat-for-two", "2")
+    assert (code, verdict["exit_code"], verdict["cause"]) == (12, 12, None), said
+    assert "the process that they are forked from was killed by the kernel for want of memory (OOM killer)" in said
+    assert re.search(r"limit 1\.5 GB \(cgroup\), 1\.[45]\d* GB used at the most", said), said
+
+
 @pytest.mark.long
 @pytest.mark.timeout(PATIENCE + 60)
 def test_a_full_shared_memory_is_named(tmp_path):

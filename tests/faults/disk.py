@@ -50,6 +50,7 @@ def campaign(order: Order) -> Tally:
         skipped = {number for number, point in enumerate(points) if order.quick and not _matters(*point)}
         things = [partial(_refuse, table, *point) for point in points]
         things += [partial(_limit, table, limit) for limit in _limits(order, table.largest)]
+        things.append(partial(_without_syncs, table))
         write_configs(order.folder)
         expected = cache(partial(undisturbed, order.folder, PLAIN, *TRAINING))
         things += [partial(_training, kind, order.folder, expected) for kind in TRAININGS]
@@ -123,6 +124,15 @@ def _limit(table: Bench, limit: int) -> Iterator[str]:
         yield f"{where}: it ended with {status}"
     for problem in _told(run_dir, status, {errno.EFBIG}, False):
         yield f"{where}: {problem}"
+    shutil.rmtree(run_dir)
+
+
+def _without_syncs(table: Bench) -> Iterator[str]:
+    """A file system that cannot sync at all is no reason not to save."""
+    run_dir = table.copy()
+    status = table.save(run_dir, "-e", "trace=fsync", "-e", "inject=fsync:error=EINVAL")
+    for problem in _told(run_dir, status, set(), for_good=False):
+        yield f"a file system without syncs: {problem}"
     shutil.rmtree(run_dir)
 
 

@@ -185,6 +185,7 @@ OLD = {name: value for name, value in ME.items() if name != "boot"}  # as versio
 OWNERS = {"a": ME, "a2": OLD, "b": {**ME, "started": 1}, "b2": {**OLD, "started": 1}, "c": {**OLD, "host": "elsewhere"}}
 OWNERS["b3"], OWNERS["b4"] = {**ME, "pid": 2**70}, {**ME, "pid": -1}  # a stranger's
 OWNERS["c2"] = {**ME, "boot": "of another namespace"}
+OWNERS["a3"], OWNERS["b5"] = {**ME, "host": "renamed since"}, {**ME, "host": "renamed since", "started": 1}
 
 
 def test_runs_are_listed_with_their_state(tmp_path):
@@ -203,10 +204,12 @@ def test_runs_are_listed_with_their_state(tmp_path):
     assert [(run.name, run.state) for run in found] == [
         ("digits/a", "running"),
         ("digits/a2", "running"),
+        ("digits/a3", "running"),
         ("digits/b", "died"),
         ("digits/b2", "died"),
         ("digits/b3", "died"),
         ("digits/b4", "died"),
+        ("digits/b5", "died"),
         ("digits/c", "running"),  # another host's processes cannot be seen from here
         ("digits/c2", "running"),  # nor those of another container
         ("digits/d", "done"),
