@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
 NAME, SIGN = "fs.yaml", "evaluating"
 WORDS = ("--nproc-per-node", "2", "--max-restarts", "3")
+AT_ONCE = 4
+"""Cases: most of their time is waiting."""
 MOMENT_S = 2.0
 """How long a fault lasts that passes."""
 PHASES = ("start", "step", "save", "evaluation", "restart", "stop")
@@ -114,21 +117,33 @@ def campaign(order: Order) -> Tally:
     if reason := why_not():
         return Tally(campaign="filesystems", seed=order.seed, facts={"skipped": reason})
     tally = Tally(campaign="filesystems", seed=order.seed)
-    (order.folder / NAME).write_text(CONFIG.replace("SIGN", str(order.folder / SIGN)))
+    _write_config(order.folder)
     expected = undisturbed(order.folder, NAME)
-    for number, case in enumerate(cases()):
-        if order.wants(number) and (not order.quick or case in QUICK):
+    chosen = [one for one in enumerate(cases()) if order.wants(one[0]) and (not order.quick or one[1] in QUICK)]
+
+    def problems_of(chosen: tuple[int, Case]) -> list[str]:
+        home = order.folder / str(chosen[0])
+        home.mkdir()
+        _write_config(home)
+        problems = list(_case(home, chosen[1], expected))
+        shutil.rmtree(home, ignore_errors=True)
+        return problems
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for (number, case), problems in zip(chosen, pool.map(problems_of, chosen), strict=True):
             tally.injections += 1
-            folder = order.folder / str(number)
-            for problem in _case(order.folder, folder, case, expected):
+            for problem in problems:
                 tally.lose(number, f"{' '.join(case[:3])}{' for good' if case[3] else ''}: {problem}")
-            shutil.rmtree(folder, ignore_errors=True)
     return tally
 
 
-def _case(home: Path, folder: Path, case: Case, expected: Record) -> Iterator[str]:
+def _write_config(home: Path) -> None:
+    (home / NAME).write_text(CONFIG.replace("SIGN", str(home / SIGN)))
+
+
+def _case(home: Path, case: Case, expected: Record) -> Iterator[str]:
     kind, name, phase, stays = case
-    with mounted(kind, folder) as mount:
+    with mounted(kind, home / "fs") as mount:
         code, said = _life(home, mount, FAULTS[name], phase, stays)
         allowed = STOPPED if phase == "stop" else GONE_ON
         if stays or phase in ("start", "stop"):
