@@ -89,6 +89,11 @@ class Hang:
     """Seconds without a sign of going forward after which it is ended; None for never."""
 
 
+def _activities(alive: Sequence[RankRecord], hearts: Mapping[int, Heartbeat]) -> dict[int, Activity]:
+    children = family_tree()
+    return {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
+
+
 class Watchdog:
     """Looks at the ranks of this node, a few times a second.
 
@@ -125,8 +130,7 @@ class Watchdog:
         hearts = {record.rank: read_heartbeat(self._pages.head(record.local_rank)) for record in alive}
         since, seen = now - self._measured, {}
         if since >= NEXT_ACTIVITY or not hearts.keys() <= self._quiet.keys():
-            children, self._measured = family_tree(), now
-            seen = {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
+            seen, self._measured = _activities(alive, hearts), now
             self._all_stopped = all(active.state == "T" for active in seen.values())
             self._quiet = {rank: self._quiet.get(rank) or _Quiet(hearts[rank], seen[rank]) for rank in hearts}
         for rank, heartbeat in hearts.items():
@@ -140,7 +144,10 @@ class Watchdog:
         if self._is_told and not is_over:
             return None
         self._is_told = True
-        return self._declare(alive, ended, is_over)
+        hang = self._declare(alive, ended, is_over)
+        for rank, active in _activities(alive, hearts).items():  # to write down their stacks was none of their work
+            self._quiet[rank].active = active
+        return hang
 
     def _end_of(self, quiet: _Quiet) -> float:
         """Seconds of quiet after which a rank's program is ended."""

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import corruption, disk, filesystems, kills, launches, power_loss, signals, syscalls
+from tests.faults import corruption, disk, filesystems, healthy, kills, launches, power_loss, signals, syscalls
 from tests.faults.tally import Order, Tally, table
 
 CAMPAIGNS = {
@@ -18,6 +18,7 @@ CAMPAIGNS = {
     "power": (power_loss.campaign, 0),
     "disk": (disk.campaign, 0),
     "filesystems": (filesystems.campaign, 0),
+    "healthy": (healthy.campaign, 0),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""

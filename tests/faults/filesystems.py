@@ -7,6 +7,7 @@ ends with 14 or 4 and one line, or goes on; mended and started again, it ends eq
 import itertools
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
 NAME, SIGN = "fs.yaml", "evaluating"
 WORDS = ("--nproc-per-node", "2", "--max-restarts", "3")
+FIRST_SAVE = 10
+"""The step of the first checkpoint."""
 AT_ONCE = 4
 """Cases: most of their time is waiting."""
 MOMENT_S = 2.0
@@ -125,7 +128,7 @@ def campaign(order: Order) -> Tally:
         home = order.folder / str(chosen[0])
         home.mkdir()
         _write_config(home)
-        problems = list(_case(home, chosen[1], expected))
+        problems = collected(_case(home, chosen[1], expected))
         shutil.rmtree(home, ignore_errors=True)
         return problems
 
@@ -135,6 +138,16 @@ def campaign(order: Order) -> Tally:
             for problem in problems:
                 tally.lose(number, f"{' '.join(case[:3])}{' for good' if case[3] else ''}: {problem}")
     return tally
+
+
+def collected(problems: Iterator[str]) -> list[str]:
+    """All of them, and what kept the case from going on."""
+    found = []
+    try:
+        found.extend(problems)
+    except (AssertionError, OSError, subprocess.CalledProcessError) as error:
+        found.append(f"it could not be done: {type(error).__name__}: {error}")
+    return found
 
 
 def _write_config(home: Path) -> None:
@@ -188,12 +201,11 @@ def _start(home: Path, mount: Mount) -> LaunchedLife:
 
 def _life(home: Path, mount: Mount, fault: Fault, phase: str, stays: bool) -> tuple[int, str]:
     """Exit code of the launcher, and what it said."""
-    (home / SIGN).unlink(missing_ok=True)
     if phase == "start":
         fault.do(mount)
     with _start(home, mount) as life:
         if phase != "start":
-            _wait_for(phase, home, mount, life)
+            wait_for(phase, home / SIGN, mount.seen / "run", life, FIRST_SAVE + 2)
             ranks = life.processes()["rank"]  # as the files in the run directory have them
             fault.do(mount)
             if phase == "restart":
@@ -213,15 +225,15 @@ def _life(home: Path, mount: Mount, fault: Fault, phase: str, stays: bool) -> tu
         return code, life.said.read_text(errors="replace")
 
 
-def _wait_for(phase: str, home: Path, mount: Mount, life: LaunchedLife) -> None:
-    """Until the training is past its first checkpoint, and then in this phase."""
-    run = mount.seen / "run"
-    assert until(lambda: _rows(run) >= 12 or life.ended(), HANG_S), life.tail()
+def wait_for(phase: str, sign: Path, run: Path, life: LaunchedLife, rows: int) -> None:
+    """Until the training has so many steps behind it, and is then in this phase."""
+    assert until(lambda: _rows(run) >= rows or life.ended(), 2 * HANG_S), life.tail()
     if phase == "save":
         with Watch(run / "checkpoints") as watch:
             watch.wait_for(CREATED, ".tmp-", 1, [], HANG_S)
     elif phase == "evaluation":
-        until(lambda: (home / SIGN).exists() or life.ended(), HANG_S)
+        sign.unlink(missing_ok=True)
+        until(lambda: sign.exists() or life.ended(), HANG_S)
 
 
 def _rows(run: Path) -> int:

@@ -88,6 +88,7 @@ LARGE = {
     "power": 0,
     "disk": 0,
     "filesystems": 0,
+    "healthy": 0,
     "corruption": 1000,
 }
 

@@ -19,16 +19,21 @@ from launch.diagnosis.nodes import Nodes
 from launch.diagnosis.watchdog import PHASES, Hang, Watchdog
 from launch.rank import heartbeat
 from launch.rank.page import Pages
+from tests.end_to_end.test_launcher import until
 
 RANK = """
-import sys, time
+import ctypes, sys, time
 sys.path.append(sys.argv[1])
 import main
 module, page = main.beside("rank/heartbeat"), main.beside("rank/page").Page(sys.argv[2], int(sys.argv[3]))
 wrap, log = main.beside("torch_patches").wrap_collective, main.beside("rank/collectives").CollectiveLog
 module.install(page.memory, lambda memory: log(memory, wrap))
-sys.modules[module.MODULE].beat(sys.argv[4], 7)
+if sys.argv[4] != "unknown":
+    sys.modules[module.MODULE].beat(sys.argv[4], 7)
 print("ready", flush=True)
+if sys.argv[5] == "waits in the kernel":  # state D: clone(2) with CLONE_VFORK, whose child ends with its parent
+    if ctypes.CDLL(None).syscall(56, 0x4000 | 17, 0, 0, 0, 0) == 0:
+        ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 while sys.argv[5] == "spins":
     pass
 time.sleep(600)
@@ -124,6 +129,30 @@ def test_a_training_that_computes_is_given_more_time(start, dog, monkeypatch):
     assert watch(watchdog, alive, 4) is None
     ended = watch(watchdog, alive, 60)
     assert ended is not None and ended.is_over and ended.ends_after == 8.0
+
+
+def test_a_training_that_waits_for_a_disk_is_given_more_time(start, dog, monkeypatch):
+    monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 2.0)
+    watchdog, alive = dog(None), [start(0, "step", "waits in the kernel"), start(1, "step")]
+    until(lambda: stat(alive[0].pid).state == "D")
+    told = watch(watchdog, alive, 60)
+    assert told is not None and not told.is_over
+    assert watch(watchdog, alive, 4) is None
+    ended = watch(watchdog, alive, 60)
+    assert ended is not None and ended.is_over and ended.ends_after == 8.0
+
+
+def test_another_program_is_told_of_and_never_ended_unasked(start, dog, monkeypatch):
+    monkeypatch.setattr("launch.diagnosis.watchdog.BEFORE_COLLECTIVES", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.IDLE", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 2.0)
+    watchdog, alive = dog(None), [start(0, "unknown"), start(1, "unknown")]
+    told = watch(watchdog, alive, 60)
+    assert told is not None and not told.is_over and told.ends_after is None
+    assert watch(watchdog, alive, 6) is None
+    asked = watch(dog(2.0), alive, 60)
+    assert asked is not None and asked.is_over
 
 
 def test_every_phase_has_a_deadline():
