@@ -1,5 +1,6 @@
 """Rank 0's saves: copied between two steps, and written in the background where that pays."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +15,9 @@ from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost,
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
 
-MOST_FAILURES = 3
+MOST_FAILURES, PATIENCE_S = 3, 60.0
+"""Saves in a row that may fail, and seconds since the first of them: where saves are frequent, a disk that is full or
+away for a moment refuses many."""
 PAYS_FROM = 16 * 2**20
 """Bytes from which `auto` writes a state in the background. By benchmarks.checkpoint, on two cores and a local
 disk, the foreground takes 17 ms for 4 MB and 120 ms for 40 MB, the background 1 and 6 ms. Its process costs 100 ms of
@@ -40,8 +43,8 @@ class NullCheckpointManager:
             lacks_evaluation: the evaluation that is due at this step is still to be done, by whoever goes on from here.
 
         Raises:
-            UserError: (exit 14) when this was the third failure in a row; (exit 3) when the run is another session's
-                now.
+            UserError: (exit 14) when this was the third failure in a row or a later one, a minute after the first;
+                (exit 3) when the run is another session's now.
         """
 
     def load(self, step: int, group: ProcessGroup) -> Snapshot:
@@ -74,7 +77,8 @@ class NullCheckpointManager:
 
 
 class CheckpointManager(NullCheckpointManager):
-    """Rank 0's checkpoints. A disk that refuses does not end the training until it has refused three times in a row.
+    """Rank 0's checkpoints. A disk that refuses does not end the training until it has refused three times in a row,
+    for a minute.
 
     Args:
         capture: everything that survives a restart; its tensors are copied here.
@@ -84,6 +88,7 @@ class CheckpointManager(NullCheckpointManager):
         also: from the step that is saved, further steps whose checkpoints retention keeps.
         background: write in a process of its own; `auto`: where the state is large enough to pay.
         write_timeout_s: after which a save in the background has failed.
+        patience_s: that a disk may refuse.
     """
 
     def __init__(
@@ -96,14 +101,17 @@ class CheckpointManager(NullCheckpointManager):
         also: Callable[[int], tuple[int, ...]] = lambda step: (),
         background: bool | Literal["auto"] = "auto",
         write_timeout_s: float = 900.0,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store, self._capture, self._facts, self._note = store, capture, facts, note
         self._on_saved, self._also = on_saved, also
-        self._background, self._write_timeout_s = background, write_timeout_s
+        self._background, self._write_timeout_s, self._patience_s = background, write_timeout_s, patience_s
         self._buffers = Buffers()
         self._writer: Writer | None = None
         self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
+        """Of the saves since the last that succeeded."""
+        self._refused_since = 0.0
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         self.drain()
@@ -136,8 +144,9 @@ class CheckpointManager(NullCheckpointManager):
         self.drain()
         self.end()
         if self._failures:
+            told = [*self._failures[:1], *self._failures[1:][1 - MOST_FAILURES :]]
             raise UserError(
-                f"{self._store.folder}: the last {len(self._failures)} saves failed ({'; '.join(self._failures)}). "
+                f"{self._store.folder}: the last {len(self._failures)} saves failed ({'; '.join(told)}). "
                 "Make room or mend the disk, then go on with --resume",
                 ExitCode.CHECKPOINT_IO,
             )
@@ -190,22 +199,27 @@ class CheckpointManager(NullCheckpointManager):
 
     def _succeeded(self, state: TrainState, path: Path) -> None:
         self.last = path
+        if self._failures:
+            self._note(f"step {state.step} saved: the disk takes checkpoints again")
         self._failures.clear()
         self._on_saved(state)
 
     @contextmanager
     def _failure_counted(self, state: TrainState) -> Iterator[None]:
-        """Around what saves `state`: tells the user what has failed, and ends the training at the third time."""
+        """Around what saves `state`: tells the user what has failed, at first, and ends the training in the end."""
         try:
             yield
         except (OSError, WriterLost) as error:
             reason, place = str(error), ""
             if isinstance(error, OSError):
                 reason, place = error.strerror or reason, f": {error.filename or self._store.folder}"
+            if not self._failures:
+                self._refused_since = time.monotonic()
             self._failures.append(f"step {state.step}: {reason}")
-            said = f"step {state.step} not saved ({reason}{place})"
-            self._note(f"{said}; training goes on, the older checkpoints are intact")
-            if len(self._failures) >= MOST_FAILURES:
+            if len(self._failures) <= MOST_FAILURES:
+                said = f"step {state.step} not saved ({reason}{place})"
+                self._note(f"{said}; training goes on, the older checkpoints are intact")
+            if len(self._failures) >= MOST_FAILURES and time.monotonic() - self._refused_since >= self._patience_s:
                 self.close()
 
 

@@ -28,12 +28,14 @@ model: {name: mlp, hidden: [16]}
 loader: {workers: 0}
 optimizer: {name: "tests.faults.slow_data:LongStep", lr: 0.1}
 batch: {microbatches: 4, global_size: 12}
-train: {duration: 15 steps, sanity_check: false}
+train: {duration: 20 steps, sanity_check: false}
 eval: {every: 5 steps, batch_size: 6}
 checkpoint: {every: 5 steps, keep: 3}
 tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
 NAME, SIGN = "odd.yaml", "evaluating"
+FIRST_SAVE = 5
+"""The step of the first checkpoint."""
 LONG_S = 20.0
 STOPPED_S = 60.0
 PATIENCE_S = 300.0
@@ -160,11 +162,11 @@ def _case(home: Path, odd: Odd, expected: Record) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         mount = stack.enter_context(mounted(odd.kind, home / "fs")) if odd.kind else None
         place, seen = (mount.point / "run", mount.seen / "run") if mount else (home / "run", home / "run")
-        words = (NAME, "--run-dir", str(place), "--nproc-per-node", "2", *odd.words)
+        words = (str(home / NAME), "--run-dir", str(place), "--nproc-per-node", "2", *odd.words)
         life = LaunchedLife(home, "odd", *words, before=mount.inside if mount else (), run_dir=seen)
         with life:
             if odd.do is not None:
-                wait_for(odd.phase, home / SIGN, seen, life, 3)
+                wait_for(odd.phase, home / SIGN, seen, life, FIRST_SAVE + 1)
                 odd.do(life, mount)
             try:
                 code = life.wait(PATIENCE_S)

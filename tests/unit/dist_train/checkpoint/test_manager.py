@@ -1,4 +1,4 @@
-"""A disk that refuses: the training goes on, the older checkpoints stay, and the third time it ends with 14. In the
+"""A disk that refuses: the training goes on, the older checkpoints stay, and after some time it ends with 14. In the
 foreground and in the background."""
 
 import os
@@ -57,7 +57,18 @@ def test_a_failed_save_is_said_and_survived(saver):
     assert saver.names() == ["step-00000001", "step-00000003"]
 
 
-def test_three_in_a_row_end_the_training(saver):
+def test_a_disk_that_refuses_for_a_moment_ends_nothing_however_many_saves_it_takes(saver):
+    _save(saver, 1)
+    with files_may_have(20_000):
+        _save(saver, *range(2, 10))
+    _save(saver, 10)
+    assert [note.split(" ")[2] for note in saver.notes] == ["not", "not", "not", "saved:"]
+    assert saver.notes[-1] == "step 10 saved: the disk takes checkpoints again"
+    saver.manager.close()
+
+
+def test_three_in_a_row_end_the_training_after_a_minute(tmp_path):
+    saver = Saver(tmp_path / "checkpoints", background=False, patience_s=0.0)
     _save(saver, 1)
     with files_may_have(20_000), pytest.raises(UserError, match="the last 3 saves failed") as error:
         _save(saver, 2, 3, 4)
