@@ -6,7 +6,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import corruption, disk, filesystems, healthy, kills, launches, power_loss, signals, syscalls
+from tests.faults import (
+    corruption,
+    disk,
+    evaluations,
+    filesystems,
+    healthy,
+    kills,
+    launches,
+    power_loss,
+    signals,
+    syscalls,
+)
 from tests.faults.tally import Order, Tally, table
 
 CAMPAIGNS = {
@@ -19,6 +30,7 @@ CAMPAIGNS = {
     "disk": (disk.campaign, 0),
     "filesystems": (filesystems.campaign, 0),
     "healthy": (healthy.campaign, 0),
+    "evaluations": (evaluations.campaign, 12),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""
