@@ -78,7 +78,7 @@ class Session:
     def _finish(self, request: Request, started: float) -> None:
         trainer, state = self.trainer, self.state
         beat("end")
-        trainer.checkpoints.close()
+        trainer.checkpoints.close(may_wait=not request.stops)
         metrics: dict[str, Any] = dict(state.metrics)
         if state.finished and trainer.splits.test is not None:
             metrics = {"split": "test", **self._evaluate_best_on_test()}

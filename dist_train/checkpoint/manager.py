@@ -22,6 +22,7 @@ PAYS_FROM = 16 * 2**20
 """Bytes from which `auto` writes a state in the background. By benchmarks.checkpoint, on two cores and a local
 disk, the foreground takes 17 ms for 4 MB and 120 ms for 40 MB, the background 1 and 6 ms. Its process costs 100 ms of
 one core, once; from this size on that is earned by the second save."""
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 5.0
 LAST_SAVE_TIMEOUT_S = 10.0
 """That a save under way still has when the training ends by an error."""
 
@@ -62,8 +63,11 @@ class NullCheckpointManager:
     def drain(self) -> None:
         """Returns when no save is under way: it is durable, or has failed. Raises as `save` does."""
 
-    def close(self) -> None:
+    def close(self, *, may_wait: bool = False) -> None:
         """The end of the training: returns when the last save is durable.
+
+        Args:
+            may_wait: nobody has asked for a stop, so a disk that refuses the last save has a minute to take it.
 
         Raises:
             UserError: (exit 14) when the last save failed; else as `save` does.
@@ -112,12 +116,16 @@ class CheckpointManager(NullCheckpointManager):
         self._failures: list[str] = []
         """Of the saves since the last that succeeded."""
         self._refused_since = 0.0
+        self._newest: tuple[TrainState, Save] | None = None
+        """The newest save, whose copy is there to be written again."""
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         self.drain()
         state = replace(state)  # the training goes on with the other one
+        self._newest = None
         with self._failure_counted(state):
             save = self._copy(state, {LACKS_EVALUATION: True} if lacks_evaluation else {})
+            self._newest = (state, save)
             background = _size(save.parts) >= PAYS_FROM if self._background == "auto" else self._background
             if background and self._begins(save):
                 self._under_way = (state, save)
@@ -140,8 +148,17 @@ class CheckpointManager(NullCheckpointManager):
                 self._note(f"the process that saves was killed: step {state.step} was saved without it")
             self._succeeded(state, path)
 
-    def close(self) -> None:
+    def close(self, *, may_wait: bool = False) -> None:
         self.drain()
+        deadline, pause = time.monotonic() + self._patience_s * may_wait, FIRST_PAUSE_S
+        if self._failures and may_wait:
+            self._note(f"waiting up to {self._patience_s:g} s for the disk to take the last checkpoint")
+        while self._failures and self._newest is not None and time.monotonic() + pause < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, MOST_PAUSE_S)
+            with suppress(OSError):
+                state, save = self._newest
+                self._succeeded(state, self._write(save))
         self.end()
         if self._failures:
             told = [*self._failures[:1], *self._failures[1:][1 - MOST_FAILURES :]]

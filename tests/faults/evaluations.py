@@ -14,7 +14,7 @@ from tests.faults.tally import Order, Tally
 
 CONFIG = """
 name: evaluations
-data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.03, sign: "SIGN"}}
+data: {name: "tests.faults.slow_data:Slow", args: {seconds: 0.02, sign: "SIGN"}}
 model: {name: mlp, hidden: [16]}
 loader: {workers: 0}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
@@ -26,7 +26,7 @@ tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
 NAME, SIGN = "evaluations.yaml", "evaluating"
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
-RUNS = 3
+RUNS = 5
 """At once."""
 
 

@@ -93,6 +93,7 @@ class Mount:
         """Undoes `fill` and `use_up_inodes`."""
         path = self.seen / FILLER
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+        os.sync()  # btrfs frees what was removed with its next transaction
 
     def make_read_only(self) -> None:
         """What is open stays writable, as it does on a server that exports a folder read-only from now on."""

@@ -3,6 +3,7 @@ foreground and in the background."""
 
 import os
 import resource
+import threading
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dist_train.checkpoint.manager import PAYS_FROM
 from dist_train.checkpoint.state import TrainState
 from dist_train.errors import ExitCode, UserError
+from tests.end_to_end.test_launcher import until
 from tests.unit.dist_train.checkpoint.savers import Saver, writers
 
 
@@ -20,12 +22,16 @@ def files_may_have(size):
     before = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids]
     for pid, (_, hard) in zip(pids, before, strict=True):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
+
+    def lift() -> None:
         for pid, limits in zip(pids, before, strict=True):
             with suppress(ProcessLookupError):  # the manager has ended it
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+    try:
+        yield lift
+    finally:
+        lift()
 
 
 @pytest.fixture(params=[False, True], ids=["foreground", "background"])
@@ -83,6 +89,21 @@ def test_a_failed_last_save_ends_with_14(saver):
         with pytest.raises(UserError) as error:
             saver.manager.close()
     assert error.value.code == ExitCode.CHECKPOINT_IO
+
+
+def test_the_last_save_is_tried_again_for_as_long_as_nobody_asks_to_stop(saver):
+    _save(saver, 1)
+    with files_may_have(20_000) as lift:
+        waiting = threading.Thread(target=lambda: (until(lambda: len(saver.notes) == 2), lift()))
+        waiting.start()
+        saver.manager.save(TrainState(step=2))
+        saver.manager.close(may_wait=True)
+        waiting.join()
+    assert saver.saved == [1, 2] and saver.store.newest().manifest["step"] == 2
+    assert saver.notes[1:] == [
+        "waiting up to 60 s for the disk to take the last checkpoint",
+        "step 2 saved: the disk takes checkpoints again",
+    ]
 
 
 def test_a_state_that_there_is_no_memory_for_is_a_failed_save(saver):
