@@ -97,8 +97,12 @@ class Mount:
 
     def make_read_only(self) -> None:
         """What is open stays writable, as it does on a server that exports a folder read-only from now on."""
-        self._do("mount", "--bind", self.point, self.point)
-        self._do("mount", "-o", "remount,bind,ro", self.point)
+        while True:
+            self._do("mount", "--bind", self.point, self.point)
+            try:
+                return self._do("mount", "-o", "remount,bind,ro", self.point)
+            except subprocess.CalledProcessError:  # something was opened for writing in between
+                self._do("umount", "-l", self.point)
 
     def make_writable(self) -> None:
         self._do("umount", "-l", self.point)
