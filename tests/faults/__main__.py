@@ -16,6 +16,7 @@ from tests.faults import (
     launches,
     power_loss,
     signals,
+    soak,
     syscalls,
 )
 from tests.faults.tally import Order, Tally, table
@@ -31,6 +32,7 @@ CAMPAIGNS = {
     "filesystems": (filesystems.campaign, 0),
     "healthy": (healthy.campaign, 0),
     "evaluations": (evaluations.campaign, 12),
+    "soak": (soak.campaign, 5),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""

@@ -89,6 +89,7 @@ LARGE = {
     "disk": 0,
     "filesystems": 0,
     "healthy": 0,
+    "soak": 40,
     "evaluations": 100,
     "corruption": 1000,
 }
