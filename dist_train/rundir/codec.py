@@ -1,6 +1,7 @@
 """JSON files and messages as frozen dataclasses. A reader of a file sees its old content or its new one."""
 
 import json
+import os
 import types
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dist_train.rundir import reading
-from dist_train.rundir.files import replacing
+from dist_train.rundir.files import NO_LINKS, replacing, write_synced
 
 MAX_RECORD = 64 * 2**20
 """Bytes of the largest file that is read: a verdict of many ranks, with all their stacks."""
@@ -21,6 +22,26 @@ def write_json(path: Path, content: Any) -> None:
     plain = asdict(content) if is_dataclass(content) else content  # type: ignore[arg-type]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(plain) + "\n")
+
+
+def write_new(path: Path, content: object) -> None:
+    """Makes a file with all of its content at once, where the file system has links. Synced.
+
+    Raises:
+        FileExistsError: when it is there.
+        OSError: when the disk refuses; it leaves nothing then.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        write_synced(temporary, json.dumps(content).encode())
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            write_synced(path, json.dumps(content).encode())
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

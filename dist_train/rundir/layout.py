@@ -94,6 +94,14 @@ class RunDir:
     tensorboard = Below("tensorboard")
     lease = Below(".lease")
     """Numbered claims of the owners that the run has had."""
+    nodes = Below(".nodes")
+    """A file for each node of a start without a scheduler: whether its launcher is ready for the next generation."""
+    round = Below(".nodes/.round.json")
+    """What the first of them has decided about that generation."""
+
+    def node(self, name: str) -> Path:
+        return self.nodes / f"{name}.json"
+
     slurm = Below("slurm")
     """The script, the config, the record and the log of a submitted job."""
     job = Below("slurm/job.json")

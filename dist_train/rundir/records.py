@@ -152,6 +152,51 @@ class VerdictSummary:
     cause: VerdictCause | None = None
 
 
+# ---------------------------------------------------------------- .nodes/
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTurn(ProcessId):
+    """NAME.json: the launcher of a node, ready for the next generation. In one, it is what that one's round says.
+
+    Attributes:
+        turn: how often it has got ready.
+        attempt: the number of the generation that it was in last, as the ranks count them.
+        restarts: how many generations have failed, other than by the loss of a node.
+        code: the exit code that its last generation stands for; None where that is for the others to know.
+        ended: the launcher's exit code, once it has ended.
+    """
+
+    name: str
+    turn: int = 0
+    attempt: int = 0
+    restarts: int = 0
+    code: int | None = None
+    ended: int | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """.round.json: what all nodes are to do for the next generation.
+
+    Attributes:
+        start: its name, which there is once.
+        attempt: its number, as the ranks count them.
+        restarts: as the node has it that counts most.
+        master_port: where the first node listens; None where the endpoint says it.
+        members: who is in it.
+    """
+
+    start: str
+    attempt: int
+    restarts: int
+    master_port: int | None
+    rdzv_id: str
+    members: list[NodeTurn]
+    version: int = 1
+
+
 # ---------------------------------------------------------------- the run
 
 

@@ -38,7 +38,11 @@ launch_flags = with_options(
     torchrun_flag("--rdzv-backend", help="static where head and node rank are known, else c10d."),
     torchrun_flag("--rdzv-endpoint", metavar="HOST:PORT", help="Where the nodes meet."),
     torchrun_flag("--rdzv-id", help="Name that the nodes of this start have in common."),
-    torchrun_flag("--rdzv-conf", metavar="K=V,...", help="More for the rendezvous."),
+    torchrun_flag(
+        "--rdzv-conf",
+        metavar="K=V,...",
+        help="join_timeout=SECONDS: to wait for a node that stays away. Default: 600.",
+    ),
     torchrun_flag("--standalone", is_flag=True, help="One node, whatever SLURM says."),
     torchrun_flag("--master-addr", help="Host of node 0."),
     torchrun_flag("--master-port", type=click.IntRange(1, 65535), help="Its port; on one node, any free one."),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from dist_train.config.shares import check_fits
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
+from dist_train.rundir.records import Round
 
 from ..relay.request import Shown
 from ..scheduler import Place
@@ -57,7 +58,9 @@ class LaunchPlan:
     place: Place | None
     """The job that this is a part of."""
     attempt: int = 1
-    """Which of the starts by one launcher it is."""
+    """Which of the starts by one launcher it is, or by the launchers of several nodes together."""
+    start: str | None = None
+    """What its nodes have agreed to call this start of the ranks."""
 
     @property
     def scheduler(self) -> Literal["slurm"] | None:
@@ -68,7 +71,7 @@ class LaunchPlan:
     def start_name(self) -> str | None:
         """A name of this start of the ranks that all nodes know, and that there is once."""
         if self.place is None or self.nodes == 1:
-            return None
+            return self.start
         return f"{self.place.job}.{self.place.step}-{self.place.restarts}-{self.attempt}"
 
     @property
@@ -109,8 +112,13 @@ class LaunchPlan:
         """The plan of a later generation of the same run: it goes on from the newest checkpoint."""
         if attempt == 1:
             return self
-        resume = None if self.resume is None else "auto"
+        resume = "auto" if self.resume == "none" else self.resume  # a checkpoint, until this run has one of its own
         return replace(self, attempt=attempt, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
+
+    def of_round(self, agreed: Round) -> "LaunchPlan":
+        """The plan of the generation that the nodes have agreed on."""
+        rendezvous = replace(self.rendezvous, master_port=agreed.master_port, rdzv_id=agreed.rdzv_id)
+        return replace(self.of_attempt(agreed.attempt), start=agreed.start, rendezvous=rendezvous)
 
 
 def make_plan(

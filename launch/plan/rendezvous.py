@@ -8,6 +8,8 @@ from .host import Host
 
 DEFAULT_PORT = 29500
 """torchrun's own, where several nodes are told nothing else."""
+JOIN_TIMEOUT_S = 600.0
+"""torchrun's own join_timeout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,19 @@ class Rendezvous:
     master_addr: str | None = None
     master_port: int | None = None
     local_addr: str | None = None
+
+    @property
+    def join_timeout_s(self) -> float:
+        """Seconds to wait for a node that stays away: join_timeout in --rdzv-conf.
+
+        Raises:
+            UserError: when it is no number of seconds.
+        """
+        words = dict(word.strip().partition("=")[::2] for word in (self.rdzv_conf or "").split(","))
+        given = words.get("join_timeout", f"{JOIN_TIMEOUT_S:g}")
+        if not given.isdigit() or int(given) < 1:
+            raise UserError(f"--rdzv-conf join_timeout={given}: not a whole number of seconds")
+        return float(given)
 
     def of_attempt(self, attempt: int) -> "Rendezvous":
         """Each generation has a store, a port and an id of its own: nothing stale is met again."""
@@ -38,6 +53,7 @@ def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rende
         return Rendezvous(master_port=flags.master_port)
     place = host.place if host.place and host.place.nodes == nodes else None
     ours = Rendezvous(**{one.name: getattr(flags, one.name) for one in fields(Rendezvous)})
+    assert ours.join_timeout_s  # refused before anything starts
     ours = replace(ours, rdzv_id=ours.rdzv_id or (f"{place.job}-{place.restarts}" if place else None))
     if flags.rdzv_endpoint or flags.rdzv_backend not in (None, "static"):
         return replace(ours, rdzv_backend=flags.rdzv_backend or "c10d")

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.files import remove_tree
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.runs import make_run_dir, newest_checkpoint
 
@@ -16,6 +17,8 @@ from .agent_starter import AgentStarter
 from .ending import Ended, agreed_code, stopped_code
 from .generation import Generation
 from .launch_log import Launch
+from .other_nodes import NoOtherNodes
+from .rounds import OtherNodes
 from .run_files import RunFiles
 from .run_lock import owning
 from .storage import begin_first, refuse_a_lost_directory, when_writable
@@ -76,30 +79,43 @@ def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: Ag
     if launch.made_no_progress():
         return launch.give_up()
     launch.begin()
+    others = OtherNodes(plan, signals) if plan.nodes > 1 and plan.place is None else NoOtherNodes(plan)
     try:
-        code = _generations(plan, signals, starter, files)
+        code = _generations(others.plan, signals, starter, files, others)
     except UserError as error:
         say(f"{mark('✗', 'red')} {error}")
         code = error.code
+    others.leave(code)
     launch.end(code, signals)
     if left := files.left():
         say(f"{mark('!', 'yellow')} the disk has refused {', '.join(left)} in {plan.folder} to the end")
     return code
 
 
-def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter, files: RunFiles) -> int:
+def _generations(
+    plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter, files: RunFiles, others: NoOtherNodes
+) -> int:
     """Starts generations until one ends well, or there is no point in another. Returns the exit code of the last."""
-    barren, attempt, ended = 0, 0, Ended(code=ExitCode.DONE)
-    saved = newest_checkpoint(plan.folder)
+    barren, ended = 0, Ended(code=ExitCode.DONE)
+    saved, has_begun = newest_checkpoint(plan.folder), False
     while True:
-        attempt += 1
-        current = plan.of_attempt(attempt)
-        folder = when_writable(current, signals, saved) if attempt > 1 else begin_first(current)
+        current = others.next_plan()
+        if current is None:
+            return stopped_code(plan, signals.stop or signal.SIGTERM)
+        folder = when_writable(current, signals, saved) if has_begun else begin_first(current)
         if folder is None:
             return stopped_code(plan, signals.stop or signal.SIGTERM)
+        has_begun = True
+        if not others.all_came(folder):
+            continue
         before = newest_checkpoint(plan.folder)
-        ended = Generation(current, folder, signals, starter, files, ended).run()
+        ended = Generation(current, folder, signals, starter, files, ended, others).run()
         code, saved = ended.code, newest_checkpoint(plan.folder) or saved
+        if others.is_void:
+            remove_tree(folder.path)
+        if ended.is_no_failure:
+            continue
+        attempt = others.restarts + 1
         if signals.stop is None and ended.cause_unknown:
             code = agreed_code(plan, folder, code, last=attempt > plan.flags.max_restarts)
         barren = barren + 1 if plan.is_training and newest_checkpoint(plan.folder) == before else 0
@@ -112,4 +128,5 @@ def _generations(plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStart
             return code
         if code == ExitCode.DATA and attempt > 1:  # the first restart waits for nothing
             signals.wait(DATA_PAUSE_S * 2 ** (attempt - 2))
+        others.restarts, others.code = attempt, None if ended.cause_unknown else code
         say(f"{mark('!', 'yellow')} starting again, attempt {attempt + 1} of at most {plan.flags.max_restarts + 1} …")

@@ -25,6 +25,7 @@ from ..plan.host import Memory, memory, oom_kills
 from ..rank.page import FACTS
 from .agent_starter import AgentStarter
 from .exit_watcher import errors_of, ranks_of
+from .other_nodes import Agreed
 from .run_files import RunFiles
 from .stopping import Stopping
 
@@ -44,11 +45,13 @@ class Ended:
         code: the launcher's exit code, if it ends with it.
         signature: what the failure was, so that the same is not told twice.
         cause_unknown: it failed, and this node has seen nothing but that another was gone.
+        is_no_failure: it was given up before it began, or lost a node: that is nobody's failure.
     """
 
     code: int
     signature: tuple[object, ...] | None = None
     cause_unknown: bool = False
+    is_no_failure: bool = False
 
 
 class MemoryWatch:
@@ -93,6 +96,8 @@ class Ending:
             died: for each rank that has ended, when that was seen, in ns since boot.
         """
         stop = self._signals.stop
+        if self._stopping.others.is_void and stop is None:
+            return Ended(code=ExitCode.REQUEUE, is_no_failure=True)
         if self._stopping.had_nothing_to_save and stop is not None:
             return Ended(code=stopped_code(self._plan, stop))
         if hang is not None:
@@ -106,6 +111,8 @@ class Ending:
             return self._wrote("stopped", stopped_code(self._plan, stop))
         said = self._pages.get(self._pages.count - 1, FACTS)
         outcome = decode(AgentOutcome, said) if said else AgentOutcome(error="it died", ranks=[])
+        if self._stopping.is_abandoned and self._has_done_its_part():
+            outcome = AgentOutcome(error=None, ranks=[])  # its agent has waited for the other node's alone
         if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):
             return self._badly(outcome, died)
         state = RunState.of(self._plan.folder)
@@ -113,6 +120,11 @@ class Ending:
         if number is None or state.status == "done":
             return self._wrote("done", ExitCode.DONE)
         return self._wrote("stopped", stopped_code(self._plan, number))
+
+    def _has_done_its_part(self) -> bool:
+        """Whether all ranks of this node have ended well, and a training has come to its end."""
+        is_over = not self._plan.is_training or RunState.of(self._plan.folder).reached_its_end
+        return is_over and [one.ended for one in ranks_of(self._pages)] == [0] * self._plan.ranks_per_node
 
     def _wrote(self, outcome: str, code: int) -> Ended:
         return self._write(as_record(outcome, code), Ended(code=code))
@@ -139,11 +151,25 @@ class Ending:
         if cause_unknown and plan.nodes > 1 and self._signals.stop is not None:  # a node with nothing to save has left
             return Ended(code=stopped_code(plan, self._signals.stop), cause_unknown=True)
         code, text = self._told_to_the_user(cause, found, outcome, loss)
+        if cause_unknown and loss is None:
+            agreed = self._stopping.others.agree(code)
+            if agreed.lost:
+                return self._lost(agreed, cause, found)
+            code = agreed.code
         signature = cause.signature if cause else None
         same = cause is not None and signature == self._told
         say(f"{mark('✗', 'red')} rank {cause.rank} failed the same way again" if cause and same else text)
         ended = Ended(code=code, signature=signature, cause_unknown=cause_unknown)
         return self._write(as_record("failed", code, cause, found), ended)
+
+    def _lost(self, agreed: Agreed, cause: Failure | None, found: list[Failure]) -> Ended:
+        """Another node's launcher is gone: one line is enough."""
+        newest = newest_checkpoint(self._plan.folder)
+        kept = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        who = f"{', '.join(agreed.lost)} (of {self._plan.nodes} nodes)"
+        say(f"{mark('✗', 'red')} lost {who}: the launcher there has ended without a word; {kept}")
+        record = {**as_record("failed", agreed.code, cause, found), "lost": agreed.lost}
+        return self._write(record, Ended(code=agreed.code, is_no_failure=True))
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
         ranks, errors = ranks_of(self._pages), errors_of(self._pages)

@@ -28,6 +28,7 @@ from .agent_starter import AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
 from .exit_watcher import ranks_of, watch_exits
 from .generation_number import claim
+from .other_nodes import NoOtherNodes
 from .run_files import RunFiles
 from .stopping import Stopping
 
@@ -57,6 +58,7 @@ class Generation:
 
     Args:
         told: the end of the generation before, whose failure is not told again.
+        others: the nodes that run it too.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Generation:
         starter: AgentStarter,
         files: RunFiles,
         told: Ended,
+        others: NoOtherNodes,
     ) -> None:
         with suppress(OSError):  # where there is no room for logs, the run goes on without
             plan.logs.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ class Generation:
         self._pages = _pages(plan.ranks_per_node + 1)
         self._memory = MemoryWatch()
         self._relay = OutputRelay(plan.shown, plan.nodes, plan.log_size)
-        self._stopping = Stopping(plan, signals, folder, self._pages, self._relay.say)
+        self._stopping = Stopping(plan, signals, folder, self._pages, self._relay.say, others)
         nodes = Nodes(folder, plan.node_name, plan.nodes)
         self._watchdog = Watchdog(folder, self._pages, plan.flags.hang_timeout, nodes)
         self._ending = Ending(self._stopping, starter, self._memory, files, told.signature)
@@ -94,11 +97,12 @@ class Generation:
                     self._files.try_again()
                     for line in self._files.take_news():
                         self._relay.say(f"{mark('!', 'yellow')} {line}")
-                    if hang or self._stopping.is_forced:
+                    if hang or self._stopping.is_forced or self._stopping.is_abandoned:
                         agent.kill()
                     self._signals.wait(LOOK_S, self._starter.wakeup_sockets())
         finally:
             was_killed = agent.poll() is None or hang is not None or self._stopping.is_forced
+            was_killed = was_killed or self._stopping.is_abandoned
             agent.kill()
             patience = 0 if was_killed else AFTER_END_S
             end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])

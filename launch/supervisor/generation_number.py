@@ -1,14 +1,10 @@
 """The number of a generation: all nodes of a start come to the same one without asking each other."""
 
-import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
-from dist_train.rundir.codec import read_json
-from dist_train.rundir.files import NO_LINKS, write_synced
+from dist_train.rundir.codec import read_json, write_new
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.records import NodeRecord
 
@@ -30,7 +26,7 @@ def claim(run: RunDir, node: str, start: str | None, record: NodeRecord) -> Gene
         folder = run.generation(number)
         folder.make()
         try:
-            _write(folder.node(node), asdict(record))
+            write_new(folder.node(node), asdict(record))
             return folder
         except FileExistsError:  # by another launcher on this host that does not know its node's number either
             if start is not None:
@@ -50,7 +46,7 @@ def _number_of(run: RunDir, start: str) -> int:
         generation = run.generation(max(used, default=0) + 1)
         generation.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another node was faster: with our name, most likely
-            _write(generation.start, start)
+            write_new(generation.start, start)
             return generation.number
 
 
@@ -59,23 +55,3 @@ def _name_of(generation: GenerationDir) -> str | None:
     while (name := read_json(generation.start)) is None and generation.start.exists() and time.monotonic() < deadline:
         time.sleep(0.02)  # it is being written
     return name
-
-
-def _write(path: Path, content: object) -> None:
-    """Makes a file with all of its content at once, where the file system has links.
-
-    Raises:
-        FileExistsError: when it is there.
-        OSError: when the disk refuses; it leaves nothing then.
-    """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        write_synced(temporary, json.dumps(content).encode())
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            write_synced(path, json.dumps(content).encode())
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from ..processes import catches, send
 from ..rank.page import Pages
 from ..signals import ReceivedSignals
 from .exit_watcher import errors_of
+from .other_nodes import NoOtherNodes
 
 AFTER_FAILURE_S = 3.0
 """Seconds that ranks have to end by themselves once one has failed."""
@@ -25,11 +26,13 @@ class Stopping:
 
     Args:
         say: shows the user a line while ranks may print.
+        others: the nodes that run it too.
 
     Attributes:
         ended_by_us: ranks that were killed because another had failed.
         is_out_of_time: a stop was asked for so long ago that the last checkpoint has to do.
-        failing_since: when a rank was seen to have failed, so that the others are about to end.
+        failing_since: when a rank was seen to have failed, or a node to have left, so that the others are about to end.
+        is_abandoned: there is nothing to wait for: a node has left, and no rank is alive here.
         had_nothing_to_save: no rank had got as far as training when the stop was asked for.
     """
 
@@ -40,8 +43,10 @@ class Stopping:
         generation: GenerationDir,
         pages: Pages,
         say: Callable[[str], None],
+        others: NoOtherNodes,
     ) -> None:
         self.plan, self.signals, self.generation, self.pages, self._say = plan, signals, generation, pages, say
+        self.others, self.is_abandoned = others, False
         self.ended_by_us: set[int] = set()
         self.is_out_of_time = False
         self.had_nothing_to_save = False
@@ -103,11 +108,14 @@ class Stopping:
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Once a rank has failed the others have a few seconds: torch's agent would wait for half a minute."""
         is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
-        if not is_gone and not errors_of(self.pages) and not self._has_failed_elsewhere():
+        has_left = self.others.have_left(bool(ranks))
+        self.is_abandoned = has_left and not ranks
+        if not is_gone and not has_left and not errors_of(self.pages) and not self._has_failed_elsewhere():
             return
         self.failing_since = self.failing_since or time.monotonic()
         if time.monotonic() - self.failing_since < AFTER_FAILURE_S:
             return
+        self.is_abandoned = has_left and not alive
         for rank in alive:
             self.ended_by_us.add(rank.rank)
             send(rank.pid, signal.SIGKILL, group=True)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.faults import corruption, disk, filesystems, kill_plan, kills, launches, power_loss, signals, syscalls
+from tests.faults import corruption, disk, filesystems, kill_plan, kills, launches, nodes, power_loss, signals, syscalls
 from tests.faults.__main__ import CAMPAIGNS, main
 from tests.faults.fixture import record
 from tests.faults.mounts import why_not
@@ -39,6 +39,11 @@ def test_a_chain_of_kills_in_one_epoch_over_1_3_2_8_and_4_ranks(tmp_path):
 @pytest.mark.parametrize("campaign", [launches.launchers, launches.restarts])
 def test_a_killed_launcher_leaves_nothing_and_a_killed_rank_comes_back(campaign, tmp_path):
     assert_nothing_lost(campaign(Order(folder=tmp_path, count=3)))
+
+
+@pytest.mark.timeout(600)
+def test_a_launcher_of_two_nodes_that_is_killed_and_started_again_rejoins(tmp_path):
+    assert_nothing_lost(nodes.campaign(Order(folder=tmp_path, count=1)))
 
 
 @pytest.mark.timeout(600)
@@ -83,6 +88,7 @@ LARGE = {
     "kills": 200,
     "launchers": 50,
     "restarts": 50,
+    "nodes": 20,
     "signals": 100,
     "syscalls": 0,
     "power": 0,

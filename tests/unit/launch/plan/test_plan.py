@@ -1,5 +1,6 @@
 """The plan as a pure function of config, flags and host."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def test_each_generation_meets_elsewhere_and_goes_on():
     assert made.of_attempt(1) is made
     assert later.resume == "auto" and later.rendezvous.rdzv_id == "4711-3-3"
     assert later.rendezvous.master_port == made.rendezvous.master_port + 2
+    assert replace(made, resume="old/checkpoints/step-00000010").of_attempt(3).resume == "old/checkpoints/step-00000010"
 
 
 def test_torchruns_own_parser_reads_what_it_is_handed():
@@ -147,6 +149,7 @@ def test_torchruns_own_parser_reads_what_it_is_handed():
         ({"nnodes": "2", "nproc_per_node": "2"}, "have to find each other"),
         ({"nnodes": "2", "nproc_per_node": "2", "node_rank": 2, "master_addr": "h"}, "--node-rank 2"),
         ({"nnodes": "2", "standalone": True}, "--standalone is for one node"),
+        ({"nnodes": "2", "rdzv_endpoint": "h", "rdzv_conf": "join_timeout=soon"}, "join_timeout=soon: not a whole"),
         ({"given": config(distributed={"backend": "nccl"})}, "needs GPUs, and there is none here"),
         ({"given": config(batch={"global_size": 64}), "nproc_per_node": "3"}, "does not divide into 3 microbatches"),
         ({"given": config(exact=False, model=SYNCHRONISED), "gpus": 3}, "8 do not divide among 3 ranks"),

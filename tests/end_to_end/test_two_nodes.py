@@ -1,0 +1,32 @@
+"""Two nodes without a scheduler, of which one does not come back. (tests/faults/nodes.py: one that does.)"""
+
+import json
+import signal
+
+from dist_train.rundir.runs import newest_checkpoint
+from tests.faults.fixture import write_configs
+from tests.faults.kill_plan import last_step
+from tests.faults.lives import HANG_S, until
+from tests.faults.nodes import TwoNodes
+
+
+def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_waiting(tmp_path):
+    write_configs(tmp_path)
+    short = ("train.duration=9999 steps", "--rdzv-conf", "join_timeout=4")
+    with TwoNodes(tmp_path, "run", words=short) as run:
+        assert until(lambda: newest_checkpoint(run.folder) is not None, HANG_S), run.tail()
+        run.strike([1])
+        assert run.lives[0].wait() == 75, run.tail()
+        said = run.lives[0].tail()
+        assert "✗ lost node1 (of 2 nodes): the launcher there has ended without a word; the last checkpoint is" in said
+        assert "! waiting for node 1 of 2 to start, up to 4 s; start the same command there\n" in said
+        assert "✗ waited 4 s for node 1 of 2 (--rdzv-conf join_timeout=SECONDS): the last checkpoint is step-" in said
+        verdict = json.loads((run.folder / "generations/1/verdict.json").read_text())
+        assert verdict["lost"] == ["node1"] and verdict["exit_code"] == 75
+        step = last_step(run.folder)
+        run.words = short[:1]
+        run.lives[0] = run.start(0)
+        assert until(lambda: "up to 10 min" in run.lives[0].tail(), HANG_S)
+        run.lives[0].process.send_signal(signal.SIGTERM)
+        assert run.lives[0].wait(2) == 143
+        assert last_step(run.folder) == step
