@@ -111,7 +111,7 @@ def _generations(
         before = newest_checkpoint(plan.folder)
         ended = Generation(current, folder, signals, starter, files, ended, others).run()
         code, saved = ended.code, newest_checkpoint(plan.folder) or saved
-        if others.is_void:
+        if others.is_void and not any(folder.ranks.glob("*")):
             remove_tree(folder.path)
         if ended.is_no_failure:
             continue

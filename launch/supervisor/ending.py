@@ -167,7 +167,7 @@ class Ending:
         newest = newest_checkpoint(self._plan.folder)
         kept = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
         who = f"{', '.join(agreed.lost)} (of {self._plan.nodes} nodes)"
-        say(f"{mark('✗', 'red')} lost {who}: the launcher there has ended without a word; {kept}")
+        say(f"{mark('✗', 'red')} lost {who}: no word from its launcher; {kept}")
         record = {**as_record("failed", agreed.code, cause, found), "lost": agreed.lost}
         return self._write(record, Ended(code=agreed.code, is_no_failure=True))
 

@@ -5,8 +5,9 @@ all are ready, the first of them publishes a round: the generation's name, count
 that generation's folder, and starts its ranks once all have. Whoever does not is not there any more, whatever its file
 says. So nobody compares clocks, and nothing has to be written while a generation runs.
 
-In one, a launcher whose process is gone, that is another process now, or that is ready for the next has left it. Where
-the run directory is not shared, no other launcher is ever seen, and each counts its generations by itself.
+In one, a launcher whose process is gone, that is another process now, or that is ready for the next has left it. While
+the ranks of one node are quiet (diagnosis/nodes.py), the others write their files anew: who does not is out of reach.
+Where the run directory is not shared, no other launcher is ever seen, and each counts its generations by itself.
 """
 
 import os
@@ -41,6 +42,8 @@ PLACES_S = 30.0
 """Seconds to claim a place in a generation."""
 WORD_S = 10.0
 """Seconds for the other nodes to say why their ranks have ended."""
+SILENT_LOOKS = 30
+"""Looks, one a second, after which a launcher that does not write its file anew is out of reach."""
 PORTS = 32
 """How many, from the one that is due, are looked at for a free one."""
 SILENT = (ExitCode.DONE, ExitCode.CONFIG)
@@ -63,6 +66,9 @@ class OtherNodes(NoOtherNodes):
         """The run directory: it has had a round."""
         self._gone: set[tuple[object, ...]] = set()
         """Launchers, each with its turn, that did not come."""
+        self._generation: GenerationDir | None = None
+        self._heard: dict[str, tuple[int, int]] = {}
+        """Of each other launcher the time of its file, and how many looks found the same."""
         self._next_look = self._began = 0.0
         self._has_left = self._stays_away = False
 
@@ -90,7 +96,7 @@ class OtherNodes(NoOtherNodes):
                 told = True
                 what = f"waiting for {self._missing(others)} to start, up to {_time(self._patience_s)}"
                 say(f"{mark('!', 'yellow')} {what}; start the same command there")
-            self._signals.wait(LOOK_S)
+            self._signals.wait(LOOK_S if waited < TELL_S else LOOK_MEANWHILE_S)
         return None
 
     def _first_turn(self) -> NodeTurn:
@@ -185,6 +191,7 @@ class OtherNodes(NoOtherNodes):
         return self.plan.of_attempt(self._me.attempt)
 
     def all_came(self, generation: GenerationDir) -> bool:
+        self._generation, self._heard = generation, {}
         deadline = time.monotonic() + PLACES_S
         while self._round is not None and self._signals.stop is None:
             there = _names(generation.nodes)
@@ -214,8 +221,24 @@ class OtherNodes(NoOtherNodes):
         else:  # the first one looks at all; if it leaves, so do the others
             first = self._round.members[0]
             watched = self._peers if first.name == self._me.name else [first]
-            self._has_left = nobody_came or any(map(self._has_moved_on, watched))
+            self._has_left = nobody_came or any(map(self._has_moved_on, watched)) or self._is_one_silent()
         return self._has_left
+
+    def _is_one_silent(self) -> bool:
+        """Whether another launcher has not answered for long, while this node's ranks are quiet. Looks are counted and
+        not seconds: we may have been stopped ourselves."""
+        quiet = _names(self._generation.quiet) if self._generation is not None else set()
+        if quiet - {self._me.name}:
+            self._write_down()
+        if self._me.name not in quiet:
+            self._heard = {}
+            return False
+        for one in self._peers:
+            with suppress(OSError):  # it has ended well
+                stamp = os.stat(self._run.node(one.name)).st_mtime_ns
+                before, looks = self._heard.get(one.name, (stamp, 0))
+                self._heard[one.name] = (stamp, looks + 1 if stamp == before else 0)
+        return any(looks > SILENT_LOOKS for _, looks in self._heard.values())
 
     @property
     def _peers(self) -> list[NodeTurn]:
@@ -243,7 +266,7 @@ class OtherNodes(NoOtherNodes):
                         return Agreed(code=now.code)
                 elif _who(now) == _who(one) and now.ended is not None:
                     return Agreed(code=now.ended)
-                elif not _may_live(now) or _who(now) != _who(one) or (is_over and now.lives() is None):
+                elif not _may_live(now) or _who(now) != _who(one) or is_over:
                     lost.append(one.name)
                 else:
                     silent += 1

@@ -1,13 +1,15 @@
-"""Two nodes without a scheduler, of which one does not come back. (tests/faults/nodes.py: one that does.)"""
+"""Two nodes without a scheduler: one stays away or goes silent. tests/faults/nodes.py has those that come back."""
 
 import json
 import signal
 
+import pytest
+
 from dist_train.rundir.runs import newest_checkpoint
 from tests.faults.fixture import write_configs
 from tests.faults.kill_plan import last_step
-from tests.faults.lives import HANG_S, until
-from tests.faults.nodes import TwoNodes
+from tests.faults.lives import HANG_S, kill, until
+from tests.faults.nodes import TwoNodes, can_be_apart
 
 
 def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_waiting(tmp_path):
@@ -18,7 +20,7 @@ def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_wait
         run.strike([1])
         assert run.lives[0].wait() == 75, run.tail()
         said = run.lives[0].tail()
-        assert "✗ lost node1 (of 2 nodes): the launcher there has ended without a word; the last checkpoint is" in said
+        assert "✗ lost node1 (of 2 nodes): no word from its launcher; the last checkpoint is step-" in said
         assert "! waiting for node 1 of 2 to start, up to 4 s; start the same command there\n" in said
         assert "✗ waited 4 s for node 1 of 2 (--rdzv-conf join_timeout=SECONDS): the last checkpoint is step-" in said
         verdict = json.loads((run.folder / "generations/1/verdict.json").read_text())
@@ -30,3 +32,17 @@ def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_wait
         run.lives[0].process.send_signal(signal.SIGTERM)
         assert run.lives[0].wait(2) == 143
         assert last_step(run.folder) == step
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not can_be_apart(), reason="no PID namespaces here, which make two nodes of one host strangers")
+def test_a_machine_that_goes_silent_is_lost_while_its_connections_stay_open(tmp_path):
+    write_configs(tmp_path)
+    with TwoNodes(tmp_path, "run", apart=True) as run:
+        assert until(lambda: last_step(run.folder) > 0, HANG_S), run.tail()
+        kill(run.lives[1].left(), signal.SIGSTOP)
+        assert until(lambda: "waiting for node 1 of 2" in run.lives[0].tail(), 2 * HANG_S), run.tail()
+        assert "✗ lost node1 (of 2 nodes): no word from its launcher" in run.lives[0].tail()
+        run.strike([1])
+        run.lives[1] = run.start(1)
+        assert [life.wait() for life in run.lives] == [0, 0], run.tail()
