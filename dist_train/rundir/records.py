@@ -161,6 +161,7 @@ class NodeTurn(ProcessId):
 
     Attributes:
         turn: how often it has got ready.
+        alone: it has gone on by itself, since it saw no other launcher.
         attempt: the number of the generation that it was in last, as the ranks count them.
         restarts: how many generations have failed, other than by the loss of a node.
         code: the exit code that its last generation stands for; None where that is for the others to know.
@@ -169,6 +170,7 @@ class NodeTurn(ProcessId):
 
     name: str
     turn: int = 0
+    alone: bool = False
     attempt: int = 0
     restarts: int = 0
     code: int | None = None

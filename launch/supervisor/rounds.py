@@ -116,7 +116,7 @@ class OtherNodes(NoOtherNodes):
         return mine
 
     def _get_ready(self, code: int | None) -> None:
-        self._me = replace(self._me, turn=self._me.turn + 1, restarts=self.restarts, code=code)
+        self._me = replace(self._me, turn=self._me.turn + 1, alone=False, restarts=self.restarts, code=code)
         self._is_ready = True
         self._write_down()
 
@@ -155,7 +155,7 @@ class OtherNodes(NoOtherNodes):
         """This node and the others that are ready, the first one in front."""
         last = self._published()
         used = self._gone | set(map(_key, last.members if last else []))
-        ready = [one for one in others if _may_live(one) and _key(one) not in used]
+        ready = [one for one in others if _may_live(one) and not one.alone and _key(one) not in used]
         return sorted([self._me, *ready], key=lambda one: (len(one.name), one.name))
 
     def _publish(self, others: Collection[NodeTurn]) -> bool:
@@ -185,8 +185,9 @@ class OtherNodes(NoOtherNodes):
         return self.plan.of_round(agreed)
 
     def _by_itself(self) -> LaunchPlan:
-        self._round = None
-        self._me = replace(self._me, attempt=self._me.attempt + 1)
+        self._round, self._is_ready = None, False
+        self._me = replace(self._me, attempt=self._me.attempt + 1, alone=True)
+        self._write_down()
         self._began = time.monotonic()
         return self.plan.of_attempt(self._me.attempt)
 
@@ -216,7 +217,7 @@ class OtherNodes(NoOtherNodes):
         nobody_came = not begun and now - self._began > most
         if self._round is None:
             self._stays_away = nobody_came
-            self.is_void = nobody_came or self._open_round() is not None or (not begun and bool(self._others()))
+            self.is_void = nobody_came or (not begun and bool(self._others()))
             self._has_left = self.is_void
         else:  # the first one looks at all; if it leaves, so do the others
             first = self._round.members[0]

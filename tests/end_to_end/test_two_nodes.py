@@ -5,11 +5,12 @@ import signal
 
 import pytest
 
+from dist_train.rundir.records import RunState
 from dist_train.rundir.runs import newest_checkpoint
-from tests.faults.fixture import write_configs
+from tests.faults.fixture import PLAIN, write_configs
 from tests.faults.kill_plan import last_step
-from tests.faults.lives import HANG_S, kill, until
-from tests.faults.nodes import TwoNodes, can_be_apart
+from tests.faults.lives import HANG_S, LaunchedLife, kill, until
+from tests.faults.nodes import TwoNodes, can_be_apart, free_port
 
 
 def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_waiting(tmp_path):
@@ -46,3 +47,23 @@ def test_a_machine_that_goes_silent_is_lost_while_its_connections_stay_open(tmp_
         run.strike([1])
         run.lives[1] = run.start(1)
         assert [life.wait() for life in run.lives] == [0, 0], run.tail()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("first", "shared"), [(0, True), (1, True), (0, False)])
+def test_a_node_that_sees_no_other_goes_on_by_itself_until_it_does(tmp_path, first, shared):
+    write_configs(tmp_path)
+    meet = ["--nproc-per-node", "1", "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+
+    def start(node: int) -> LaunchedLife:
+        run = "run" if shared else f"run{node}"
+        return LaunchedLife(tmp_path, f"node{node}", PLAIN, "--run-dir", run, *meet, "--node-rank", str(node))
+
+    own = tmp_path / ("run" if shared else f"run{first}")
+    with start(first) as one:
+        assert until(lambda: (own / "generations/1").exists(), HANG_S), one.tail()
+        with start(1 - first) as other:
+            assert [one.wait(), other.wait()] == [0, 0], one.tail() + other.tail()
+    state = RunState.of(tmp_path / ("run" if shared else "run0"))
+    assert state.status == "done"
+    assert [path.name for path in (own / "generations").iterdir()] == ["1"]
