@@ -177,6 +177,18 @@ class NodeTurn(ProcessId):
     ended: int | None = None
     version: int = 1
 
+    @property
+    def process(self) -> tuple[object, ...]:
+        return self.host, self.pid, self.started, self.boot
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return *self.process, self.turn
+
+    @property
+    def may_live(self) -> bool:
+        return self.ended is None and self.lives() is not False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:

@@ -109,7 +109,8 @@ class OtherNodes(NoOtherNodes):
                 with suppress(FileExistsError):
                     write_new(self._run.node(mine.name), asdict(mine))
                     break
-                if _may_live(read_record(NodeTurn, self._run.node(mine.name))):
+                was = read_record(NodeTurn, self._run.node(mine.name))
+                if was is not None and was.may_live:
                     number += 1
                 else:
                     self._run.node(mine.name).unlink(missing_ok=True)
@@ -133,7 +134,7 @@ class OtherNodes(NoOtherNodes):
         if self.plan.node is not None:
             names &= {f"node{node}" for node in range(self.plan.nodes)}
         found = (read_record(NodeTurn, self._run.node(name)) for name in names - {self._me.name})
-        return [one for one in found if one is not None and (self.plan.node is not None or _may_live(one))]
+        return [one for one in found if one is not None and (self.plan.node is not None or one.may_live)]
 
     def _published(self) -> Round | None:
         """The last round.
@@ -149,13 +150,13 @@ class OtherNodes(NoOtherNodes):
     def _open_round(self) -> Round | None:
         """The round that waits for us."""
         found = self._published() if self._is_ready else None
-        return found if found is not None and _key(self._me) in map(_key, found.members) else None
+        return found if found is not None and self._me.key in (one.key for one in found.members) else None
 
     def _ready(self, others: Collection[NodeTurn]) -> list[NodeTurn]:
         """This node and the others that are ready, the first one in front."""
         last = self._published()
-        used = self._gone | set(map(_key, last.members if last else []))
-        ready = [one for one in others if _may_live(one) and not one.alone and _key(one) not in used]
+        used = self._gone | {one.key for one in (last.members if last else [])}
+        ready = [one for one in others if one.may_live and not one.alone and one.key not in used]
         return sorted([self._me, *ready], key=lambda one: (len(one.name), one.name))
 
     def _publish(self, others: Collection[NodeTurn]) -> bool:
@@ -200,7 +201,7 @@ class OtherNodes(NoOtherNodes):
             if not missing:
                 return True
             if time.monotonic() > deadline or any(map(self._has_moved_on, missing)):
-                self._gone |= set(map(_key, missing))
+                self._gone |= {one.key for one in missing}
                 return False
             self._signals.wait(LOOK_S)
         return True
@@ -251,7 +252,7 @@ class OtherNodes(NoOtherNodes):
 
     def _has_moved_on(self, one: NodeTurn) -> bool:
         now = self._now(one)
-        return now is not None and (_key(now) != _key(one) or not _may_live(now))
+        return now is not None and (now.key != one.key or not now.may_live)
 
     def agree(self, code: int) -> Agreed:
         if self._round is None:
@@ -261,16 +262,16 @@ class OtherNodes(NoOtherNodes):
         while True:
             lost, silent = [], 0
             for one in self._peers:
-                now = self._now(one)
-                if now is None or (_who(now) == _who(one) and now.turn > one.turn and now.ended is None):
-                    if now is not None and now.code is not None:
-                        return Agreed(code=now.code)
-                elif _who(now) == _who(one) and now.ended is not None:
-                    return Agreed(code=now.ended)
-                elif not _may_live(now) or _who(now) != _who(one) or is_over:
+                if (now := self._now(one)) is None:  # it has ended well
+                    continue
+                code_there = now.code if now.ended is None else now.ended
+                if now.process != one.process or (now.ended is None and now.lives() is False):
                     lost.append(one.name)
-                else:
+                elif now.ended is None and now.turn == one.turn:  # no word yet
                     silent += 1
+                    lost += [one.name] * is_over
+                elif code_there is not None:
+                    return Agreed(code=code_there)
             if lost or not silent or is_over or self._signals.stop is not None:
                 return Agreed(code=ExitCode.REQUEUE if lost else code, lost=tuple(lost))
             is_over = time.monotonic() > deadline
@@ -315,18 +316,6 @@ def _names(folder: Path) -> set[str]:
 
 def _time(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:g} s"
-
-
-def _who(one: NodeTurn) -> tuple[object, ...]:
-    return one.host, one.pid, one.started, one.boot
-
-
-def _key(one: NodeTurn) -> tuple[object, ...]:
-    return *_who(one), one.turn
-
-
-def _may_live(one: NodeTurn | None) -> bool:
-    return one is not None and one.ended is None and one.lives() is not False
 
 
 def _free_port(due: int) -> int:
