@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.codec import read_records
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord, RunState
@@ -31,7 +32,7 @@ class Target:
     leader: ProcessId | None
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
     launchers: list[NodeRecord] = field(default_factory=list)
-    """Of its newest generation, one for each node."""
+    """Of its newest generation, one for each node, and those that wait for another node's."""
     entries: list[scheduler.JobStatus] = field(default_factory=list)
     """Its jobs that are in the queue."""
     was: str | None = None
@@ -101,7 +102,8 @@ def look(targets: list[Target]) -> None:
     ids = {target.folder: scheduler.of_run(target.folder) for target in targets}
     found = scheduler.look(job for own in ids.values() for job in own)
     for target in targets:
-        target.launchers = scheduler.newest_launchers(target.folder)
+        waiting = read_records(NodeRecord, RunDir(target.folder).nodes)  # for another node's, in no generation yet
+        target.launchers = [*scheduler.newest_launchers(target.folder), *waiting]
         if found is not None:  # else what was known stands
             known = [found[job] for job in ids[target.folder] if job in found]
             target.entries = [entry for entry in known if entry.active]

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -9,7 +11,7 @@ from dist_train.rundir.records import RunState
 from dist_train.rundir.runs import newest_checkpoint
 from tests.faults.fixture import PLAIN, write_configs
 from tests.faults.kill_plan import last_step
-from tests.faults.lives import HANG_S, LaunchedLife, kill, until
+from tests.faults.lives import HANG_S, ROOT, LaunchedLife, kill, until
 from tests.faults.nodes import TwoNodes, can_be_apart, free_port
 
 
@@ -30,7 +32,8 @@ def test_a_node_that_stays_away_is_waited_for_so_long_and_a_signal_ends_the_wait
         run.words = short[:1]
         run.lives[0] = run.start(0)
         assert until(lambda: "up to 10 min" in run.lives[0].tail(), HANG_S)
-        run.lives[0].process.send_signal(signal.SIGTERM)
+        stop = [sys.executable, "-m", "dist_train.launch", "stop", str(run.folder)]
+        assert subprocess.run(stop, cwd=ROOT, stdin=subprocess.DEVNULL).returncode == 0
         assert run.lives[0].wait(30) == 143
         assert last_step(run.folder) == step
 
