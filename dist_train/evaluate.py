@@ -3,9 +3,10 @@ gives counts and float64 sums. Nothing is padded, dropped or repeated; the metri
 any number of ranks, and for one rank alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
+from dist_train.data.broken import Broken, most_broken
 from dist_train.data.loader import evaluation_batches, number_of_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
@@ -38,11 +40,13 @@ class Evaluation:
         metrics: flat, by name.
         per_class: by class, where the task has classes.
         confusion: int64 [classes, classes], rows are the true ones; None where the task has none.
+        broken: the samples that could not be read and were left out, in their order.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, Any]
     confusion: np.ndarray | None
+    broken: tuple[Broken, ...] = ()
 
 
 def own_batches(ranks: Ranks, count: int, mode: str) -> range:
@@ -68,29 +72,51 @@ def evaluate(
 
     Raises:
         EvaluationGivenUp: on every rank, where one has left it at that.
+        UserError: on every rank, (exit 13) when too many samples are broken.
     """
     count = number_of_batches(len(dataset), config.eval.batch_size)
     sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
     batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
     leash, done = Leash(group.device), 0
+    broken: list[Broken] = []
     beat("evaluate")
     with evaluating(model, config.seed, Generators(model, task)) as begin:
         for number, batch in batches:
             if gives_up():
                 break
             begin(number)
-            with autocast(config, group.device):
-                output = model(batch.inputs)
-            sums.add(number, task.statistics(output, batch.targets))
+            if len(batch.indices):
+                with autocast(config, group.device):
+                    output = model(batch.inputs)
+                sums.add(number, task.statistics(output, batch.targets))
+            broken += batch.broken
             done += 1
             leash.step()
             beat("evaluate")
-    if int(group.all_reduce_host_(torch.tensor(int(done < len(own) and gives_up())))):
+    gave_up, count = group.all_reduce_host_(torch.tensor([done < len(own) and gives_up(), len(broken)]).long()).tolist()
+    if gave_up:
         raise EvaluationGivenUp
     if done < len(own):
         raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
+    everywhere = tuple(chain.from_iterable(group.gather_objects(broken))) if count else ()
+    _check_broken(config, everywhere, len(dataset))
     total = sums.over_all_ranks(group)
-    return Evaluation(metrics=task.metrics(total), per_class=task.per_class(total), confusion=task.confusion(total))
+    return Evaluation(
+        metrics=task.metrics(total),
+        per_class=task.per_class(total),
+        confusion=task.confusion(total),
+        broken=everywhere,
+    )
+
+
+def _check_broken(config: RunConfig, broken: Sequence[Broken], size: int) -> None:
+    share = config.data.max_broken
+    if len(broken) > (most := most_broken(share, size)):
+        raise UserError(
+            f"{len(broken)} of the {size:,} samples to evaluate cannot be read, and data.max_broken={share:g} allows "
+            f"{most}: mend the data, or raise data.max_broken. The first: {broken[0].reason}",
+            ExitCode.DATA,
+        )
 
 
 class _Sums:
@@ -111,11 +137,11 @@ class _Sums:
 
     def over_all_ranks(self, group: ProcessGroup) -> dict[str, Tensor]:
         """The sums over the whole split, int64 and float64 on the CPU."""
-        # Rank 0 has a batch unless there are none, so it knows what there is to add, in one order for all ranks.
-        layout = [(name, value.shape) for name, value in self._counts.items()]
-        layout += [(name, next(iter(values.values())).shape) for name, values in self._floats.items()]
+        # Rank 0 may have no batch, where nothing of its share could be read: the first that has one knows what to add.
+        layout = [(name, value.shape, False) for name, value in self._counts.items()]
+        layout += [(name, next(iter(values.values())).shape, True) for name, values in self._floats.items()]
         sums = {}
-        for name, shape, is_float in group.broadcast_object([(*entry, entry[0] in self._floats) for entry in layout]):
+        for name, shape, is_float in next(filter(None, group.gather_objects(layout)), []):
             if is_float:
                 # Each batch is filled in by one rank and zero on the others: adding the ranks changes no bit.
                 table = torch.zeros(self._count, *shape, dtype=torch.float64)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dist_train.checkpoint.state import TrainState
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
+from dist_train.data.broken import Broken
 from dist_train.errors import ExitCode, UserError
 from dist_train.learner import autocast
 from dist_train.step_metrics import StepResult
@@ -23,7 +24,7 @@ def train(trainer: Trainer, state: TrainState, first_step_done: Callable[[], Non
         trainer.checkpoints.tick()
         request = trainer.agreement.next()
         if trainer.due.log(state.step) or request:
-            trainer.report()
+            trainer.report(state)
         if trainer.due.evaluate(state.step):
             request = max(request, trainer.evaluate(state))
         if trainer.due.save(state.step) or request or state.best_step == state.step or state.finished:
@@ -43,6 +44,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     learner, lr = trainer.learner, trainer.schedule.lr(state.step)
     learner.optimizer.zero_grad(set_to_none=True)
     losses, counts, indices = {}, {}, {}
+    broken: list[Broken] = []
     for microbatch in trainer.parallel.each(microbatches):
         with autocast(trainer.config, trainer.group.device):
             output = trainer.parallel(microbatch.inputs)
@@ -50,6 +52,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         learner.scaler.scale(loss * (trainer.parallel.loss_scale / trainer.config.batch.microbatch_size)).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.detach(), count
         indices[microbatch.number] = microbatch.indices
+        broken += microbatch.broken
     if not learner.task.counts_every_sample:
         trainer.parallel.rescale(counts)
     norm, applied = trainer.update(state, lr, losses)
@@ -58,6 +61,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         losses=losses,
         counts=counts,
         indices=indices,
+        broken=tuple(broken),
         gradient_norm=norm,
         lr=lr,
         applied=applied,

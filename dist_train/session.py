@@ -90,6 +90,7 @@ class Session:
                 status=status,
                 metrics=metrics,
                 best=state.best(trainer.config.eval.best),
+                broken=len(state.broken),
                 seconds=time.monotonic() - started,
                 checkpoint=trainer.checkpoints.last or (newest if has_manifest(newest) else None),
             )

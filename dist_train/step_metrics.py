@@ -1,14 +1,16 @@
 """Losses and gradient norms of single steps, left on the device until a whole interval is read at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dist_train.config.schema import RunConfig
+from dist_train.data.broken import Broken
 from dist_train.heartbeat import finish_step
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
@@ -30,6 +32,7 @@ class StepResult:
         gradient_norm: L2 norm of the whole gradient before clipping, 0-dim, the same on all ranks.
         lr: the learning rate used.
         applied: False where the update was skipped, because something was not finite.
+        broken: the samples of its share that could not be read, in their order.
     """
 
     step: int
@@ -39,6 +42,7 @@ class StepResult:
     gradient_norm: Tensor
     lr: float
     applied: bool = True
+    broken: tuple[Broken, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,14 @@ class Report:
         samples: one a step, for samples.jsonl; empty unless asked for.
         skipped: one line for each step whose update was skipped.
         diverged: why the training cannot go on, if so: a step was not finite, and its update was applied.
+        broken: (step, sample) of each that is newly found to be broken, in the order of the training.
     """
 
     rows: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     skipped: list[str]
     diverged: str | None
+    broken: list[tuple[int, Broken]]
 
 
 class StepMetrics:
@@ -76,19 +82,28 @@ class StepMetrics:
         finish_step(result.step, len(result.losses))
         self._results.append(result)
 
-    def flush(self) -> Report:
-        """What happened since the last flush; all ranks call it together."""
+    def flush(self, known: Collection[int] = ()) -> Report:
+        """What happened since the last flush; all ranks call it together.
+
+        Args:
+            known: the places of the samples that are broken, as far as was told; the same on all ranks.
+        """
         results, self._results = self._results, []
         if not results:
-            return Report(rows=[], samples=[], skipped=[], diverged=None)
+            return Report(rows=[], samples=[], skipped=[], diverged=None, broken=[])
         # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
-        sums = self._group.all_reduce_host_(self._own(results))
+        known = set(known)
+        own = [(result.step, one) for result in results for one in result.broken if one.index not in known]
+        sums = self._group.all_reduce_host_(self._own(results, len(own)))
+        broken = self._all(own) if sums[..., 2].any() else []
         norms = torch.stack([result.gradient_norm for result in results]).tolist()
         rows, skipped, diverged = [], [], None
         for result, by_microbatch, norm in zip(results, sums.tolist(), norms, strict=True):
-            losses, counts = zip(*by_microbatch, strict=True)
+            losses, counts, _ = zip(*by_microbatch, strict=True)
             loss = math.fsum(losses) / max(sum(counts), 1.0) if all(map(math.isfinite, losses)) else math.nan
             row = {**self.position(result.step), "loss": loss, "lr": result.lr, "grad_norm": norm}
+            if so_far := len(known) + sum(step <= result.step for step, _ in broken):
+                row["broken_samples"] = so_far
             rows.append(row if result.applied else {**row, "left_out": True})
             what = self._not_finite(result, losses, norm)
             if what is not None and result.applied:
@@ -103,12 +118,22 @@ class StepMetrics:
                 {"step": row["step"], "epoch": row["epoch"], "indices": indices}
                 for row, indices in zip(rows, table, strict=True)
             ]
-        return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged)
+        return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged, broken=broken)
 
-    def _own(self, results: list[StepResult]) -> Tensor:
-        """Float64 [steps, V, 2]: loss sum and count."""
-        table = torch.zeros(len(results), self._config.batch.settled, 2, dtype=torch.float64)
+    def _all(self, own: list[tuple[int, Broken]]) -> list[tuple[int, Broken]]:
+        """Those of all ranks, each sample once, in the order of the training: in a step the ranks have it already."""
+        everyone = sorted(chain.from_iterable(self._group.gather_objects(own)), key=lambda found: found[0])
+        first: dict[int, tuple[int, Broken]] = {}
+        for step, one in everyone:
+            first.setdefault(one.index, (step, one))
+        return list(first.values())
+
+    def _own(self, results: list[StepResult], broken: int = 0) -> Tensor:
+        """Float64 [steps, V, 3]: loss sum and count; and in one of this rank's places how many samples are broken, so
+        that all ranks know without asking whether there is anything to tell."""
+        table = torch.zeros(len(results), self._config.batch.settled, 3, dtype=torch.float64)
         numbers = list(results[0].losses)
+        table[0, numbers[0], 2] = broken
         losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
         table[:, numbers, 0] = losses.to("cpu", torch.float64)
         counts = [[float(count) for count in result.counts.values()] for result in results]

@@ -14,7 +14,9 @@ from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
+from dist_train.data.broken import Broken, most_broken
 from dist_train.data.datasets import Splits
+from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
@@ -64,6 +66,8 @@ class Trainer:
         self.step_metrics = StepMetrics(group, config, due.steps_per_epoch)
         self._gave_up = False
         """The evaluation of this step."""
+        self._told: set[str] = set()
+        """Of evaluation samples that are broken, which is told once."""
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
@@ -132,21 +136,39 @@ class Trainer:
             beat("step")
             self.tracker.note(f"rolled back to the weights of step {step}")
 
-    def report(self) -> None:
-        """Writes down the steps since the last report.
+    def report(self, state: TrainState) -> None:
+        """Writes down the steps since the last report, and in `state` which samples were broken.
 
         Raises:
             UserError: on every rank, (exit 11) when one of them was not finite and was not skipped, (exit 10) when the
-                model's buffers are no function of the samples.
+                model's buffers are no function of the samples, (exit 13) when too many samples are broken.
         """
-        report = self.step_metrics.flush()
+        report = self.step_metrics.flush(state.broken)
         self.parallel.check()
         self.tracker.log_samples(report.samples)
         self.tracker.log_steps(report.rows)
         for line in report.skipped:
             self.tracker.note(line)
+        for step, one in report.broken:
+            self._count_broken(state, step, one)
         if report.diverged is not None:
             raise UserError(report.diverged, ExitCode.NON_FINITE)
+
+    def _count_broken(self, state: TrainState, step: int, one: Broken) -> None:
+        """Tells of a sample that was found to be broken. All ranks count alike, and before anything is saved: the limit
+        is reached at the same sample by any number of ranks, and after any number of stops."""
+        assert one.instead is not None
+        share, size = self.config.data.max_broken, len(self.splits.train)
+        most, state.broken = most_broken(share, size), [*state.broken, one.index]
+        instead = sample_name(self.splits.train, one.instead)
+        count = len(state.broken)
+        self.tracker.note(f"! {one.reason}; {instead} takes its place ({count} broken so far, at most {most} may be)")
+        if count > most:
+            raise UserError(
+                f"step {step}: {count} of the {size:,} training samples cannot be read, and "
+                f"data.max_broken={share:g} allows {most}: mend the data, or raise data.max_broken",
+                ExitCode.DATA,
+            )
 
     def save(self, state: TrainState) -> None:
         """Saves. A buffer may hold an infinity of its own, as an attention mask does, so buffers are not looked at.
@@ -194,9 +216,14 @@ class Trainer:
             **self.step_metrics.position(step),
             "split": split,
             **result.metrics,
+            **({"broken_samples": len(result.broken)} if result.broken else {}),
             "per_class": result.per_class,
         }
         self.tracker.log_evaluation(row, result.confusion)
+        for one in result.broken:
+            if one.reason not in self._told:
+                self.tracker.note(f"! {one.reason}; it is left out of the evaluation")
+        self._told.update(one.reason for one in result.broken)
         return result.metrics
 
 

@@ -34,6 +34,7 @@ class TrainState:
         metrics: of the last evaluation.
         finished: the training has reached its end, or early stopping has ended it.
         left_out_in_a_row: how many of the last steps were skipped because they were not finite.
+        broken: the places of the training samples that could not be read, in the order in which they were met.
     """
 
     step: int = 0
@@ -44,6 +45,7 @@ class TrainState:
     metrics: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
     left_out_in_a_row: int = 0
+    broken: list[int] = field(default_factory=list)
 
     def samples_seen(self, global_batch: int) -> int:
         return self.step * global_batch

@@ -44,7 +44,11 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         classes = len(splits.classes) if splits.classes else None
         model = saved_model(config, saved, splits.shape, classes)
         result = evaluate(config, model.to(group.device), task, group, dataset)
+    if Ranks.from_environment().is_first:
+        for one in result.broken:
+            print(f"! {one.reason}; it is left out", file=sys.stderr)
     row = {"checkpoint": str(found.path), "step": saved.state.step, "split": split, **result.metrics}
+    row |= {"broken_samples": len(result.broken)} if result.broken else {}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
     return {**row, "per_class": result.per_class, **confusion}
 

@@ -1,6 +1,6 @@
 """What `dist-train replay --show` shows of a step: its microbatches' losses and samples, and its largest gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,12 @@ class _WatchedMetrics(StepMetrics):
         values, places = norms.topk(min(LARGEST, len(names)))  # nan counts as the largest
         self._largest.append({names[place]: value for place, value in zip(places.tolist(), values, strict=True)})
 
-    def flush(self) -> Report:
+    def flush(self, known: Collection[int] = ()) -> Report:
         steps = [step for step in zip(self._results, self._largest, strict=True) if step[0].step >= self._first]
         self._largest = []
         if steps:
             self._show([result for result, _ in steps], [largest for _, largest in steps])
-        return super().flush()
+        return super().flush(known)
 
     def _show(self, results: list[StepResult], all_largest: list[dict[str, Tensor]]) -> None:
         """Every rank knows its own microbatches, so all of them call it together."""
@@ -77,7 +77,7 @@ class _WatchedMetrics(StepMetrics):
         for result, largest, parts, places in zip(results, all_largest, sums.tolist(), indices.tolist(), strict=True):
             microbatches = [
                 {"number": number, "loss": loss / max(1.0, count), "indices": samples}
-                for number, ((loss, count), samples) in enumerate(zip(parts, places, strict=True))
+                for number, ((loss, count, _), samples) in enumerate(zip(parts, places, strict=True))
             ]
             self._tell(
                 StepDetail(

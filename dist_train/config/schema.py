@@ -73,7 +73,16 @@ def _tag(value: Any) -> str | None:
 # ---------------------------------------------------------------- data
 
 
-class _SeededSplit(Section):
+class _DataSwitches(Section):
+    on_error: Literal["stop", "substitute"] = "stop"
+    """When a training sample cannot be read. `substitute`: train on another one of the training set in its place, drawn
+    from the seed, and say which."""
+    max_broken: Fraction = 0.01
+    """Largest share of the training samples, rounded up, that may be broken; with more of them the run ends with exit
+    code 13. The same goes for an evaluation that skips them."""
+
+
+class _SeededSplit(_DataSwitches):
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Share of the samples held out for evaluation."""
     split_seed: Int = 0
@@ -86,7 +95,7 @@ class Digits(_SeededSplit):
     name: Literal["digits"] = "digits"
 
 
-class ImageFolder(Section):
+class ImageFolder(_DataSwitches):
     """JPEG, PNG, BMP, WebP, TIFF or GIF files in one folder per class."""
 
     name: Literal["image_folder"] = "image_folder"
@@ -118,7 +127,7 @@ class ImageFolder(Section):
         return self
 
 
-class _TorchvisionData(Section):
+class _TorchvisionData(_DataSwitches):
     root: UserPath = "data"
     """Folder of the files. Missing files are downloaded into it."""
     download: Bool = True
@@ -154,7 +163,7 @@ class FashionMnist(_TorchvisionData):
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
 
-class Synthetic(Section):
+class Synthetic(_DataSwitches):
     """Generated images that can be learned, of any shape and number. Each is a function of its index."""
 
     name: Literal["synthetic"] = "synthetic"
@@ -168,6 +177,10 @@ class Synthetic(Section):
     """Evaluation samples."""
 
 
+class CustomData(Custom, _DataSwitches):
+    """The user's own map-style data set, or a class derived from ImageSet."""
+
+
 DataConfig = Annotated[
     Annotated[Digits, Tag("digits")]
     | Annotated[ImageFolder, Tag("image_folder")]
@@ -176,7 +189,7 @@ DataConfig = Annotated[
     | Annotated[Mnist, Tag("mnist")]
     | Annotated[FashionMnist, Tag("fashion_mnist")]
     | Annotated[Synthetic, Tag("synthetic")]
-    | Annotated[Custom, Tag("custom")],
+    | Annotated[CustomData, Tag("custom")],
     Discriminator(_tag),
 ]
 
@@ -542,6 +555,8 @@ class EvalConfig(Section):
     """Samples of one forward pass. The result depends on it, in its last bits."""
     mode: Literal["sharded", "rank0"] = "sharded"
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """When a sample to evaluate cannot be read. `skip`: leave it out, count it, and say which."""
     best: str = "accuracy"
     """The metric that picks the best checkpoint. A figure that is not finite is never the best."""
     best_is: Literal["max", "min"] = "max"
@@ -742,10 +757,14 @@ SAFE_TO_CHANGE = (
     "loader",
     "tracking",
     "checkpoint",
+    "data.on_error",
+    "data.max_broken",
     "eval.mode",
+    "eval.on_error",
     "train.stop_after",
     "train.sanity_check",
     "distributed.timeout",
     "slurm",
 )
-"""Keys that may differ when a run is resumed: no result depends on them."""
+"""Keys that may differ when a run is resumed: no result depends on them. Those on broken samples decide whether a
+training ends there; where it goes on both ways, both end in the same bits."""

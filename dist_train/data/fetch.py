@@ -13,10 +13,11 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
+from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_of
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.data.failure import CapturedError, noted
-from dist_train.data.retry import with_patience
+from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
@@ -30,11 +31,18 @@ _ALIGNED = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The answer to a request, still on the CPU and still uint8."""
+    """The answer to a request, still on the CPU and still uint8.
+
+    Attributes:
+        request: with the places of the samples that were really read. Where there are none, inputs and targets are
+            None.
+        broken: those that were asked for and could not be read, in their order.
+    """
 
     request: LoadRequest
     inputs: Any
     targets: Any
+    broken: tuple[Broken, ...] = ()
 
     def plain(self) -> "Loaded":
         """Plain numbers: without an autograd graph, which cannot leave the process, and without lazy views."""
@@ -103,10 +111,26 @@ class Fetch(Dataset):
     Every draw depends on (seed, epoch, index): it makes no difference which process loads a sample, or beside which.
     """
 
-    def __init__(self, dataset: Any, seed: int, augment: Augment | None, retry_s: float) -> None:
-        """Without `augment`, as in evaluation, an epoch makes no difference either. Reading is tried again for
-        `retry_s` seconds while the storage is away."""
+    def __init__(self, dataset: Any, seed: int, augment: Augment | None, retry_s: float, on_error: str) -> None:
+        """
+        Args:
+            augment: None in evaluation, where an epoch makes no difference either.
+            retry_s: how long reading is tried again while the storage is away.
+            on_error: of a sample that cannot be read: `stop`, `substitute` another one, or `skip` it.
+
+        Raises:
+            UserError: when it could not be known which sample that is.
+        """
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
+        self._on_error = on_error
+        self._waited_in_vain = False
+        at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, FolderImages))
+        if at_once and on_error != "stop":
+            raise UserError(
+                f"{'data' if augment else 'eval'}.on_error is {on_error}, and {type(dataset).__name__} reads a batch "
+                "at a time, so that nobody knows which sample is broken: set its `by_row` to true, if an image depends "
+                "on its index alone, or on_error to stop"
+            )
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -125,26 +149,107 @@ class Fetch(Dataset):
     def __getitems__(self, request: LoadRequest) -> Loaded | CapturedError:
         """Whatever a user's code raises, even StopIteration or SystemExit, is returned as a CapturedError."""
         try:
-            inputs, targets = with_patience(lambda: self._read(request), self._retry_s)
-            loaded = Loaded(request=request, inputs=inputs, targets=targets).plain()
+            loaded = self._patiently(request).plain()
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
-            return CapturedError.of(error)
+            return CapturedError.of(self._advised(error))
+
+    def _patiently(self, request: LoadRequest) -> Loaded:
+        """Storage that is away is waited for. When that was in vain it is a matter of these samples, if others can be
+        read, and from then on others take their place at once: a folder that has gone would cost hours otherwise."""
+        try:
+            return with_patience(lambda: self._load(request), self._retry_s)
+        except Exception as error:
+            if self._on_error == "stop" or storage_error(error) is None:
+                raise
+        self._waited_in_vain = True
+        return self._load(request)
+
+    def _load(self, request: LoadRequest) -> Loaded:
+        """Reads a request; if that fails, sample by sample, to find those that are broken and to do without them. Where
+        none is, the second time tells: it was over in a moment, or is a matter of the samples together."""
+        try:
+            inputs, targets = self._read(request)
+            return Loaded(request=request, inputs=inputs, targets=targets)
+        except Exception as error:
+            if self._on_error == "stop" or not self._is_broken(error):
+                raise
+        indices, broken = [], []
+        for index in request.indices.tolist():
+            found = self._failure(request, index)
+            if found is not None:
+                instead = self._instead(request, index, found)
+                reason = reason_of(found, sample_name(self._dataset, index))
+                broken.append(Broken(index=index, instead=instead, reason=reason))
+                index = instead
+            if index is not None:
+                indices.append(index)
+        request = request._replace(indices=np.array(indices, dtype=np.int64))
+        inputs, targets = self._read(request) if indices else (None, None)
+        return Loaded(request=request, inputs=inputs, targets=targets, broken=tuple(broken))
+
+    def _is_broken(self, error: Exception) -> bool:
+        return is_of_a_sample(error) and (self._waited_in_vain or storage_error(error) is None)
+
+    def _failure(self, request: LoadRequest, index: int) -> Exception | None:
+        """What comes of reading one sample alone, if it is broken."""
+        try:
+            self._raw(request._replace(indices=np.array([index])))
+        except Exception as error:
+            if not self._is_broken(error):
+                raise
+            return error
+        return None
+
+    def _instead(self, request: LoadRequest, index: int, failure: Exception) -> int | None:
+        """The sample that takes the place of a broken one; None where it is left out.
+
+        Raises:
+            Exception: `failure`, where none of those drawn can be read: then it is a matter of the whole set.
+        """
+        if self._on_error == "skip" and storage_error(failure) is None:
+            return None
+        for attempt in range(TRIES):
+            other = drawn(self._seed, request.epoch, index, attempt, len(self))
+            if self._failure(request, other) is None:
+                return other if self._on_error == "substitute" else None
+        said = f"neither can {TRIES} others that were drawn in its place"
+        if isinstance(failure, UserError):
+            raise UserError(f"{failure}; {said}", failure.code) from failure
+        failure.add_note(said)
+        raise failure
+
+    def _advised(self, error: BaseException) -> BaseException:
+        """An error of ours over a broken sample, with the key that goes on without it."""
+        is_ours = isinstance(error, UserError) and self._on_error == "stop"
+        if not (is_ours and is_of_a_sample(error) and storage_error(error) is None):
+            return error
+        key = "data.on_error=substitute" if self._augment else "eval.on_error=skip"
+        return UserError(f"{error} (to go on without it: {key})", ExitCode.DATA)
 
     def _read(self, request: LoadRequest) -> tuple[Any, Any]:
+        """Inputs and targets, stacked and augmented."""
         epoch, indices, augment = request.epoch, request.indices, self._augment
-        crop = augment.crop(epoch, indices) if augment else None
+        raw = self._raw(request)
         if isinstance(self._dataset, ImageSet):
-            inputs, targets = self._batch(request, crop)
+            inputs, targets = raw
         else:
-            inputs, targets = self._samples(epoch, indices)
-            if crop is not None:
+            with noted("stacking", indices, self._dataset):
+                inputs, targets = collate(raw, collate_fn_map=_COLLATE)
+            if augment and (crop := augment.crop(epoch, indices)) is not None:
                 check_images(inputs, "random_resized_crop")
                 inputs = crop_each(inputs, crop)
         if augment is None:
             return inputs, targets
         augment.check_targets(targets)
         return augment(inputs, epoch, indices), targets
+
+    def _raw(self, request: LoadRequest) -> Any:
+        """What the data set itself gives: images and targets of an ImageSet, else the samples one by one."""
+        if isinstance(self._dataset, ImageSet):
+            crop = self._augment.crop(request.epoch, request.indices) if self._augment else None
+            return self._batch(request, crop)
+        return self._samples(request.epoch, request.indices)
 
     def _batch(self, request: LoadRequest, crop: Crop | None) -> tuple[Any, Any]:
         """Reads a request from an ImageSet at once. For a user's own set, the global generators are seeded before."""
@@ -159,7 +264,7 @@ class Fetch(Dataset):
             raise UserError(f"{type(dataset).__name__} gives {found} for {len(indices)} samples", ExitCode.USER_CODE)
         return images, targets
 
-    def _samples(self, epoch: int, indices: np.ndarray) -> tuple[Any, Any]:
+    def _samples(self, epoch: int, indices: np.ndarray) -> list[Any]:
         """Reads samples of a user's own data set one by one, and seeds the global generators for each."""
         purpose, position = ("sample", [epoch]) if self._augment else ("evaluation sample", [])
         samples = []
@@ -169,9 +274,7 @@ class Fetch(Dataset):
                 with noted("reading", [index], self._dataset):
                     samples.append(self._dataset[int(index)])
                 _check_pair(samples[-1], f"sample {index:,} of {type(self._dataset).__name__}")
-        with noted("stacking", indices, self._dataset):
-            inputs, targets = collate(samples, collate_fn_map=_COLLATE)
-        return inputs, targets
+        return samples
 
 
 def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:

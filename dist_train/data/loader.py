@@ -144,34 +144,37 @@ class _Source:
     @classmethod
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "_Source":
         classes = len(splits.classes) if splits.classes else None
-        fetch = Fetch(splits.train, config.seed, Augment(config.augment, config.seed), config.loader.retry.seconds)
+        augment, retry_s = Augment(config.augment, config.seed), config.loader.retry.seconds
+        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error)
         mix = Mix.from_config(config.augment, config.seed, classes)
         transform = DeviceTransform(config.augment, device, mix)
         return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
 
     @classmethod
     def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "_Source":
-        fetch = Fetch(dataset, config.seed, None, config.loader.retry.seconds)
+        fetch = Fetch(dataset, config.seed, None, config.loader.retry.seconds, config.eval.on_error)
         transform = DeviceTransform(config.augment, device)
         return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
 
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""
         request, targets = loaded.request, loaded.targets
-        if self.task is not None:  # here, on the CPU: on a GPU it would be too late to look at the targets
+        if self.task and targets is not None:  # here, on the CPU: on a GPU it would be too late to look at the targets
             targets = self.task.check_targets(targets, lambda row: sample_name(self.dataset, int(request.indices[row])))
         size = len(request.indices) // request.parts
         here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))
         for part in range(request.parts):
             rows, number = slice(part * size, (part + 1) * size), request.number + part
             inputs, targets = here if request.parts == 1 else each_array(partial(_cut, rows), here)
-            inputs, targets = self.transform(inputs, targets, request.step, number)
+            if len(request.indices):
+                inputs, targets = self.transform(inputs, targets, request.step, number)
             yield Microbatch(
                 step=request.step,
                 number=number,
                 indices=torch.tensor(request.indices[rows]),
                 inputs=inputs,
                 targets=targets,
+                broken=loaded.broken if part == 0 else (),
             )
 
 

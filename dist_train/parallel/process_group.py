@@ -134,6 +134,12 @@ class ProcessGroup:
         dist.broadcast_object_list(holder, src=0, group=self._host, device=torch.device("cpu"))
         return holder[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks, on every rank. For small things."""
+        gathered = [None] * self.ranks.world_size
+        dist.all_gather_object(gathered, value, group=self._host)
+        return gathered
+
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Rank 0's CPU tensors, on every rank's CPU, so that a checkpoint is read once."""
         mine = dict(tensors or {})

@@ -66,6 +66,7 @@ class SessionOutcome:
         best: {"metric", "value", "step"} of the best evaluation, if any.
         seconds: from begin to here.
         checkpoint: the newest one, if any.
+        broken: training samples that could not be read; others were taken in their place.
     """
 
     status: Literal["done", "stopped", "failed"]
@@ -73,6 +74,7 @@ class SessionOutcome:
     best: Row | None
     seconds: float
     checkpoint: Path | None
+    broken: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
@@ -87,8 +88,17 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
         return []
     if outcome.status == "stopped":
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
-        return [f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"]
-    return [_done(facts, outcome), *_checkpoint(facts, outcome)]
+        stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
+        return [*_broken(facts, outcome), stopped]
+    return [_done(facts, outcome), *_broken(facts, outcome), *_checkpoint(facts, outcome)]
+
+
+def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
+    if not outcome.broken:
+        return []
+    log = shown_path(rank_log(RunDir(facts.run_dir).logs, 0))
+    count = f"{outcome.broken:,} of {facts.train_samples:,} training samples"
+    return [f"  broken      {count}: others took their place; {log} has their names"]
 
 
 def _done(facts: RunFacts, outcome: SessionOutcome) -> str:

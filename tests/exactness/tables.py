@@ -148,6 +148,8 @@ ONCE: dict[tuple[str, Any], str] = {
     ("model.name", "shufflenet_v2_x0_5"): "one draw of each",
     ("loader.workers", 2): "0 and 1 are paired with all, and every draw is trained both with processes and without",
     ("loader.workers", "auto"): "a number that is drawn itself",
+    ("data.on_error", "substitute"): "no sample of a draw is broken; tests/distributed/test_broken.py",
+    ("eval.on_error", "skip"): "no sample of a draw is broken; tests/distributed/test_broken.py",
     ("tracking.tensorboard", True): "a second of imports in each process; no result goes through it",
 }
 """Values that are drawn seldom and not in every pair: (the key without its component's name, the value)."""
@@ -157,6 +159,8 @@ UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("model", "torchvision", "data", "digits", "three channels are wanted, and digits have one"),
     ("model.custom.name", "torchvision.models:", "data", "digits", "three channels are wanted, and digits have one"),
     ("task", "custom", "data.synthetic.eval_size", 1, "its only sample may be of the class that counts nothing"),
+    ("data.custom.name", f"{PACKAGE}.components:Ready", "data.custom.on_error", "substitute", "it reads whole batches"),
+    ("data.custom.name", f"{PACKAGE}.components:Ready", "eval.on_error", "skip", "it reads whole batches"),
     ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
     ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
 )

@@ -15,21 +15,23 @@ from collections.abc import Iterable
 from typing import Any
 
 from dist_train.config.imports import construct, resolve_import
-from dist_train.config.schema import Custom
+from dist_train.config.schema import CustomData
+from dist_train.data.broken import TRIES, is_of_a_sample
 from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.data.failure import failures, noted
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seeded
 
 
-def build(config: Custom, local_rank0_first: Any) -> Splits:
+def build(config: CustomData, local_rank0_first: Any) -> Splits:
     thing = resolve_import(config.name, "data")
     splits = ["train", "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
     made = {split: construct(config, "data", offered={}, split=split) for split in splits}
     for split, dataset in made.items():
         _check(config.name, split, dataset)
     train = made["train"]
-    return Splits(**made, classes=_classes_of(config.name, train), shape=_shape_of(train))
+    tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
+    return Splits(**made, classes=_classes_of(config.name, train), shape=_shape_of(train, tries))
 
 
 def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:
@@ -53,10 +55,22 @@ def _check(name: str, split: str, dataset: Any) -> None:
         raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
 
 
-def _shape_of(dataset: Any) -> tuple[int, ...] | None:
+def _shape_of(dataset: Any, tries: int) -> tuple[int, ...] | None:
+    """Of an input: of the first sample that can be read, where so many are tried."""
     if hasattr(dataset, "shape"):
         return tuple(dataset.shape)
-    with seeded(key(0, "shape")), failures(), noted("reading", [0], dataset):
-        sample = dataset[0]
+    with seeded(key(0, "shape")), failures():
+        sample = _first_sample(dataset, tries)
     shape = getattr(sample[0], "shape", None) if isinstance(sample, tuple | list) else None
     return None if shape is None else tuple(shape)
+
+
+def _first_sample(dataset: Any, tries: int) -> Any:
+    for index in range(tries):
+        try:
+            with noted("reading", [index], dataset):
+                return dataset[index]
+        except Exception as error:
+            if index == tries - 1 or not is_of_a_sample(error):
+                raise
+    return None

@@ -19,7 +19,7 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dist_train.config.schema import Cifar10, Custom, Digits, ImageFolder, Mnist, Synthetic
+from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic
 from dist_train.data import datasets, decode
 from dist_train.data.decode import decode_file
 from dist_train.errors import ExitCode, UserError
@@ -529,17 +529,17 @@ class Exiting(Pairs):
 
 def test_a_data_set_that_ends_the_process_at_its_first_sample_is_no_success():
     with pytest.raises(Exception, match="0") as error:
-        datasets.build(Custom(name=f"{__name__}:Exiting"))
+        datasets.build(CustomData(name=f"{__name__}:Exiting"))
     assert type(error.value).__name__ == "SystemExit" and not isinstance(error.value, SystemExit)
     assert error.value.__notes__ == ["while reading sample 0 of Exiting"]
     assert "raise SystemExit(0)" in str(error.value.__cause__)
 
 
 def test_a_users_data_set_is_built_for_each_split():
-    splits = datasets.build(Custom(name=f"{__name__}:Pairs", args={"size": 4}))
+    splits = datasets.build(CustomData(name=f"{__name__}:Pairs", args={"size": 4}))
     assert [s.split for s in (splits.train, splits.evaluation, splits.test)] == ["train", "evaluation", "test"]
     assert (splits.classes, splits.shape, len(splits.train)) == (("low", "high"), (2, 3), 4)
-    assert datasets.build(Custom(name=f"{__name__}:WithoutTest")).test is None
+    assert datasets.build(CustomData(name=f"{__name__}:WithoutTest")).test is None
 
 
 @pytest.mark.parametrize(
@@ -554,4 +554,4 @@ def test_a_users_data_set_is_built_for_each_split():
 )
 def test_a_users_data_set_that_is_none_says_so(name: str, args: dict, message: str):
     with pytest.raises(UserError, match=message):
-        datasets.build(Custom(name=f"{__name__}:{name}", args=args))
+        datasets.build(CustomData(name=f"{__name__}:{name}", args=args))

@@ -21,7 +21,7 @@ from PIL import Image
 from dist_train.config.schema import (
     BatchConfig,
     Cnn,
-    Custom,
+    CustomData,
     Cutmix,
     EvalConfig,
     HorizontalFlip,
@@ -164,7 +164,7 @@ def test_image_files_are_the_same_for_any_number_of_ranks_and_loading_processes(
 
 
 def test_a_users_random_draws_are_the_same_for_any_number_of_ranks_and_loading_processes():
-    data = Custom(name=f"{__name__}:Drawing")
+    data = CustomData(name=f"{__name__}:Drawing")
     splits = datasets.build(data)
     alone = load(config(data), splits)
     for world, workers in ((4, 0), (1, 2), (2, 1)):
@@ -236,7 +236,7 @@ def layout(value: Any) -> Any:
 @pytest.mark.parametrize("name", ["Mixed", "Batched"])
 def test_a_microbatch_of_anything_is_the_same_for_any_ranks_and_loading_processes(name: str):
     """Also what can't be cut; and it lies in memory the same way, on which the order of sums in a kernel may depend."""
-    data = Custom(name=f"{__name__}:{name}")
+    data = CustomData(name=f"{__name__}:{name}")
     splits = datasets.build(data)
     alone = load(config(data), splits, last=3)
     assert all(len(inputs[1].text) == len(indices) == 4 for indices, inputs, _ in alone.values() if name == "Mixed")
@@ -256,7 +256,7 @@ def _places(found: Any) -> list[tuple]:
 
 
 def test_samples_to_look_at_are_those_of_the_training_and_the_same_each_time():
-    data = Custom(name=f"{__name__}:Drawing")
+    data = CustomData(name=f"{__name__}:Drawing")
     run, splits = config(data, eval=EvalConfig(batch_size=20)), datasets.build(data)
     whole = load(run, splits)
     batches = range(number_of_batches(len(splits.evaluation), 20))
@@ -281,7 +281,7 @@ class Taking(Task):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wrong_target_is_named_before_it_is_computed_with(workers: int):
-    data = Custom(name=f"{__name__}:Labelled")
+    data = CustomData(name=f"{__name__}:Labelled")
     run, splits = config(data, workers=workers, batch=8, parts=2), datasets.build(data)
     task = Classification(classes=3)
     words = "sample 6: the target is 3, and there are the classes 0 to 2"
@@ -333,7 +333,7 @@ class Sneaky(Drawing):
 
 
 def test_an_answer_that_cannot_be_sent_ends_the_loading_process_and_is_not_waited_for():
-    data = Custom(name=f"{__name__}:Sneaky")
+    data = CustomData(name=f"{__name__}:Sneaky")
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         load(config(data, workers=1), datasets.build(data))
     assert not loading_processes()
@@ -345,13 +345,13 @@ MOVING = [RandomCrop(padding=1), HorizontalFlip(), RandomResizedCrop(), RandAugm
 @pytest.mark.parametrize("step", MOVING, ids=lambda step: step.name)
 @pytest.mark.parametrize("kind", ["mask", "boxes"])
 def test_an_augmentation_that_would_leave_the_target_where_it_was_is_refused(step, kind: str):
-    data = Custom(name=f"{__name__}:Masks", args={"kind": kind})
+    data = CustomData(name=f"{__name__}:Masks", args={"kind": kind})
     run, splits = config(data, [step, NORMALIZE]), datasets.build(data)
     with pytest.raises(UserError, match=f"augment: {step.name} would move the images and not their targets"):
         training_samples(run, splits, Taking(), CPU, steps=(0,))
     list(evaluation_batches(run, splits.evaluation, [0], CPU))  # where nothing is moved
     training_samples(config(data, [NORMALIZE]), splits, Taking(), CPU, steps=(0,))
-    plain = Custom(name=f"{__name__}:Masks", args={"kind": "class"})
+    plain = CustomData(name=f"{__name__}:Masks", args={"kind": "class"})
     training_samples(config(plain, [step]), datasets.build(plain), Taking(), CPU, steps=(0,))
 
 
@@ -364,7 +364,7 @@ def test_beginning_in_the_middle_goes_on_as_if_never_stopped(first: int):
 
 
 def test_the_global_generators_are_left_alone():
-    data = Custom(name=f"{__name__}:Drawing")
+    data = CustomData(name=f"{__name__}:Drawing")
     torch.manual_seed(1)
     random.seed(1)
     expected = torch.rand(2), random.random()
@@ -426,7 +426,7 @@ def test_evaluation_drops_and_repeats_nothing(samples: int, workers: int):
 
 
 def test_a_share_of_the_evaluation_is_that_part_of_it():
-    data = Custom(name=f"{__name__}:Drawing")
+    data = CustomData(name=f"{__name__}:Drawing")
     run = config(data, eval=EvalConfig(batch_size=8))
     dataset = datasets.build(data).evaluation
     whole = dict(evaluation_batches(run, dataset, range(7), CPU))
@@ -520,7 +520,7 @@ def failure(run: RunConfig, splits, read: str, monkeypatch) -> Exception:
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("read", ["train", "evaluation"])
 def test_an_error_of_a_data_set_is_told_whole_and_the_same_wherever_it_was(kind: str, read: str, monkeypatch):
-    data = Custom(name=f"{__name__}:Failing", args={"kind": kind})
+    data = CustomData(name=f"{__name__}:Failing", args={"kind": kind})
     splits, (made, base, words) = datasets.build(data), ERRORS[kind]
     told = []
     for workers in (0, 1):
@@ -569,7 +569,7 @@ class Shapes(Drawing):
     ],
 )
 def test_samples_that_make_no_batch_say_so(kind: str, words: str):
-    data = Custom(name=f"{__name__}:Shapes", args={"kind": kind})
+    data = CustomData(name=f"{__name__}:Shapes", args={"kind": kind})
     for workers in (0, 1):
         with pytest.raises(Exception, match=words) as error:
             load(config(data, workers=workers), datasets.build(data))
@@ -578,7 +578,7 @@ def test_samples_that_make_no_batch_say_so(kind: str, words: str):
 
 
 def test_what_cannot_leave_a_loading_process_is_an_error_and_no_hang():
-    data = Custom(name=f"{__name__}:Shapes", args={"kind": "hidden"})
+    data = CustomData(name=f"{__name__}:Shapes", args={"kind": "hidden"})
     with pytest.raises(UserError, match=r"cannot be handed over .* set loader.workers=0"):
         load(config(data, workers=1), datasets.build(data))
 
@@ -612,7 +612,7 @@ class Imported(Drawing):
 def test_a_forked_process_imports_nothing(monkeypatch):
     """It would wait forever for a lock that a thread of its rank held when it was forked, which it has no copy of."""
     monkeypatch.delitem(sys.modules, "torchvision.transforms.v2", raising=False)
-    data = Custom(name=f"{__name__}:Imported")
+    data = CustomData(name=f"{__name__}:Imported")
     found = load(config(data, [RandAugment()], workers=1), datasets.build(data), last=1)
     assert all(targets.all() for _, _, targets in found.values())
 

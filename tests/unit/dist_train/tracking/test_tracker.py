@@ -174,3 +174,7 @@ def test_the_last_line_tells_the_test_split_from_the_evaluation_split(tmp_path: 
     assert "accuracy 97.6 %  (best accuracy 99.0 %, epoch 2)" in summary(here, replace(last, best=best))[0]
     test = replace(last, best=best, metrics={"split": "test", "accuracy": 0.95})
     assert "test accuracy 95.0 %  (checkpoint of epoch 2, evaluation accuracy 99.0 %)" in summary(here, test)[0]
+    for status, place in (("done", 1), ("stopped", 0)):
+        line = summary(here, replace(last, broken=2, status=status))[place]
+        assert line.startswith("  broken      2 of 1,437 training samples: others took their place; ")
+        assert line.endswith("logs/rank0.log has their names")
