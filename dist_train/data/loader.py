@@ -25,6 +25,7 @@ from dist_train.data.failure import CapturedError
 from dist_train.data.fetch import Fetch, Loaded, each_array, sample_name
 from dist_train.data.sampler import LoadRequest, ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
+from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import add_work, stacks
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
@@ -122,7 +123,10 @@ def evaluation_samples(
     few = min(config.eval.batch_size, most, len(splits.evaluation))
     spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
     requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
-    return _answers(_Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
+    found = _answers(_Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
+    if (broken := found[0].broken) and len(broken) == few:
+        raise UserError(f"none of {few} evaluation samples can be read; the first: {broken[0].reason}", ExitCode.DATA)
+    return found
 
 
 def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.faults import (
     corruption,
+    data,
     disk,
     evaluations,
     filesystems,
@@ -35,6 +36,7 @@ CAMPAIGNS = {
     "healthy": (healthy.campaign, 0),
     "evaluations": (evaluations.campaign, 12),
     "soak": (soak.campaign, 5),
+    "data": (data.campaign, 0),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""

@@ -228,9 +228,9 @@ def _life(home: Path, mount: Mount, fault: Fault, phase: str, stays: bool) -> tu
         return code, life.said.read_text(errors="replace")
 
 
-def wait_for(phase: str, sign: Path, run: Path, life: LaunchedLife, rows: int) -> None:
+def wait_for(phase: str, sign: Path, run: Path, life: LaunchedLife, count: int) -> None:
     """Until the training has so many steps behind it, and is then in this phase."""
-    assert until(lambda: _rows(run) >= rows or life.ended(), 2 * HANG_S), life.tail()
+    assert until(lambda: rows(run) >= count or life.ended(), 2 * HANG_S), life.tail()
     if phase == "save":
         with Watch(run / "checkpoints") as watch:
             watch.wait_for(CREATED, ".tmp-", 1, [], HANG_S)
@@ -239,7 +239,7 @@ def wait_for(phase: str, sign: Path, run: Path, life: LaunchedLife, rows: int) -
         until(lambda: sign.exists() or life.ended(), HANG_S)
 
 
-def _rows(run: Path) -> int:
+def rows(run: Path) -> int:
     try:
         return (run / "metrics.jsonl").read_text().count('"kind": "train"')
     except OSError:

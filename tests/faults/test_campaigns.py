@@ -5,7 +5,19 @@ import shutil
 
 import pytest
 
-from tests.faults import corruption, disk, filesystems, kill_plan, kills, launches, nodes, power_loss, signals, syscalls
+from tests.faults import (
+    corruption,
+    data,
+    disk,
+    filesystems,
+    kill_plan,
+    kills,
+    launches,
+    nodes,
+    power_loss,
+    signals,
+    syscalls,
+)
 from tests.faults.__main__ import CAMPAIGNS, main
 from tests.faults.fixture import record
 from tests.faults.mounts import why_not
@@ -72,6 +84,12 @@ def test_a_file_system_that_fails_under_a_run_costs_nothing(tmp_path):
     assert_nothing_lost(filesystems.campaign(Order(folder=tmp_path, count=0, quick=True)))
 
 
+@needs_strace
+@pytest.mark.timeout(600)
+def test_data_that_is_away_or_broken_costs_no_training(tmp_path):
+    assert_nothing_lost(data.campaign(Order(folder=tmp_path, count=0, quick=True)))
+
+
 def test_every_damage_to_a_checkpoint_is_found(tmp_path):
     assert_nothing_lost(corruption.campaign(Order(folder=tmp_path, count=100)))
 
@@ -97,6 +115,7 @@ LARGE = {
     "healthy": 0,
     "soak": 40,
     "evaluations": 100,
+    "data": 0,
     "corruption": 1000,
 }
 

@@ -79,7 +79,7 @@ class Bench:
             return int(self._hear("ended"))
         command = [str(STRACE), "-qq", "-y", "-s", "0", "-o", str(log or os.devnull), "-p", str(pid), *strace]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
-            if not until(lambda: _is_traced(pid) or tracer.poll() is not None, ATTACH_S) or tracer.poll() is not None:
+            if not until(lambda: is_traced(pid) or tracer.poll() is not None, ATTACH_S) or tracer.poll() is not None:
                 kill([pid, tracer.pid])
                 self._hear("ended")
                 raise RuntimeError(f"strace could not attach: {tracer.communicate()[1]}")
@@ -112,7 +112,7 @@ class Bench:
         return line[1]
 
 
-def _is_traced(pid: int) -> bool:
+def is_traced(pid: int) -> bool:
     try:
         return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,16 @@ def test_what_is_no_sample_s_fault_ends_the_training(error: BaseException):
 )
 def test_how_many_may_be_broken(share: float, size: int, most: int):
     assert most_broken(share, size) == most
+
+
+def test_an_evaluation_set_of_which_nothing_can_be_read_is_told_before_the_first_step(tmp_path: Path):
+    for name, content in (("a/0.png", b""), ("b/0.png", b"junk")):
+        (tmp_path / "eval" / name).parent.mkdir(parents=True)
+        (tmp_path / "eval" / name).write_bytes(content)
+    make_folder(tmp_path / "train")
+    shutil.rmtree(tmp_path / "train" / "c")
+    data = ImageFolder(root=str(tmp_path), train="train", eval="eval", image_size=16)
+    run, splits = config(data, eval=EvalConfig(on_error="skip")), datasets.build(data)
+    with pytest.raises(UserError, match="none of 2 evaluation samples can be read; the first: cannot read") as error:
+        evaluation_samples(run, splits, None, CPU, 8, 1)
+    assert error.value.code == ExitCode.DATA
