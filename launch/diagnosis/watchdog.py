@@ -147,6 +147,8 @@ class Watchdog:
         hang = self._declare(alive, ended, is_over)
         for rank, active in _activities(alive, hearts).items():  # to write down their stacks was none of their work
             self._quiet[rank].active = active
+        self._worked += time.monotonic() - now
+        self._measured = time.monotonic()
         return hang
 
     def _end_of(self, quiet: _Quiet) -> float:
@@ -154,7 +156,9 @@ class Watchdog:
         if quiet.heartbeat.phase == "unknown":
             return 0.0 if self._limit else float("inf")
         end = max(self._limit or END_S, self._deadline(quiet))
-        is_at_work = self._limit is None and time.monotonic() - self._worked < 2 * NEXT_ACTIVITY
+        is_at_work = (
+            self._limit is None and time.monotonic() - self._worked < 10 * NEXT_ACTIVITY
+        )  # we may be slow ourselves
         return WORKING_TIMES * end if is_at_work else end
 
     def _waited_for_all(self) -> bool:

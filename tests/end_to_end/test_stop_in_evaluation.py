@@ -17,12 +17,12 @@ model: {name: mlp, hidden: [16]}
 loader: {workers: 0}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
 batch: {microbatches: 4, global_size: 12}
-train: {duration: 12 steps}
+train: {duration: 9 steps}
 eval: {every: 3 steps, batch_size: 2, mode: MODE}
 checkpoint: {every: 100 steps}
 tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
-STOPS = ((signal.SIGTERM, 143, "2"), (signal.SIGINT, 130, "2"), (signal.SIGUSR1, 75, "1"))
+STOPS = ((signal.SIGINT, 130, "2"), (signal.SIGUSR1, 75, "1"))
 """Signal, exit code, and the ranks that it is sent to."""
 
 

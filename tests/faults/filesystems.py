@@ -45,7 +45,6 @@ PHASES = ("start", "step", "save", "evaluation", "restart", "stop")
 GONE_ON, STOPPED, REFUSED = (0,), (0, 143), (14, 4)
 QUICK = (
     ("tmpfs", "full", "restart", False),
-    ("ext4", "device lost", "step", True),
     ("btrfs", "frozen", "save", False),
 )
 """Of `make test`."""

@@ -34,7 +34,7 @@ def assert_nothing_lost(tally: Tally) -> None:
 
 @pytest.mark.timeout(600)
 def test_killed_over_and_over_a_run_ends_as_if_nothing_had_happened(tmp_path):
-    assert_nothing_lost(kills.campaign(Order(folder=tmp_path, count=12)))
+    assert_nothing_lost(kills.campaign(Order(folder=tmp_path, count=8)))
 
 
 @pytest.mark.timeout(600)
@@ -60,7 +60,7 @@ def test_a_launcher_of_two_nodes_that_is_killed_and_started_again_rejoins(tmp_pa
 
 @pytest.mark.timeout(600)
 def test_signals_to_anybody_stop_all_ranks_after_one_step_saved_once(tmp_path):
-    assert_nothing_lost(signals.campaign(Order(folder=tmp_path, count=5)))
+    assert_nothing_lost(signals.campaign(Order(folder=tmp_path, count=4)))
 
 
 @needs_strace

@@ -124,6 +124,7 @@ def test_a_training_that_is_quiet_is_told_once_before_it_is_ended(start, dog, mo
 def test_a_training_that_computes_is_given_more_time(start, dog, monkeypatch):
     monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
     monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 2.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.NEXT_ACTIVITY", 0.2)
     watchdog, alive = dog(None), [start(0, "step", "spins")]
     assert watch(watchdog, alive, 60) is not None
     assert watch(watchdog, alive, 4) is None
@@ -134,6 +135,7 @@ def test_a_training_that_computes_is_given_more_time(start, dog, monkeypatch):
 def test_a_training_that_waits_for_a_disk_is_given_more_time(start, dog, monkeypatch):
     monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
     monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 2.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.NEXT_ACTIVITY", 0.2)
     watchdog, alive = dog(None), [start(0, "step", "waits in the kernel"), start(1, "step")]
     until(lambda: stat(alive[0].pid).state == "D")
     told = watch(watchdog, alive, 60)
