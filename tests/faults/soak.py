@@ -82,7 +82,9 @@ def _soak(order: Order, mount: Mount, dice: random.Random, tally: Tally) -> Iter
                 yield f"life {lives} ended with {life.process.returncode}: {life.tail()}"
                 return
     tally.facts |= {"lives": lives, "minutes": round((time.monotonic() - began) / 60, 1)}
-    if left := os.listdir(order.folder / "tmp"):
+    if left := [
+        one for one in os.listdir(order.folder / "tmp") if not one.startswith("torchinductor_")
+    ]:  # torch's cache
         yield f"left in TMPDIR: {left}"
     if odd := [one.name for one in (mount.seen / "run").iterdir() if one.name.startswith(".tmp")]:
         yield f"left in the run directory: {odd}"
