@@ -156,9 +156,8 @@ class Watchdog:
         if quiet.heartbeat.phase == "unknown":
             return 0.0 if self._limit else float("inf")
         end = max(self._limit or END_S, self._deadline(quiet))
-        is_at_work = (
-            self._limit is None and time.monotonic() - self._worked < 10 * NEXT_ACTIVITY
-        )  # we may be slow ourselves
+        # Ten looks at what they do, and not one: we may be slow ourselves.
+        is_at_work = self._limit is None and time.monotonic() - self._worked < 10 * NEXT_ACTIVITY
         return WORKING_TIMES * end if is_at_work else end
 
     def _waited_for_all(self) -> bool:

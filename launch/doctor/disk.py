@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from dist_train.rundir.files import NO_LINKS, sync_folder
+from dist_train.rundir.files import NO_LINKS, sync_folder, write_synced
 
 from ..console import size
 from .finding import Finding, ok, problem, warning
@@ -72,10 +72,7 @@ def _abilities(probe: Path) -> Iterator[tuple[str, bool]]:
         OSError: when not even a file can be written.
     """
     begun, final = probe / ".tmp-a", probe / "a"
-    with open(begun, "xb") as file:
-        file.write(_CONTENT)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(begun, _CONTENT)
     yield "exclusive files", not _succeeds(lambda: open(begun, "xb").close())
     os.rename(begun, final)
     yield "renames", final.read_bytes() == _CONTENT and not begun.exists()

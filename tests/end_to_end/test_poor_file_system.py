@@ -22,7 +22,8 @@ checkpoint: {every: 5 steps, background: true}
 tracking: {every: 1 steps, samples: true, wandb: {mode: disabled}}
 """
 REFUSED = {"link,linkat,symlink,symlinkat": "EPERM", "flock": "EOPNOTSUPP", "fsync,fdatasync": "EINVAL"}
-TRAIN = [sys.executable, "-m", "dist_train.launch", "train"]
+TRAIN, DOCTOR = ([sys.executable, "-m", "dist_train.launch", name] for name in ("train", "doctor"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 WITHOUT_LOCKS = "no locks there (Operation not supported): rank 0's lease alone keeps a second launch out"
 WITHOUT_SYNCS = "this file system does not sync folders: a power loss may take the newest checkpoint"
 
@@ -31,7 +32,7 @@ def train(folder, before, *words: str) -> tuple[int, str]:
     done = subprocess.run(
         [*before, *TRAIN, *words, "--nproc-per-node", "2"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -53,6 +54,8 @@ def test_a_run_goes_its_way_and_says_once_what_is_missing(tmp_path):
     (run,) = (tmp_path / "runs/poor").iterdir()  # and no link called latest
     code, said = train(tmp_path, strace, "--resume", str(run))
     assert code == 0, said
+    doctor = subprocess.run([*strace, *DOCTOR], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "syncs of folders and locks do not work there" in doctor.stdout + doctor.stderr, doctor.stdout
     code, whole = train(tmp_path, [], "poor.yaml", "--run-dir", "whole")
     assert code == 0 and "no locks" not in whole and "does not sync" not in whole
     assert record(tmp_path / "whole").difference(record(run)) is None
