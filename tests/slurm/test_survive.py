@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -105,13 +105,16 @@ SAVES = ("time limit", "requeue", "preemption")
 """Ways that leave the training time to save."""
 
 
-def strike(run: Submitted, way: str) -> None:
-    """Does it to the run's newest life, after some steps of it, and keeps the time that saving took."""
+def strike(run: Submitted, way: str) -> int:
+    """Does it to the run's newest life, after some steps of it, and keeps the time that saving took.
+
+    Returns the number of that life.
+    """
     number = len(run.lives())
     asked = time.time()
     WAYS[way](run)
     if way not in SAVES:
-        return
+        return number
     run.wait_until(lambda: len(run.lives()) > number, "the next life")
     life = run.lives()[number - 1]
     assert life.in_order, life
@@ -119,6 +122,7 @@ def strike(run: Submitted, way: str) -> None:
     took = saved.stat().st_ctime - asked
     assert took < GRACE
     stopping_times.setdefault(way, []).append(took)
+    return number
 
 
 # ---------------------------------------------------------------- what must follow
@@ -134,33 +138,42 @@ def start(cluster: Cluster, folder: Path, *flags: str, **environment: str) -> Su
     return submit(cluster, folder, TWO_NODES, *flags, f"train.duration={STEPS} steps", EVERY, environment=environment)
 
 
-def assert_survived(run: Submitted, alone: str, lives: int) -> None:
+LOST = ("left no word", "another node was lost", "SIGTERM: saved and stopped")
+"""How a life ends that SLURM itself put back: on a busy machine it takes a slow node for a dead one, now and then."""
+
+
+def assert_survived(run: Submitted, alone: str, struck: Sequence[int]) -> None:
     job = run.wait_for_end()
-    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, lives - 1), run.log_text()
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
     record = run.lives()
-    assert [life.began.restarts for life in record] == list(range(lives)), record
+    assert [life.began.restarts for life in record] == list(range(job.restarts + 1)), record
     assert record[-1].ended.reason == "done", record
+    others = [life for life in record[:-1] if life.number not in struck]
+    assert all(life.ended.reason.startswith(LOST) for life in others), run.log_text()
+    assert len(record) > len(struck), record
     assert run.fingerprint() == alone
 
 
 @pytest.mark.parametrize("sizes", [(), pytest.param((1, 2), marks=pytest.mark.long)], ids=["", "also other sizes"])
 def test_one_run_survives_one_thing_after_the_other(slurm_cluster, tmp_path, alone, sizes):
     run = start(slurm_cluster, tmp_path)
-    done = ["time limit", "preemption", "launcher 1 killed", "node 0 dead"]
-    for life, way in enumerate(done, 1):
-        run.wait_for_training(life)
-        strike(run, way)
-    for life, nodes in enumerate(sizes, 5):
-        run.wait_for_training(life)
+    struck = [0]
+    for way in ("time limit", "preemption", "launcher 1 killed", "node 0 dead"):
+        run.wait_for_training(struck[-1] + 1)
+        struck.append(strike(run, way))
+    for nodes in sizes:
+        run.wait_for_training(struck[-1] + 1)
+        struck.append(len(run.lives()))
         resize(run, nodes)
-    assert_survived(run, alone, lives=5 + len(sizes))
+    assert_survived(run, alone, struck[1:])
     record = run.lives()
-    assert [life.began.nodes for life in record] == [2, 2, 2, 2, 2, *sizes]
-    assert [life.in_order for life in record] == [True, True, False, False, *[True] * (1 + len(sizes))]
-    assert record[0].ended.reason == "SIGUSR1: saved and stopped"
-    assert record[1].ended.reason == "SIGTERM: saved and stopped"
-    assert record[2].ended.reason == "another node was lost"
-    assert "left no word" in record[3].ended.reason
+    ended = [record[number - 1] for number in struck[1:]]
+    assert [life.in_order for life in ended] == [True, True, False, False, *[True] * len(sizes)]
+    assert ended[0].ended.reason == "SIGUSR1: saved and stopped"
+    assert ended[1].ended.reason == "SIGTERM: saved and stopped"
+    assert ended[2].ended.reason == "another node was lost"
+    assert "left no word" in ended[3].ended.reason
+    assert [record[number].began.nodes for number in struck] == [2, 2, 2, 2, 2, *sizes]
 
 
 def test_scancel_saves_and_does_not_requeue(slurm_cluster, tmp_path):
@@ -182,8 +195,7 @@ def test_each_of_them_often(slurm_cluster, tmp_path, alone, way, count):
     """At a random moment of the training."""
     run = start(slurm_cluster, tmp_path)
     run.wait_for_training(steps=random.Random(f"{way} {count}").randrange(1, STEPS // 2))
-    strike(run, way)
-    assert_survived(run, alone, lives=2)
+    assert_survived(run, alone, [strike(run, way)])
 
 
 @pytest.mark.long
@@ -234,7 +246,7 @@ def test_an_orphan_of_an_older_life_that_wakes_up_changes_nothing(slurm_cluster,
         slurm_cluster.kill_node(name, spare=(orphan, agent, launcher))
     for name in NODES:
         slurm_cluster.start_node(name)
-    assert_survived(run, alone, lives=2)
+    assert_survived(run, alone, [1])
     before = _contents(run.folder)
     os.kill(orphan, signal.SIGCONT)
     wait_until(lambda: not Path(f"/proc/{orphan}").exists() or _is_zombie(orphan), 120, "the orphan to end")
@@ -254,7 +266,7 @@ def test_an_older_life_on_the_same_machine_is_ended_by_the_next(slurm_cluster, t
         slurm_cluster.start_node(name)
     run.wait_for_training(2)
     assert not any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in (orphan, agent))
-    assert_survived(run, alone, lives=2)
+    assert_survived(run, alone, [1])
 
 
 def _stop_rank_0(run: Submitted) -> tuple[int, int]:
