@@ -1,5 +1,6 @@
 """What several commands share. Nothing heavy is imported before it is needed."""
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -21,21 +22,55 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            begin_so = [name for option in _meant(self, ctx, error.option_name) for name in option.opts[-1:]]
+            if len(begin_so) > 1:
+                raise click.UsageError(f"{error.option_name} could be {', '.join(begin_so)}", ctx) from None
             near = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
             raise click.UsageError(f"no option {error.option_name}.{near}", ctx) from None
 
 
-def launch_command(*, epilog: str | None = None, options_last: bool = False) -> Callable[[Any], click.Command]:
+class _BeforeProgram(_Command):
+    """Options, PROGRAM, and what is the program's. As in torchrun's own parser, the beginning of an option's name will
+    do, and a `--` right behind the program is left out."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        names = {name for option in _meant(self, ctx, "--") for name in option.opts}
+        for option in _meant(self, ctx, "--"):
+            begun = {name[:end] for name in option.opts for end in range(3, len(name))} - names
+            shortened = copy.copy(option)
+            shortened.opts = [name for name in begun if _meant(self, ctx, name) == [option]]
+            shortened.add_to_parser(parser, ctx)
+        return parser
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = [*args]
+        rest = super().parse_args(ctx, args)
+        words = ctx.params.get("arguments") or ()
+        if words[:1] == ("--",) and given[-len(words) - 2 : -len(words) - 1] != ["--"]:
+            ctx.params["arguments"] = words[1:]
+        return rest
+
+
+def _meant(command: click.Command, ctx: click.Context, begun: str) -> list[click.Option]:
+    """The options whose names begin so: torchrun's, which have a variable; where there is none of them, ours."""
+    options = [option for option in command.get_params(ctx) if isinstance(option, click.Option)]
+    found = [option for option in options if any(name.startswith(begun) for name in option.opts)]
+    return [option for option in found if option.envvar and begun != "--"] or found
+
+
+def launch_command(*, epilog: str | None = None, before_program: bool = False) -> Callable[[Any], click.Command]:
     """A command whose options may also be spelled with underscores, `--nproc_per_node`, as for torchrun.
 
     Args:
-        options_last: everything after the first argument is an argument.
+        before_program: everything after the first argument is an argument.
     """
     settings = {
         "token_normalize_func": lambda word: word.replace("_", "-"),
-        "allow_interspersed_args": not options_last,
+        "allow_interspersed_args": not before_program,
     }
-    return click.command(cls=_Command, context_settings=settings, epilog=epilog)
+    kind = _BeforeProgram if before_program else _Command
+    return click.command(cls=kind, context_settings=settings, epilog=epilog)
 
 
 def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -4,16 +4,17 @@ from typing import Any
 
 import click
 
-from ..plan.console_options import LOG_SIZE
+from ..plan.flags import LOG_SIZE
 from .common import with_options
 
 _LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
 
 
-def torchrun_flag(*names: str, **settings: Any) -> Any:
-    """One of torchrun's flags, and its environment variable, PET_NAME."""
+def torchrun_flag(*names: str, also: tuple[str, ...] = (), **settings: Any) -> Any:
+    """One of torchrun's flags, and its environment variables: PET_NAME, then any other."""
     long = next(name for name in names if name.startswith("--"))
-    return click.option(*names, envvar=f"PET_{long.removeprefix('--').upper().replace('-', '_')}", **settings)
+    variables = [f"PET_{long.removeprefix('--').upper().replace('-', '_')}", *also]
+    return click.option(*names, envvar=variables, **settings)
 
 
 def hang_timeout(value: str | None) -> float | None:
@@ -27,6 +28,33 @@ def hang_timeout(value: str | None) -> float | None:
     if not 0 < seconds < float("inf"):
         raise click.BadParameter(f"{value!r} is neither a number of seconds above 0 nor off")
     return seconds
+
+
+def only_default(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Of --logs-specs: torch's own plug-in is accepted."""
+    if value not in (None, "default"):
+        raise click.BadParameter(
+            f"{value} is a plug-in of torchrun's own redirection, and here a relay writes the ranks' logs: leave it "
+            "out, or start with torchrun"
+        )
+
+
+def print_completion(context: click.Context, option: click.Parameter, shell: str | None) -> None:
+    """Prints the script that completes `dist-train` in a shell, and ends."""
+    if shell is None:
+        return
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.BadParameter(f"none for {shell}; there are bash, zsh and fish")
+    click.echo(found(context.find_root().command, {}, "dist-train", "_DIST_TRAIN_COMPLETE").source())
+    context.exit()
+
+
+def filters(context: click.Context, option: click.Parameter, value: str | None) -> list[str]:
+    """torchrun's list of words, in which two commas are one."""
+    return [word.replace("\0", ",") for word in value.replace(",,", "\0").split(",")] if value else []
 
 
 launch_flags = with_options(
@@ -83,3 +111,42 @@ launch_flags = with_options(
     ),
 )
 """The options that `launch.plan.flags.Flags` holds."""
+
+program_flags = with_options(
+    torchrun_flag("-m", "--module", is_flag=True, help="The program is a module."),
+    torchrun_flag("--no-python", is_flag=True, help="The program is no Python: execute it."),
+    torchrun_flag("--run-path", is_flag=True, help="The program is a script, whatever -m and --no-python say."),
+    torchrun_flag("--role", metavar="NAME", help="A name for the workers."),
+    torchrun_flag("--numa-binding", metavar="node|socket|...", help="Bind each worker to CPUs near its GPU."),
+    torchrun_flag("--virtual-local-rank", is_flag=True, help="Each worker sees its GPU alone, as number 0."),
+    torchrun_flag("--event-log-handler", metavar="NAME", help="Of torch's elastic agent."),
+    torchrun_flag(
+        "--shutdown-timeout",
+        type=float,
+        also=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT",),
+        help="torchrun's name for --grace.",
+    ),
+    torchrun_flag("--local-ranks-filter", metavar="0,1,...", help="Local ranks shown, and no other one."),
+    torchrun_flag("-r", "--redirects", default="0", metavar="3|LOCAL:3,...", help="Streams that are in the log alone."),
+    torchrun_flag(
+        "--log-line-prefix-template",
+        metavar="TEXT",
+        also=("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE",),
+        help="Before each line, instead of [rank1]: ; knows ${role_name}, ${local_rank}, ${rank}, ${hostname}.",
+    ),
+    torchrun_flag("--logs-specs", hidden=True, expose_value=False, callback=only_default),
+    torchrun_flag("--duplicate-stdout-filters", hidden=True, callback=filters),
+    torchrun_flag("--duplicate-stderr-filters", hidden=True, callback=filters),
+    click.option(
+        "--print-completion",
+        metavar="bash|zsh|fish",
+        is_eager=True,
+        expose_value=False,
+        callback=print_completion,
+        help="Print what completes dist-train in that shell, and end.",
+    ),
+    torchrun_flag("--start-method", hidden=True, expose_value=False, help="For functions; this starts programs."),
+    torchrun_flag("--signals-to-handle", hidden=True, expose_value=False, help="SIGUSR1 and SIGUSR2 always are."),
+    torchrun_flag("--use-env", is_flag=True, hidden=True, expose_value=False, help="The only way there is."),
+)
+"""Those of torchrun's that a program of which we know nothing may want."""

@@ -96,7 +96,9 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    arguments = parse_args([*request.arguments])
+    theirs = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("PET_")}
+    arguments = parse_args([*request.arguments, "program"])  # the plan has read torchrun's variables, and decided
+    os.environ.update(theirs)
     single = arguments.nnodes in ("1", "1:1")
     port = arguments.master_port or 0
     if arguments.rdzv_backend == "static" and single:
@@ -104,18 +106,15 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
         arguments.rdzv_backend = "loopback"
         arguments.standalone = False
     arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
-    config, program, words = config_from_args(arguments)
+    config, python, _ = config_from_args(arguments)
     config.logs_specs = rank_files(request)
     config.max_restarts = 0
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
     files = [request.generation, request.logs, request.output, request.pages]
-    entry = [str(RANK_MAIN), me, me, *files, request.signals]
-    if arguments.no_python:
-        program, words = sys.executable, ["-u", "--no-python", program, *words]
-    words = [words[0], *entry, *words[1:]]  # python -u RANK_MAIN … -m MODULE …
+    entry = ["-u", str(RANK_MAIN), me, me, *files, request.signals]
     try:
-        ended = elastic_launch(config, program)(*words)
+        ended = elastic_launch(config, python)(*entry, *request.program)
     except ChildFailedError as failed:
         return [RankEnd(rank=rank, pid=one.pid, exit_code=one.exitcode) for rank, one in failed.failures.items()]
     return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
@@ -149,7 +148,7 @@ def fork_ranks_from(server: ForkClient) -> None:
 
 def rank_files(request: AgentRequest) -> Any:
     """Turns torch's own log redirection off (rank/main.py does it), and says where its @record decorator writes. The
-    counts of restarts are ours, since each of our generations is a first one to torch's agent."""
+    launch's name and its counts of restarts are ours, since each of our generations is a first one to torch's agent."""
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
@@ -164,6 +163,7 @@ def rank_files(request: AgentRequest) -> Any:
             records = {local: str(folder / f"rank{env['RANK']}.json") for local, env in envs.items()}
             for local, env in envs.items():
                 env["TORCHELASTIC_ERROR_FILE"] = records[local]
+                env["TORCHELASTIC_RUN_ID"] = request.run_id
                 env["TORCHELASTIC_RESTART_COUNT"] = str(request.restarts)
                 env["TORCHELASTIC_MAX_RESTARTS"] = str(request.max_restarts)
             return LogsDest(stdouts=dict.fromkeys(envs, ""), stderrs=dict.fromkeys(envs, ""), error_files=records)

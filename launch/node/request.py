@@ -10,7 +10,9 @@ class AgentRequest:
 
     Attributes:
         cwd: the folder that the user's command was given in.
-        arguments: torchrun's.
+        arguments: torchrun's flags.
+        program: what a rank runs, `-m MODULE`, `--no-python PROGRAM` or a script, and its arguments.
+        run_id: what the ranks are told that the launch is called.
         generation: the folder that ranks leave their files in.
         logs: the folder of the ranks' logs.
         log: the file that torch's own words go to.
@@ -25,6 +27,8 @@ class AgentRequest:
 
     cwd: str
     arguments: list[str]
+    program: list[str]
+    run_id: str
     generation: str
     logs: str
     log: str

@@ -57,6 +57,8 @@ class LaunchPlan:
     """Bytes in a rank's log before it becomes the one before."""
     place: Place | None
     """The job that this is a part of."""
+    run_id: str
+    """What its ranks, of every generation, are told that it is called."""
     attempt: int = 1
     """Which of the starts by one launcher it is, or by the launchers of several nodes together."""
     start: str | None = None
@@ -92,7 +94,7 @@ class LaunchPlan:
 
     @property
     def torchrun_arguments(self) -> tuple[str, ...]:
-        """What torchrun's own parser gets; `torchrun` with these does the same, without our supervision."""
+        """What torchrun's own parser gets: the flags. It would look for its flags among the program's words, too."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
         if self.rendezvous == Rendezvous():
             flags.append("--standalone")
@@ -100,13 +102,18 @@ class LaunchPlan:
             node = None if self.node is None else str(self.node)
             flags += as_words({"nnodes": self.nodes, "node_rank": node, **asdict(self.rendezvous)})
         flags += ["--max-restarts", "0", "--monitor-interval", f"{self.flags.monitor_interval:g}"]
+        return (*flags, *self.requirements.passed_on)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The program and all of its arguments."""
         resume = ("--resume", self.resume) if self.resume is not None else ()
-        return (*flags, *self.requirements.passed_on, *self.program, *self.arguments, *resume)
+        return (*self.program, *self.arguments, *resume)
 
     @property
     def command(self) -> str:
-        """The equivalent torchrun command, for a shell."""
-        return shlex.join(["torchrun", *self.torchrun_arguments])
+        """The equivalent torchrun command, for a shell: it does the same, without our supervision."""
+        return shlex.join(["torchrun", *self.torchrun_arguments, *self.words])
 
     def of_attempt(self, attempt: int) -> "LaunchPlan":
         """The plan of a later generation of the same run: it goes on from the newest checkpoint."""
@@ -130,11 +137,13 @@ def make_plan(
     program: tuple[str, ...],
     arguments: tuple[str, ...],
     resume: str | None = None,
+    run_id: str | None = None,
 ) -> LaunchPlan:
     """Decides how many ranks start where, with what in their environment.
 
     Args:
         config: a RunConfig, or the requirements of a program that has none.
+        run_id: None: the rendezvous's.
 
     Raises:
         UserError: when flags, config and host do not go together.
@@ -146,6 +155,7 @@ def make_plan(
     if resume is not None:  # a training
         check_fits(config, nodes * ranks, microbatches)
     threads = threads_of_a_rank(requirements, device, ranks, host)
+    rendezvous = choose(flags, host, nodes, node)
     return LaunchPlan(
         nodes=nodes,
         node=node,
@@ -156,7 +166,7 @@ def make_plan(
         threads_per_rank=threads,
         microbatches=microbatches,
         environment=environment(requirements, nodes, device, threads, host),
-        rendezvous=choose(flags, host, nodes, node),
+        rendezvous=rendezvous,
         flags=flags,
         requirements=requirements,
         program=program,
@@ -164,9 +174,10 @@ def make_plan(
         resume=resume,
         is_training=resume is not None,
         folder=folder,
-        shown=parse_shown(flags.ranks, flags.tee, nodes * ranks),
+        shown=parse_shown(flags, nodes * ranks),
         log_size=parse_size(flags.log_size),
         place=host.place,
+        run_id=run_id or rendezvous.rdzv_id or "none",
     )
 
 

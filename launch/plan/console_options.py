@@ -1,25 +1,33 @@
-"""What --ranks, --tee and --log-size mean. Pure."""
+"""What --ranks and --log-size mean, and torchrun's --tee, --redirects and --local-ranks-filter. Pure."""
 
 import re
 
 from dist_train.errors import UserError
 
-from ..relay.request import Shown, Tee
+from ..relay.request import Shown, Streams
+from .flags import LOG_SIZE, Flags
 
-LOG_SIZE = "256MB"
 _UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 SMALLEST_LOG = 1_000
 
 
-def parse_shown(ranks: str | None, tee: str, world_size: int) -> Shown:
-    """--ranks and --tee.
+def parse_shown(flags: Flags, world_size: int) -> Shown:
+    """Who is shown.
 
     Raises:
-        UserError: when both are given, or one of them is wrong.
+        UserError: when one of the flags is wrong, or --ranks and one of torchrun's are given.
     """
-    if ranks is not None and tee != "0":
-        raise UserError(f"--ranks {ranks} and --tee {tee} both say which ranks are shown: give one of them")
-    return Shown(ranks=parse_ranks(ranks, world_size), tee=parse_tee(tee))
+    tee, redirects, chosen = flags.tee, flags.redirects, flags.local_ranks_filter
+    theirs = {f"--tee {tee}": tee != "0", f"-r {redirects}": redirects != "0", f"--local-ranks-filter {chosen}": chosen}
+    if flags.ranks is not None and (given := [words for words, is_given in theirs.items() if is_given]):
+        raise UserError(f"--ranks {flags.ranks} and {given[0]} both say which ranks are shown: give one of them")
+    return Shown(
+        ranks=parse_ranks(flags.ranks, world_size),
+        tee=parse_streams("--tee", tee),
+        redirects=parse_streams("--redirects", redirects),
+        local_ranks=parse_filter(chosen) if chosen else None,
+        prefix=flags.log_line_prefix_template or "",
+    )
 
 
 def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
@@ -44,18 +52,29 @@ def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
     return sorted(chosen)
 
 
-def parse_tee(text: str) -> Tee:
-    """torchrun's --tee, `3` or `0:3,1:2`.
+def parse_filter(text: str) -> list[int]:
+    """torchrun's --local-ranks-filter, `0,1`.
+
+    Raises:
+        UserError: when it is something else.
+    """
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):
+        raise UserError(f"--local-ranks-filter {text}: give local ranks such as 0,1")
+    return [int(item) for item in text.split(",")]
+
+
+def parse_streams(flag: str, text: str) -> Streams:
+    """torchrun's --tee and --redirects, `3` or `0:3,1:2`: 1 is stdout, 2 stderr, 3 both.
 
     Raises:
         UserError: when it is neither.
     """
     if re.fullmatch(r"[0-3]", text):
-        return Tee(all=text != "0")
-    if not re.fullmatch(r"\d+:[0-3](,\d+:[0-3])*", text):
-        raise UserError(f"--tee {text}: 0 to 3 for all ranks, or LOCAL_RANK:3,…; --ranks 0,3 is simpler")
-    chosen = dict(item.split(":") for item in text.split(","))
-    return Tee(local=[int(local) for local, streams in chosen.items() if streams != "0"])
+        return Streams(all=int(text))
+    if not re.fullmatch(r"\d{1,9}:[0-3](,\d{1,9}:[0-3])*", text):
+        raise UserError(f"{flag} {text}: 0 to 3 for all ranks, or LOCAL_RANK:3,…; --ranks 0,3 is simpler")
+    chosen = (item.split(":") for item in text.split(","))
+    return Streams(local={str(int(local)): int(streams) for local, streams in chosen})
 
 
 def parse_size(text: str) -> int:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .console_options import LOG_SIZE
 from .rendezvous import Rendezvous
+
+LOG_SIZE = "256MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class Flags(Rendezvous):
     log_dir: str | None = None
     """Where logs go instead of the run directory."""
     tee: str = "0"
+    redirects: str = "0"
+    local_ranks_filter: str | None = None
+    log_line_prefix_template: str | None = None
     start: Literal["preload", "exec"] = "preload"
     """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
     ranks: str | None = None

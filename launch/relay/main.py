@@ -25,7 +25,7 @@ from pathlib import Path
 from dist_train.rundir.codec import decode
 
 from .lines import Lines
-from .request import RelayRequest
+from .request import STDERR, STDOUT, RelayRequest
 from .targets import Console, LogFile
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -190,25 +190,28 @@ class Relay:
         """Returns the ends for a rank's stdout, its stderr and its log alone."""
         joined = Rank(LogFile(path, self._request.limit))
         self._ranks.append(joined)
-        is_shown = self._request.shown.includes(rank, local_rank)
-        ends = {console: self._show(joined, rank, console, pid) for console in self.consoles if is_shown}
+        streams = self._request.shown.streams(rank, local_rank)
+        prefix = self._request.shown.prefix_of(rank, local_rank)
+        consoles = [self._out if streams & STDOUT else None, self._err if streams & STDERR else None]
+        wanted = dict.fromkeys(console for console in consoles if console is not None)
+        ends = {console: self._show(joined, rank, prefix, console, pid) for console in wanted}
         reading, log = os.pipe()
         self._add(joined, reading, joined.end_lines)
-        return [ends.get(self._out, log), ends.get(self._err, log), log]
+        return [*(ends[console] if console else log for console in consoles), log]
 
-    def _show(self, joined: Rank, rank: int, console: Console, pid: int) -> int:
+    def _show(self, joined: Rank, rank: int, prefix: str, console: Console, pid: int) -> int:
         """The end for a stream that goes to the console too.
 
         The relays of several nodes may write to one console, through terminals of srun: only whole lines can be told
         apart there.
         """
         is_alone = self._request.shown.is_rank0_alone or (console.is_terminal and self._request.nodes == 1)
-        if rank == 0 and is_alone:
+        if rank == 0 and is_alone and not prefix:
             reading, writing, follow = open_terminal(console, pid) if console.is_terminal else (*os.pipe(), None)
             self._add(joined, reading, console.write, follow=follow)
         else:
             reading, writing = os.pipe()
-            lines = Lines(partial(console.write_lines, prefix=f"[rank{rank}]: " if rank else ""))
+            lines = Lines(partial(console.write_lines, prefix=prefix))
             self._add(joined, reading, lines.feed, lines)
         return writing
 

@@ -1,31 +1,59 @@
 """What the supervisor asks of the relay."""
 
+import socket
 from dataclasses import dataclass, field
+from string import Template
+
+STDOUT, STDERR = 1, 2
+"""As torchrun counts streams; 3 is both."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tee:
-    """The ranks that torchrun's --tee shows besides rank 0: all of them, or those with these local ranks."""
+class Streams:
+    """What torchrun's --tee or --redirects names: streams of every rank, or of each local rank."""
 
-    all: bool = False
-    local: list[int] = field(default_factory=list)
+    all: int = 0
+    local: dict[str, int] = field(default_factory=dict)
+
+    def of(self, local_rank: int) -> int:
+        return self.local.get(str(local_rank), self.all)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """Which ranks the console shows: those that --ranks names, else rank 0 and those that --tee names."""
+    """What the console shows: the ranks that --ranks names; else rank 0, or those of --local-ranks-filter, without
+    what --redirects names, and what --tee names.
+
+    Attributes:
+        prefix: of each line, with torchrun's macros; empty: `[rank3]: ` for each rank but 0.
+    """
 
     ranks: list[int] | None = None
-    tee: Tee = field(default_factory=Tee)
+    tee: Streams = field(default_factory=Streams)
+    redirects: Streams = field(default_factory=Streams)
+    local_ranks: list[int] | None = None
+    prefix: str = ""
 
-    def includes(self, rank: int, local_rank: int) -> bool:
+    def streams(self, rank: int, local_rank: int) -> int:
+        """STDOUT, STDERR, their sum, or 0."""
         if self.ranks is not None:
-            return rank in self.ranks
-        return rank == 0 or self.tee.all or local_rank in self.tee.local
+            return (STDOUT | STDERR) * (rank in self.ranks)
+        if self.local_ranks is not None and local_rank not in self.local_ranks:
+            return 0
+        direct = (STDOUT | STDERR) * (rank == 0 or self.local_ranks is not None)
+        return direct & ~self.redirects.of(local_rank) | self.tee.of(local_rank)
+
+    def prefix_of(self, rank: int, local_rank: int) -> str:
+        if not self.prefix or self.is_rank0_alone:
+            return f"[rank{rank}]: " if rank else ""
+        known = {"rank": rank, "local_rank": local_rank, "hostname": socket.gethostname()}
+        return Template(self.prefix).safe_substitute(known)
 
     @property
     def is_rank0_alone(self) -> bool:
-        return not (self.tee.all or self.tee.local) if self.ranks is None else self.ranks == [0]
+        if self.ranks is not None:
+            return self.ranks == [0]
+        return self.local_ranks is None and not (self.tee.all or any(self.tee.local.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,9 @@ class Generation:
         plan = self._plan
         return AgentRequest(
             cwd=os.getcwd(),
-            arguments=[*plan.torchrun_arguments, *["--supervised"] * plan.is_training],
+            arguments=[*plan.torchrun_arguments],
+            program=[*plan.words, *["--supervised"] * plan.is_training],
+            run_id=plan.run_id,
             generation=str(self._folder.path.absolute()),
             logs=str(plan.logs.absolute()),
             log=str(plan.agent_log.absolute()),

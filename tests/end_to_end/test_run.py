@@ -13,6 +13,7 @@ import pytest
 
 from tests.end_to_end.test_launcher import PATIENCE, until
 from tests.faults.lives import is_running
+from tests.faults.mounts import mounted, why_not
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parents[2]
@@ -182,13 +183,41 @@ def _has(pid: int, mark: str) -> bool:
         return False
 
 
+def test_a_folder_that_cannot_be_written_to_is_no_reason_not_to_run(tmp_path):
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    with mounted("tmpfs", tmp_path) as mount:
+        (mount.seen / "s.py").write_text("print('it ran')")
+        mount.make_read_only()
+        command = f"cd {mount.point} && exec {sys.executable} -m launch run"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp), "PYTHONDONTWRITEBYTECODE": "1"}
+
+        def start(words: str) -> subprocess.CompletedProcess:
+            shell = [*mount.inside, "sh", "-c", f"{command} {words}"]
+            return subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+        done, chosen = start("s.py"), start("--run-dir mine s.py")
+    (folder,) = tmp.iterdir()
+    assert (done.returncode, done.stdout) == (0, "it ran\n"), done.stderr
+    assert "Read-only file system: logs and verdicts are in " + str(folder) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert folder.name.startswith(f"dist-train-{os.getuid()}-s-") and folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "logs/rank0.log").read_text() == "it ran\n"
+    assert chosen.returncode == 14 and "cannot make the run directory mine" in chosen.stderr, "that one was asked for"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["nope.py"], "✗ nope.py: no such file; a module is -m MODULE, another program --no-python PROGRAM"),
         (["-m", "--no-python", "x"], "--module is a Python module, and --no-python says that the program is none"),
         (["--nproc-per-node", "many", "SCRIPT"], "--nproc-per-node many: give a number, auto, gpu or cpu"),
-        (["--nproc-per-nod", "2", "SCRIPT"], "no option --nproc-per-nod"),
+        (["--nproc-per-nodes", "2", "SCRIPT"], "no option --nproc-per-nodes. Did you mean --nproc-per-node?"),
+        (["--log", "x", "SCRIPT"], "--log could be --log-dir, --log-line-prefix-template, --logs-specs"),
+        (["--logs-specs", "mine", "SCRIPT"], "mine is a plug-in of torchrun's own redirection"),
+        (["--nnodes", "1:2", "SCRIPT"], "--nnodes 1:2: give one number; to change the size of a run, start it again"),
     ],
 )
 def test_mistakes_are_one_line_and_start_nothing(tmp_path, words, said):

@@ -124,6 +124,7 @@ def test_each_generation_meets_elsewhere_and_goes_on():
     later = made.of_attempt(3)
     assert made.of_attempt(1) is made
     assert later.resume == "auto" and later.rendezvous.rdzv_id == "4711-3-3"
+    assert made.run_id == later.run_id == "4711-3", "what ranks are told that the launch is called"
     assert later.rendezvous.master_port == made.rendezvous.master_port + 2
     assert replace(made, resume="old/checkpoints/step-00000010").of_attempt(3).resume == "old/checkpoints/step-00000010"
 
@@ -131,7 +132,7 @@ def test_each_generation_meets_elsewhere_and_goes_on():
 def test_torchruns_own_parser_reads_what_it_is_handed():
     run = pytest.importorskip("torch.distributed.run")
     for made in (plan(nproc_per_node="2"), plan(slurm=SLURM, nproc_per_node="2"), plan(master_port=1234)):
-        parsed = run.parse_args([*made.torchrun_arguments])
+        parsed = run.parse_args([*made.torchrun_arguments, *made.words])
         assert parsed.module and parsed.training_script == "dist_train"
         assert parsed.training_script_args == [*made.arguments, "--resume", "none"]
 
@@ -165,6 +166,7 @@ def test_what_is_shown_is_said_once_and_checked_before_anything_starts():
     assert plan(nproc_per_node="4").shown.ranks is None
     made = plan(nproc_per_node="4", ranks="1,3", log_size="2MB")
     assert made.shown.ranks == [1, 3] and made.log_size == 2_000_000
-    for wrong in ({"ranks": "1", "tee": "3"}, {"ranks": "4"}, {"tee": "x"}, {"log_size": "0"}):
+    both = ({"ranks": "1", other: "3"} for other in ("tee", "redirects", "local_ranks_filter"))
+    for wrong in (*both, {"ranks": "4"}, {"tee": "x"}, {"log_size": "0"}):
         with pytest.raises(UserError):
             plan(nproc_per_node="4", **wrong)

@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import threading
 import time
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from dist_train.errors import UserError
 from launch import console
 from launch.diagnosis.native_crash import tail
-from launch.plan.console_options import parse_ranks, parse_size, parse_tee
+from launch.plan.console_options import parse_ranks, parse_shown, parse_size
+from launch.plan.flags import Flags
 from launch.relay.lines import LONGEST_LINE, Lines
-from launch.relay.request import Shown
 from launch.relay.targets import WAITING, Console, LogFile
 
 BAR = b"".join(b"\r%3d%%|%s|" % (percent, b"#" * (percent // 10)) for percent in range(0, 101, 5)) + b"\n"
@@ -207,18 +208,51 @@ def test_ranks_are_chosen_as_lists_and_spans():
             parse_ranks(wrong, 4)
 
 
-def test_tee_is_torchruns():
-    shown = {
-        text: [r for r in range(4) if Shown(ranks=None, tee=parse_tee(text)).includes(r, r)]
-        for text in ("0", "3", "2:3,1:0")
-    }
-    assert shown == {"0": [0], "3": [0, 1, 2, 3], "2:3,1:0": [0, 2]}
-    assert Shown(ranks=None, tee=parse_tee("1:1")).includes(5, 1) and not Shown(ranks=[3], tee=parse_tee("0")).includes(
-        0, 0
-    )
-    for wrong in ("7", "a", "0:9", "1:3,"):
-        with pytest.raises(UserError, match="--tee"):
-            parse_tee(wrong)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [3, 0, 0, 0]),
+        ({"tee": "3"}, [3, 3, 3, 3]),
+        ({"tee": "1"}, [3, 1, 1, 1]),
+        ({"tee": "2:3,1:0,3:2"}, [3, 0, 3, 2]),
+        ({"tee": "0:1,1:2"}, [3, 2, 0, 0]),
+        ({"redirects": "1"}, [2, 0, 0, 0]),
+        ({"redirects": "3", "tee": "1:1"}, [0, 1, 0, 0]),
+        ({"redirects": "0:2"}, [1, 0, 0, 0]),
+        ({"local_ranks_filter": "1,2"}, [0, 3, 3, 0]),
+        ({"local_ranks_filter": "0", "tee": "3"}, [3, 0, 0, 0]),
+        ({"local_ranks_filter": "0,1", "redirects": "1:1"}, [3, 2, 0, 0]),
+        ({"ranks": "1-2"}, [0, 3, 3, 0]),
+    ],
+)
+def test_tee_redirects_and_filter_are_torchruns(given, expected):
+    shown = parse_shown(Flags(**given), 4)
+    assert [shown.streams(rank, rank) for rank in range(4)] == expected
+    assert shown.is_rank0_alone == (not given or "redirects" in given and len(given) == 1)
+
+
+def test_they_count_on_each_node():
+    shown = parse_shown(Flags(tee="1:1"), 8)
+    assert shown.streams(5, 1) == 1 and shown.streams(4, 0) == 0
+    filtered = parse_shown(Flags(local_ranks_filter="0"), 8)
+    assert filtered.streams(4, 0) == 3 and not filtered.is_rank0_alone
+
+
+@pytest.mark.parametrize(
+    "given",
+    [*({"tee": text} for text in ("7", "a", "0:9", "1:3,", "")), {"redirects": "x"}, {"local_ranks_filter": "0,x"}],
+)
+def test_what_torchrun_would_not_read_is_refused(given):
+    with pytest.raises(UserError, match="tee|redirects|local-ranks-filter"):
+        parse_shown(Flags(**given), 4)
+
+
+def test_lines_begin_as_the_template_says_where_torchrun_would_begin_them():
+    template = "${hostname}/${local_rank}/${rank}/${x}: "
+    shown = parse_shown(Flags(tee="3", log_line_prefix_template=template), 4)
+    assert shown.prefix_of(3, 1) == f"{socket.gethostname()}/1/3/${{x}}: "
+    assert parse_shown(Flags(log_line_prefix_template=template), 4).prefix_of(0, 0) == ""
+    assert [parse_shown(Flags(tee="3"), 4).prefix_of(rank, 0) for rank in (0, 1)] == ["", "[rank1]: "]
 
 
 def test_sizes_have_units():
