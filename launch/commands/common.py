@@ -22,9 +22,10 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            begin_so = [name for option in _meant(self, ctx, error.option_name) for name in option.opts[-1:]]
-            if len(begin_so) > 1:
-                raise click.UsageError(f"{error.option_name} could be {', '.join(begin_so)}", ctx) from None
+            meant = _preferred([one for one in self.get_params(ctx) if one.opts[-1].startswith(error.option_name)])
+            if len(meant) > 1:
+                names = ", ".join(option.opts[-1] for option in meant)
+                raise click.UsageError(f"{error.option_name} could be {names}", ctx) from None
             near = f" Did you mean {error.possibilities[0]}?" if error.possibilities else ""
             raise click.UsageError(f"no option {error.option_name}.{near}", ctx) from None
 
@@ -35,12 +36,16 @@ class _BeforeProgram(_Command):
 
     def make_parser(self, ctx: click.Context) -> Any:
         parser = super().make_parser(ctx)
-        names = {name for option in _meant(self, ctx, "--") for name in option.opts}
-        for option in _meant(self, ctx, "--"):
-            begun = {name[:end] for name in option.opts for end in range(3, len(name))} - names
-            shortened = copy.copy(option)
-            shortened.opts = [name for name in begun if _meant(self, ctx, name) == [option]]
-            shortened.add_to_parser(parser, ctx)
+        options = {one.opts[-1]: one for one in self.get_params(ctx) if isinstance(one, click.Option)}
+        begin_so: dict[str, list[click.Parameter]] = {}
+        for name, option in options.items():
+            for end in range(len("--x"), len(name)):
+                begin_so.setdefault(name[:end], []).append(option)
+        for begun, found in begin_so.items():
+            if begun not in options and len(meant := _preferred(found)) == 1:
+                shortened = copy.copy(meant[0])
+                shortened.opts = [begun]
+                shortened.add_to_parser(parser, ctx)
         return parser
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -52,11 +57,9 @@ class _BeforeProgram(_Command):
         return rest
 
 
-def _meant(command: click.Command, ctx: click.Context, begun: str) -> list[click.Option]:
-    """The options whose names begin so: torchrun's, which have a variable; where there is none of them, ours."""
-    options = [option for option in command.get_params(ctx) if isinstance(option, click.Option)]
-    found = [option for option in options if any(name.startswith(begun) for name in option.opts)]
-    return [option for option in found if option.envvar and begun != "--"] or found
+def _preferred(options: list[click.Parameter]) -> list[click.Parameter]:
+    """Of options whose names begin alike torchrun's, which have a variable; where there is none of them, ours."""
+    return [option for option in options if option.envvar] or options
 
 
 def launch_command(*, epilog: str | None = None, before_program: bool = False) -> Callable[[Any], click.Command]:

@@ -123,10 +123,10 @@ def _plan(
     nodes = count_nodes(given, machine)
     if run_dir is None:
         root = Path("runs") / _name(program)
-        job = machine.place.run_name if machine.place and nodes > 1 else given.rdzv_id
-        if nodes > 1 and job is None:
+        job = machine.place.run_name if machine.place else given.rdzv_id
+        if nodes > 1 and not job:
             raise UserError(f"{nodes} nodes have to agree on one --run-dir DIR (or have the same --rdzv-id)")
-        run_dir = str(root / job if job else new_folder(root))
+        run_dir = str(root / _in_name(str(job)) if nodes > 1 else new_folder(root))
     return make_plan(
         Requirements(preload=modules, passed_on=tuple(as_words(passed_on)), environment_wins=True),
         given,
@@ -146,5 +146,8 @@ def _run_id(given: Flags, nodes: int) -> str | None:
 
 
 def _name(program: tuple[str, ...]) -> str:
-    word = program[-1].rpartition(".")[2] if program[0] == "-m" else Path(program[-1]).stem
+    return _in_name(program[-1].rpartition(".")[2] if program[0] == "-m" else Path(program[-1]).stem)
+
+
+def _in_name(word: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in word).lstrip("._-") or "program"

@@ -225,7 +225,7 @@ def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> 
     if asked.isdigit():
         if int(asked) < 1:
             raise UserError("--nproc-per-node 0: at least one rank per node")
-        if on_gpu and int(asked) > host.gpus:
+        if on_gpu and int(asked) > host.gpus and not requirements.environment_wins:  # a program may share them
             raise UserError(
                 f"--nproc-per-node {asked}: {host.gpus} GPU{'s' * (host.gpus > 1)} here, and each rank needs its own; "
                 "distributed.backend=gloo puts the ranks on the CPU"

@@ -57,6 +57,12 @@ def test_ranks_and_backend(cores, gpus, asked, ranks, backend):
     assert (made.ranks_per_node, made.backend, made.world_size) == (ranks, backend, ranks)
 
 
+def test_a_program_of_others_may_have_more_ranks_than_there_are_gpus():
+    host, more = Host(name="here", cores=4, gpus=1, place=None), {"folder": Path("x"), "program": ("x.py",)}
+    made = make_plan(Requirements(environment_wins=True), Flags(nproc_per_node="2"), host, arguments=(), **more)
+    assert (made.device, made.ranks_per_node) == ("gpu", 2)
+
+
 def test_microbatches_auto_is_the_world_size():
     assert plan(given=config(batch={"global_size": 64}), nproc_per_node="4").microbatches == 4
 
