@@ -7,6 +7,8 @@ import click
 from ..plan.flags import LOG_SIZE
 from .common import with_options
 
+NUMA = ("node", "socket", "exclusive", "core-complex")
+METHODS = ("spawn", "fork", "forkserver")
 _LOGS = "Of rank<R>.log. Default: logs/ in the run directory."
 
 
@@ -117,7 +119,7 @@ program_flags = with_options(
     torchrun_flag("--no-python", is_flag=True, help="The program is no Python: execute it."),
     torchrun_flag("--run-path", is_flag=True, help="The program is a script, whatever -m and --no-python say."),
     torchrun_flag("--role", metavar="NAME", help="A name for the workers."),
-    torchrun_flag("--numa-binding", metavar="node|socket|...", help="Bind each worker to CPUs near its GPU."),
+    torchrun_flag("--numa-binding", type=click.Choice(NUMA), help="Bind each worker to CPUs near its GPU."),
     torchrun_flag("--virtual-local-rank", is_flag=True, help="Each worker sees its GPU alone, as number 0."),
     torchrun_flag("--event-log-handler", metavar="NAME", help="Of torch's elastic agent."),
     torchrun_flag(
@@ -145,7 +147,7 @@ program_flags = with_options(
         callback=print_completion,
         help="Print what completes dist-train in that shell, and end.",
     ),
-    torchrun_flag("--start-method", hidden=True, expose_value=False, help="For functions; this starts programs."),
+    torchrun_flag("--start-method", type=click.Choice(METHODS), hidden=True, expose_value=False),
     torchrun_flag("--signals-to-handle", hidden=True, expose_value=False, help="SIGUSR1 and SIGUSR2 always are."),
     torchrun_flag("--use-env", is_flag=True, hidden=True, expose_value=False, help="The only way there is."),
 )

@@ -79,6 +79,16 @@ def test_each_variable_of_torchrun_is_read(action, monkeypatch):
         assert parse(SCRIPT).params[name] is False
 
 
+def test_each_choice_of_torchs_is_one_and_no_other():
+    found = {action.dest: action for action in options() if action.choices and action.dest != "print_completion"}
+    assert found.keys() >= {"numa_binding", "start_method"}
+    for action in found.values():
+        for choice in action.choices:
+            parse(action.option_strings[0], choice, SCRIPT)
+        with pytest.raises(click.BadParameter):
+            parse(action.option_strings[0], "nope", SCRIPT)
+
+
 def test_all_that_has_a_value_can_be_planned_at_once():
     """Two flags that both say where nodes meet do not go together; each other one does."""
     words = [
