@@ -71,16 +71,19 @@ def become_subreaper() -> None:
     _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_descendants(*, patience: float, spare: Collection[int] = ()) -> list[int]:
+def end_descendants(
+    *, patience: float, spare: Collection[int] = (), sessions: Collection[int] | None = None
+) -> list[int]:
     """Ends everything below this process: SIGTERM, after `patience` seconds SIGKILL. Returns what would not end.
 
     Args:
         spare: processes that stay; what is below them does not.
+        sessions: only processes of these are ended; None: of all.
     """
     begun = time.monotonic()
-    for pid in _living(spare) if patience > 0 else []:
+    for pid in living(spare, sessions) if patience > 0 else []:
         send(pid, signal.SIGTERM)
-    while left := _living(spare):
+    while left := living(spare, sessions):
         waited = time.monotonic() - begun
         if waited > patience + KILL_TIMEOUT_S:
             return left
@@ -90,15 +93,16 @@ def end_descendants(*, patience: float, spare: Collection[int] = ()) -> list[int
     return []
 
 
-def _living(spare: Collection[int]) -> list[int]:
-    """What still runs below this process; its dead children are reaped on the way."""
+def living(spare: Collection[int] = (), sessions: Collection[int] | None = None) -> list[int]:
+    """What still runs below this process, as for `end_descendants`; its dead children are reaped on the way."""
     family: list[int] = []
     for pid in descendants(os.getpid()):
         found = stat(pid)
         if found is None or pid in spare:
             continue
         if found.state not in "ZX":
-            family.append(pid)
+            if sessions is None or found.session in sessions:
+                family.append(pid)
         elif found.parent == os.getpid():
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

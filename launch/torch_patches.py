@@ -4,6 +4,7 @@ Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test th
 
 - install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
 - start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
+- give_time_to_end: a rank may take as long to end as --grace says (test_endings.py).
 - wrap_collective: the calls of torch.distributed's functions are noted (test_calls.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 """
@@ -38,6 +39,13 @@ def start_ranks_by(start: Callable[[dict[str, str], tuple[str, ...]], Any]) -> N
         return execute(entrypoint, args, env, *more, **options) if rank is None else rank
 
     api.get_subprocess_handler = handler
+
+
+def give_time_to_end(seconds: float) -> None:
+    """Of the ranks that are left when one has failed, before torch's agent in this process kills them."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    api.PContext.close.__defaults__ = (None, seconds)  # type: ignore[assignment]
 
 
 def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> None:

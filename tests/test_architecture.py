@@ -300,6 +300,9 @@ def test_who_a_rank_is_has_one_source():
     assert_none(found, "RANK and the like are read in parallel/ranks.py, and where the launcher starts ranks, alone")
 
 
+RUNS_THE_PROGRAM = "launch/rank/main.py"
+
+
 def test_nothing_runs_code_that_came_as_data():
     found = []
     for path in OUR_FILES:
@@ -308,7 +311,10 @@ def test_nothing_runs_code_that_came_as_data():
             for line, name in imports(path)
             if belongs_to(name, *RUNS_CODE_FROM_DATA)
         ]
-        found += [f"{name_of(path)}:{call.lineno} {called}" for call, called in calls(path) if _runs_code(call, called)]
+        if name_of(path) != RUNS_THE_PROGRAM:
+            found += [
+                f"{name_of(path)}:{call.lineno} {called}" for call, called in calls(path) if _runs_code(call, called)
+            ]
     assert_none(found, "no pickle, torch.load, yaml.load, eval, exec, os.system or shell=True")
 
 

@@ -14,11 +14,13 @@ class Stat:
 
     Attributes:
         parent: process id of its parent.
+        session: id of its session, which is that of the process that began it.
         state: one letter; Z and X are dead.
         started: in clock ticks since boot.
     """
 
     parent: int
+    session: int
     state: str
     started: int
 
@@ -30,7 +32,7 @@ def stat(pid: int) -> Stat | None:
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
-    return Stat(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+    return Stat(parent=int(fields[1]), session=int(fields[3]), state=fields[0], started=int(fields[19]))
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 from dist_train.rundir.records import Frame
 
 from ..console import mark
-from .collectives import first_difference, odd_one
+from .collectives import first_difference, odd_one, sides
 from .evidence import Evidence, Process
 from .formatting import frame_at, named, short
 from .watchdog import Hang
@@ -30,7 +30,7 @@ class Finding:
 
 def find(evidence: list[Evidence]) -> Finding:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
-    for test in (_stopped, _ended, _silent, _elsewhere, _behind, _in_another_call, _in_another):
+    for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another):
         if (finding := test(evidence)) is not None:
             return finding
     return _odd([], "no odd rank: all wait " + _where(evidence[0].process))
@@ -107,8 +107,13 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
 def _in_another_call(evidence: list[Evidence]) -> Finding | None:
     """It has called another collective than the others, or the same with another shape."""
     differing = first_difference({one.rank: one.calls for one in evidence})
-    if differing is None or (odd := odd_one(differing)) is None:
+    if differing is None:
         return None
+    odd = odd_one(differing)
+    if odd is None:
+        calls = [(ranks, call, frame_at(call.file, call.line, call.function)) for ranks, call in sides(differing)]
+        told = (f"\n    {named(ranks)} called {call.what} at {_line(place)}" for ranks, call, place in calls)
+        return _odd([], f"collective {calls[0][1].number} does not fit:{''.join(told)}")
     rank, usual = odd
     call = differing[rank]
     place = frame_at(call.file, call.line, call.function)
@@ -172,8 +177,10 @@ def quiet_in_words(hang: Hang, node: int | None) -> str:
     text = explain(hang, find(hang.evidence))
     if node not in (0, None):
         return text.split("\n")[0]
-    end = "it is not ended" if hang.ends_after is None else f"it is ended after {_seconds(hang.ends_after)}"
-    return f"{text}\n  {end} without a sign of going forward (--hang-timeout)"
+    if hang.ends_after is None:
+        return f"{text}\n  it is not ended, for a long wait may be meant; --hang-timeout SECONDS ends it"
+    after = _seconds(hang.ends_after)
+    return f"{text}\n  it is ended after {after} without a sign of going forward (--hang-timeout)"
 
 
 def _seconds(value: float) -> str:

@@ -26,7 +26,7 @@ from dist_train.rundir.records import AgentOutcome, RankEnd
 
 from ..processes import descendants, ignore_signals, send
 from ..rank.page import FACTS, Page
-from ..torch_patches import start_ranks_by
+from ..torch_patches import give_time_to_end, start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
@@ -36,7 +36,7 @@ RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 def main() -> None:
     """Never returns: the interpreter's own way out of torch takes seconds."""
     request = decode(AgentRequest, json.loads(sys.stdin.readline()))
-    hold_lifeline()
+    hold_lifeline(request.stdin)
     ignore_signals()
     os.chdir(request.cwd)
     work(request)
@@ -71,11 +71,11 @@ def work(request: AgentRequest) -> None:
     os._exit(0)
 
 
-def hold_lifeline() -> None:
-    """Watches stdin from a thread; the ranks get an empty one."""
+def hold_lifeline(stdin: int) -> None:
+    """Watches stdin from a thread; the ranks get that of the user's command."""
     lifeline = os.dup(0)
-    with open(os.devnull) as empty:
-        os.dup2(empty.fileno(), 0)
+    os.dup2(stdin, 0)
+    os.close(stdin)
 
     def wait() -> None:
         os.read(lifeline, 1)
@@ -109,6 +109,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     config, python, _ = config_from_args(arguments)
     config.logs_specs = rank_files(request)
     config.max_restarts = 0
+    give_time_to_end(request.grace)
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
     files = [request.generation, request.logs, request.output, request.pages]

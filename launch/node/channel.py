@@ -2,17 +2,21 @@
 
 import contextlib
 import json
+import os
 import socket
 from typing import Any
 
-LARGEST_MESSAGE = 1 << 20
-"""Bytes."""
+LARGEST_PACKET = 100_000
+"""Bytes. Linux refuses packets above about 200 kB; a longer message goes through a memory file."""
 
 
 def receive(channel: socket.socket) -> Any:
     """The next message; None when the other side is gone."""
     try:
-        packet = channel.recv(LARGEST_MESSAGE)
+        packet, files, _, _ = socket.recv_fds(channel, LARGEST_PACKET, 1)
+        for file in files:
+            with open(file, "rb") as message:
+                packet = message.read()
     except OSError:
         return None
     return json.loads(packet) if packet else None
@@ -20,5 +24,13 @@ def receive(channel: socket.socket) -> Any:
 
 def send(channel: socket.socket, message: Any) -> None:
     """Drops a message for a peer that has gone."""
-    with contextlib.suppress(OSError):
-        channel.send(json.dumps(message).encode())
+    packet = json.dumps(message).encode()
+    if len(packet) <= LARGEST_PACKET:
+        with contextlib.suppress(ConnectionError):
+            channel.send(packet)
+        return
+    with open(os.memfd_create("message"), "w+b") as file:
+        file.write(packet)
+        file.seek(0)
+        with contextlib.suppress(ConnectionError):
+            socket.send_fds(channel, [b"."], [file.fileno()])

@@ -95,6 +95,17 @@ def open_files(prefix: str) -> Iterator[str]:
                 yield path
 
 
+class Forked(BaseException):
+    """This is the new process: it leaves the server's frames behind, and does what it is there for.
+
+    Args:
+        work: what that is.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+
 class ForkServer:
     """Forks what it is asked for, and tells how it ended.
 
@@ -106,6 +117,8 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, root: str, package: str) -> None:
         self._control, self._root, self._package = control, root, package
+        if sys.flags.safe_path:  # Python has put no folder of ours there
+            sys.path.insert(0, root)
         sys.path[0] = root  # for what these two import
         self._rank_main, self._processes = load("rank/main"), load("processes")
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
@@ -115,7 +128,11 @@ class ForkServer:
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
 
     def serve(self, parent: int) -> None:
-        """Until the supervisor is gone, which takes everything below along. Never returns."""
+        """Until the supervisor is gone, which takes everything below along. Never returns.
+
+        Raises:
+            Forked: in each process that was forked.
+        """
         self._rank_main.die_with(parent)
         self._processes.ignore_signals()
         received = channel.receive(self._control)
@@ -177,23 +194,25 @@ class ForkServer:
         os.environ.update(environment)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
-        self._rank_main.leave(words)
+        if sys.flags.safe_path:
+            del sys.path[0]
+        self._rank_main.leave_fast()
+        self._rank_main.main(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:
-        """Returns the id of a process that runs `child`; `asked` is told of its end."""
+        """Returns the id of a process that runs `child`; `asked` is told of its end.
+
+        Raises:
+            Forked: in that process.
+        """
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            try:
-                self._rank_main.die_with(server)
-                gc.freeze()  # the collector would write to, and so copy, the pages that all share
-                gc.enable()
-                self._let_go(keep)
-                child()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
+            self._rank_main.die_with(server)
+            gc.freeze()  # the collector would write to, and so copy, the pages that all share
+            gc.enable()
+            self._let_go(keep)
+            raise Forked(child)
         ended = os.pidfd_open(pid)
         self._selector.register(ended, selectors.EVENT_READ, lambda: self._tell_end(pid, ended, asked))
         return pid
@@ -219,4 +238,8 @@ class ForkServer:
 
 if __name__ == "__main__":
     descriptor, parent, root, package = sys.argv[1:]
-    ForkServer(socket.socket(fileno=int(descriptor)), root, package).serve(int(parent))
+    try:
+        ForkServer(socket.socket(fileno=int(descriptor)), root, package).serve(int(parent))
+    except Forked as forked:
+        work = forked.work
+    work()

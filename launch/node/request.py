@@ -22,7 +22,9 @@ class AgentRequest:
         output: address of the relay.
         pages: the memory file (rank/page.py): a page for each rank, and the last for the agent.
         ranks: how many this node has.
+        grace: seconds that ranks may take to end once one has failed.
         outcome: the file to write how the ranks ended, for people.
+        stdin: descriptor of the standard input of the user's command.
     """
 
     cwd: str
@@ -38,4 +40,6 @@ class AgentRequest:
     output: str
     pages: str
     ranks: int
+    grace: float
     outcome: str
+    stdin: int = 0

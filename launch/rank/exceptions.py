@@ -59,7 +59,7 @@ def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, A
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in checked_last]
     seen = [{"file": f.filename, "line": f.lineno, "function": f.name, "text": f.line or ""} for f in frames]
-    lines = traceback.format_exception(type(error), error, _own_part(error, checked_last))
+    lines = traceback.format_exception(type(error), error, own_part(error, checked_last))
     told, elsewhere = raised_elsewhere(error)
     return {
         "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
@@ -139,7 +139,7 @@ def _words(error: BaseException) -> Iterator[str]:
         yield from (f"    {line}" for line in [*more, *getattr(member, "__notes__", ())])
 
 
-def _own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
+def own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
     """The traceback from the program's first frame on; a syntax error in the program itself has none."""
     part = error.__traceback__
     while part is not None and part.tb_frame.f_code.co_filename in checked_last:

@@ -4,25 +4,28 @@
 `--no-python PROGRAM` or a script.
 
 It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
-supervisor finds it. Then the program runs as `__main__`, exactly as torchrun would run it. Run as a file of its own, so
-that no folder of ours gets into the program's sys.path; it imports the standard library alone.
+supervisor finds it. Then the program runs as `__main__`, as `python -u PROGRAM` runs it, and the process ends as that
+does: by the interpreter's own end. Run as a file of its own, so that no folder of ours gets into the program's
+sys.path; it imports the standard library alone.
 """
 
-import atexit
+import builtins
 import contextlib
 import ctypes
 import faulthandler
+import importlib.machinery
 import importlib.util
 import io
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
+import types
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +35,7 @@ _OUR_FILES = ("runpy", "<frozen runpy>", __file__)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the program; ends the process with the exit code that fits what happened."""
+    """Runs the program. Raises SystemExit with the exit code that fits what happened, if that is not 0."""
     parent, agent, generation, logs, output, pages, signals, *program = arguments
     die_with(int(parent))
     if signals == "default":
@@ -45,8 +48,9 @@ def main(arguments: list[str]) -> None:
 
     def say(told: dict[str, Any]) -> None:
         """In the page for the supervisor, and in a file for people and other nodes, where the disk takes it."""
-        page.put(paging.FACTS, identity | told)
-        write_json(facts, identity | told)
+        if os.getpid() == identity["pid"]:  # and no child that the program has forked
+            page.put(paging.FACTS, identity | told)
+            write_json(facts, identity | told)
 
     say({})
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
@@ -60,15 +64,21 @@ def main(arguments: list[str]) -> None:
     except SystemExit as leaving:
         say({"ended": leaving.code or 0, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        show(error, exceptions.own_part(error, _OUR_FILES))
         sys.exit(INTERRUPTED)
     except BaseException as error:
+        if os.getpid() != identity["pid"]:
+            show(error, exceptions.own_part(error, _OUR_FILES), by_default=True)
+            sys.exit(1)
         os.close(spare)
         report = exceptions.report(error, _OUR_FILES)
         page.put(paging.ERROR, identity | report)
         write_json(Path(generation) / "errors" / f"rank{rank}.json", identity | report)
         with contextlib.suppress(OSError):
             print(report["traceback"], file=log, flush=True)
+        keep_process_groups()
+        show(error, exceptions.own_part(error, _OUR_FILES))
         sys.exit(report["code"])
     say({"ended": 0, "ended_ns": boot_ns()})
 
@@ -130,13 +140,8 @@ def send_output(address: str, path: Path, rank: int) -> TextIO:
         ends = ask_for_output(address, path, rank)
     except OSError:  # there is no relay: the log is what matters
         ends = [os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)] * 3
-    for number, name, end in ((1, "stdout", ends[0]), (2, "stderr", ends[1])):
-        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+    for number, end in ((1, ends[0]), (2, ends[1])):
         os.dup2(end, number)
-        raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered, as `python -u` has them
-        stream = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True, write_through=True)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
     log = open(ends[2], "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115 - for the process's life
     for end in {*ends[:2]} - {ends[2]}:
         os.close(end)
@@ -163,42 +168,92 @@ def ask_for_output(address: str, path: Path, rank: int) -> list[int]:
 
 
 def run(program: list[str]) -> None:
-    """`-m MODULE …` or `SCRIPT …`, with sys.argv and sys.path as Python sets them; or another program in our place."""
+    """`-m MODULE …` or `SCRIPT …`, as the interpreter runs what it is given on its command line; or another program in
+    our place."""
     if program[0] == "--no-python":
         sys.stdout.flush()
         os.execvp(program[1], program[1:])
-    elif program[0] == "-m":
-        sys.path[0] = os.getcwd()
-        sys.argv = program[1:]
-        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0] = str(Path(program[0]).resolve().parent)
+    sys.orig_argv = [sys.executable, "-u", *program]
+    main = types.ModuleType("__main__")
+    main.__builtins__ = builtins  # type: ignore[attr-defined]
+    if hasattr(sys.modules["__main__"], "__annotations__"):  # which newer Pythons make when they are needed
+        main.__annotations__ = {}
+    sys.modules["__main__"] = main
+    if program[0] == "-m":
+        begin_path(os.getcwd())
+        sys.argv = ["-m", *program[2:]]
+        runpy._run_module_as_main(program[1])  # type: ignore[attr-defined]  # what the interpreter calls for -m
+    elif pkgutil.get_importer(program[0]) is not None:  # a folder, or a zip file
+        begin_path(program[0])
         sys.argv = program
-        runpy.run_path(program[0], run_name="__main__")
+        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+    else:
+        begin_path(str(Path(program[0]).resolve().parent))
+        sys.argv = program
+        run_file(os.path.join(os.getcwd(), program[0].removeprefix("./")), vars(main))
 
 
-def leave(arguments: list[str]) -> None:
-    """Runs `main` and ends the process as the interpreter would, without what takes torch a second: taking it down."""
-    code: Any = 0
+def begin_path(folder: str) -> None:
+    """Puts the program's folder first in sys.path, in place of ours."""
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
+
+
+def run_file(path: str, namespace: dict[str, Any]) -> None:
+    with io.open_code(path) as file:
+        code = pkgutil.read_code(file)
+    kind: Any = importlib.machinery.SourcelessFileLoader
+    if code is None:
+        kind = importlib.machinery.SourceFileLoader
+        code = compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
+    namespace.update(__file__=path, __cached__=None, __loader__=kind("__main__", path))
+    exec(code, namespace)
+
+
+def show(error: BaseException, trace: Any, *, by_default: bool = False) -> None:
+    """An exception that nobody has caught, as the interpreter shows it: by the program's sys.excepthook, and to what it
+    has put in place of sys.stderr. Where it has changed neither, the launcher says what has happened.
+
+    Args:
+        trace: the part of its traceback that is the program's own.
+        by_default: the launcher will not.
+    """
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    hook = sys.excepthook
+    if first_hook(hook) is sys.__excepthook__ and sys.stderr is sys.__stderr__ and not by_default:
+        return
     try:
-        main(arguments)
-    except SystemExit as leaving:
-        code = 0 if leaving.code is None else leaving.code
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
-        atexit._run_exitfuncs()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(code & 0xFF)
+        hook(type(error), error.with_traceback(trace), trace)
+    except Exception:
+        print("Error in sys.excepthook:", traceback.format_exc(), "Original exception was:", sep="\n", file=sys.stderr)
+        traceback.print_exception(type(error), error, trace)
+
+
+def first_hook(hook: Any) -> Any:
+    """Behind torch's, which writes the rank in front of what the one before it prints."""
+    while getattr(hook, "__module__", None) == "torch.distributed.distributed_c10d" and hook.__closure__:
+        hook = dict(zip(hook.__code__.co_freevars, hook.__closure__, strict=True))["old_hook"].cell_contents
+    return hook
+
+
+def keep_process_groups() -> None:
+    """Of a rank that has failed: nothing frees them, since that waits for what its peers will never send."""
+    world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
+    for group in list(getattr(world, "pg_map", ())):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def leave_fast() -> None:
+    """From now on, the process ends once the interpreter has, and what was loaded after this: what torch's libraries do
+    at the end takes longer than that, for nothing. For a forked rank, which has them loaded."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # a libc that is not glibc
+        # In reverse order at the end: what C code has still to print, then the end.
+        libc.on_exit(libc._exit, None)
+        libc.__cxa_atexit(libc.fflush, None, None)
 
 
 if __name__ == "__main__":
-    leave(sys.argv[1:])
+    main(sys.argv[1:])

@@ -21,6 +21,7 @@ import tty
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dist_train.rundir.codec import decode
 
@@ -36,7 +37,7 @@ SETTLED_S = 5.0
 ROUNDS = 16
 """Reads in a row from one rank, so that one that prints without end leaves room for the others."""
 LAST_WORDS_S = 3.0
-"""For the output of processes that outlive the launch."""
+"""For the output of processes that outlive the launch; what they print later goes to the logs alone."""
 STUCK_CONSOLE_S, SLOW_CONSOLE_S = 1.0, 5.0
 """In the end, for a console that accepts nothing, and for one that accepts something."""
 
@@ -58,6 +59,10 @@ def main() -> None:
         console.end_line()
         console.drain(STUCK_CONSOLE_S, SLOW_CONSOLE_S)
     os._exit(0)  # a thread may still wait for the console
+
+
+def _nowhere(_: bytes) -> None:
+    """The console that a program has which outlives the launch."""
 
 
 class Stream:
@@ -99,6 +104,10 @@ class Stream:
         if self._follow is not None:
             self._follow()
 
+    def leave_console(self) -> None:
+        """From now on the log alone gets what is read."""
+        self._take, self._shown, self._follow = _nowhere, None, None
+
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
@@ -132,11 +141,12 @@ class Relay:
         self._ranks: list[Rank] = []
 
     def run(self, listener: socket.socket) -> None:
-        """Until stdin is closed and no rank's output is open, or LAST_WORDS_S later."""
+        """Until stdin is closed and no rank's output is open; or nothing comes any more, LAST_WORDS_S later at most."""
         until: float | None = None
         self._selector.register(0, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
-        while until is None or (self._ranks and time.monotonic() < until):
+        ready: dict[int, Any] = {}
+        while until is None or (self._ranks and ready and time.monotonic() < until):
             ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
             if listener.fileno() in ready:
                 self._welcome(listener)
@@ -152,9 +162,20 @@ class Relay:
             else:
                 self._selector.unregister(0)
                 until = time.monotonic() + LAST_WORDS_S
-        for rank in [*self._ranks]:
-            for stream in [*rank.streams]:
-                self._close(rank, stream)
+        self._selector.unregister(listener)
+        if not self._ranks or os.fork() > 0:
+            return
+        # What the program has left behind, in sessions of their own as this process: their output goes to the logs.
+        os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):  # who reads our output waits for its end
+            os.dup2(nowhere, number)
+        for stream in [stream for rank in self._ranks for stream in rank.streams]:
+            stream.leave_console()
+        while self._ranks:
+            for rank in {key.fd: key.data for key, _ in self._selector.select()}.values():
+                self._read(rank)
+        os._exit(0)
 
     def _read(self, rank: Rank) -> None:
         """One round over a rank's streams in their order: what it said before an error comes before it."""

@@ -57,12 +57,13 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
         raise
     with owning(plan), ReceivedSignals() as signals:
         start.look_again()
-        starter = AgentStarter(plan)
+        starter, code = AgentStarter(plan), None
         try:
             code = _supervise_on_record(plan, signals, starter)
         finally:
             starter.close()
-            end_descendants(patience=0)
+            if plan.is_training or code != ExitCode.DONE:
+                end_descendants(patience=0)
         try:
             if at_end is not None:
                 at_end(plan, code)

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..children import LAUNCH, PACKAGE, ROOT, start
@@ -50,7 +50,12 @@ class AgentStarter:
             self.close()
             say_not_preloaded(f"the fork server ended, see {self._log}")
         # It imports torch itself. Its stdin is its lifeline, which is closed when nobody has the process any more.
-        return start("node.agent", request, environment=self._plan.environment)[0]
+        stdin = os.dup(0)
+        try:
+            told = replace(request, stdin=stdin)
+            return start("node.agent", told, environment=self._plan.environment, files=[stdin])[0]
+        finally:
+            os.close(stdin)
 
     @property
     def pids(self) -> list[int]:
@@ -71,9 +76,9 @@ class AgentStarter:
 
     def close(self) -> None:
         if self._server is not None and self._client is not None:
-            self._client.channel.close()
-            self._server.kill()
+            self._server.kill()  # before it hears that we have gone, and ends what may live on
             self._server.wait()
+            self._client.channel.close()
         self._server = self._client = None
 
     def _start_server(self) -> ForkClient:
@@ -85,7 +90,6 @@ class AgentStarter:
         with theirs:
             self._server = subprocess.Popen(
                 [sys.executable, "-u", file, str(theirs.fileno()), str(os.getpid()), str(ROOT), PACKAGE],
-                stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, **self._plan.environment},
                 start_new_session=True,

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
-from dist_train.rundir.codec import decode, read_record, read_records
+from dist_train.rundir.codec import read_record, read_records
 from dist_train.rundir.layout import GenerationDir, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
@@ -22,9 +22,8 @@ from ..diagnosis.verdict import as_record
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
 from ..plan.host import Memory, memory, oom_kills
-from ..rank.page import FACTS
 from .agent_starter import AgentStarter
-from .exit_watcher import errors_of, ranks_of
+from .exit_watcher import errors_of, outcome_of, ranks_of
 from .other_nodes import Agreed
 from .run_files import RunFiles
 from .stopping import Stopping
@@ -109,8 +108,7 @@ class Ending:
             return self._wrote("stopped", forced_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
-        said = self._pages.get(self._pages.count - 1, FACTS)
-        outcome = decode(AgentOutcome, said) if said else AgentOutcome(error="it died", ranks=[])
+        outcome = outcome_of(self._pages) or AgentOutcome(error="it died", ranks=[])
         if self._stopping.is_abandoned and self._has_done_its_part():
             outcome = AgentOutcome(error=None, ranks=[])  # its agent has waited for the other node's alone
         if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dist_train.rundir.codec import decode
-from dist_train.rundir.records import ErrorRecord, RankRecord
+from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord
 
 from ..rank.page import ERROR, FACTS, Pages
 
@@ -26,6 +26,12 @@ def errors_of(pages: Pages) -> list[ErrorRecord]:
     """The exceptions that have ended ranks of this node."""
     found = (pages.get(number, ERROR) for number in range(pages.count - 1))
     return [decode(ErrorRecord, one) for one in found if one is not None]
+
+
+def outcome_of(pages: Pages) -> AgentOutcome | None:
+    """How the agent of this node saw them end; None where it could not say."""
+    said = pages.get(pages.count - 1, FACTS)
+    return decode(AgentOutcome, said) if said else None
 
 
 @contextmanager

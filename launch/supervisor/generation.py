@@ -5,6 +5,7 @@ signals; they answer by files in generations/<g>/.
 """
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -14,28 +15,31 @@ from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import NodeRecord
 
 from ..console import mark
+from ..diagnosis.activity import Activity, activity
 from ..diagnosis.hang import quiet_in_words
 from ..diagnosis.nodes import Nodes
 from ..diagnosis.watchdog import Hang, Watchdog
 from ..node.request import AgentRequest
 from ..plan import LaunchPlan
-from ..processes import end_descendants
+from ..processes import end_descendants, living
 from ..rank.page import SIZE, Pages
 from ..relay.handle import OutputRelay
 from ..scheduler import step_facts
 from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
 from .ending import Ended, Ending, MemoryWatch, stopped_code
-from .exit_watcher import ranks_of, watch_exits
+from .exit_watcher import outcome_of, ranks_of, watch_exits
 from .generation_number import claim
 from .other_nodes import NoOtherNodes
 from .run_files import RunFiles
-from .stopping import Stopping
+from .stopping import ENDING_S, Stopping
 
 LOOK_S = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
 AFTER_END_S = 1.0
-"""Seconds that other processes have to end once all ranks have."""
+"""Seconds that other processes have to end, after SIGTERM, once all ranks have."""
+CHILDREN_IDLE_S = 1.0
+"""Seconds in which they do nothing, before they are sent it."""
 
 
 def begin_generation(plan: LaunchPlan) -> GenerationDir:
@@ -105,11 +109,39 @@ class Generation:
             was_killed = was_killed or self._stopping.is_abandoned
             agent.kill()
             patience = 0 if was_killed else AFTER_END_S
-            end_descendants(patience=patience, spare=[self._relay.pid, *self._starter.pids])
+            sessions = None if was_killed else self._sessions_of_ranks()
+            spare = [self._relay.pid, *self._starter.pids]
+            if not was_killed and not self._plan.is_training:
+                self._let_finish(spare, sessions)
+            end_descendants(patience=patience, spare=spare, sessions=sessions)
             self._relay.finish()
         ended = self._ending.conclude(hang, exits)
         self._pages.close()
         return ended
+
+    def _let_finish(self, spare: list[int], sessions: list[int] | None) -> None:
+        """Waits for what ranks have left behind, for as long as it does something: it may have data to write."""
+        limit, seen = time.monotonic() + (self._plan.flags.grace or ENDING_S), dict[int, Activity]()
+        looked = worked = time.monotonic()
+        while (left := living(spare, sessions)) and not self._signals.stop:
+            now = time.monotonic()
+            if now > limit or now - worked > CHILDREN_IDLE_S:
+                return
+            if now - looked >= LOOK_S:
+                does = {pid: activity(pid, {}) for pid in left}
+                if any(does[pid].did_something_since(seen[pid], now - looked) for pid in does if pid in seen):
+                    worked = now
+                seen, looked = does, now
+            time.sleep(0.01)
+
+    def _sessions_of_ranks(self) -> list[int] | None:
+        """Whose processes end with the ranks of a program that has done its part: what has begun a session of its own,
+        such as an upload, lives on. None for all, where the program has failed or was stopped."""
+        outcome = outcome_of(self._pages)
+        is_well = outcome is not None and outcome.error is None and all(rank.exit_code == 0 for rank in outcome.ranks)
+        if self._plan.is_training or not is_well or self._signals.stop is not None:
+            return None
+        return [rank.pid for rank in ranks_of(self._pages)]
 
     def _request(self) -> AgentRequest:
         plan = self._plan
@@ -127,6 +159,7 @@ class Generation:
             output=self._relay.address,
             pages=self._pages.path,
             ranks=plan.ranks_per_node,
+            grace=plan.flags.grace or ENDING_S,
             outcome=str(self._folder.agent(plan.node_name).absolute()),
         )
 
@@ -140,7 +173,7 @@ class Generation:
         if len(alive) == len(ranks):
             self._memory.look()
         self._stopping.pass_on(ranks, alive)
-        if self._stopping.failing_since is not None:
+        if self._stopping.is_failing:
             return None
         hang = self._watchdog.look(alive, [rank for rank in ranks if rank.ended == 0])
         if hang is not None and not hang.is_over:

@@ -4,21 +4,45 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..console import mark
+from ..diagnosis.activity import Activity, activity
+from ..diagnosis.evidence import read_heartbeat
 from ..plan import LaunchPlan
-from ..processes import catches, send
+from ..processes import catches, family_tree, send
 from ..rank.page import Pages
 from ..signals import ReceivedSignals
 from .exit_watcher import errors_of
 from .other_nodes import NoOtherNodes
 
 AFTER_FAILURE_S = 3.0
-"""Seconds that ranks have to end by themselves once one has failed."""
+"""Seconds that the other ranks of a training have to end by themselves once one has failed, and after which the user is
+told who is waited for."""
+ENDING_S = 30.0
+"""Seconds that a rank may take to end where no --grace is given: torch's own. What it was about to do may matter:
+buffers, checkpoints in a thread, a handler of SIGTERM that saves."""
+IDLE_S = 15.0
+"""Seconds in which a rank that is to end does nothing, after which it will not end by itself."""
+LOOK_S = 1.0
+"""Seconds between two looks at what a rank does."""
+
+
+@dataclass
+class _Ending:
+    """A rank that is about to end."""
+
+    since: float
+    looked: float = 0.0
+    seen: Activity | None = None
+    """What it had done by then."""
+    worked: float = field(default_factory=time.monotonic)
+    """When it was last seen to do something."""
+    is_told: bool = False
 
 
 class Stopping:
@@ -31,7 +55,7 @@ class Stopping:
     Attributes:
         ended_by_us: ranks that were killed because another had failed.
         is_out_of_time: a stop was asked for so long ago that the last checkpoint has to do.
-        failing_since: when a rank was seen to have failed, or a node to have left, so that the others are about to end.
+        is_failing: a rank has failed, or a node has left, so that the others are about to end.
         is_abandoned: there is nothing to wait for: a node has left, and no rank is alive here.
         had_nothing_to_save: no rank had got as far as training when the stop was asked for.
     """
@@ -54,7 +78,13 @@ class Stopping:
         """Process ids of the ranks that were asked to stop."""
         self._is_announced = False
         self._deadline: float | None = None
-        self.failing_since: float | None = None
+        self._failing_since: float | None = None
+        self._ending: dict[int, _Ending] = {}
+        """Ranks that are about to end, by number."""
+
+    @property
+    def is_failing(self) -> bool:
+        return self._failing_since is not None
 
     @property
     def is_forced(self) -> bool:
@@ -106,16 +136,46 @@ class Stopping:
         return False
 
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
-        """Once a rank has failed the others have a few seconds: torch's agent would wait for half a minute."""
+        """Once a rank has failed, it and then the others get the time to end that they use."""
+        failed = {error.rank for error in errors_of(self.pages)}
         is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
         has_left = self.others.have_left(bool(ranks))
         self.is_abandoned = has_left and not ranks
-        if not is_gone and not has_left and not errors_of(self.pages) and not self._has_failed_elsewhere():
+        if not is_gone and not has_left and not failed and not self._has_failed_elsewhere():
             return
-        self.failing_since = self.failing_since or time.monotonic()
-        if time.monotonic() - self.failing_since < AFTER_FAILURE_S:
-            return
-        self.is_abandoned = has_left and not alive
-        for rank in alive:
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        waiting = [rank for rank in alive if rank.rank in failed] or alive
+        if waiting == alive and now - self._failing_since >= AFTER_FAILURE_S:
+            self.is_abandoned = has_left and not alive
+            if not is_gone and not failed:  # else torch's agent has told them
+                self._tell_to_end(alive)
+        self._ending = {rank.rank: self._ending.get(rank.rank) or _Ending(now) for rank in waiting}
+        for rank in [one for one in waiting if self._has_had_its_time(one, one.rank in failed)]:
             self.ended_by_us.add(rank.rank)
             send(rank.pid, signal.SIGKILL, group=True)
+
+    def _tell_to_end(self, alive: Sequence[RankRecord]) -> None:
+        for rank in alive:
+            if rank.pid not in self._asked and not self.plan.is_training:
+                self._asked.add(rank.pid)
+                send(rank.pid, signal.SIGTERM)
+
+    def _has_had_its_time(self, rank: RankRecord, has_failed: bool) -> bool:
+        """Whether a rank that was about to end is to be killed."""
+        ending, now = self._ending[rank.rank], time.monotonic()
+        waited = now - ending.since
+        if self.plan.is_training and not has_failed:  # it has nothing to save that the others have not
+            return waited >= AFTER_FAILURE_S
+        if now - ending.looked >= LOOK_S:
+            monitor = read_heartbeat(self.pages.head(rank.local_rank)).monitor
+            seen = activity(rank.pid, family_tree(), monitor)
+            if ending.seen is None or seen.did_something_since(ending.seen, now - ending.looked):
+                ending.worked = now
+            ending.seen, ending.looked = seen, now
+        limit = self.plan.flags.grace or ENDING_S
+        if waited >= AFTER_FAILURE_S and not ending.is_told:
+            ending.is_told = True
+            doing = "has failed and is still ending" if has_failed else "is still ending"
+            self._say(f"  rank {rank.rank} (pid {rank.pid}) {doing}: it has up to {limit:g} s (--grace)")
+        return waited >= limit or now - ending.worked >= IDLE_S

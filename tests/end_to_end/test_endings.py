@@ -1,0 +1,101 @@
+"""How the ranks of `dist-train run` end: as under torchrun, with the time that they use."""
+
+import pytest
+
+from tests.end_to_end.test_launcher import until
+from tests.end_to_end.test_run import OURS, go
+from tests.faults.endings import campaign
+from tests.faults.lives import is_running
+from tests.faults.tally import Order, table
+
+WORKS = """
+import atexit, os, signal, sys, time
+
+def work(name):
+    for number in range(9):
+        time.sleep(0.5)
+        with open(name, "a") as file:
+            file.write(f"{number}")
+
+def save(*_):
+    work("saved")
+    sys.exit(1)
+
+sys.excepthook = lambda kind, error, trace: open("hook", "w").write(f"{error} {trace.tb_frame.f_code.co_filename}")
+if os.environ["RANK"] == "1":
+    signal.signal(signal.SIGTERM, save)
+    open("ready", "w").close()
+    signal.pause()
+while not os.path.exists("ready"):
+    time.sleep(0.01)
+atexit.register(work, "at_exit")
+raise ValueError("wrong")
+"""
+HANGS_AT_ITS_END = """
+import threading
+threading.Thread(target=threading.Event().wait).start()
+raise ValueError("wrong")
+"""
+LEAVES_BEHIND = """
+import subprocess, sys
+assert len(sys.argv) == 4 and set(map(len, sys.argv[1:])) == {120_000}
+for name, session in (("upload", True), ("helper", False)):
+    subprocess.Popen([sys.executable, "-u", "child.py", name], start_new_session=session)
+"""
+CHILD = """
+import os, sys, time
+name = sys.argv[1]
+with open(f"{name}.new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(f"{name}.new", name)
+while not os.path.exists("go"):
+    time.sleep(0.05)
+print(name, "is done")
+open(f"{name}.done", "w").close()
+"""
+
+
+def test_what_is_on_disk_afterwards_is_what_torchrun_leaves(tmp_path):
+    tally = campaign(Order(folder=tmp_path, count=3))
+    assert tally.injections == 3
+    assert tally.failures == [], table([tally])
+
+
+@pytest.mark.long
+def test_often(tmp_path):
+    tally = campaign(Order(folder=tmp_path, count=200))
+    assert tally.failures == [], table([tally])
+
+
+def test_a_failed_rank_and_its_peer_get_the_time_that_they_use(tmp_path):
+    """More than the three seconds that the ranks of a training have."""
+    (tmp_path / "works.py").write_text(WORKS)
+    done = go(tmp_path, *OURS, "--nproc-per-node", "2", "works.py", code=10)
+    assert (tmp_path / "at_exit").read_text() == (tmp_path / "saved").read_text() == "012345678"
+    assert (tmp_path / "hook").read_text() == f"wrong {tmp_path}/works.py"
+    assert "rank 0 (pid " in done.stderr
+    assert "has failed and is still ending: it has up to 30 s (--grace)" in done.stderr
+    assert "✗ rank 0 (pid " in done.stderr
+
+
+def test_a_rank_that_does_not_end_is_ended_when_its_time_is_over(tmp_path):
+    (tmp_path / "hangs.py").write_text(HANGS_AT_ITS_END)
+    done = go(tmp_path, *OURS, "--grace", "4", "hangs.py", code=10)
+    assert "is still ending: it has up to 4 s (--grace)" in done.stderr
+    assert "ValueError: wrong" in done.stderr
+
+
+def test_what_has_a_session_of_its_own_outlives_a_program_that_ended_well(tmp_path):
+    """With arguments that are longer than a packet between our processes may be."""
+    (tmp_path / "leaves.py").write_text(LEAVES_BEHIND)
+    (tmp_path / "child.py").write_text(CHILD)
+    go(tmp_path, *OURS, "leaves.py", *(letter * 120_000 for letter in "xyz"))
+    until(lambda: (tmp_path / "upload").exists())
+    upload, helper = (int((tmp_path / name).read_text()) for name in ("upload", "helper"))
+    assert is_running(upload)
+    assert not is_running(helper)
+    (tmp_path / "go").touch()
+    until(lambda: not is_running(upload))
+    assert (tmp_path / "upload.done").exists()
+    assert not (tmp_path / "helper.done").exists()
+    until(lambda: "upload is done" in (tmp_path / "run/logs/rank0.log").read_text())
