@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,10 +141,14 @@ def _words(error: BaseException) -> Iterator[str]:
 
 
 def own_part(error: BaseException, checked_last: tuple[str, ...]) -> Any:
-    """The traceback from the program's first frame on; a syntax error in the program itself has none."""
-    part = error.__traceback__
-    while part is not None and part.tb_frame.f_code.co_filename in checked_last:
+    """The traceback without the frames of the launcher's files; a syntax error in the program itself has none."""
+    parts, part = [], error.__traceback__
+    while part is not None:
+        parts.append(part)
         part = part.tb_next
+    for one in reversed(parts):
+        if one.tb_frame.f_code.co_filename not in checked_last:
+            part = types.TracebackType(part, one.tb_frame, one.tb_lasti, one.tb_lineno)
     return part
 
 

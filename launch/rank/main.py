@@ -31,7 +31,7 @@ from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
 USER_CODE_FAILED, INTERRUPTED = 10, 130
-_OUR_FILES = ("runpy", "<frozen runpy>", __file__)
+_OUR_FILES = ("runpy", "<frozen runpy>", __file__, str(Path(__file__).with_name("collectives.py")))
 
 
 def main(arguments: list[str]) -> None:

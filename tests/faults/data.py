@@ -6,6 +6,7 @@ broken files that is killed again and again, on 1, 2 and 3 ranks, ends as one th
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,7 @@ def _case(home: Path, folder: Path, case: Case, expected: Record) -> Iterator[st
         mount = stack.enter_context(mounted("ext4", folder)) if case.error in MOUNTS else None
         if mount is not None:
             shutil.copytree(folder / "images", mount.seen / "images")
+            os.sync()  # what the device has not written is lost with it
         words = [str(home / NAME), f"data.root={(mount.point if mount else folder) / 'images'}"]
         words += ["--nproc-per-node", "2", "--run-dir", str(folder / "run"), f"data.on_error={case.on_error}"]
 
