@@ -1,5 +1,6 @@
 """`program.py NAME`: small trainings as people write them with the libraries of others; rank 0 prints the weights."""
 
+import argparse
 import hashlib
 import os
 import sys
@@ -72,9 +73,9 @@ def timm():
     """As timm's train.py: its own set-up of the ranks, model, optimizer, loss and average of the weights."""
     import timm
     from timm.optim import create_optimizer_v2
-    from timm.utils import ModelEmaV3, init_distributed_device_so
+    from timm.utils import ModelEmaV3, init_distributed_device
 
-    init_distributed_device_so("cpu", dist_backend="gloo")
+    init_distributed_device(argparse.Namespace(device="cpu", dist_backend="gloo", dist_url=None))
     torch.manual_seed(int(os.environ["RANK"]))
     model = timm.create_model("resnet10t", num_classes=4)
     average = ModelEmaV3(model, decay=0.9)
