@@ -77,9 +77,9 @@ def left_by(case: Case, folder: Path, *launcher: str) -> dict[str, bytes]:
     subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=180)
     wait_for_children(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("rank*/**/*"))}
-    # The frames that are below the script's count for the limit of a recursion.
+    # Addresses are chance; the frames that are below the script's count for the limit of a recursion.
     return {
-        name: re.sub(rb"repeated \d+ more", b"repeated", content.replace(bytes(folder), b"FOLDER"))
+        name: re.sub(rb"0x[0-9a-f]+|repeated \d+ more", b"", content.replace(bytes(folder), b"FOLDER"))
         for name, content in files.items()
     }
 

@@ -165,16 +165,21 @@ def pooled(folder: Path, config: str, run: str, world_size: int, *arguments: str
 
 
 def undisturbed(
-    folder: Path, config: str = PLAIN, *overrides: str, look: Callable[[PooledLife], None] = lambda life: None
+    folder: Path,
+    config: str = PLAIN,
+    *overrides: str,
+    look: Callable[[PooledLife], None] = lambda life: None,
+    seconds: float = HANG_S,
 ) -> Record:
     """Trains once from beginning to end on two ranks; the run is left in folder/undisturbed.
 
     Args:
         look: called while it is at work, to take measures.
+        seconds: it may take.
     """
     with pooled(folder, config, "undisturbed", 2, *overrides) as life:
         look(life)
-        codes = life.wait()
+        codes = life.wait(seconds)
         assert codes == [0, 0], f"the undisturbed run ended with {codes}:\n{life.failures()}"
     return record(folder / "undisturbed")
 

@@ -44,7 +44,7 @@ def campaign(order: Order) -> Tally:
     steps = str(STEPS_A_MINUTE * order.count)
     text = CONFIG.replace("SIGN", str(order.folder / "evaluating")).replace("STEPS", steps)
     (order.folder / NAME).write_text(text)
-    expected = undisturbed(order.folder, NAME, "loader.workers=0")
+    expected = undisturbed(order.folder, NAME, "loader.workers=0", seconds=60.0 * (1 + order.count))
     with mounted("ext4", order.folder / "fs") as mount:
         dice = order.dice("soak")
         for problem in _soak(order, mount, dice, tally):
