@@ -107,7 +107,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
         arguments.standalone = False
     arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
     config, python, _ = config_from_args(arguments)
-    config.logs_specs = rank_files(request)
+    config.logs_specs = rank_files(request, config.signals_to_handle)
     config.max_restarts = 0
     give_time_to_end(request.grace)
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
@@ -147,9 +147,10 @@ def fork_ranks_from(server: ForkClient) -> None:
     start_ranks_by(start)
 
 
-def rank_files(request: AgentRequest) -> Any:
+def rank_files(request: AgentRequest, signals: str) -> Any:
     """Turns torch's own log redirection off (rank/main.py does it), and says where its @record decorator writes. The
-    launch's name and its counts of restarts are ours, since each of our generations is a first one to torch's agent."""
+    launch's name and its counts of restarts are ours, since each of our generations is a first one to torch's agent;
+    the signals are those that torch's agent would handle."""
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
@@ -167,6 +168,7 @@ def rank_files(request: AgentRequest) -> Any:
                 env["TORCHELASTIC_RUN_ID"] = request.run_id
                 env["TORCHELASTIC_RESTART_COUNT"] = str(request.restarts)
                 env["TORCHELASTIC_MAX_RESTARTS"] = str(request.max_restarts)
+                env["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
             return LogsDest(stdouts=dict.fromkeys(envs, ""), stderrs=dict.fromkeys(envs, ""), error_files=records)
 
     return RankFiles()

@@ -11,7 +11,29 @@ WORKSPACES = (":4096:8", ":16:8")
 
 def environment(requirements: Requirements, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
     """What is added to the environment of every rank, and of the process that they are forked from."""
-    mine = defaults(nodes, threads)
+    mine = {
+        # MKL and OpenBLAS follow it. Variables of their own would beat the user's OMP_NUM_THREADS.
+        "OMP_NUM_THREADS": str(threads),
+        # torch's own default: a failed collective ends the rank. torchrun's is 1, which aborts the communicators first
+        # and may hang in that (pytorch/pytorch#110723).
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    }
+    decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
+    if host.place:
+        decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
+    if requirements.environment_wins:
+        mine, decided = {**mine, **decided}, {}
+    else:
+        mine |= _of_our_programs(requirements, nodes, device, host)
+        if device == "cpu" and host.gpus:
+            decided["CUDA_VISIBLE_DEVICES"] = ""
+    return {**{name: value for name, value in mine.items() if name not in host.variables}, **decided}
+
+
+def _of_our_programs(requirements: Requirements, nodes: int, device: str, host: Host) -> dict[str, str]:
+    """Where the user has said nothing. A program of others may reach other hosts by itself, and has torchrun's."""
+    # On one node, nothing listens where others could reach it.
+    mine = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if nodes == 1 else {}
     if device == "gpu" and requirements.exact:
         mine["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
         given = host.variables.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0])
@@ -20,29 +42,6 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
                 f"CUBLAS_WORKSPACE_CONFIG is {given!r} in the environment, and exact needs {' or '.join(WORKSPACES)} "
                 "on a GPU: unset it, or set exact: false"
             )
-    decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
-    if host.place:
-        decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
-    if device == "cpu" and host.gpus:
-        decided["CUDA_VISIBLE_DEVICES"] = ""
-    if requirements.environment_wins:
-        mine, decided = {**mine, **decided}, {}
-    return {**{name: value for name, value in mine.items() if name not in host.variables}, **decided}
-
-
-def defaults(nodes: int, threads: int) -> dict[str, str]:
-    """Where the user has said nothing."""
-    mine = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        # torch's own default: a failed collective ends the rank. torchrun's is 1, which aborts the communicators first
-        # and may hang in that (pytorch/pytorch#110723).
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
-    }
-    if nodes == 1:  # nothing listens where others could reach it
-        mine |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     return mine
 
 

@@ -23,7 +23,7 @@ class Host:
     """Of the environment, those that libraries of ours read, as the user has set them."""
 
 
-_READ = re.compile(r"(NCCL|TORCH|GLOO|CUBLAS|CUDA|CUDNN|NVIDIA|OMP|MKL|OPENBLAS|KMP)_.+|PYTHONUNBUFFERED")
+_READ = re.compile(r"(NCCL|TORCH|GLOO|CUBLAS|CUDA|CUDNN|NVIDIA|OMP|MKL|OPENBLAS|KMP)_.+")
 
 
 def look(environ: Mapping[str, str] = os.environ) -> Host:

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_train.errors import UserError
-from launch.plan.environment import defaults, environment
+from launch.plan.environment import environment
 from launch.plan.host import Host, look
 from launch.plan.requirements import Requirements
 
@@ -13,12 +13,21 @@ def of(variables=(), *, gpus=0, nodes=1, device="cpu", **requirements):
     return environment(Requirements(**requirements), nodes, device, 2, host)
 
 
-@pytest.mark.parametrize("name", [*defaults(1, 2), "CUBLAS_WORKSPACE_CONFIG"])
+TRAINING = {"gpus": 2, "device": "gpu", "exact": True}
+
+
+@pytest.mark.parametrize("name", sorted(of(**TRAINING).keys() - {"DIST_TRAIN_GPUS"}))
 def test_a_variable_of_the_users_is_left_alone(name):
-    asked = {"gpus": 2, "device": "gpu", "exact": True}
-    assert name in of(**asked)
     value = ":16:8" if name == "CUBLAS_WORKSPACE_CONFIG" else "0"
-    assert name not in of({name: value}, **asked)
+    assert name not in of({name: value}, **TRAINING)
+
+
+def test_a_program_of_others_gets_torchruns_environment_and_two_values_of_ours():
+    asked = {"gpus": 2, "device": "cpu", "environment_wins": True}
+    ours = {"OMP_NUM_THREADS": "2", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3"}
+    assert of(**asked) == ours
+    assert of({name: "0" for name in ours}, **asked) == {}
+    assert of()["GLOO_SOCKET_IFNAME"] == of()["NCCL_SOCKET_IFNAME"] == "lo", "a training reaches no other host"
 
 
 def test_what_was_decided_is_no_default():
