@@ -106,10 +106,11 @@ launch_flags = with_options(
     ),
     click.option(
         "--start",
-        type=click.Choice(["preload", "exec"]),
-        default="preload",
+        type=click.Choice(["auto", "preload", "exec"]),
+        default="auto",
         show_default=True,
-        help="Fork the ranks from a process that has imported torch once, or execute each, as torchrun does.",
+        help="Fork the ranks from a process that has imported torch once, or execute each, as torchrun does. auto: "
+        "fork, but for a script that sets variables before it imports torch.",
     ),
 )
 """The options that `launch.plan.flags.Flags` holds."""

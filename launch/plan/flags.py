@@ -29,8 +29,9 @@ class Flags(Rendezvous):
     redirects: str = "0"
     local_ranks_filter: str | None = None
     log_line_prefix_template: str | None = None
-    start: Literal["preload", "exec"] = "preload"
-    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it."""
+    start: Literal["auto", "preload", "exec"] = "auto"
+    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it. auto: forked,
+    but for a program that sets variables before it imports torch."""
     ranks: str | None = None
     log_size: str = LOG_SIZE
 

@@ -17,6 +17,7 @@ from ..node.fork_server import PreloadOrder
 from ..node.request import AgentRequest
 from ..plan import LaunchPlan
 from ..signals import ReceivedSignals
+from .early_settings import early_setting
 
 Agent = subprocess.Popen | ForkedProcess
 
@@ -31,7 +32,10 @@ class AgentStarter:
         self._plan, self._log = plan, plan.preload_log.absolute()
         self._server: subprocess.Popen | None = None
         self._client: ForkClient | None = None
-        if plan.flags.start == "preload":
+        is_read = plan.flags.start == "auto" and plan.requirements.environment_wins and plan.program[0] != "--no-python"
+        if early := early_setting(plan.program, {**os.environ, **plan.environment}) if is_read else None:
+            say_not_preloaded(str(early))
+        elif plan.flags.start != "exec":
             self._client = self._start_server()
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
