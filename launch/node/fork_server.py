@@ -15,6 +15,7 @@ import os
 import selectors
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -192,8 +193,10 @@ class ForkServer:
     def _be_rank(self, environment: dict[str, str], words: list[str]) -> None:
         os.setsid()
         os.environ.update(environment)
+        sys.modules["torch"].default_generator.seed()  # else the same numbers in every rank
         if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()  # else the same numbers in every rank; Python's own does so by itself
+            sys.modules["numpy"].random.seed()  # as well; Python's own does so by itself
+        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # the server's, else
         if sys.flags.safe_path:
             del sys.path[0]
         self._rank_main.leave_fast()

@@ -18,14 +18,16 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
         # and may hang in that (pytorch/pytorch#110723).
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
     }
-    decided = {"DIST_TRAIN_GPUS": str(host.gpus)} if device == "gpu" else {}  # for a rank whose torch sees none of them
+    decided = {}
     if host.place:
         decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
     if requirements.environment_wins:
         mine, decided = {**mine, **decided}, {}
     else:
         mine |= _of_our_programs(requirements, nodes, device, host)
-        if device == "cpu" and host.gpus:
+        if device == "gpu":
+            decided["DIST_TRAIN_GPUS"] = str(host.gpus)  # for a rank whose torch sees none of them
+        elif host.gpus:
             decided["CUDA_VISIBLE_DEVICES"] = ""
     return {**{name: value for name, value in mine.items() if name not in host.variables}, **decided}
 

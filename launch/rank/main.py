@@ -179,6 +179,8 @@ def run(program: list[str]) -> None:
     if hasattr(sys.modules["__main__"], "__annotations__"):  # which newer Pythons make when they are needed
         main.__annotations__ = {}
     sys.modules["__main__"] = main
+    if "__mp_main__" in sys.modules:  # what its classes are called in a loading process that sends them back
+        sys.modules["__mp_main__"] = main
     if program[0] == "-m":
         begin_path(os.getcwd())
         sys.argv = ["-m", *program[2:]]

@@ -23,10 +23,10 @@ def test_a_variable_of_the_users_is_left_alone(name):
 
 
 def test_a_program_of_others_gets_torchruns_environment_and_two_values_of_ours():
-    asked = {"gpus": 2, "device": "cpu", "environment_wins": True}
     ours = {"OMP_NUM_THREADS": "2", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3"}
-    assert of(**asked) == ours
-    assert of({name: "0" for name in ours}, **asked) == {}
+    for device in ("cpu", "gpu"):
+        assert of(gpus=2, device=device, environment_wins=True) == ours
+        assert of({name: "0" for name in ours}, gpus=2, device=device, environment_wins=True) == {}
     assert of()["GLOO_SOCKET_IFNAME"] == of()["NCCL_SOCKET_IFNAME"] == "lo", "a training reaches no other host"
 
 
