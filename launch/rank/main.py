@@ -186,13 +186,18 @@ def run(program: list[str]) -> None:
         sys.argv = ["-m", *program[2:]]
         runpy._run_module_as_main(program[1])  # type: ignore[attr-defined]  # what the interpreter calls for -m
     elif pkgutil.get_importer(program[0]) is not None:  # a folder, or a zip file
-        begin_path(program[0])
+        begin_path(absolute(program[0]))
         sys.argv = program
         runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
     else:
         begin_path(str(Path(program[0]).resolve().parent))
         sys.argv = program
-        run_file(os.path.join(os.getcwd(), program[0].removeprefix("./")), vars(main))
+        run_file(absolute(program[0]), vars(main))
+
+
+def absolute(path: str) -> str:
+    """As the interpreter makes it, `..` and all."""
+    return os.path.join(os.getcwd(), path.removeprefix("./"))
 
 
 def begin_path(folder: str) -> None:

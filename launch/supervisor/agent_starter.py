@@ -32,9 +32,8 @@ class AgentStarter:
         self._plan, self._log = plan, plan.preload_log.absolute()
         self._server: subprocess.Popen | None = None
         self._client: ForkClient | None = None
-        is_read = plan.flags.start == "auto" and plan.requirements.environment_wins and plan.program[0] != "--no-python"
-        if early := early_setting(plan.program, {**os.environ, **plan.environment}) if is_read else None:
-            say_not_preloaded(str(early))
+        if plan.flags.start == "auto" and (why := _too_late(plan)):
+            say_not_preloaded(why)
         elif plan.flags.start != "exec":
             self._client = self._start_server()
 
@@ -101,13 +100,31 @@ class AgentStarter:
         program = self._plan.program
         order = PreloadOrder(
             cwd=os.getcwd(),
-            path=os.getcwd() if program[0] == "-m" else str(Path(program[0]).resolve().parent),  # as Python has it
+            path=_first_path(program),
             log=str(self._log),
             modules=[*self._plan.requirements.preload],
             strict=not self._plan.is_training,  # those of a training are a guess of ours, the others the user's words
         )
         send(ours, asdict(order))
         return ForkClient(ours, say_not_preloaded)
+
+
+def _too_late(plan: LaunchPlan) -> str | None:
+    """What would come too late for a rank of somebody's program that has torch already."""
+    if not plan.requirements.environment_wins or plan.program[0] == "--no-python":
+        return None
+    if "PYTHON_EXEC" in os.environ:  # torch's name for another interpreter
+        return f"PYTHON_EXEC is {os.environ['PYTHON_EXEC']}"
+    early = early_setting(plan.program, {**os.environ, **plan.environment})
+    return str(early) if early else None
+
+
+def _first_path(program: tuple[str, ...]) -> str:
+    """Where Python looks for the program's own modules."""
+    if program[0] == "-m":
+        return os.getcwd()
+    path = Path(program[0]).resolve()
+    return str(path if path.is_dir() else path.parent)
 
 
 def say_not_preloaded(why: str) -> None:

@@ -66,7 +66,9 @@ def test_each_spelling_is_taken_before_the_program_and_is_the_programs_behind_it
         parse(f"{spelling}={words[1]}" if spelling.startswith("--") else spelling + words[1], SCRIPT)
 
 
-@pytest.mark.parametrize("action", [a for a in options() if type(a).__name__ in ("env", "check_env")], ids=str)
+@pytest.mark.parametrize(
+    "action", [a for a in options() if type(a).__name__ in ("env", "check_env")], ids=lambda a: a.dest
+)
 def test_each_variable_of_torchrun_is_read(action, monkeypatch):
     monkeypatch.setenv(f"PET_{action.dest.upper()}", (value_of(action) or ["1"])[0])
     context = parse(SCRIPT)
