@@ -107,7 +107,7 @@ def die_with(parent: int) -> None:
 def answer_signals() -> None:
     """As in a program started from a shell: it knows nothing of us, and the launcher's signals were ignored so far."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -72,6 +72,7 @@ def nanogpt():
 def timm():
     """As timm's train.py: its own set-up of the ranks, model, optimizer, loss and average of the weights."""
     import timm
+    from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3, init_distributed_device
 
@@ -82,7 +83,7 @@ def timm():
     model = nn.parallel.DistributedDataParallel(model)
     optimizer = create_optimizer_v2(model, opt="lamb", lr=0.01)
     for _ in range(3):
-        loss = timm.loss.LabelSmoothingCrossEntropy()(model(torch.randn(4, 3, 64, 64)), torch.arange(4))
+        loss = LabelSmoothingCrossEntropy()(model(torch.randn(4, 3, 64, 64)), torch.arange(4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -70,7 +70,7 @@ def test_every_path_on_the_command_line_knows_the_home_folder(monkeypatch):
         if isinstance(parameter.type, click.Path):
             seen.add(name)
             assert str(parameter.type.convert("~/lib", parameter, None)) == "/usr/lib", name
-        elif name != "predict words":  # images and overrides; and none else is taken for a plain word
+        elif name not in ("predict words", "run run_path"):  # images and overrides; a flag. None else is a plain word
             words = f"{parameter.name} {parameter.metavar}".lower()
             assert not any(word in words for word in ("_dir", "path", "folder", "checkpoint")), name
     assert {"train run_dir", "train resume", "slurm resume", "runs root", "evaluate target"} <= seen
