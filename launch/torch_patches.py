@@ -4,7 +4,7 @@ Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test th
 
 - install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
 - start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
-- give_time_to_end: a rank may take as long to end as --grace says (test_endings.py).
+- end_ranks_by: when a rank has failed, ours and not torch's agent ends the others (test_endings.py).
 - wrap_collective: the calls of torch.distributed's functions are noted (test_calls.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 """
@@ -14,6 +14,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import signal
 import sys
 import threading
 import types
@@ -41,11 +42,20 @@ def start_ranks_by(start: Callable[[dict[str, str], tuple[str, ...]], Any]) -> N
     api.get_subprocess_handler = handler
 
 
-def give_time_to_end(seconds: float) -> None:
-    """Of the ranks that are left when one has failed, before torch's agent in this process kills them."""
+def end_ranks_by(told: Callable[[], None], patience: float) -> None:
+    """From now on, torch's agent in this process sends nothing to the ranks that are left when one has failed: it calls
+    `told`, and waits for them, `patience` seconds at most."""
     from torch.distributed.elastic.multiprocessing import api
 
-    api.PContext.close.__defaults__ = (None, seconds)  # type: ignore[assignment]
+    close = api.PContext.close
+
+    def ours(context: Any, death_sig: signal.Signals | None = None, timeout: float = patience) -> None:
+        if getattr(context, "_failures", None):
+            told()
+            death_sig = signal.SIGURG  # which nobody minds
+        close(context, death_sig, timeout)  # type: ignore[arg-type]
+
+    api.PContext.close = ours  # type: ignore[assignment, method-assign]
 
 
 def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> None:

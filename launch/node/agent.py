@@ -25,8 +25,8 @@ from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import AgentOutcome, RankEnd
 
 from ..processes import descendants, ignore_signals, send
-from ..rank.page import FACTS, Page
-from ..torch_patches import give_time_to_end, start_ranks_by
+from ..rank.page import ERROR, FACTS, Page
+from ..torch_patches import end_ranks_by, start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
@@ -109,7 +109,9 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     config, python, _ = config_from_args(arguments)
     config.logs_specs = rank_files(request, config.signals_to_handle)
     config.max_restarts = 0
-    give_time_to_end(request.grace)
+    if request.signals == "default":
+        pages = Page(request.pages, request.ranks)
+        end_ranks_by(lambda: pages.put(ERROR, {"has_failed": True}), 10 + 3 * request.grace)
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
     files = [request.generation, request.logs, request.output, request.pages]

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     die_with(int(parent))
     if signals == "default":
         answer_signals()
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank = int(os.environ["RANK"]), number_on_node()
     exceptions, paging = beside("rank/exceptions"), beside("rank/page")
     page = paging.Page(pages, local_rank)
     facts = Path(generation) / "ranks" / f"{rank}.json"
@@ -62,10 +62,18 @@ def main(arguments: list[str]) -> None:
     try:
         run(program)
     except SystemExit as leaving:
-        say({"ended": leaving.code or 0, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
+        code = leaving.code
+        told = 0 if code is None else int(code) if isinstance(code, int) else str(code)
+        say({"ended": told, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
+        if told != 0:
+            keep_process_groups()
         raise
     except KeyboardInterrupt as error:
-        show(error, exceptions.own_part(error, _OUR_FILES))
+        own = exceptions.own_part(error, _OUR_FILES)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(type(error), error, own, file=log)
+        keep_process_groups()
+        show(error, own)
         sys.exit(INTERRUPTED)
     except BaseException as error:
         if os.getpid() != identity["pid"]:
@@ -93,6 +101,11 @@ def beside(name: str) -> Any:
     return module
 
 
+def number_on_node() -> int:
+    """LOCAL_RANK, which is 0 everywhere under --virtual-local-rank. All nodes have as many ranks."""
+    return int(os.environ["RANK"]) % int(os.environ["LOCAL_WORLD_SIZE"])
+
+
 def boot_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
@@ -100,8 +113,11 @@ def boot_ns() -> int:
 def die_with(parent: int) -> None:
     """From now on, the kernel ends this process when its agent ends, however that happens."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we had said so
-        os._exit(USER_CODE_FAILED)
+    if os.getppid() != parent:  # it ended before we had said so, or something of the user's stands between us
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(USER_CODE_FAILED)
 
 
 def answer_signals() -> None:
@@ -151,7 +167,7 @@ def send_output(address: str, path: Path, rank: int) -> TextIO:
 
 def ask_for_output(address: str, path: Path, rank: int) -> list[int]:
     """What stdout, stderr and the log are to be written to."""
-    asked = {"rank": rank, "local_rank": int(os.environ["LOCAL_RANK"]), "log": str(path)}
+    asked = {"rank": rank, "local_rank": number_on_node(), "log": str(path)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as relay:
         relay.connect(f"\0{address}")
         relay.settimeout(60)
@@ -172,6 +188,8 @@ def run(program: list[str]) -> None:
     our place."""
     if program[0] == "--no-python":
         sys.stdout.flush()
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would hand that on
+            signal.signal(number, signal.SIG_DFL)
         os.execvp(program[1], program[1:])
     sys.orig_argv = [sys.executable, "-u", *program]
     main = types.ModuleType("__main__")

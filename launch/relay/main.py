@@ -106,6 +106,8 @@ class Stream:
 
     def leave_console(self) -> None:
         """From now on the log alone gets what is read."""
+        if self._shown is not None:
+            self._shown.close()
         self._take, self._shown, self._follow = _nowhere, None, None
 
     def close(self) -> None:
@@ -163,6 +165,9 @@ class Relay:
                 self._selector.unregister(0)
                 until = time.monotonic() + LAST_WORDS_S
         self._selector.unregister(listener)
+        left = [stream for rank in self._ranks for stream in rank.streams]
+        for stream in left:
+            stream.leave_console()
         if not self._ranks or os.fork() > 0:
             return
         # What the program has left behind, in sessions of their own as this process: their output goes to the logs.
@@ -170,11 +175,12 @@ class Relay:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):  # who reads our output waits for its end
             os.dup2(nowhere, number)
-        for stream in [stream for rank in self._ranks for stream in rank.streams]:
-            stream.leave_console()
         while self._ranks:
-            for rank in {key.fd: key.data for key, _ in self._selector.select()}.values():
+            ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
+            for rank in [rank for rank in self._ranks if rank in ready.values()]:
                 self._read(rank)
+            for stream in [stream for rank in self._ranks for stream in rank.streams]:
+                stream.tick()
         os._exit(0)
 
     def _read(self, rank: Rank) -> None:

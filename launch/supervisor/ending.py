@@ -26,7 +26,7 @@ from .agent_starter import AgentStarter
 from .exit_watcher import errors_of, outcome_of, ranks_of
 from .other_nodes import Agreed
 from .run_files import RunFiles
-from .stopping import Stopping
+from .stopping import Stopping, longest_end
 
 ECHOES = ("peer", "ended")
 """Kinds of failure of a rank that has lost its peer, and knows no more than that."""
@@ -266,7 +266,7 @@ def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last:
 def _verdicts(plan: LaunchPlan, generation: GenerationDir) -> dict[int, VerdictSummary | None]:
     """Of the other nodes, by number; None of one that has written none when the time is over."""
     others = [node for node in range(plan.nodes) if node != plan.node]
-    deadline = time.monotonic() + VERDICT_WAIT_S
+    deadline = time.monotonic() + VERDICT_WAIT_S + longest_end(plan)
     while True:
         found = {node: read_record(VerdictSummary, generation.verdict(f"node{node}")) for node in others}
         if all(found.values()) or time.monotonic() > deadline:

@@ -34,6 +34,11 @@ def outcome_of(pages: Pages) -> AgentOutcome | None:
     return decode(AgentOutcome, said) if said else None
 
 
+def agent_saw_a_failure(pages: Pages) -> bool:
+    """Whether a rank of somebody's program has ended with anything but 0."""
+    return pages.get(pages.count - 1, ERROR) is not None
+
+
 @contextmanager
 def watch_exits(pages: Pages) -> Iterator[dict[int, int]]:
     """Watches the ranks of this node from a thread. Yields a dictionary that receives, for each rank that has ended,

@@ -31,6 +31,7 @@ from ..plan import LaunchPlan
 from ..plan.rendezvous import JOIN_TIMEOUT_S
 from ..signals import ReceivedSignals
 from .other_nodes import Agreed, NoOtherNodes
+from .stopping import longest_end
 
 UNSEEN_S = 3.0
 """Seconds without any other launcher's file after which a node goes on by itself. One that comes later is joined."""
@@ -258,7 +259,7 @@ class OtherNodes(NoOtherNodes):
         if self._round is None:
             return Agreed(code=code)
         self._get_ready(None)
-        deadline, is_over = time.monotonic() + WORD_S, False
+        deadline, is_over = time.monotonic() + WORD_S + longest_end(self.plan), False
         while True:
             lost, silent = [], 0
             for one in self._peers:

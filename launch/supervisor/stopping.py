@@ -17,7 +17,7 @@ from ..plan import LaunchPlan
 from ..processes import catches, family_tree, send
 from ..rank.page import Pages
 from ..signals import ReceivedSignals
-from .exit_watcher import errors_of
+from .exit_watcher import agent_saw_a_failure, errors_of
 from .other_nodes import NoOtherNodes
 
 AFTER_FAILURE_S = 3.0
@@ -26,10 +26,13 @@ told who is waited for."""
 ENDING_S = 30.0
 """Seconds that a rank may take to end where no --grace is given: torch's own. What it was about to do may matter:
 buffers, checkpoints in a thread, a handler of SIGTERM that saves."""
-IDLE_S = 15.0
-"""Seconds in which a rank that is to end does nothing, after which it will not end by itself."""
 LOOK_S = 1.0
 """Seconds between two looks at what a rank does."""
+
+
+def longest_end(plan: LaunchPlan) -> float:
+    """Seconds that the ranks of a node may need to end: a failed one, and then the others."""
+    return 2 * AFTER_FAILURE_S if plan.is_training else 2 * (plan.flags.grace or ENDING_S)
 
 
 @dataclass
@@ -121,13 +124,18 @@ class Stopping:
         is_training = self.plan.is_training
         for pid in [rank.pid for rank in alive if rank.pid not in self._asked]:
             if catches(pid, number) or not is_training:
-                self._asked.add(pid)
-                send(pid, signal.SIGTERM if number == signal.SIGUSR1 and not catches(pid, number) else number)
+                self._ask(pid, signal.SIGTERM if number == signal.SIGUSR1 and not catches(pid, number) else number)
         if self._asked and not self._is_announced:
             self._say(f"  {'saving, then ' * is_training}stopping … once more to kill at once")
             self._is_announced = True
         elif not self._asked and (alive or not ranks):  # nobody has got as far as training: there is nothing to save
             self.signals.kill, self.had_nothing_to_save = number, is_training
+
+    def _ask(self, pid: int, number: int) -> None:
+        """With what it has started, as torchrun does; a signal that kills by default is for who has a handler."""
+        self._asked.add(pid)
+        group = not self.plan.is_training and number in (signal.SIGINT, signal.SIGTERM)
+        send(pid, number, group=group)
 
     def _has_failed_elsewhere(self) -> bool:
         """Whether a rank of another node has written why it ended."""
@@ -138,7 +146,10 @@ class Stopping:
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Once a rank has failed, it and then the others get the time to end that they use."""
         failed = {error.rank for error in errors_of(self.pages)}
-        is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
+        if self.plan.is_training:
+            is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)
+        else:  # another program may be in a rank's place, or leave without a word
+            is_gone = agent_saw_a_failure(self.pages)
         has_left = self.others.have_left(bool(ranks))
         self.is_abandoned = has_left and not ranks
         if not is_gone and not has_left and not failed and not self._has_failed_elsewhere():
@@ -146,23 +157,19 @@ class Stopping:
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         waiting = [rank for rank in alive if rank.rank in failed] or alive
-        if waiting == alive and now - self._failing_since >= AFTER_FAILURE_S:
-            self.is_abandoned = has_left and not alive
-            if not is_gone and not failed:  # else torch's agent has told them
-                self._tell_to_end(alive)
+        is_late = now - self._failing_since >= AFTER_FAILURE_S
+        self.is_abandoned = has_left and not alive and is_late
+        if not self.plan.is_training and not any(rank.rank in failed for rank in alive) and (is_gone or is_late):
+            for pid in [rank.pid for rank in alive if rank.pid not in self._asked]:
+                self._ask(pid, signal.SIGTERM)
         self._ending = {rank.rank: self._ending.get(rank.rank) or _Ending(now) for rank in waiting}
         for rank in [one for one in waiting if self._has_had_its_time(one, one.rank in failed)]:
             self.ended_by_us.add(rank.rank)
             send(rank.pid, signal.SIGKILL, group=True)
 
-    def _tell_to_end(self, alive: Sequence[RankRecord]) -> None:
-        for rank in alive:
-            if rank.pid not in self._asked and not self.plan.is_training:
-                self._asked.add(rank.pid)
-                send(rank.pid, signal.SIGTERM)
-
     def _has_had_its_time(self, rank: RankRecord, has_failed: bool) -> bool:
-        """Whether a rank that was about to end is to be killed."""
+        """Whether a rank that was about to end is to be killed. One that does nothing has half of the time: it will not
+        end by itself."""
         ending, now = self._ending[rank.rank], time.monotonic()
         waited = now - ending.since
         if self.plan.is_training and not has_failed:  # it has nothing to save that the others have not
@@ -170,7 +177,8 @@ class Stopping:
         if now - ending.looked >= LOOK_S:
             monitor = read_heartbeat(self.pages.head(rank.local_rank)).monitor
             seen = activity(rank.pid, family_tree(), monitor)
-            if ending.seen is None or seen.did_something_since(ending.seen, now - ending.looked):
+            does = ending.seen is None or seen.did_something_since(ending.seen, now - ending.looked)
+            if does or seen.state == "D":  # or waits for a disk
                 ending.worked = now
             ending.seen, ending.looked = seen, now
         limit = self.plan.flags.grace or ENDING_S
@@ -178,4 +186,4 @@ class Stopping:
             ending.is_told = True
             doing = "has failed and is still ending" if has_failed else "is still ending"
             self._say(f"  rank {rank.rank} (pid {rank.pid}) {doing}: it has up to {limit:g} s (--grace)")
-        return waited >= limit or now - ending.worked >= IDLE_S
+        return waited >= limit or now - ending.worked >= limit / 2

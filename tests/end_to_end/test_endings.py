@@ -1,9 +1,14 @@
 """How the ranks of `dist-train run` end: as under torchrun, with the time that they use."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from tests.end_to_end.test_launcher import until
-from tests.end_to_end.test_run import OURS, go
+from tests.end_to_end.test_launcher import PATIENCE, until
+from tests.end_to_end.test_run import OURS, ROOT, go
 from tests.faults.endings import campaign
 from tests.faults.lives import is_running
 from tests.faults.tally import Order, table
@@ -80,8 +85,8 @@ def test_a_failed_rank_and_its_peer_get_the_time_that_they_use(tmp_path):
 
 def test_a_rank_that_does_not_end_is_ended_when_its_time_is_over(tmp_path):
     (tmp_path / "hangs.py").write_text(HANGS_AT_ITS_END)
-    done = go(tmp_path, *OURS, "--grace", "4", "hangs.py", code=10)
-    assert "is still ending: it has up to 4 s (--grace)" in done.stderr
+    done = go(tmp_path, *OURS, "--grace", "8", "hangs.py", code=10)
+    assert "is still ending: it has up to 8 s (--grace)" in done.stderr
     assert "ValueError: wrong" in done.stderr
 
 
@@ -99,3 +104,53 @@ def test_what_has_a_session_of_its_own_outlives_a_program_that_ended_well(tmp_pa
     assert (tmp_path / "upload.done").exists()
     assert not (tmp_path / "helper.done").exists()
     until(lambda: "upload is done" in (tmp_path / "run/logs/rank0.log").read_text())
+
+
+SAVES_AT_ITS_END = """
+import os, time
+rank = os.environ["RANK"]
+try:
+    open(f"ready{rank}", "w").close()
+    time.sleep(600)
+finally:
+    for number in range(9 if rank == "0" else 0):
+        time.sleep(0.5)
+        with open("saved", "a") as file:
+            file.write(f"{number}")
+"""
+
+
+def test_a_rank_that_saves_after_ctrl_c_is_left_alone_when_the_others_are_gone(tmp_path):
+    (tmp_path / "saves.py").write_text(SAVES_AT_ITS_END)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *OURS, "--nproc-per-node", "2", "saves.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in (0, 1)))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert (tmp_path / "saved").read_text() == "012345678"
+    assert "KeyboardInterrupt" in (tmp_path / "run/logs/rank0.log").read_text()
+    assert "KeyboardInterrupt" not in said
+
+
+def test_ranks_that_are_another_program_may_end_one_after_the_other(tmp_path):
+    """Also where all of them are local rank 0, and with the signals that Python ignores."""
+    words = ["--nproc-per-node", "2", "--grace", "2", "--virtual-local-rank", "--tee", "1:3"]
+    does = 'yes | head -1; sleep $((RANK * 4)); echo "$RANK $LOCAL_RANK"'
+    done = go(tmp_path, *OURS, *words, "--no-python", "bash", "-c", does)
+    assert sorted(done.stdout.splitlines()) == ["0 0", "[rank1]: 1 0", "[rank1]: y", "y"]
+    assert "Broken pipe" not in done.stderr
+
+
+def test_an_exit_code_that_is_none(tmp_path):
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(1.5)")
+    assert "rank 0" in go(tmp_path, *OURS, "leaves.py", code=10).stderr
+    assert (tmp_path / "run/logs/rank0.log").read_text() == "1.5\n"
