@@ -3,6 +3,7 @@
 import pytest
 
 from dist_train.rundir.records import Frame
+from launch.diagnosis.collectives import Call
 from launch.diagnosis.evidence import Evidence, Heartbeat, Process
 from launch.diagnosis.formatting import frame_at
 from launch.diagnosis.hang import find
@@ -58,3 +59,19 @@ def test_ranks_are_not_behind_in_groups_that_they_are_no_members_of():
     ]
     found = find(evidence)
     assert found.ranks == (1,) and "begun 4 collectives, the others 5" in found.why
+
+
+def test_calls_that_do_not_fit_are_told_with_both_shapes_though_one_rank_went_on():
+    """gloo lets the rank with the smaller tensor pass, and the other waits: to say that it is behind would mislead."""
+    frames = [Frame(file="/lib/torch/distributed/distributed_c10d.py", line=1, function="barrier")]
+    waiting = Process(pid=1, state="S", syscall="", frames=[*frames, Frame(file="/me/x.py", line=3, function="step")])
+    what = ("all_reduce of float32 [2]", "all_reduce of float32 [4]")
+    evidence = []
+    for rank in (0, 1):
+        calls = [Call(number=4, what=what[rank], file="/me/x.py", line=3, function="step")]
+        calls += [Call(number=5, what="barrier", file="/me/x.py", line=4, function="step")] * (rank == 0)
+        counts = Heartbeat(groups={"0": 5 - rank})
+        evidence.append(Evidence(rank=rank, heartbeat=counts, process=waiting, children=[], calls=calls))
+    found = find(evidence)
+    assert found.ranks == () and found.why.startswith("collective 4 does not fit:\n")
+    assert all(f"rank {rank} called {what[rank]} at " in found.why for rank in (0, 1))
