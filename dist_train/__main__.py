@@ -3,9 +3,11 @@
 import sys
 
 from dist_train.control.stop import StopFlag
+from dist_train.native_threads import settle_at_exit
 
 
 def _main() -> int:
+    settle_at_exit()
     # Before the slow imports, so that a signal that comes meanwhile is kept.
     with StopFlag().handling_signals() as flag:
         from dist_train.worker import main

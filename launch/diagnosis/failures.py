@@ -131,7 +131,8 @@ def _kind(
     if report is not None:
         return "peer" if is_peer_loss(report) else "exception"
     if code is not None and code < 0:
-        return "peer" if native is not None and _aborted_for_peer(code, native) else "signal"
+        at_work = record is None or record.ended is None
+        return "peer" if at_work and native is not None and _aborted_for_peer(code, native) else "signal"
     if code:
         return "peer" if record is not None and any(map(_says_peer_loss, record.chain)) else "exit"
     return "early" if code == 0 or (record is not None and record.ended == 0) else None

@@ -19,6 +19,9 @@ SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone"]
 OURS = ["launch", "run", "--run-dir", "run"]
+ABORTED = "terminate called without an active exception"
+"""What torch says now and then where it aborts at the end of a script that has done its work (pytorch/pytorch#190489).
+The peer may, we may not."""
 
 
 def go(folder: Path, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
@@ -32,7 +35,8 @@ def go(folder: Path, *words: str, code: int = 0, **environment: str) -> subproce
         text=True,
         timeout=240,
     )
-    assert done.returncode == code, done.stdout + done.stderr
+    if not (words[0] == TORCHRUN[0] and ABORTED in done.stderr):
+        assert done.returncode == code, done.stdout + done.stderr
     return done
 
 

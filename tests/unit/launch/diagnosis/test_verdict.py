@@ -274,6 +274,14 @@ def test_an_abort_in_a_background_thread_is_an_echo_and_one_by_the_program_is_no
     assert first_cause(found).rank == 1
 
 
+def test_an_abort_at_the_end_of_a_rank_is_no_echo():
+    """It had said that its program has ended, so it has missed nobody."""
+    first, second = began(2)
+    native = {0: native_death(IN_THE_BACKGROUND)}
+    found = find_failures([replace(first, ended=0, ended_ns=5), second], [], codes((0, -6)), {1}, {0: 10}, native)
+    assert first_cause(found).kind == "signal" and first_cause(found).rank == 0
+
+
 def test_stacks_are_read_from_a_log():
     background, own = native_death(IN_THE_BACKGROUND), native_death(BY_ITSELF)
     assert background.frames == [] and background.waiting[0].line == 8 and "Connection closed" in background.said
