@@ -43,14 +43,15 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     """One optimizer step over this rank's share of a global batch, the one after `state.step`."""
     learner, lr = trainer.learner, trainer.schedule.lr(state.step)
     learner.optimizer.zero_grad(set_to_none=True)
-    losses, counts, indices = {}, {}, {}
+    losses, counts, indices, figures = {}, {}, {}, {}
     broken: list[Broken] = []
     for microbatch in trainer.parallel.each(microbatches):
         with autocast(trainer.config, trainer.group.device):
-            output = trainer.parallel(microbatch.inputs)
-            loss, count = learner.task.loss(output, microbatch.targets)
-        learner.scaler.scale(loss * (trainer.parallel.loss_scale / trainer.config.batch.microbatch_size)).backward()
-        losses[microbatch.number], counts[microbatch.number] = loss.detach(), count
+            loss = learner.task.step(trainer.parallel, microbatch)
+        share = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
+        learner.scaler.scale(loss.total * share).backward()
+        losses[microbatch.number], counts[microbatch.number] = loss.total.detach(), loss.count
+        figures[microbatch.number] = loss.figures
         indices[microbatch.number] = microbatch.indices
         broken += microbatch.broken
     if not learner.task.counts_every_sample:
@@ -60,6 +61,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         step=state.step + 1,
         losses=losses,
         counts=counts,
+        figures=figures,
         indices=indices,
         broken=tuple(broken),
         gradient_norm=norm,

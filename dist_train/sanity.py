@@ -8,7 +8,8 @@ and buffers whatever was computed in between, in training and in evaluation; and
 model that has been saved and loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import evaluating
+from dist_train.evaluate import as_row_table, evaluating
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
@@ -32,7 +33,7 @@ from dist_train.parallel.data_parallel import check_all_have_gradients
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples, draw_samples
-from dist_train.tasks.base import Sums
+from dist_train.tasks.base import Rows, Sums, Totals
 
 _LARGEST = 4 * 2**30
 """Bytes of a state up to which a resume is tried: every rank has a copy of it in memory then."""
@@ -145,9 +146,7 @@ class Trial:
         """The loss of a microbatch, with the draws of its place."""
         self._generators.seed(key(self._config.seed, "dropout", batch.step, batch.number))
         with autocast(self._config, self._device):
-            output = self._model(_copied(batch.inputs))  # forward may change them
-            loss, _ = self.learner.task.loss(output, _copied(batch.targets))
-        return loss
+            return self.learner.task.step(self._model, _copied(batch)).total  # forward may change it
 
     def _forward_and_backward(self, batch: Microbatch) -> None:
         self.learner.optimizer.zero_grad(set_to_none=True)
@@ -206,26 +205,30 @@ class Trial:
         """Raises UserError when `eval.best` is no metric of the task, or a batch gives two different results."""
         with evaluating(self._model, self._config.seed, self._generators) as begin:
 
-            def statistics(inputs: Any, targets: Any) -> Sums:
+            def evaluated(batch: Microbatch) -> Sums:
                 begin(0)
                 with autocast(self._config, self._device):
-                    output = self._model(_copied(inputs))
-                return self.learner.task.statistics(output, _copied(targets))
+                    return self.learner.task.evaluate(self._model, _copied(batch))
 
             guarded = self._guarded()
-            sums = statistics(batch.inputs, batch.targets)
+            sums = evaluated(batch)
             if self._config.exact:
                 attributes = self._attributes()
-                statistics(*each_array(_turned, (batch.inputs, batch.targets)))
-                again = statistics(batch.inputs, batch.targets)
+                evaluated(_each(_turned, batch))
+                again = evaluated(batch)
                 self._check_guarded(guarded, "an evaluation")
                 self._check(attributes, self._attributes(), f"{_ATTRIBUTE} in evaluation, {_UNKNOWN}")
                 self._check(sums, again, f"{_NUMBER} in evaluation, {_OTHER_STATE}")
         self._check_metrics(
-            {n: v.to("cpu", torch.float64 if v.is_floating_point() else torch.int64) for n, v in sums.items()}
+            {
+                name: as_row_table(value.values)
+                if isinstance(value, Rows)
+                else value.to("cpu", torch.float64 if value.is_floating_point() else torch.int64)
+                for name, value in sums.items()
+            }
         )
 
-    def _check_metrics(self, sums: Sums) -> None:
+    def _check_metrics(self, sums: Totals) -> None:
         task = self.learner.task
         try:
             metrics = task.metrics(sums)
@@ -289,8 +292,13 @@ def _turned(array: Any) -> Any:
     return array.flip(0) if isinstance(array, Tensor) and array.dim() else array
 
 
-def _copied(tree: Any) -> Any:
-    return each_array(lambda tensor: tensor.clone(), tree)
+def _copied(batch: Microbatch) -> Microbatch:
+    return _each(lambda tensor: tensor.clone(), batch)
+
+
+def _each(function: Callable[[Tensor], Tensor], batch: Microbatch) -> Microbatch:
+    """With every tensor replaced by `function` of it."""
+    return replace(batch, inputs=each_array(function, batch.inputs), targets=each_array(function, batch.targets))
 
 
 _MODULES_OWN = set(vars(nn.Module()))

@@ -1,8 +1,10 @@
 """Losses and gradient norms of single steps, left on the device until a whole interval is read at once."""
 
+import json
 import math
+import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from dist_train.config.schema import RunConfig
 from dist_train.data.broken import Broken
+from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import finish_step
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
@@ -31,6 +34,7 @@ class StepResult:
         indices: by microbatch number, int64 [m], its samples' places in the training set.
         gradient_norm: L2 norm of the whole gradient before clipping, 0-dim, the same on all ranks.
         lr: the learning rate used.
+        figures: by microbatch number, what the task gives to log: name -> (sum, count).
         applied: False where the update was skipped, because something was not finite.
         broken: the samples of its share that could not be read, in their order.
     """
@@ -41,6 +45,7 @@ class StepResult:
     indices: Mapping[int, Tensor]
     gradient_norm: Tensor
     lr: float
+    figures: Mapping[int, Mapping[str, tuple[Tensor, int | Tensor]]] = field(default_factory=dict)
     applied: bool = True
     broken: tuple[Broken, ...] = ()
 
@@ -51,6 +56,7 @@ class Report:
 
     Attributes:
         rows: one a step, for metrics.jsonl.
+        figures: those of the task, over the whole interval.
         samples: one a step, for samples.jsonl; empty unless asked for.
         skipped: one line for each step whose update was skipped.
         diverged: why the training cannot go on, if so: a step was not finite, and its update was applied.
@@ -58,6 +64,7 @@ class Report:
     """
 
     rows: list[dict[str, Any]]
+    figures: dict[str, float]
     samples: list[dict[str, Any]]
     skipped: list[str]
     diverged: str | None
@@ -90,18 +97,20 @@ class StepMetrics:
         """
         results, self._results = self._results, []
         if not results:
-            return Report(rows=[], samples=[], skipped=[], diverged=None, broken=[])
+            return Report(rows=[], figures={}, samples=[], skipped=[], diverged=None, broken=[])
         # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
         known = set(known)
         own = [(result.step, one) for result in results for one in result.broken if one.index not in known]
         sums = self._group.all_reduce_host_(self._own(results, len(own)))
         broken = self._all(own) if sums[..., 2].any() else []
         norms = torch.stack([result.gradient_norm for result in results]).tolist()
+        names, figures = self._figures(results, sums[..., 3])
         rows, skipped, diverged = [], [], None
-        for result, by_microbatch, norm in zip(results, sums.tolist(), norms, strict=True):
-            losses, counts, _ = zip(*by_microbatch, strict=True)
+        for place, (result, by_microbatch, norm) in enumerate(zip(results, sums.tolist(), norms, strict=True)):
+            losses, counts, *_ = zip(*by_microbatch, strict=True)
             loss = math.fsum(losses) / max(sum(counts), 1.0) if all(map(math.isfinite, losses)) else math.nan
             row = {**self.position(result.step), "loss": loss, "lr": result.lr, "grad_norm": norm}
+            row |= _means(names, figures[place : place + 1])
             if so_far := len(known) + sum(step <= result.step for step, _ in broken):
                 row["broken_samples"] = so_far
             rows.append(row if result.applied else {**row, "left_out": True})
@@ -118,7 +127,8 @@ class StepMetrics:
                 {"step": row["step"], "epoch": row["epoch"], "indices": indices}
                 for row, indices in zip(rows, table, strict=True)
             ]
-        return Report(rows=rows, samples=samples, skipped=skipped, diverged=diverged, broken=broken)
+        interval = _means(names, figures[: len(rows)])
+        return Report(rows=rows, figures=interval, samples=samples, skipped=skipped, diverged=diverged, broken=broken)
 
     def _all(self, own: list[tuple[int, Broken]]) -> list[tuple[int, Broken]]:
         """Those of all ranks, each sample once, in the order of the training: in a step the ranks have it already."""
@@ -129,16 +139,39 @@ class StepMetrics:
         return list(first.values())
 
     def _own(self, results: list[StepResult], broken: int = 0) -> Tensor:
-        """Float64 [steps, V, 3]: loss sum and count; and in one of this rank's places how many samples are broken, so
-        that all ranks know without asking whether there is anything to tell."""
-        table = torch.zeros(len(results), self._config.batch.settled, 3, dtype=torch.float64)
+        """Float64 [steps, V, 4]: loss sum and count; in one of this rank's places how many samples are broken, so that
+        all ranks know without asking whether there is anything to tell; and what the names of the figures are."""
+        table = torch.zeros(len(results), self._config.batch.settled, 4, dtype=torch.float64)
         numbers = list(results[0].losses)
         table[0, numbers[0], 2] = broken
         losses = torch.stack([torch.stack(list(result.losses.values())) for result in results])
         table[:, numbers, 0] = losses.to("cpu", torch.float64)
         counts = [[float(count) for count in result.counts.values()] for result in results]
         table[:, numbers, 1] = torch.tensor(counts, dtype=torch.float64)
+        named = [[_sign_of(result.figures.get(number, {})) for number in numbers] for result in results]
+        table[:, numbers, 3] = torch.tensor(named, dtype=torch.float64)
         return table
+
+    def _figures(self, results: list[StepResult], signs: Tensor) -> tuple[list[str], Tensor]:
+        """The names of the task's figures, and float64 [steps, V, names, 2] with their sums and counts.
+
+        Raises:
+            UserError: on every rank, when not all microbatches have the same, or one has a name of ours.
+        """
+        if not signs.any():
+            return [], torch.zeros(len(results), 1, 0, 2)
+        names = sorted(next(iter(results[0].figures.values())))
+        if (signs != signs[0, 0]).any() or OURS & set(names):
+            raise UserError(
+                f"task {self._config.task.name}: the figures of a step are called {', '.join(names) or 'nothing'}; all "
+                f"microbatches must have the same ones, and none of {', '.join(sorted(OURS))}",
+                ExitCode.USER_CODE,
+            )
+        table = torch.zeros(len(results), self._config.batch.settled, len(names), 2, dtype=torch.float64)
+        for row, result in zip(table, results, strict=True):
+            for number, figures in result.figures.items():
+                row[number] = torch.tensor([[float(part) for part in figures[name]] for name in names])
+        return names, self._group.all_reduce_host_(table)
 
     def _not_finite(self, result: StepResult, losses: tuple[float, ...], norm: float) -> str | None:
         """What of the step is not finite, and made of which samples; None where all of it is."""
@@ -161,3 +194,21 @@ class StepMetrics:
             for number, indices in result.indices.items():
                 row[number] = indices
         return self._group.all_reduce_host_(table)
+
+
+OURS = {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "broken_samples", "left_out", "time", "kind"}
+"""Names in a row that no figure of a task may have."""
+
+
+def _sign_of(figures: Mapping[str, Any]) -> int:
+    """A number that tells sets of names apart; 0 for none."""
+    return 1 + zlib.crc32(json.dumps(sorted(figures)).encode()) if figures else 0
+
+
+def _means(names: list[str], table: Tensor) -> dict[str, float]:
+    """Each figure of float64 [steps, V, names, 2], sum by count; added in the order of the steps and microbatches."""
+    sums, counts = table.flatten(0, 1).unbind(-1)
+    return {
+        name: math.fsum(sums[:, place].tolist()) / max(math.fsum(counts[:, place].tolist()), 1.0)
+        for place, name in enumerate(names)
+    }

@@ -146,7 +146,7 @@ class Trainer:
         report = self.step_metrics.flush(state.broken)
         self.parallel.check()
         self.tracker.log_samples(report.samples)
-        self.tracker.log_steps(report.rows)
+        self.tracker.log_steps(report.rows, report.figures)
         for line in report.skipped:
             self.tracker.note(line)
         for step, one in report.broken:

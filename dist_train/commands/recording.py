@@ -215,7 +215,7 @@ class Comparison(NullTracker):
         self.steps = self.evaluations = self.values = 0
         self._names: dict[str, None] = {}
 
-    def log_steps(self, rows: list[Row]) -> None:
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
         for row in rows:
             recorded = self._recording.steps.get(row["step"])
             self.missing.discard(row["step"])

@@ -180,6 +180,10 @@ class Synthetic(_DataSwitches):
 class CustomData(Custom, _DataSwitches):
     """The user's own map-style data set, or a class derived from ImageSet."""
 
+    pad: Float | dict[str, Float] | None = None
+    """Fill samples of different sizes up to the largest of their microbatch: with this number, or by name, as in
+    `{input: 0, target: -100}` or `{input_ids: 0, labels: -100}`."""
+
 
 DataConfig = Annotated[
     Annotated[Digits, Tag("digits")]

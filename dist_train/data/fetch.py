@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
-from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
@@ -19,6 +18,7 @@ from dist_train.data.datasets.image_folder import FolderImages
 from dist_train.data.failure import CapturedError, noted
 from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
+from dist_train.data.stack import check_sample, stacked
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
 
@@ -111,18 +111,27 @@ class Fetch(Dataset):
     Every draw depends on (seed, epoch, index): it makes no difference which process loads a sample, or beside which.
     """
 
-    def __init__(self, dataset: Any, seed: int, augment: Augment | None, retry_s: float, on_error: str) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int,
+        augment: Augment | None,
+        retry_s: float,
+        on_error: str,
+        pad: float | Mapping[str, float] | None = None,
+    ) -> None:
         """
         Args:
             augment: None in evaluation, where an epoch makes no difference either.
             retry_s: how long reading is tried again while the storage is away.
             on_error: of a sample that cannot be read: `stop`, `substitute` another one, or `skip` it.
+            pad: what samples of different sizes are filled up with.
 
         Raises:
             UserError: when it could not be known which sample that is.
         """
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
-        self._on_error = on_error
+        self._on_error, self._pad = on_error, pad
         self._waited_in_vain = False
         at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, FolderImages))
         if at_once and on_error != "stop":
@@ -235,7 +244,7 @@ class Fetch(Dataset):
             inputs, targets = raw
         else:
             with noted("stacking", indices, self._dataset):
-                inputs, targets = collate(raw, collate_fn_map=_COLLATE)
+                inputs, targets = stacked(raw, self._dataset, self._pad)
             if augment and (crop := augment.crop(epoch, indices)) is not None:
                 check_images(inputs, "random_resized_crop")
                 inputs = crop_each(inputs, crop)
@@ -273,23 +282,8 @@ class Fetch(Dataset):
                 seed_all(key(self._seed, purpose, *position, int(index)))
                 with noted("reading", [index], self._dataset):
                     samples.append(self._dataset[int(index)])
-                _check_pair(samples[-1], f"sample {index:,} of {type(self._dataset).__name__}")
+                check_sample(samples[-1], f"sample {index:,} of {type(self._dataset).__name__}")
         return samples
-
-
-def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
-    """torch's own function uses other memory in a loading process, and fails with another message there."""
-    return torch.stack(tensors)
-
-
-_COLLATE = {**default_collate_fn_map, Tensor: _stack}
-"""torch's default, as it is without loading processes."""
-
-
-def _check_pair(sample: Any, name: str) -> None:
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        given = f"{type(sample).__name__}" + (f" of {len(sample)}" if isinstance(sample, tuple | list) else "")
-        raise UserError(f"{name} is a {given}, and must be a pair (input, target)", ExitCode.USER_CODE)
 
 
 def each_array(function: Callable[[Any], Any], value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dist_train.config.schema import LoaderConfig, RunConfig
+from dist_train.config.schema import CustomData, LoaderConfig, RunConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -149,14 +149,15 @@ class _Source:
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "_Source":
         classes = len(splits.classes) if splits.classes else None
         augment, retry_s = Augment(config.augment, config.seed), config.loader.retry.seconds
-        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error)
+        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config))
         mix = Mix.from_config(config.augment, config.seed, classes)
         transform = DeviceTransform(config.augment, device, mix)
         return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
 
     @classmethod
     def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "_Source":
-        fetch = Fetch(dataset, config.seed, None, config.loader.retry.seconds, config.eval.on_error)
+        retry_s = config.loader.retry.seconds
+        fetch = Fetch(dataset, config.seed, None, retry_s, config.eval.on_error, _pad(config))
         transform = DeviceTransform(config.augment, device)
         return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
 
@@ -180,6 +181,10 @@ class _Source:
                 targets=targets,
                 broken=loaded.broken if part == 0 else (),
             )
+
+
+def _pad(config: RunConfig) -> float | dict[str, float] | None:
+    return config.data.pad if isinstance(config.data, CustomData) else None
 
 
 def _by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:

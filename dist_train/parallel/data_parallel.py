@@ -77,9 +77,9 @@ class Parallel:
             self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
             self._ddp.register_comm_hook(None, self._sum.hook)
 
-    def __call__(self, inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         begun = time.perf_counter()
-        output = self._ddp(inputs)
+        output = self._ddp(*inputs, **keywords)
         add_work(time.perf_counter() - begun)
         return output
 

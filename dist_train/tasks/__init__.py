@@ -27,8 +27,9 @@ def build(config: TaskConfig, classes: Sequence[str] | None) -> Task:
             )
         return Classification(classes=len(classes), label_smoothing=config.label_smoothing)
     task = construct(config, "task", offered={} if classes is None else {"classes": len(classes)})
+    kind = type(task)
     if not isinstance(task, Task):
-        raise UserError(
-            f"task {config.name} gave a {type(task).__name__}, no dist_train.tasks.Task", ExitCode.USER_CODE
-        )
+        raise UserError(f"task {config.name} gave a {kind.__name__}, no dist_train.tasks.Task", ExitCode.USER_CODE)
+    if kind.loss is Task.loss and kind.step is Task.step:
+        raise UserError(f"task {config.name} has neither `loss(output, target)` nor `step(model, batch)`")
     return task

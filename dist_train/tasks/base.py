@@ -1,8 +1,8 @@
-"""What is learned: from a model's output and the targets to a loss, and to the metrics of an evaluation."""
+"""What is learned: from a batch to a loss, and to the metrics of an evaluation. Nothing else looks into a batch."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,23 +10,82 @@ from torch import Tensor
 
 from dist_train.errors import ExitCode, UserError
 
-Sums = dict[str, Tensor]
-"""Named sums over samples, of fixed shapes: int64 for what is counted, float64 for what is measured. Those of two
-batches are added name by name, so that a metric is exact however the batches are distributed."""
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
+
+Count = Tensor | int
+Model = Callable[..., Any]
+"""What `step` and `evaluate` are given: it is called as the user's own module is, and gives what that gives."""
 
 
-class Task(ABC):
-    """Derive from it, and write `loss`; the rest has an answer already, which evaluates the loss alone.
+class Rows(NamedTuple):
+    """Among an evaluation batch's sums: numbers of each sample that no sum can stand for, as the scores that a ranking
+    needs. Those of all batches are put one after another, in the order of the samples.
 
     Attributes:
-        counts_every_sample: `loss` always counts as many targets as there are samples. The loss can then be normalised
+        values: [m, ...], of one dtype and shape a row for all batches. The whole split is held in memory.
+    """
+
+    values: Tensor
+
+
+Sums = Mapping[str, Tensor | Rows]
+"""Named sums over samples, of fixed shapes: int64 for what is counted, float64 for what is measured. Those of two
+batches are added name by name, so that a metric is exact however the batches are distributed. `Rows` are joined."""
+
+Totals = dict[str, Tensor]
+"""The same over a whole split, on the CPU: sums int64 or float64, and rows [samples, ...]."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one microbatch gives to learn from.
+
+    Attributes:
+        total: the sum over the valid targets, a scalar to differentiate. The system divides the sums of all ranks by
+            the counts of all ranks.
+        count: how many targets those are.
+        figures: more to log, by name: the sum, a scalar without a gradient, and the count that it is divided by. Every
+            microbatch has the same names.
+    """
+
+    total: Tensor
+    count: Count
+    figures: Mapping[str, tuple[Tensor, Count]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: "Loss | tuple[Tensor, Count]") -> "Loss":
+        return found if isinstance(found, Loss) else cls(*found)
+
+
+class Task:
+    """Derive from it, and write `loss`, or `step` where a loss of output and target is not enough. The rest has an
+    answer already, which evaluates the loss alone.
+
+    Attributes:
+        counts_every_sample: the loss always counts as many targets as there are samples. It can then be normalised
             over the global batch without asking the other ranks; False is always right, and costs one small sum a step.
+        keywords: whether inputs that are a mapping reach the model as keyword arguments.
     """
 
     counts_every_sample: bool = False
+    keywords: bool = False
 
-    @abstractmethod
-    def loss(self, output: Any, target: Any) -> tuple[Tensor, Tensor | int]:
+    def forward(self, model: Model, inputs: Any) -> Any:
+        """What the model gives for the inputs of a batch."""
+        return model(**inputs) if self.keywords and isinstance(inputs, Mapping) else model(inputs)
+
+    def step(self, model: Model, batch: "Microbatch") -> Loss:
+        """Forward and loss of one microbatch."""
+        return Loss.of(self.loss(self.forward(model, batch.inputs), batch.targets))
+
+    def evaluate(self, model: Model, batch: "Microbatch") -> Sums:
+        """What one evaluation batch adds to the sums, on the device, from which `metrics` can be had."""
+        if type(self).statistics is not Task.statistics:
+            return self.statistics(self.forward(model, batch.inputs), batch.targets)
+        return _sums_of(self.step(model, batch))
+
+    def loss(self, output: Any, target: Any) -> Loss | tuple[Tensor, Count]:
         """The training loss of one microbatch.
 
         Args:
@@ -34,9 +93,9 @@ class Task(ABC):
             target: what the dataset gave, stacked.
 
         Returns:
-            The sum over the valid targets, a scalar to differentiate, and how many those are. The system divides the
-            sums of all ranks by the counts of all ranks.
+            The sum over the valid targets, a scalar to differentiate, and how many those are; or a `Loss`.
         """
+        raise NotImplementedError
 
     def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Any:
         """A batch's targets as `loss` and `statistics` take them; called for every batch, before anything is computed.
@@ -54,28 +113,43 @@ class Task(ABC):
 
     def statistics(self, output: Any, target: Any) -> Sums:
         """Sums over one evaluation batch, on the device of the output, from which `metrics` can be had."""
-        loss, count = self.loss(output, target)
-        return {"loss": loss.detach().double(), "count": torch.as_tensor(count, device=loss.device).long()}
+        return _sums_of(Loss.of(self.loss(output, target)))
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Totals) -> dict[str, float]:
         """The metrics by name, from the sums over the whole split, on the CPU.
 
         Raises:
             UserError: when there was nothing to evaluate.
         """
         count = counted(sums)
-        return {"loss": sums["loss"].item() / count}
+        found = {"loss": sums["loss"].item() / count}
+        for name in (name.removesuffix(":sum") for name in sums if name.endswith(":sum")):
+            found[name] = sums[f"{name}:sum"].item() / max(sums[f"{name}:count"].item(), 1)
+        return found
 
-    def per_class(self, sums: Sums) -> dict[str, list[Any]]:
+    def per_class(self, sums: Totals) -> dict[str, list[Any]]:
         """Metrics of every class by name, each a list in the order of the classes; empty where there are no classes."""
         return {}
 
-    def confusion(self, sums: Sums) -> np.ndarray | None:
+    def confusion(self, sums: Totals) -> np.ndarray | None:
         """int64 [classes, classes], rows the true class, columns the predicted; None where there is none."""
         return None
 
 
-def counted(sums: Sums) -> int:
+def _sums_of(loss: Loss) -> Sums:
+    sums: dict[str, Count] = {"loss": loss.total, "count": loss.count}
+    for name, (value, count) in loss.figures.items():
+        sums |= {f"{name}:sum": value, f"{name}:count": count}
+    return {name: _summed(value, loss.total.device) for name, value in sums.items()}
+
+
+def _summed(value: Count, device: torch.device) -> Tensor:
+    """As sums are: float64 where it is measured, int64 where it is counted."""
+    tensor = torch.as_tensor(value, device=device).detach()
+    return tensor.double() if tensor.is_floating_point() else tensor.long()
+
+
+def counted(sums: Totals) -> int:
     """How many targets were evaluated, `count`.
 
     Raises:

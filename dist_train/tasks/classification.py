@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Sums, Task, counted
+from dist_train.tasks.base import Sums, Task, Totals, counted
 
 _NO_CLASS = -(2**62)
 """Given to cross_entropy where no target is to be ignored, so that its own default, -100, fails as out of range."""
@@ -111,7 +111,7 @@ class Classification(Task):
             sums["confusion"] = cells.view(self.classes, self.classes)
         return sums
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Totals) -> dict[str, float]:
         """loss, accuracy, top5; precision, recall and f1, each the mean over all C classes (macro), where a ratio of
         nothing to nothing is 0; and the same over all samples at once (micro).
         """
@@ -127,12 +127,12 @@ class Classification(Task):
             **{f"{name}_micro": accuracy for name in by_class},
         }
 
-    def per_class(self, sums: Sums) -> dict[str, list[Any]]:
+    def per_class(self, sums: Totals) -> dict[str, list[Any]]:
         """precision, recall, f1 and support (samples of the class) of classes 0 to C - 1."""
         ratios = {name: values.tolist() for name, values in _ratios(sums).items()}
         return {**ratios, "support": sums["support"].tolist()}
 
-    def confusion(self, sums: Sums) -> np.ndarray | None:
+    def confusion(self, sums: Totals) -> np.ndarray | None:
         return sums["confusion"].numpy() if "confusion" in sums else None
 
     def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
@@ -172,7 +172,7 @@ def _histogram(values: Tensor, counts: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int64, device=values.device).scatter_add_(0, values, counts.long())
 
 
-def _ratios(sums: Sums) -> dict[str, np.ndarray]:
+def _ratios(sums: Totals) -> dict[str, np.ndarray]:
     """float64 [C] each."""
     right, predicted, support = (sums[name].numpy() for name in ("right", "predicted", "support"))
     parts = {"precision": (right, predicted), "recall": (right, support), "f1": (2 * right, predicted + support)}

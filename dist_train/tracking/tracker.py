@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,9 @@ class NullTracker:
     def tick(self, step: int) -> None:
         """`step` steps are done; called after each, and takes microseconds."""
 
-    def log_steps(self, rows: list[Row]) -> None:
-        """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}."""
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
+        """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; and the task's
+        figures over all of them."""
 
     def log_samples(self, rows: list[Row]) -> None:
         """Rows of the same steps: {"step", "epoch", "indices": V lists of places in the training set}."""
@@ -76,7 +77,7 @@ class Tracker(NullTracker):
         self._pace.tick(step)
         self._each(lambda sink: sink.tick(step))
 
-    def log_steps(self, rows: list[Row]) -> None:
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
         assert self._pace is not None
         if not rows:
             return
@@ -84,7 +85,7 @@ class Tracker(NullTracker):
         clock = {"unix": time.time(), "samples_per_s": speed}
         interval = Interval(
             rows=[{**row, "time": clock} for row in rows],
-            summary=_summary(rows),
+            summary=_summary(rows) | dict(figures or {}),
             samples_per_s=speed,
             seconds_left=self._pace.seconds_left(),
         )
