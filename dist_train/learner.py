@@ -26,8 +26,7 @@ class Learner:
     Attributes:
         constants: the buffers outside of the state_dict as they were when the model was new.
         optimizer_state: what survives a restart of the optimizer.
-        shape: of one input, where the data has one.
-        classes: their names, where the data has classes.
+        data: what model and task are told of the data: shape of one input, names of the classes, numbers of a target.
     """
 
     model: nn.Module
@@ -37,8 +36,7 @@ class Learner:
     optimizer_state: OptimizerState
     scaler: torch.amp.GradScaler
     ema: Ema | None
-    shape: tuple[int, ...] | None
-    classes: tuple[str, ...] | None
+    data: dict[str, Any]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -57,7 +55,7 @@ class Learner:
                 "optimizer": self.optimizer_state.values(),
                 "optimizer_counters": self.optimizer_state.counters(),
                 "scaler": self.scaler.state_dict(),
-                "data": {"shape": self.shape, "classes": self.classes},
+                "data": self.data,
             },
         )
 
@@ -93,7 +91,9 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
     if config.model.sync_batchnorm and device.type == "cpu":
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
     classes = len(splits.classes) if splits.classes else None
-    model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed).to(device)
+    model = models.build(
+        config.model, shape=splits.shape, classes=classes, seed=config.seed, outputs=splits.outputs
+    ).to(device)
     optimizer = build_optimizer(config.optimizer, model, skips_steps=config.train.precision == "fp16")
     return Learner(
         model=model,
@@ -103,8 +103,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
         optimizer_state=OptimizerState(optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay is not None else None,
-        shape=splits.shape,
-        classes=splits.classes,
+        data={"shape": splits.shape, "classes": splits.classes, "outputs": splits.outputs},
     )
 
 

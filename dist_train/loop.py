@@ -49,7 +49,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         with autocast(trainer.config, trainer.group.device):
             loss = learner.task.step(trainer.parallel, microbatch)
         share = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
-        learner.scaler.scale(loss.total * share).backward()
+        learner.scaler.scale(trainer.parallel.complete(loss.total) * share).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.total.detach(), loss.count
         figures[microbatch.number] = loss.figures
         indices[microbatch.number] = microbatch.indices

@@ -74,7 +74,7 @@ class RunRecord(NullRunRecord):
             "step": state.step,
             "total_steps": self._total_steps,
             "samples_seen": state.samples_seen(self._config.batch.global_size),
-            "best": state.best(self._config.eval.best),
+            "best": state.best(self._config.best),
             "metrics": state.metrics,
             "world_size": self._ranks.world_size,
             "generation": self._generation,

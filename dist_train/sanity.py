@@ -29,8 +29,8 @@ from dist_train.heartbeat import beat
 from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.parallel.buffers import BufferSet
-from dist_train.parallel.data_parallel import check_all_have_gradients
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples, draw_samples
 from dist_train.tasks.base import Rows, Sums, Totals
@@ -152,6 +152,8 @@ class Trial:
         self.learner.optimizer.zero_grad(set_to_none=True)
         loss = self._forward(batch)
         self._loss = loss.detach()
+        if self._config.distributed.unused_parameters == "allow":
+            loss = with_all(loss, list(self._parameters.values()))
         self.learner.scaler.scale(loss / len(batch.indices)).backward()
         check_all_have_gradients(self._parameters.items())
         for name, parameter in self._parameters.items():
@@ -237,7 +239,7 @@ class Trial:
                 return
             raise
         task.per_class(sums), task.confusion(sums)
-        if (best := self._config.eval.best) not in metrics:
+        if (best := self._config.best) not in metrics:
             raise UserError(f"eval.best is {best}, which the task does not report; it reports {', '.join(metrics)}")
 
     # ------------------------------------------------------------ steps, and what is saved of them

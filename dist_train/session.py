@@ -89,7 +89,7 @@ class Session:
             SessionOutcome(
                 status=status,
                 metrics=metrics,
-                best=state.best(trainer.config.eval.best),
+                best=state.best(trainer.config.best),
                 broken=len(state.broken),
                 seconds=time.monotonic() - started,
                 checkpoint=trainer.checkpoints.last or (newest if has_manifest(newest) else None),

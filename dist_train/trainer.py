@@ -235,12 +235,12 @@ def _aligned(gradient: Tensor) -> Tensor:
 
 
 def _note_best(config: RunConfig, state: TrainState) -> None:
-    wanted, stopping = config.eval.best, config.train.early_stopping
+    wanted, stopping = config.best, config.train.early_stopping
     if wanted not in state.metrics:
         names = ", ".join(state.metrics)
         raise UserError(f"eval.best is {wanted}, which the task does not report; it reports {names}")
     value = state.metrics[wanted]
-    sign = 1 if config.eval.best_is == "max" else -1
+    sign = 1 if config.best_is == "max" else -1
 
     def improves(on: float | None, margin: float) -> bool:
         """A number that is not finite never improves, and a finite one always improves on it."""

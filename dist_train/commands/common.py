@@ -41,13 +41,19 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
     return config
 
 
-def saved_model(config: RunConfig, snapshot: Snapshot, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
+def saved_model(
+    config: RunConfig,
+    snapshot: Snapshot,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    outputs: int | None = None,
+) -> nn.Module:
     """The model with its saved weights, on the CPU.
 
     Raises:
         UserError: (exit 4) when they do not fit each other.
     """
-    build = partial(models.build, config.model, shape=shape, classes=classes, seed=config.seed)
+    build = partial(models.build, config.model, shape=shape, classes=classes, seed=config.seed, outputs=outputs)
     if not isinstance(config.model, Custom):
         _check_size(build, snapshot)
     model = build()

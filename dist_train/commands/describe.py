@@ -44,7 +44,9 @@ def describe(config: RunConfig) -> dict[str, Any]:
         facts |= _length(config, len(splits.train))
         classes = len(splits.classes) if splits.classes else None
         tasks.build(config.task, splits.classes)
-        model = models.build(config.model, shape=splits.shape, classes=classes, seed=config.seed)
+        model = models.build(
+            config.model, shape=splits.shape, classes=classes, seed=config.seed, outputs=splits.outputs
+        )
         facts |= _size(config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
             facts["not_on_a_gpu"] = explain_nondeterministic(found)

@@ -42,7 +42,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         _check_classes(config, saved.other["data"].get("classes"), splits.classes)
         task = tasks.build(config.task, splits.classes)
         classes = len(splits.classes) if splits.classes else None
-        model = saved_model(config, saved, splits.shape, classes)
+        model = saved_model(config, saved, splits.shape, classes, splits.outputs)
         result = evaluate(config, model.to(group.device), task, group, dataset)
     if Ranks.from_environment().is_first:
         for one in result.broken:

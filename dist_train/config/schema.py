@@ -368,15 +368,77 @@ ModelConfig = Annotated[
 
 
 class Classification(Section):
-    """One class of several, cross-entropy."""
+    """One class of several: accuracy, top-5, precision, recall and F1."""
 
     name: Literal["classification"] = "classification"
+    loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    """`bce` is a binary decision for each class (Wightman et al., 2021), the mean over the classes; `focal` (Lin et
+    al., 2017) counts less what is recognised already."""
+    focal_gamma: NonNegative = 2.0
+    """How much less; at 0 it is the cross-entropy."""
     label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes, in training (Szegedy et al., 2015, section 7)."""
 
 
+class MultiLabel(Section):
+    """Any number of several classes: mean average precision, precision, recall and F1 at a probability of 0.5."""
+
+    name: Literal["multi_label"] = "multi_label"
+    loss: Literal["bce", "focal"] = "bce"
+    """The mean over the classes; `focal` (Lin et al., 2017) counts less what is recognised already."""
+    focal_gamma: NonNegative = 2.0
+    """How much less; at 0 it is the binary cross-entropy."""
+
+
+class Regression(Section):
+    """One number or several: mean absolute error, root mean squared error, R²."""
+
+    name: Literal["regression"] = "regression"
+    loss: Literal["mse", "mae", "huber", "smooth_l1"] = "mse"
+    """The mean over a sample's numbers."""
+    delta: Positive = 1.0
+    """The error from which huber and smooth_l1 are linear."""
+
+
+class Segmentation(Section):
+    """A class for each pixel: mean intersection over union, pixel accuracy."""
+
+    name: Literal["segmentation"] = "segmentation"
+    ignore_index: Int | None = 255
+    """Pixels with this target count nowhere."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` (Lin et al., 2017) counts less what is recognised already."""
+    focal_gamma: NonNegative = 2.0
+    """How much less; at 0 it is the cross-entropy."""
+    aux_weight: NonNegative = 0.5
+    """Weight of the second output that some of torchvision's models have in training."""
+
+
+class LanguageModel(Section):
+    """The next token: loss, perplexity, accuracy, bits per byte."""
+
+    name: Literal["language_model"] = "language_model"
+    ignore_index: Int = -100
+    """Targets of this number count nowhere."""
+    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all tokens, in training."""
+
+
+class HuggingFace(Section):
+    """What the own loss of a model of the library transformers takes: a sample is a dict of its inputs."""
+
+    name: Literal["huggingface"] = "huggingface"
+
+
 TaskConfig = Annotated[
-    Annotated[Classification, Tag("classification")] | Annotated[Custom, Tag("custom")], Discriminator(_tag)
+    Annotated[Classification, Tag("classification")]
+    | Annotated[MultiLabel, Tag("multi_label")]
+    | Annotated[Regression, Tag("regression")]
+    | Annotated[Segmentation, Tag("segmentation")]
+    | Annotated[LanguageModel, Tag("language_model")]
+    | Annotated[HuggingFace, Tag("huggingface")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_tag),
 ]
 
 
@@ -561,10 +623,12 @@ class EvalConfig(Section):
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
     on_error: Literal["stop", "skip"] = "stop"
     """When a sample to evaluate cannot be read. `skip`: leave it out, count it, and say which."""
-    best: str = "accuracy"
-    """The metric that picks the best checkpoint. A figure that is not finite is never the best."""
-    best_is: Literal["max", "min"] = "max"
-    """Whether a higher or a lower figure is better."""
+    best: str = "auto"
+    """The metric that picks the best checkpoint. `auto`: accuracy of a classification, mean_average_precision of
+    multi_label, rmse of a regression, mean_iou of a segmentation, else the loss. A figure that is not finite is never
+    the best."""
+    best_is: Literal["auto", "max", "min"] = "auto"
+    """Whether a higher or a lower figure is better. `auto`: lower for a loss, an error or a perplexity, else higher."""
 
 
 class CheckpointConfig(Section):
@@ -614,6 +678,9 @@ class DistributedConfig(Section):
     """Intra-op threads of a rank on a CPU. The result depends on it: with another number, sums have another order."""
     timeout: TimeDuration = Duration(30.0, "min")
     """Time after which a collective fails that not all ranks have joined."""
+    unused_parameters: Literal["refuse", "allow"] = "refuse"
+    """When a loss does not depend on a parameter, as with layers that are dropped, experts, or several heads. `allow`:
+    its gradient is zero. That costs a walk through the graph of each microbatch."""
     bucket_mb: Positive | None = None
     """Gradients sent together, in MiB. Without it DDP's own sizes: 25, and a small first one that leaves early."""
 
@@ -724,6 +791,19 @@ class RunConfig(Section):
     distributed: DistributedConfig = DistributedConfig()
     slurm: SlurmConfig = SlurmConfig()
 
+    @property
+    def best(self) -> str:
+        """The metric that picks the best checkpoint."""
+        own = self.eval.best
+        return REPORTED.get(self.task.name, ("loss",))[0] if own == "auto" else own
+
+    @property
+    def best_is(self) -> Literal["max", "min"]:
+        """Whether a higher or a lower figure of it is better."""
+        if self.eval.best_is != "auto":
+            return self.eval.best_is
+        return "min" if self.best in _LOWER_IS_BETTER or self.best.endswith("loss") else "max"
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         problems = list(_contradictions(self))
@@ -732,17 +812,25 @@ class RunConfig(Section):
         return self
 
 
-REPORTED: tuple[str, ...] = ("loss", "accuracy", "top5", "precision", "recall", "f1")
-REPORTED += ("precision_micro", "recall_micro", "f1_micro")
-"""What the task `classification` reports; a test compares."""
+_RATIOS = ("precision", "recall", "f1")
+REPORTED: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "loss", "top5", *_RATIOS, "precision_micro", "recall_micro", "f1_micro"),
+    "multi_label": ("mean_average_precision", "loss", *_RATIOS, "f1_micro"),
+    "regression": ("rmse", "loss", "mae", "r2"),
+    "segmentation": ("mean_iou", "loss", "pixel_accuracy"),
+    "language_model": ("loss", "perplexity", "accuracy", "bits_per_byte"),
+    "huggingface": ("loss", "accuracy"),
+}
+"""What the tasks report, first what picks the best checkpoint; a test compares."""
+_LOWER_IS_BETTER = ("loss", "mae", "rmse", "perplexity", "bits_per_byte")
 
 
 def _contradictions(config: RunConfig) -> Any:
     """Yields (key path, message) for what no section can see alone."""
-    best = config.eval.best
-    if isinstance(config.task, Classification) and best not in REPORTED:
-        hint = did_you_mean(best, REPORTED)
-        yield "eval.best", f"must be one of {alternatives(REPORTED)}, which the task reports, not {shown(best)}{hint}"
+    best, reported = config.eval.best, REPORTED.get(config.task.name)
+    if best != "auto" and reported is not None and best not in reported:
+        hint = did_you_mean(best, reported)
+        yield "eval.best", f"must be one of {alternatives(reported)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
     names = [item.name for item in config.augment]

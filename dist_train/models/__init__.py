@@ -24,23 +24,29 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
 """name -> (its section of the config, shape of one input without the batch, number of classes) -> module."""
 
 
-def build(config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | None, seed: int) -> nn.Module:
+def build(
+    config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | None, seed: int, outputs: int | None = None
+) -> nn.Module:
     """The model in fp32 on the CPU, with the same weights on every rank: they are drawn from (seed, "init").
 
-    A model of the user's is called with its args, and with `shape` and `classes` if its signature has parameters of
-    these names and the args don't give them. torch.compile and DDP come later.
+    A model of the user's is called with its args, and with `shape`, `classes` and `outputs` if its signature has
+    parameters of these names and the args don't give them. torch.compile and DDP come later.
 
     Args:
         config: the section `model`.
         shape: of one input, (C, H, W) for images; None where the data doesn't say.
         classes: how many; None where the data doesn't say.
         seed: of the run.
+        outputs: how many numbers a target has; None where it is none. Ours have so many in place of classes.
 
     Raises:
         UserError: when it cannot be built so, or the start weights don't fit.
     """
     with seeded(key(seed, "init")):
-        model = _custom(config, shape, classes) if isinstance(config, CustomModel) else _ours(config, shape, classes)
+        if isinstance(config, CustomModel):
+            model = _custom(config, shape=shape, classes=classes, outputs=outputs)
+        else:
+            model = _ours(config, shape, classes if classes is not None else outputs)
     _check_parameters(model)
     settle_buffers(model)
     if any(type(module).train is not nn.Module.train for module in model.modules()):
@@ -89,9 +95,8 @@ def _ours(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn
         raise UserError(f"model: {config.name} cannot be built: {reason}") from None
 
 
-def _custom(config: CustomModel, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
-    known = {name: value for name, value in (("shape", shape), ("classes", classes)) if value is not None}
-    model = construct(config, "model", offered=known)
+def _custom(config: CustomModel, **known: Any) -> nn.Module:
+    model = construct(config, "model", offered={name: value for name, value in known.items() if value is not None})
     if not isinstance(model, nn.Module):
         raise UserError(f"model {config.name} gave a {type(model).__name__}, no torch.nn.Module", ExitCode.USER_CODE)
     return model

@@ -10,7 +10,7 @@ What happens to the model's buffers is in dist_train/parallel/buffers.py.
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
-from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.tree import BinaryCounter
+from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class Parallel:
             mean = None
         self._buffers.finish_step(mean)
 
+    def complete(self, loss: Tensor) -> Tensor:
+        """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
+        return with_all(loss, self.parameters) if self._config.distributed.unused_parameters == "allow" else loss
+
     def rescale(self, counts: Mapping[int, int | Tensor]) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
@@ -132,18 +136,6 @@ class Parallel:
         """Ends the reduction thread."""
         if self._sum is not None:
             self._sum.close()
-
-
-def check_all_have_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Raises UserError (exit 10) naming the parameters without a gradient. DDP reports them one step later, and names
-    nothing (pytorch/pytorch#43259)."""
-    unused = [name for name, parameter in named if parameter.grad is None]
-    if unused:
-        raise UserError(
-            f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
-            f"{', …' if len(unused) > 5 else ''}; use them, or freeze them with requires_grad_(False)",
-            ExitCode.USER_CODE,
-        )
 
 
 def _no_forward_sync() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One class of several."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ _LARGEST_CONFUSION = 2_000
 
 
 class Classification(Task):
-    """Cross-entropy of the class scores, with metrics as scikit-learn defines them.
+    """One class for each sample, with metrics as scikit-learn defines them.
 
     Args:
         classes: C, how many there are.
@@ -26,10 +26,21 @@ class Classification(Task):
             al., Rethinking the Inception Architecture, 2015, section 7).
         ignore_index: samples with this target count nowhere, neither in the loss nor in the metrics. Without it every
             sample counts, and a target outside 0 to C - 1 is an error.
+        loss: `cross_entropy`; `bce`, a binary decision for each class, the mean over them (Wightman et al., ResNet
+            strikes back, 2021); or `focal` (Lin et al., Focal Loss for Dense Object Detection, 2017).
+        focal_gamma: how much less the focal loss counts what is recognised already.
     """
 
-    def __init__(self, *, classes: int, label_smoothing: float = 0.0, ignore_index: int | None = None) -> None:
-        self.classes = classes
+    def __init__(
+        self,
+        *,
+        classes: int,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy",
+        focal_gamma: float = 2.0,
+    ) -> None:
+        self.classes, self._kind, self._gamma = classes, loss, focal_gamma
         self.counts_every_sample = ignore_index is None
         self._label_smoothing = label_smoothing
         self._ignored = _NO_CLASS if ignore_index is None else ignore_index
@@ -68,7 +79,10 @@ class Classification(Task):
             target: int64 [m] classes, or float [m, C] shares of the classes as mixup and cutmix make them.
         """
         self._check(output)
-        loss = self._cross_entropy(output, target, "sum", self._label_smoothing)
+        if self._kind == "cross_entropy":
+            loss = self._cross_entropy(output, target, "sum", self._label_smoothing)
+        else:
+            loss = self._losses(output, target, self._label_smoothing).sum()
         if self.counts_every_sample or target.is_floating_point():
             return loss, len(target)
         return loss, (target != self._ignored).sum()
@@ -99,7 +113,7 @@ class Classification(Task):
         true = torch.where(valid, target, 0)
         guess = scores.argmax(dim=1)
         sums = {
-            "loss": self._cross_entropy(scores, target, "none", 0.0).double().sum(),
+            "loss": self._losses(scores, target, 0.0).double().sum(),
             "count": valid.sum(),
             "top5": (valid & (_rank(scores, true) < 5)).sum(),
             "right": _histogram(true, valid & (guess == true), self.classes),
@@ -117,7 +131,7 @@ class Classification(Task):
         """
         count = counted(sums)
         accuracy = sums["right"].sum().item() / count
-        by_class = _ratios(sums)
+        by_class = ratios(sums)
         return {
             "loss": sums["loss"].item() / count,
             "accuracy": accuracy,
@@ -129,11 +143,25 @@ class Classification(Task):
 
     def per_class(self, sums: Totals) -> dict[str, list[Any]]:
         """precision, recall, f1 and support (samples of the class) of classes 0 to C - 1."""
-        ratios = {name: values.tolist() for name, values in _ratios(sums).items()}
-        return {**ratios, "support": sums["support"].tolist()}
+        found = {name: values.tolist() for name, values in ratios(sums).items()}
+        return {**found, "support": sums["support"].tolist()}
 
     def confusion(self, sums: Totals) -> np.ndarray | None:
         return sums["confusion"].numpy() if "confusion" in sums else None
+
+    def _losses(self, output: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        """float32 [m]; 0 for a sample that is ignored."""
+        if self._kind == "cross_entropy":
+            return self._cross_entropy(output, target, "none", label_smoothing)
+        output, valid, shares = output.float(), torch.ones(len(target), device=target.device), target
+        if not target.is_floating_point():
+            valid = (target != self._ignored).float()
+            shares = F.one_hot(torch.where(valid > 0, target, 0), self.classes).float()
+        shares = shares * (1 - label_smoothing) + label_smoothing / self.classes
+        if self._kind == "bce":
+            return F.binary_cross_entropy_with_logits(output, shares, reduction="none").mean(1) * valid
+        log = output.log_softmax(1)
+        return -(shares * (1 - log.exp()) ** self._gamma * log).sum(1) * valid
 
     def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
         return F.cross_entropy(
@@ -172,8 +200,8 @@ def _histogram(values: Tensor, counts: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int64, device=values.device).scatter_add_(0, values, counts.long())
 
 
-def _ratios(sums: Totals) -> dict[str, np.ndarray]:
-    """float64 [C] each."""
+def ratios(sums: Totals) -> dict[str, np.ndarray]:
+    """precision, recall and f1 of each class, float64 [C]; 0 where there is nothing to divide by."""
     right, predicted, support = (sums[name].numpy() for name in ("right", "predicted", "support"))
     parts = {"precision": (right, predicted), "recall": (right, support), "f1": (2 * right, predicted + support)}
     return {name: np.where(all_ > 0, some / np.maximum(all_, 1), 0.0) for name, (some, all_) in parts.items()}

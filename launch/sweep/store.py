@@ -90,8 +90,8 @@ def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) 
         folder=place.with_name(f"sweep-{place.name}").absolute(),
         config=config,
         cwd=Path.cwd(),
-        metric=first.eval.best,
-        better=first.eval.best_is,
+        metric=first.best,
+        better=first.best_is,
         points=tuple(points),
     )
 

@@ -1,11 +1,13 @@
 """Losses of single steps, read an interval at a time; and what is not finite ends all ranks together."""
 
 import math
+from dataclasses import replace
 
 import torch
 
 from dist_train.config.schema import DistributedConfig, RunConfig
 from dist_train.config.shares import share
+from dist_train.errors import UserError
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.step_metrics import StepMetrics, StepResult
 
@@ -51,6 +53,47 @@ def test_rows_have_every_step_and_are_the_same_on_all_ranks(run_ranks):
     assert first == {"step": 1, "epoch": 0.1, "samples_seen": 8, "loss": expected, "lr": 0.1, "grad_norm": 1.5}
     for world_size in (2, 3):
         assert run_ranks(_rows, world_size) == [alone] * world_size
+
+
+def _figures(ranks, name_of):
+    with ProcessGroup(ranks, DistributedConfig()) as group:
+        metrics = _metrics(group)
+        for step in (1, 2):
+            result = _result(ranks, step, lambda step, number: 1.0)
+            sizes = {
+                number: {name_of(number): (torch.tensor(step + number / 3), number + step)} for number in result.losses
+            }
+            metrics.add(replace(result, figures=sizes))
+        try:
+            report = metrics.flush()
+        except UserError as error:
+            return str(error)
+        return [row["size"] for row in report.rows], report.figures
+
+
+def test_figures_are_sums_by_counts_of_each_step_and_of_the_interval(run_ranks):
+    parts = [[(torch.tensor(step + n / 3).item(), n + step) for n in range(MICROBATCHES)] for step in (1, 2)]
+    means = [math.fsum(s for s, _ in part) / sum(n for _, n in part) for part in (*parts, parts[0] + parts[1])]
+    for world_size in (1, 2, 3):
+        assert run_ranks(_figures, world_size, _size) == [(means[:2], {"size": means[2]})] * world_size
+
+
+def test_figures_of_another_name_in_one_microbatch_or_of_ours_are_refused_on_every_rank(run_ranks):
+    for name_of in (_other, _ours):
+        for said in run_ranks(_figures, 2, name_of):
+            assert "all microbatches must have the same ones, and none of" in said
+
+
+def _size(number):
+    return "size"
+
+
+def _other(number):
+    return "size" if number < 3 else "sizes"
+
+
+def _ours(number):
+    return "loss"
 
 
 def _bad(ranks, norm, applied):

@@ -86,6 +86,7 @@ class Splits:
             of train. Test is used once, at the end of a run, since it has chosen nothing.
         classes: their names, in the order of the targets, where they have names.
         shape: channels, height, width of an input, where it is an image.
+        outputs: how many numbers a target has, where it is numbers.
         notes: lines for the user on the files that were found.
     """
 
@@ -94,6 +95,7 @@ class Splits:
     test: Any | None = None
     classes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
+    outputs: int | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -4,7 +4,8 @@
 where `Thing.has_test` is true. What comes back has `__len__` and `__getitem__`, which returns (input, target): tensors,
 numbers, text, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through
 `augment`. A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`,
-the names of the classes; `shape`, of an input (else the first sample is looked at); `in_memory`, true where reading is
+the names of the classes; `shape`, of an input (else the first sample is looked at); `outputs`, how many numbers a
+target has (the same); `in_memory`, true where reading is
 so cheap that loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
 
 Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
@@ -13,6 +14,10 @@ alone, since those are set for every sample.
 
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from dist_train.config.imports import construct, resolve_import
 from dist_train.config.schema import CustomData
@@ -31,7 +36,8 @@ def build(config: CustomData, local_rank0_first: Any) -> Splits:
         _check(config.name, split, dataset)
     train = made["train"]
     tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
-    return Splits(**made, classes=_classes_of(config.name, train), shape=_shape_of(train, tries))
+    shape, outputs = _shape_of(train, tries)
+    return Splits(**made, classes=_classes_of(config.name, train), shape=shape, outputs=outputs)
 
 
 def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:
@@ -55,14 +61,25 @@ def _check(name: str, split: str, dataset: Any) -> None:
         raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
 
 
-def _shape_of(dataset: Any, tries: int) -> tuple[int, ...] | None:
-    """Of an input: of the first sample that can be read, where so many are tried."""
-    if hasattr(dataset, "shape"):
-        return tuple(dataset.shape)
+def _shape_of(dataset: Any, tries: int) -> tuple[tuple[int, ...] | None, int | None]:
+    """Of an input, and how many numbers a target has that is of floats: of the first sample that can be read, where so
+    many are tried."""
+    outputs = getattr(dataset, "outputs", None)
+    if hasattr(dataset, "shape") and (outputs is not None or getattr(dataset, "classes", None) is not None):
+        return tuple(dataset.shape), outputs
     with seeded(key(0, "shape")), failures():
         sample = _first_sample(dataset, tries)
-    shape = getattr(sample[0], "shape", None) if isinstance(sample, tuple | list) else None
-    return None if shape is None else tuple(shape)
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        return getattr(dataset, "shape", None), outputs
+    shape = getattr(dataset, "shape", getattr(sample[0], "shape", None))
+    is_number = isinstance(sample[1], float | np.ndarray | Tensor) and not is_whole(sample[1])
+    outputs = int(np.prod(np.shape(sample[1]))) if outputs is None and is_number else outputs
+    return None if shape is None else tuple(shape), outputs
+
+
+def is_whole(target: Any) -> bool:
+    """Whether it holds whole numbers, such as those of classes."""
+    return not isinstance(target, float) and not torch.as_tensor(target).is_floating_point()
 
 
 def _first_sample(dataset: Any, tries: int) -> Any:

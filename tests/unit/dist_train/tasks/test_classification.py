@@ -224,7 +224,8 @@ def test_what_is_no_class_is_refused_by_the_samples_name(target, words):
 
 def test_the_config_knows_what_is_reported():
     scores, target = made(20, 3, 0)
-    assert tuple(Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))) == REPORTED
+    found = Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))
+    assert set(found) == set(REPORTED["classification"])
 
 
 def test_shares_of_the_classes_have_no_figures():

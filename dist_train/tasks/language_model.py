@@ -1,0 +1,115 @@
+"""The next token."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dist_train.errors import ExitCode, UserError
+from dist_train.tasks.base import Loss, Sums, Task, Totals, counted
+
+
+class LanguageModel(Task):
+    """Cross-entropy of the scores of the next token.
+
+    Args:
+        vocabulary: how many tokens there are, where the data says.
+        token_bytes: UTF-8 bytes of each token, where the data says; for bits_per_byte.
+        ignore_index: targets of this number count nowhere.
+        label_smoothing: share of the target spread evenly over all tokens, in the training loss alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int | None = None,
+        token_bytes: Sequence[int] | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self._vocabulary, self._ignored, self._label_smoothing = vocabulary, ignore_index, label_smoothing
+        self._bytes = None if token_bytes is None else torch.tensor(token_bytes, dtype=torch.int64)
+
+    def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Tensor:
+        """int64 [m, T], of whatever whole numbers they were.
+
+        Raises:
+            UserError: for anything else, and for a token that there is none of.
+        """
+        if not isinstance(target, Tensor) or target.ndim != 2 or target.is_floating_point() or target.is_complex():
+            given = f"of shape {list(target.shape[1:])}" if isinstance(target, Tensor) else f"a {type(target).__name__}"
+            raise UserError(
+                f"{name_of(0)}: the target is {given}; language_model takes the numbers of the next tokens, whole "
+                "numbers: [length]",
+                ExitCode.DATA,
+            )
+        target = target.to(torch.int64)
+        most = self._vocabulary
+        wrong = ((target < 0) | (target >= most if most is not None else False)) & (target != self._ignored)
+        if wrong.any():
+            row, place = wrong.nonzero()[0].tolist()
+            raise UserError(
+                f"{name_of(row)}: the target at place {place} is {int(target[row, place])}, and there are the tokens 0 "
+                f"to {'…' if most is None else most - 1}",
+                ExitCode.DATA,
+            )
+        return target
+
+    def loss(self, output: Any, target: Tensor) -> Loss:
+        """Summed in fp32.
+
+        Args:
+            output: [m, T, vocabulary] scores, of any floating dtype; or an object that has them as `logits`.
+            target: int64 [m, T].
+        """
+        flat = self._flat(output, target).float()
+        loss = F.cross_entropy(
+            flat,
+            target.flatten(),
+            ignore_index=self._ignored,
+            reduction="sum",
+            label_smoothing=self._label_smoothing,
+        )
+        return Loss(loss, (target != self._ignored).sum())
+
+    def statistics(self, output: Any, target: Tensor) -> Sums:
+        """Sums for one batch: loss, count, right, and the bytes of the tokens where they are known."""
+        flat, tokens = self._flat(output, target).detach().float(), target.flatten()
+        valid = tokens != self._ignored
+        losses = F.cross_entropy(flat, tokens, ignore_index=self._ignored, reduction="none")
+        sums = {
+            "loss": losses.double().sum(),
+            "count": valid.sum(),
+            "right": (valid & (flat.argmax(1) == tokens)).sum(),
+        }
+        if self._bytes is not None:
+            sums["bytes"] = (self._bytes.to(tokens.device)[torch.where(valid, tokens, 0)] * valid).sum()
+        return sums
+
+    def metrics(self, sums: Totals) -> dict[str, float]:
+        """loss, in nats a token; perplexity; accuracy; bits_per_byte of the text, where its bytes are known."""
+        count = counted(sums)
+        loss = sums["loss"].item() / count
+        found = {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "accuracy": sums["right"].item() / count,
+        }
+        if "bytes" in sums:
+            found["bits_per_byte"] = sums["loss"].item() / math.log(2) / max(sums["bytes"].item(), 1)
+        return found
+
+    def _flat(self, output: Any, target: Tensor) -> Tensor:
+        """[m · T, vocabulary]"""
+        scores = getattr(output, "logits", output)
+        if not isinstance(scores, Tensor) or scores.ndim != 3 or scores.shape[:2] != target.shape:
+            given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise UserError(
+                f"language_model takes scores of shape [{len(target)}, {target.shape[1]}, vocabulary] from the model, "
+                f"which gave {given}",
+                ExitCode.USER_CODE,
+            )
+        return scores.flatten(0, 1)

@@ -1,0 +1,124 @@
+"""Numbers."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dist_train.errors import ExitCode, UserError
+from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals, counted
+
+_LARGEST = 1_024
+"""Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
+
+
+class Regression(Task):
+    """One number or several for each sample, with metrics as scikit-learn defines them.
+
+    Args:
+        loss: `mse`, `mae`, `huber` (Huber, Robust Estimation of a Location Parameter, 1964) or `smooth_l1`, each the
+            mean over a sample's numbers.
+        delta: of huber and smooth_l1, the error from which they are linear.
+    """
+
+    counts_every_sample = True
+
+    def __init__(self, *, loss: Literal["mse", "mae", "huber", "smooth_l1"] = "mse", delta: float = 1.0) -> None:
+        self._kind, self._delta = loss, delta
+
+    def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Tensor:
+        """float32, of whatever real numbers they were.
+
+        Raises:
+            UserError: for anything else, and for a number that is not finite.
+        """
+        if not isinstance(target, Tensor) or target.is_complex():
+            kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+            raise UserError(f"{name_of(0)}: the target is {kind}; regression takes numbers", ExitCode.DATA)
+        wrong = (~torch.isfinite(target)).nonzero()
+        if len(wrong):
+            row = int(wrong[0, 0])
+            raise UserError(
+                f"{name_of(row)}: the target is {target[tuple(wrong[0].tolist())].item()}, which is not finite",
+                ExitCode.DATA,
+            )
+        return target.float()
+
+    def loss(self, output: Tensor, target: Tensor) -> Loss:
+        """Summed in fp32.
+
+        Args:
+            output: of the targets' shape, or [m, 1] for targets [m].
+            target: float32 [m, …].
+        """
+        return Loss(self._losses(self._fitted(output, target), target).sum(), len(target))
+
+    def statistics(self, output: Tensor, target: Tensor) -> Sums:
+        """Sums for one batch: loss, count, numbers, absolute and squared errors, float64; and of each sample output
+        and target, where that is at most 1,024 numbers."""
+        output = self._fitted(output.detach(), target)
+        error = output.double() - target.double()
+        sums: dict[str, Tensor | Rows] = {
+            "loss": self._losses(output, target).double().sum(),
+            "count": torch.tensor(len(target)),
+            "numbers": torch.tensor(target.numel()),
+            "absolute": error.abs().sum(),
+            "squared": error.square().sum(),
+        }
+        if target[0].numel() <= _LARGEST:
+            sums |= {"outputs": Rows(output.reshape(len(output), -1)), "targets": Rows(target.reshape(len(target), -1))}
+        return sums
+
+    def metrics(self, sums: Totals) -> dict[str, float]:
+        """loss; mae; rmse; r2, unless a sample has more than 1,024 numbers. Where a sample has several, rmse and r2 are
+        the means over them, except that rmse is over all at once where there is no r2."""
+        count = counted(sums)
+        found = {"loss": sums["loss"].item() / count, "mae": sums["absolute"].item() / sums["numbers"].item()}
+        if "targets" not in sums:
+            return {**found, "rmse": math.sqrt(sums["squared"].item() / sums["numbers"].item())}
+        by_output = _by_output(sums)
+        return {**found, "rmse": float(by_output["rmse"].mean()), "r2": float(by_output["r2"].mean())}
+
+    def per_class(self, sums: Totals) -> dict[str, list[Any]]:
+        """mae, rmse and r2 of each number, where a sample has several."""
+        if "targets" not in sums or sums["targets"].shape[1] == 1:
+            return {}
+        return {name: values.tolist() for name, values in _by_output(sums).items()}
+
+    def _fitted(self, output: Any, target: Tensor) -> Tensor:
+        if isinstance(output, Tensor):
+            if output.shape == (*target.shape, 1):
+                output = output.squeeze(-1)
+            if output.shape == target.shape:
+                return output.float()
+        given = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"regression takes from the model, for each sample, the shape of its target, {list(target.shape[1:])}; the "
+            f"model gave {given}",
+            ExitCode.USER_CODE,
+        )
+
+    def _losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """float32 [m]."""
+        if self._kind == "mse":
+            losses = F.mse_loss(output, target, reduction="none")
+        elif self._kind == "mae":
+            losses = F.l1_loss(output, target, reduction="none")
+        elif self._kind == "huber":
+            losses = F.huber_loss(output, target, reduction="none", delta=self._delta)
+        else:
+            losses = F.smooth_l1_loss(output, target, reduction="none", beta=self._delta)
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def _by_output(sums: Totals) -> dict[str, np.ndarray]:
+    """mae, rmse and r2, float64 [numbers]. r2 of a target that never changes is 1 where it is met, else 0."""
+    true, guess = sums["targets"].numpy().astype(np.float64), sums["outputs"].numpy().astype(np.float64)
+    error = guess - true
+    left, all_ = (error**2).sum(0), ((true - true.mean(0)) ** 2).sum(0)
+    r2 = np.where(all_ > 0, 1 - left / np.where(all_ > 0, all_, 1), np.where(left > 0, 0.0, 1.0))
+    return {"mae": np.abs(error).mean(0), "rmse": np.sqrt((error**2).mean(0)), "r2": r2}

@@ -1,0 +1,59 @@
+"""Every task of the schema trains to the same bits on 1, 2 and 3 ranks, and after a stop and a resume."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from dist_train.config.schema import REPORTED, TaskConfig
+from tests.distributed.training import result, train
+
+BASE = """
+name: t
+data: {{name: "tests.distributed.kinds:Kind", args: {{task: {kind}}}}}
+model: {{name: "tests.distributed.kinds:Net", args: {{task: {kind}}}}}
+task: {task}
+optimizer: {{name: adamw, lr: 0.01}}
+batch: {{microbatches: 3, global_size: 12}}
+train: {{duration: 2 epochs}}
+eval: {{every: 4 steps, batch_size: 8}}
+checkpoint: {{every: 100 steps}}
+tracking: {{every: 2 steps, samples: true, wandb: {{mode: disabled}}}}
+"""
+MEMBERS = [get_args(one)[0] for one in get_args(get_args(TaskConfig)[0])]
+SECTIONS = {member.model_fields["name"].default: member for member in MEMBERS}
+NAMED = [name for name in SECTIONS if isinstance(name, str)]
+
+
+def losses(name: str) -> list[str]:
+    """What `loss` of the task may be; one without a choice has one."""
+    field = SECTIONS[name].model_fields.get("loss")
+    return list(get_args(field.annotation)) if field else [""]
+
+
+@pytest.mark.parametrize(("name", "loss"), [(name, loss) for name in NAMED for loss in losses(name)])
+def test_a_task_ends_in_the_same_bits(run_ranks, tmp_path, name, loss):
+    section = {"name": name, **({"loss": loss} if loss else {})}
+    (tmp_path / "c.yaml").write_text(BASE.format(kind=name, task=json.dumps(section)))
+    check(run_ranks, tmp_path)
+    row = [row for row in result(tmp_path / "1")[1] if row["kind"] != "train"][-1]
+    assert set(REPORTED[name]) >= set(row) - {"kind", "split", "step", "epoch", "samples_seen", "per_class"}
+    assert REPORTED[name][0] in row
+
+
+def test_a_task_of_ones_own_may_have_the_whole_batch(run_ranks, tmp_path):
+    """It calls the model twice, and its figures are in every row, exact for any number of ranks."""
+    task = '{name: "tests.distributed.kinds:Whole"}'
+    (tmp_path / "c.yaml").write_text(BASE.format(kind="classification", task=task))
+    check(run_ranks, tmp_path)
+    rows = result(tmp_path / "1")[1]
+    assert all(row["far"] > 0 and 0 <= row["right"] <= 1 for row in rows)
+    assert {(12 * row["right"]) % 1 for row in rows if row["kind"] == "train"} == {0.0}
+
+
+def check(run_ranks, folder):
+    assert run_ranks(train, 1, folder, "c.yaml", "1") == [0]
+    assert run_ranks(train, 3, folder, "c.yaml", "3") == [0, 0, 0]
+    assert run_ranks(train, 2, folder, "c.yaml", "2", "train.stop_after=3 steps") == [0, 0]
+    assert run_ranks(train, 1, folder, "c.yaml", "2") == [0]
+    assert result(folder / "1") == result(folder / "2") == result(folder / "3")
