@@ -75,6 +75,7 @@ def evaluate(
         UserError: on every rank, (exit 13) when too many samples are broken.
     """
     count = number_of_batches(len(dataset), config.eval.batch_size)
+    count = min(count, config.eval.most_batches or count)
     sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
     batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
     leash, done = Leash(group.device), 0

@@ -619,6 +619,8 @@ class EvalConfig(Section):
     """Time between evaluations; there is always one at the end."""
     batch_size: Count = 128
     """Samples of one forward pass. The result depends on it, in its last bits."""
+    most_batches: Count | None = None
+    """Evaluate no more than the first so many batches of each split. The figures are then those of a part."""
     mode: Literal["sharded", "rank0"] = "sharded"
     """`sharded` divides the batches among the ranks; `rank0` leaves them to rank 0 while the others wait."""
     on_error: Literal["stop", "skip"] = "stop"

@@ -1,6 +1,7 @@
 """`dist-train train`."""
 
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 from dist_train.errors import UserError
 
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
-from ..console import say
+from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
 from ..plan.run_choice import RunRequest, choose, config_of
@@ -57,8 +58,17 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 @click.option(
     "--dry-run", is_flag=True, help="Print what would run, or why it could not. Starts nothing, writes nothing."
 )
-def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--fast-dev-run",
+    is_flag=True,
+    help="Try three steps, evaluations and saves. Leaves nothing.",
+)
+def command(
+    words: tuple[str, ...], dry_run: bool, fast_dev_run: bool, preflight: bool, as_json: bool, **options: Any
+) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
+    if fast_dev_run:
+        sys.exit(_fast_dev_run(words, print_verdict if as_json else None, **options))
     everywhere(options, lambda: _folder_of(words, **options), dry_run=dry_run)
     planned = plan_training(words, **options)
     if dry_run:
@@ -78,6 +88,35 @@ def command(words: tuple[str, ...], dry_run: bool, preflight: bool, as_json: boo
     from ..supervisor import supervise
 
     sys.exit(supervise(planned.plan, print_verdict if as_json else None))
+
+
+FEW_STEPS: tuple[str, ...] = (
+    "train.stop_after=3 steps",
+    "eval.every=2 steps",
+    "eval.most_batches=2",
+    "checkpoint.every=1 steps",
+)
+FEW_STEPS += ("tracking.every=1 steps", "tracking.wandb.mode=disabled", "tracking.tensorboard=false")
+
+
+def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resume: str | None, **options: Any) -> int:
+    """A few steps in a folder that is removed afterwards; returns the exit code.
+
+    Raises:
+        UserError: on several nodes, which would each have a folder of their own, or for a run that is there already.
+    """
+    if run_dir is not None or resume is not None:
+        raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
+    from ..supervisor import supervise
+
+    with tempfile.TemporaryDirectory(prefix="dist-train-fast-dev-run-") as folder:
+        planned = plan_training((*words, *FEW_STEPS), run_dir=f"{folder}/run", resume=None, **options)
+        if planned.plan.nodes > 1:
+            raise UserError("--fast-dev-run is for one node: --nnodes 1")
+        code = supervise(planned.plan, report)
+    if code == 0:
+        say(f"{mark('✓', 'green')} three steps, evaluations and saves went well; its folder is removed")
+    return code
 
 
 def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, trust: bool, **flags: Any) -> Path:

@@ -43,6 +43,35 @@ def run(folder, *command, code=0):
     return done.stdout, done.stderr
 
 
+BREAKS = """
+from dist_train.tasks import Task
+class Breaks(Task):
+    def loss(self, output, target):
+        return output.square().sum(), len(target)
+    def metrics(self, sums):
+        raise ValueError("no figures")
+"""
+
+
+def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
+    """Also where the user's code breaks, in an evaluation that would come after an epoch."""
+    (folder / "breaks.py").write_text(BREAKS)
+    elsewhere = {"TMPDIR": str(folder / "tmp"), "PYTHONPYCACHEPREFIX": str(folder / "tmp/pycache")}
+    (folder / "tmp").mkdir()
+    before = sorted(folder.iterdir())
+    own = ["task.name=breaks:Breaks", "train.sanity_check=false"]
+    for words, code in ([], 0), (own, 10), (["--run-dir", "r"], 2), (["eval.evry=1"], 2):
+        command = [BIN / "dist-train", "train", "digits.yaml", "--fast-dev-run", "--nproc-per-node", "2", *words]
+        done = subprocess.run(
+            command, cwd=folder, env={**ENVIRONMENT, **elsewhere}, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == code, done.stderr
+        if code == 0:
+            assert done.stderr.count("evaluation split=") == 1 and "train step=3" in done.stderr
+        assert sorted(folder.iterdir()) == before
+        assert not [path for path in (folder / "tmp").iterdir() if path.name.startswith("dist-train")]
+
+
 def of(run_dir):
     return fingerprint(locate(run_dir, print))
 

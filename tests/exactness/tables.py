@@ -117,6 +117,7 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "train.clip_norm": ((None, 0.5, 100.0), "one that clips and one that does not"),
     "eval.every": (("2 steps", "72 samples", "1 epochs"), "inside of a short training"),
     "eval.batch_size": ((5, 32), "a share that is not full, and small"),
+    "eval.most_batches": ((None, 2), "small"),
     "eval.best": (("auto", "accuracy", "loss"), "a metric of the task"),
     "checkpoint.every": (("1 steps", "2 steps", "1 epochs"), "inside of a short training"),
     "checkpoint.keep": ((2, 3), "small"),
