@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -56,6 +57,7 @@ os.rename(f"{name}.new", name)
 while not os.path.exists("go"):
     time.sleep(0.05)
 print(name, "is done")
+print("and its last line has no end", end="")
 open(f"{name}.done", "w").close()
 """
 TRAILS_BEHIND = """
@@ -125,7 +127,88 @@ def test_what_has_a_session_of_its_own_outlives_a_program_that_ended_well(tmp_pa
     until(lambda: not is_running(upload))
     assert (tmp_path / "upload.done").exists()
     assert not (tmp_path / "helper.done").exists()
-    until(lambda: "upload is done" in (tmp_path / "run/logs/rank0.log").read_text())
+    log = tmp_path / "run/logs/rank0.log"
+    until(lambda: log.read_text().rstrip("\n").endswith("upload is done\nand its last line has no end"))
+
+
+STARTS_A_HELPER = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+child.wait()
+"""
+HELPER = """
+import os, signal, sys
+def leave(number, frame):
+    open("told", "w").write(str(number))
+    sys.exit()
+signal.signal(signal.SIGTERM, leave)
+open("ready", "w").close()
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("way", [["torch.distributed.run", "--standalone"], OURS])
+def test_what_a_rank_has_started_is_told_to_stop_too(tmp_path, way):
+    (tmp_path / "starts.py").write_text(STARTS_A_HELPER)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *way, "starts.py", HELPER],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: (tmp_path / "ready").exists())
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+    assert (tmp_path / "told").read_text() == str(signal.SIGTERM.value)
+
+
+@pytest.mark.parametrize("way", [["torch.distributed.run", "--standalone"], OURS])
+def test_ranks_run_in_the_interpreter_that_is_asked_for(tmp_path, way):
+    """Torch's PYTHON_EXEC, such as a wrapper that sets a machine up."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\nWRAPPED=yes exec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    (tmp_path / "shows.py").write_text('import os; print(os.environ.get("WRAPPED"))')
+    assert go(tmp_path, *way, "shows.py", PYTHON_EXEC=str(wrapper)).stdout == "yes\n"
+
+
+WAITS_FOR_A_DISK = """
+import atexit, os
+# While it is spawned the parent is not to be interrupted (state D), and the child waits for somebody to open the pipe.
+opens = [(os.POSIX_SPAWN_OPEN, 0, "pipe", os.O_RDONLY, 0)]
+def ends():
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}, file_actions=opens), 0)
+    open("saved", "w").close()
+atexit.register(ends)
+raise ValueError("wrong")
+"""
+
+
+@pytest.mark.long
+def test_a_rank_that_waits_for_a_disk_at_its_end_is_at_work(tmp_path):
+    """Otherwise it would have half of its time, as one that does nothing."""
+    (tmp_path / "waits.py").write_text(WAITS_FOR_A_DISK)
+    os.mkfifo(tmp_path / "pipe")
+    process = subprocess.Popen(
+        [sys.executable, "-m", *OURS, "--grace", "12", "waits.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while "is still ending" not in process.stderr.readline():
+            pass
+        time.sleep(6)  # three seconds have gone: with these, three quarters of its time
+        os.close(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+        assert process.wait(PATIENCE) == 10
+    finally:
+        process.kill()
+    assert (tmp_path / "saved").exists()
 
 
 SAVES_AT_ITS_END = """
