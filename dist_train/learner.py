@@ -90,15 +90,12 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
     """
     if config.model.sync_batchnorm and device.type == "cpu":
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
-    classes = len(splits.classes) if splits.classes else None
-    model = models.build(
-        config.model, shape=splits.shape, classes=classes, seed=config.seed, outputs=splits.outputs
-    ).to(device)
+    model = models.build(config.model, seed=config.seed, **splits.offered).to(device)
     optimizer = build_optimizer(config.optimizer, model, skips_steps=config.train.precision == "fp16")
     return Learner(
         model=model,
         constants=constants_of(model),
-        task=tasks.build(config.task, splits.classes),
+        task=tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes),
         optimizer=optimizer,
         optimizer_state=OptimizerState(optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),

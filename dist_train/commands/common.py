@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,19 +42,16 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
     return config
 
 
-def saved_model(
-    config: RunConfig,
-    snapshot: Snapshot,
-    shape: tuple[int, ...] | None,
-    classes: int | None,
-    outputs: int | None = None,
-) -> nn.Module:
+def saved_model(config: RunConfig, snapshot: Snapshot, **offered: Any) -> nn.Module:
     """The model with its saved weights, on the CPU.
+
+    Args:
+        offered: what it is told of the data, as `Splits.offered`.
 
     Raises:
         UserError: (exit 4) when they do not fit each other.
     """
-    build = partial(models.build, config.model, shape=shape, classes=classes, seed=config.seed, outputs=outputs)
+    build = partial(models.build, config.model, seed=config.seed, **offered)
     if not isinstance(config.model, Custom):
         _check_size(build, snapshot)
     model = build()

@@ -1,6 +1,6 @@
 """`python -m dist_train.commands.describe CONFIG [a.b=c …]`: what only torch can say about a plan, as JSON.
 
-Nothing is downloaded, trained or written.
+Nothing is downloaded, trained or written, but for the tokens of a text, which go into their cache.
 """
 
 import json
@@ -42,11 +42,8 @@ def describe(config: RunConfig) -> dict[str, Any]:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
-        classes = len(splits.classes) if splits.classes else None
-        tasks.build(config.task, splits.classes)
-        model = models.build(
-            config.model, shape=splits.shape, classes=classes, seed=config.seed, outputs=splits.outputs
-        )
+        tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
+        model = models.build(config.model, seed=config.seed, **splits.offered)
         facts |= _size(config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
             facts["not_on_a_gpu"] = explain_nondeterministic(found)

@@ -40,9 +40,8 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
         _check_classes(config, saved.other["data"].get("classes"), splits.classes)
-        task = tasks.build(config.task, splits.classes)
-        classes = len(splits.classes) if splits.classes else None
-        model = saved_model(config, saved, splits.shape, classes, splits.outputs)
+        task = tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
+        model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)
     if Ranks.from_environment().is_first:
         for one in result.broken:

@@ -57,7 +57,7 @@ def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict
     shape, classes = saved.other["data"].get("shape"), saved.other["data"].get("classes")
     if not classes or not shape or len(shape) != 3:
         raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
-    model = saved_model(config, saved, tuple(shape), len(classes))
+    model = saved_model(config, saved, shape=tuple(shape), classes=len(classes))
     with evaluating(model, config.seed, Generators(model)) as begin:
         rows = []
         for file in files:

@@ -5,7 +5,7 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 """
 
 import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -177,6 +177,66 @@ class Synthetic(_DataSwitches):
     """Evaluation samples."""
 
 
+class _Files(_DataSwitches):
+    root: UserPath
+    """A file, or a folder."""
+    train: UserPath | None = None
+    """What is trained on, a file or folder under root. Without it, root itself."""
+    eval: UserPath | None = None
+    """What is evaluated, under root. Without it, eval_fraction of the training split is held out."""
+    test: UserPath | None = None
+    """What the best checkpoint is evaluated on at the very end, under root."""
+
+    @model_validator(mode="after")
+    def _names_beside_each_other(self) -> Self:
+        if self.train is None and (self.eval is not None or self.test is not None):
+            raise PydanticCustomError("rule", "with eval or test what is trained on needs a name too: train")
+        return self
+
+
+class _Windows(_DataSwitches):
+    context: Count = 256
+    """Tokens of an input, T. The target is the same window one token further on."""
+    stride: Count | None = None
+    """Tokens from the beginning of a training window to that of the next. Without it, context: each token is learned
+    once an epoch. 1: a window begins at every token. Evaluation windows always stand side by side."""
+
+
+class Text(_Files, _Windows):
+    """Files of text, UTF-8, tokenised once. A sample is a window of tokens."""
+
+    name: Literal["text"] = "text"
+    pattern: str = "*.txt"
+    """The files that are read of a folder, at any depth, one after the other in the order of their paths."""
+    tokenizer: UserPath = "bytes"
+    """`bytes`: 256 tokens. `chars`: each character that there is. Else a file of Hugging Face's tokenizers, JSON, which
+    needs the extra `text`."""
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    """Share of the tokens held out for evaluation, at the end of the text, where `eval` names nothing."""
+    cache: UserPath | None = None
+    """Folder of the tokenised texts. Without it, dist-train/tokens in XDG_CACHE_HOME, else in ~/.cache."""
+
+
+class Tokens(_Windows):
+    """Files of nothing but tokens, as nanoGPT's scripts write them. A sample is a window of tokens."""
+
+    name: Literal["tokens"] = "tokens"
+    root: UserPath
+    """Their folder."""
+    train: UserPath = "train.bin"
+    """The file of the training tokens under root."""
+    eval: UserPath = "val.bin"
+    """The file of the evaluation tokens under root."""
+    test: UserPath | None = None
+    """The file of the test tokens under root, for the best checkpoint at the very end."""
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    """Of a token in the files, little-endian."""
+    vocabulary: Count
+    """How many tokens there are: 50257 for GPT-2's, which nanoGPT rounds up to 50304; 65 for shakespeare_char."""
+    tokenizer: UserPath | None = None
+    """A file of Hugging Face's tokenizers that the tokens were made with, to turn them into text again."""
+
+
 class CustomData(Custom, _DataSwitches):
     """The user's own map-style data set, or a class derived from ImageSet."""
 
@@ -193,6 +253,8 @@ DataConfig = Annotated[
     | Annotated[Mnist, Tag("mnist")]
     | Annotated[FashionMnist, Tag("fashion_mnist")]
     | Annotated[Synthetic, Tag("synthetic")]
+    | Annotated[Text, Tag("text")]
+    | Annotated[Tokens, Tag("tokens")]
     | Annotated[CustomData, Tag("custom")],
     Discriminator(_tag),
 ]
@@ -342,6 +404,26 @@ class ResnetCifar(_ModelSwitches):
         return depth
 
 
+class Gpt(_ModelSwitches):
+    """A decoder-only transformer as nanoGPT's, for data that is made of tokens (Radford et al., 2019)."""
+
+    name: Literal["gpt"] = "gpt"
+    layers: Count = 6
+    """Blocks of attention and two fully connected layers."""
+    heads: Count = 6
+    """Of each attention."""
+    width: Count = 384
+    """Numbers by which a token is represented, a multiple of heads."""
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Share that is dropped of the embeddings, of the attention weights, and of what each block adds."""
+
+    @model_validator(mode="after")
+    def _heads_of_one_size(self) -> Self:
+        if self.width % self.heads:
+            raise PydanticCustomError("rule", f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
 class TorchvisionModel(_ModelSwitches):
     """A classifier of torchvision.models, by its name there."""
 
@@ -358,6 +440,7 @@ ModelConfig = Annotated[
     Annotated[Mlp, Tag("mlp")]
     | Annotated[Cnn, Tag("cnn")]
     | Annotated[ResnetCifar, Tag("resnet_cifar")]
+    | Annotated[Gpt, Tag("gpt")]
     | Annotated[TorchvisionModel, Tag("torchvision")]
     | Annotated[CustomModel, Tag("custom")],
     Discriminator(_tag),
@@ -853,6 +936,7 @@ SAFE_TO_CHANGE = (
     "checkpoint",
     "data.on_error",
     "data.max_broken",
+    "data.cache",
     "eval.mode",
     "eval.on_error",
     "train.stop_after",

@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from dist_train.config.imports import construct
 from dist_train.config.problems import printable
-from dist_train.config.schema import CustomModel, ModelConfig, TorchvisionModel
+from dist_train.config.schema import CustomModel, Gpt, Mlp, ModelConfig, TorchvisionModel
 from dist_train.errors import ExitCode, UserError
-from dist_train.models import cnn, mlp, resnet_cifar, torchvision
+from dist_train.models import cnn, gpt, mlp, resnet_cifar, torchvision
 from dist_train.models.start_weights import load_start_weights
 from dist_train.parallel.buffers import settle_buffers
 from dist_train.randomness import key, seeded
@@ -20,22 +20,31 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "mlp": mlp.build,
     "cnn": cnn.build,
     "resnet_cifar": resnet_cifar.build,
+    "gpt": gpt.build,
 }
-"""name -> (its section of the config, shape of one input without the batch, number of classes) -> module."""
+"""name -> (its section of the config, shape of one input without the batch, number of classes, or of tokens) ->
+module."""
 
 
 def build(
-    config: ModelConfig, *, shape: tuple[int, ...] | None, classes: int | None, seed: int, outputs: int | None = None
+    config: ModelConfig,
+    *,
+    shape: tuple[int, ...] | None,
+    classes: int | None,
+    seed: int,
+    outputs: int | None = None,
+    vocabulary: int | None = None,
 ) -> nn.Module:
     """The model in fp32 on the CPU, with the same weights on every rank: they are drawn from (seed, "init").
 
-    A model of the user's is called with its args, and with `shape`, `classes` and `outputs` if its signature has
-    parameters of these names and the args don't give them. torch.compile and DDP come later.
+    A model of the user's is called with its args, and with `shape`, `classes`, `outputs` and `vocabulary` if its
+    signature has parameters of these names and the args don't give them. torch.compile and DDP come later.
 
     Args:
         config: the section `model`.
         shape: of one input, (C, H, W) for images; None where the data doesn't say.
         classes: how many; None where the data doesn't say.
+        vocabulary: how many tokens; None where the data has none.
         seed: of the run.
         outputs: how many numbers a target has; None where it is none. Ours have so many in place of classes.
 
@@ -44,9 +53,11 @@ def build(
     """
     with seeded(key(seed, "init")):
         if isinstance(config, CustomModel):
-            model = _custom(config, shape=shape, classes=classes, outputs=outputs)
+            model = _custom(config, shape=shape, classes=classes, outputs=outputs, vocabulary=vocabulary)
         else:
-            model = _ours(config, shape, classes if classes is not None else outputs)
+            kind, count = ("classes", outputs if classes is None else classes)
+            kind, count = ("vocabulary", vocabulary) if isinstance(config, Gpt) else (kind, count)
+            model = _ours(config, shape, kind, count)
     _check_parameters(model)
     settle_buffers(model)
     if any(type(module).train is not nn.Module.train for module in model.modules()):
@@ -76,20 +87,24 @@ def _check_parameters(model: nn.Module) -> None:
             )
 
 
-def _ours(config: Any, shape: tuple[int, ...] | None, classes: int | None) -> nn.Module:
-    """Raises UserError, also where it is larger than any memory."""
-    if shape is None or classes is None:
-        unknown = [name for name, value in (("shape", shape), ("classes", classes)) if value is None]
+def _ours(config: Any, shape: tuple[int, ...] | None, kind: str, count: int | None) -> nn.Module:
+    """Raises UserError, also where it is larger than any memory.
+
+    Args:
+        kind: what there are `count` of, as the data set's attribute is called.
+    """
+    if shape is None or count is None:
+        unknown = [name for name, value in (("shape", shape), (kind, count)) if value is None]
         raise UserError(
             f"model: {config.name} needs the data's {' and '.join(unknown)}; give the data set such an attribute"
         )
-    if config.name != "mlp" and len(shape) != 3:
+    if not isinstance(config, Gpt | Mlp) and len(shape) != 3:
         raise UserError(
             f"model: {config.name} takes images (channels, height, width), the data's shape is {list(shape)}"
         )
     builder = torchvision.build if isinstance(config, TorchvisionModel) else BUILDERS[config.name]
     try:
-        return builder(config, shape, classes)
+        return builder(config, shape, count)
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = printable(" ".join(str(error).split()), 300)
         raise UserError(f"model: {config.name} cannot be built: {reason}") from None

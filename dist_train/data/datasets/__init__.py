@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dist_train.config.schema import DataConfig
-from dist_train.data.datasets import custom, digits, image_folder, synthetic, torchvision_sets
+from dist_train.data.datasets import custom, digits, image_folder, synthetic, text, tokens, torchvision_sets
 from dist_train.data.datasets.base import ImageSet, Splits
 
 LocalRank0First = Callable[[], AbstractContextManager[None]]
@@ -21,6 +21,8 @@ _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "mnist": torchvision_sets.build,
     "fashion_mnist": torchvision_sets.build,
     "synthetic": synthetic.build,
+    "text": text.build,
+    "tokens": tokens.build,
 }
 
 

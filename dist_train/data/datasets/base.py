@@ -22,10 +22,10 @@ _HASHED = 1 << 24
 
 
 class ImageSet(ABC):
-    """Labelled uint8 images of one shape, read a batch at a time."""
+    """Samples of one shape, read a batch at a time: labelled uint8 images, or inputs and targets of any other kind."""
 
-    shape: tuple[int, int, int]
-    """Channels, height, width."""
+    shape: tuple[int, ...]
+    """Of one input; of an image channels, height, width."""
     in_memory = False
     """Whether reading is so cheap that loading processes would only cost time."""
     by_row = False
@@ -37,9 +37,10 @@ class ImageSet(ABC):
 
     @abstractmethod
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
-        """Images uint8 [m, *shape] and targets int64 [m] of the samples `indices`, int64 [m].
+        """Images uint8 [m, *shape] and targets int64 [m] of the samples `indices`, int64 [m]; or other tensors [m, …].
 
-        `crop` replaces the set's own resize from an image's size on disk to `shape`.
+        `crop` replaces the set's own resize from an image's size on disk to `shape`. A set that holds no images gives
+        it to `no_crop`.
         """
 
 
@@ -50,7 +51,7 @@ class TensorImages(ImageSet):
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images, self.targets = images, targets
-        self.shape = tuple(images.shape[1:])  # type: ignore[assignment]
+        self.shape = tuple(images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -77,6 +78,12 @@ def crop_each(images: Tensor, crop: Crop | None) -> Tensor:
     return torch.stack([crop(row, image, height, width) for row, image in enumerate(images)])
 
 
+def no_crop(crop: Crop | None) -> None:
+    """Raises UserError where a crop is asked for, of what is no image."""
+    if crop is not None:
+        raise UserError("augment: random_resized_crop works on images, and this data has none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """The data of a run.
@@ -85,8 +92,10 @@ class Splits:
         train, evaluation, test: ImageSets, or map-style data sets of (input, target). Evaluation and test hold nothing
             of train. Test is used once, at the end of a run, since it has chosen nothing.
         classes: their names, in the order of the targets, where they have names.
-        shape: channels, height, width of an input, where it is an image.
+        shape: of an input: channels, height, width of an image, the length of a window of tokens.
         outputs: how many numbers a target has, where it is numbers.
+        vocabulary: how many tokens there are, where samples are made of tokens.
+        token_bytes: bytes of text that each of these tokens stands for, where that is known.
         notes: lines for the user on the files that were found.
     """
 
@@ -96,7 +105,15 @@ class Splits:
     classes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
     outputs: int | None = None
+    vocabulary: int | None = None
+    token_bytes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """What a model is told of the data, by the name that its parameter has."""
+        classes = len(self.classes) if self.classes else None
+        return {"shape": self.shape, "classes": classes, "outputs": self.outputs, "vocabulary": self.vocabulary}
 
 
 def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ where `Thing.has_test` is true. What comes back has `__len__` and `__getitem__`,
 numbers, text, or dicts and tuples of them, of one shape for all samples. Images are uint8 [C, H, W] to go through
 `augment`. A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`,
 the names of the classes; `shape`, of an input (else the first sample is looked at); `outputs`, how many numbers a
-target has (the same); `in_memory`, true where reading is
+target has (the same); `vocabulary`, how many tokens there are, and `token_bytes`, how many bytes of text each stands
+for; `in_memory`, true where reading is
 so cheap that loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
 
 Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
@@ -37,7 +38,8 @@ def build(config: CustomData, local_rank0_first: Any) -> Splits:
     train = made["train"]
     tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
     shape, outputs = _shape_of(train, tries)
-    return Splits(**made, classes=_classes_of(config.name, train), shape=shape, outputs=outputs)
+    known: dict[str, Any] = {name: getattr(train, name, None) for name in ("vocabulary", "token_bytes")}
+    return Splits(**made, **known, classes=_classes_of(config.name, train), shape=shape, outputs=outputs)
 
 
 def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:

@@ -1,16 +1,19 @@
 """Models: sizes, shapes, the same weights for the same seed, start weights, the user's own."""
 
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from dist_train import models
-from dist_train.config.schema import Cnn, CustomModel, Mlp, ResnetCifar, TorchvisionModel
+from dist_train.config.schema import Cnn, CustomModel, Gpt, Mlp, ResnetCifar, TorchvisionModel
 from dist_train.errors import UserError
+from dist_train.models.gpt import GPT
 
 
 def parameters(model: nn.Module) -> int:
@@ -194,3 +197,78 @@ def test_the_users_own():
 def test_the_users_own_with_a_mistake(name, args, message):
     with pytest.raises(UserError, match=message):
         build(CustomModel(name=f"{__name__}:{name}", args=args))
+
+
+# ---------------------------------------------------------------- gpt
+
+
+def gpt(vocabulary=17, context=12, **keys) -> nn.Module:
+    config = Gpt(**{"layers": 3, "heads": 2, "width": 8, **keys})
+    return models.build(config, shape=(context,), classes=None, vocabulary=vocabulary, seed=0).eval()
+
+
+def test_gpt_is_torchs_encoder_layer_with_a_causal_mask():
+    model = gpt()
+    tokens = torch.randint(0, 17, (2, 12), generator=torch.Generator().manual_seed(0))
+    hidden = model.tokens(tokens) + model.positions.weight
+    mask = nn.Transformer.generate_square_subsequent_mask(12)
+    for block in model.blocks:
+        reference = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True, bias=False)
+        reference.load_state_dict(
+            {
+                "self_attn.in_proj_weight": block.attention.inputs.weight,
+                "self_attn.out_proj.weight": block.attention.output.weight,
+                "linear1.weight": block.wide.weight,
+                "linear2.weight": block.narrow.weight,
+                "norm1.weight": block.norm1.weight,
+                "norm2.weight": block.norm2.weight,
+            }
+        )
+        hidden = reference(hidden, src_mask=mask, is_causal=True)
+    torch.testing.assert_close(model(tokens), model.norm(hidden) @ model.tokens.weight.T)
+
+
+def test_gpt_looks_back_alone_and_takes_shorter_texts():
+    model = gpt()
+    tokens = torch.arange(12)[None]
+    changed = tokens.clone()
+    changed[0, 7] = 16
+    one, two = model(tokens), model(changed)
+    assert torch.equal(one[:, :7], two[:, :7]) and not torch.equal(one[:, 7:], two[:, 7:])
+    torch.testing.assert_close(model(tokens[:, :5]), one[:, :5])
+
+
+def test_gpt_has_the_sizes_of_gpt2_and_begins_with_the_loss_of_a_guess():
+    """124 M with positions and norms, as nanoGPT counts GPT-2 without its biases."""
+    with torch.device("meta"):
+        large = GPT(Gpt(layers=12, heads=12, width=768), 1024, 50257)
+    biases = 12 * (2 * 768 + 3 * 768 + 768 + 4 * 768 + 768) + 768
+    assert parameters(large) == 124_439_808 - biases
+    model = gpt(vocabulary=1000, layers=8, width=64)
+    narrow, wide = model.blocks[0].narrow.weight, model.blocks[0].wide.weight
+    assert narrow.std().item() == pytest.approx(0.02 / 4, rel=0.05) and wide.std().item() == pytest.approx(
+        0.02, rel=0.05
+    )
+    tokens = torch.randint(0, 1000, (8, 13), generator=torch.Generator().manual_seed(0))
+    loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(1000), rel=0.01)
+
+
+def test_gpt_needs_tokens_and_heads_of_one_size():
+    with pytest.raises(UserError, match="gpt needs the data's vocabulary"):
+        models.build(Gpt(), shape=(3, 8, 8), classes=10, seed=0)
+    with pytest.raises(ValidationError, match="width 10 is no multiple of heads 4"):
+        Gpt(width=10, heads=4)
+
+
+def test_a_model_of_ones_own_is_told_the_vocabulary():
+    config = CustomModel(name="torch.nn:Embedding", args={"num_embeddings": 3, "embedding_dim": 2})
+    assert models.build(config, shape=(4,), classes=None, vocabulary=9, seed=0).num_embeddings == 3
+    own = CustomModel(name="tests.unit.dist_train.models.test_models:Own")
+    assert models.build(own, shape=(4,), classes=None, vocabulary=9, seed=0).tokens.num_embeddings == 9
+
+
+class Own(nn.Module):
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, 2)

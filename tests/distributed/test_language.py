@@ -1,0 +1,67 @@
+"""Windows of tokens through a transformer: the same bits on any number of ranks, and after a resume on another."""
+
+import json
+import random
+
+import pytest
+from torch.nn import functional as F
+
+from dist_train.errors import ExitCode
+from dist_train.tasks.base import Task
+from tests.distributed.training import result, train
+
+CONFIG = """
+name: t
+data: {name: text, root: {folder}/texts, tokenizer: chars, context: 16, stride: 5, cache: {folder}/cache}
+model: {name: gpt, layers: 2, heads: 2, width: 16, dropout: 0.1}
+task: {name: "tests.distributed.test_language:NextToken"}
+optimizer: {name: adamw, lr: 0.01}
+batch: {microbatches: 6, global_size: 24}
+train: {duration: 12 steps, clip_norm: 1.0}
+eval: {every: 6 steps, best: loss, best_is: min}
+checkpoint: {every: 100 steps}
+tracking: {samples: true, wandb: {mode: disabled}}
+"""
+
+
+class NextToken(Task):
+    counts_every_sample = False
+
+    def loss(self, output, target):
+        return F.cross_entropy(output.float().flatten(0, 1), target.flatten(), reduction="sum"), target.numel()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "texts").mkdir()
+    words, draw = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"], random.Random(0)
+    (tmp_path / "texts" / "words.txt").write_text(" ".join(draw.choice(words) for _ in range(600)))
+    (tmp_path / "text.yaml").write_text(CONFIG.replace("{folder}", str(tmp_path)))
+    return tmp_path
+
+
+def test_any_number_of_ranks_and_any_loading_ends_in_the_same_bits(run_ranks, folder):
+    for ranks, workers in ((1, 0), (2, 1), (3, 0)):
+        arguments = (folder, "text.yaml", f"w{ranks}", f"loader.workers={workers}")
+        assert run_ranks(train, ranks, *arguments) == [0] * ranks
+    fingerprint, rows, samples = result(folder / "w1")
+    assert result(folder / "w2") == result(folder / "w3") == (fingerprint, rows, samples)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0] - 0.3
+    seen = [index for row in map(json.loads, samples) for part in row["indices"] for index in part]
+    assert len(set(seen)) == len(seen) == 12 * 24
+
+
+def test_a_resume_on_another_number_of_ranks_ends_in_the_same_bits(run_ranks, folder):
+    bf16 = "train.precision=bf16"
+    run_ranks(train, 2, folder, "text.yaml", "whole", bf16)
+    run_ranks(train, 1, folder, "text.yaml", "parts", bf16, "train.stop_after=5 steps")
+    assert run_ranks(train, 3, folder, "text.yaml", "parts", bf16) == [0] * 3
+    assert result(folder / "parts") == result(folder / "whole")
+
+
+def test_a_resume_notices_another_text(run_ranks, folder):
+    run_ranks(train, 1, folder, "text.yaml", "run", "train.stop_after=5 steps")
+    with (folder / "texts" / "words.txt").open("a") as file:
+        file.write(" dog")
+    assert run_ranks(train, 1, folder, "text.yaml", "run") == [ExitCode.CANNOT_RESUME]
