@@ -26,7 +26,7 @@ class Learner:
     Attributes:
         constants: the buffers outside of the state_dict as they were when the model was new.
         optimizer_state: what survives a restart of the optimizer.
-        data: what model and task are told of the data: shape of one input, names of the classes, numbers of a target.
+        data: what a checkpoint says of the data: shape of an input, names of the classes, numbers of a target.
     """
 
     model: nn.Module
@@ -100,7 +100,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
         optimizer_state=OptimizerState(optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay is not None else None,
-        data={"shape": splits.shape, "classes": splits.classes, "outputs": splits.outputs},
+        data=splits.saved,
     )
 
 

@@ -40,6 +40,12 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
         _check_classes(config, saved.other["data"].get("classes"), splits.classes)
+        if saved.other["data"].get("scaling") != splits.scaling:
+            raise UserError(
+                f"the training split of this {config.data.name} has another mean or deviation than it had in training, "
+                "so inputs would be normalised otherwise: give the data that it was trained for",
+                ExitCode.DATA,
+            )
         task = tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)

@@ -217,6 +217,27 @@ class Text(_Files, _Windows):
     """Folder of the tokenised texts. Without it, dist-train/tokens in XDG_CACHE_HOME, else in ~/.cache."""
 
 
+class Table(_Files):
+    """Rows of a .csv file with a header, or of the arrays of a .npz file: numbers to a class, or to numbers."""
+
+    name: Literal["table"] = "table"
+    inputs: Annotated[list[str], Field(min_length=1)] = ["*"]
+    """Columns that are the input, or arrays of a .npz file: names, or patterns such as `pixel*`. Those of the targets
+    are left out."""
+    targets: Annotated[list[str], Field(min_length=1)]
+    """Columns that are the target, likewise."""
+    classes: Literal["auto"] | Bool = "auto"
+    """Whether the target is a class, each value of its column one of them. `auto`: where it is text."""
+    normalize: Bool = True
+    """Subtract from each input its mean over the training split, and divide by its standard deviation there."""
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    """Share of the rows held out for evaluation, where `eval` names no file."""
+    split: Literal["random", "stratified"] = "stratified"
+    """Which are held out: drawn from all, or where there are classes from each of them."""
+    split_seed: Int = 0
+    """The seed that draws them."""
+
+
 class Tokens(_Windows):
     """Files of nothing but tokens, as nanoGPT's scripts write them. A sample is a window of tokens."""
 
@@ -255,6 +276,7 @@ DataConfig = Annotated[
     | Annotated[Synthetic, Tag("synthetic")]
     | Annotated[Text, Tag("text")]
     | Annotated[Tokens, Tag("tokens")]
+    | Annotated[Table, Tag("table")]
     | Annotated[CustomData, Tag("custom")],
     Discriminator(_tag),
 ]

@@ -22,6 +22,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "data.image_folder.test": (None, "a folder; the test split is evaluated as the others are"),
     "data.text": (None, "the built-in task cannot learn from it; tests/distributed/test_language.py"),
     "data.tokens": (None, "the built-in task cannot learn from it; read as text's are"),
+    "data.table": (None, "held in memory as digits are; tests/distributed/test_table.py"),
     "data.custom.args": (None, "they go with the name: ARGS"),
     "model.gpt": (None, "no data of a draw has tokens; tests/distributed/test_language.py"),
     "model.torchvision.args": (None, "they go with the name: ARGS"),

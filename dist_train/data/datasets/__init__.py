@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dist_train.config.schema import DataConfig
-from dist_train.data.datasets import custom, digits, image_folder, synthetic, text, tokens, torchvision_sets
+from dist_train.data.datasets import custom, digits, image_folder, synthetic, table, text, tokens, torchvision_sets
 from dist_train.data.datasets.base import ImageSet, Splits
 
 LocalRank0First = Callable[[], AbstractContextManager[None]]
@@ -23,6 +23,7 @@ _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "synthetic": synthetic.build,
     "text": text.build,
     "tokens": tokens.build,
+    "table": table.build,
 }
 
 

@@ -45,7 +45,7 @@ class ImageSet(ABC):
 
 
 class TensorImages(ImageSet):
-    """Images held in memory: uint8 [N, C, H, W], targets int64 [N]."""
+    """Images held in memory: uint8 [N, C, H, W], targets int64 [N]; or other tensors of N rows."""
 
     in_memory = by_row = True
 
@@ -71,8 +71,9 @@ class TensorImages(ImageSet):
 
 
 def crop_each(images: Tensor, crop: Crop | None) -> Tensor:
-    """Every image of [m, C, H, W] cropped and resized to the size it had."""
-    if crop is None:
+    """Every image of [m, C, H, W] cropped and resized to the size it had. Others must not be asked for it."""
+    if crop is None or images.ndim != 4:
+        no_crop(crop)
         return images
     height, width = images.shape[-2:]
     return torch.stack([crop(row, image, height, width) for row, image in enumerate(images)])
@@ -94,6 +95,8 @@ class Splits:
         classes: their names, in the order of the targets, where they have names.
         shape: of an input: channels, height, width of an image, the length of a window of tokens.
         outputs: how many numbers a target has, where it is numbers.
+        scaling: `mean` and `std` of each number of an input, where the set has normalised them by its training split.
+            They are saved with the model.
         vocabulary: how many tokens there are, where samples are made of tokens.
         token_bytes: bytes of text that each of these tokens stands for, where that is known.
         notes: lines for the user on the files that were found.
@@ -105,6 +108,7 @@ class Splits:
     classes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
     outputs: int | None = None
+    scaling: dict[str, list[float]] | None = None
     vocabulary: int | None = None
     token_bytes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -114,6 +118,13 @@ class Splits:
         """What a model is told of the data, by the name that its parameter has."""
         classes = len(self.classes) if self.classes else None
         return {"shape": self.shape, "classes": classes, "outputs": self.outputs, "vocabulary": self.vocabulary}
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint says of the data."""
+        more = {"vocabulary": self.vocabulary, "scaling": self.scaling}
+        found = {name: value for name, value in more.items() if value is not None}
+        return {"shape": self.shape, "classes": self.classes, "outputs": self.outputs, **found}
 
 
 def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ numbers, text, or dicts and tuples of them, of one shape for all samples. Images
 `augment`. A class derived from ImageSet reads a batch at a time. Optional attributes of the training set: `classes`,
 the names of the classes; `shape`, of an input (else the first sample is looked at); `outputs`, how many numbers a
 target has (the same); `vocabulary`, how many tokens there are, and `token_bytes`, how many bytes of text each stands
-for; `in_memory`, true where reading is
-so cheap that loading processes would only be in the way; `fingerprint()`, of any split, which a resume compares.
+for; `in_memory`, true where reading is so cheap that loading processes would only be in the way; `fingerprint()`, of
+any split, which a resume compares.
 
 Random draws from Python's, NumPy's and torch's global generators inside `__getitem__` depend on (seed, epoch, index)
 alone, since those are set for every sample.
