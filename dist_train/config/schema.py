@@ -83,19 +83,22 @@ class _DataSwitches(Section):
 
 
 class _SeededSplit(_DataSwitches):
-    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
-    """Share of the samples held out for evaluation."""
+    split: Literal["random", "stratified"] = "random"
+    """How the samples that are held out are drawn: from all, or a share of each class, so that every class that has two
+    samples is in both splits."""
     split_seed: Int = 0
-    """The seed that draws the held-out samples."""
+    """The seed that draws them."""
 
 
 class Digits(_SeededSplit):
     """scikit-learn's 1,797 handwritten digits, 8×8 pixels, in the package: no download."""
 
     name: Literal["digits"] = "digits"
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    """Share of the samples held out for evaluation."""
 
 
-class ImageFolder(_DataSwitches):
+class ImageFolder(_SeededSplit):
     """JPEG, PNG, BMP, WebP, TIFF or GIF files in one folder per class."""
 
     name: Literal["image_folder"] = "image_folder"
@@ -109,8 +112,6 @@ class ImageFolder(_DataSwitches):
     """Folder of the test images under root, for the best checkpoint at the very end."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation where `eval` names no folder."""
-    split_seed: Int = 0
-    """The seed that draws the held-out images."""
     image_size: Count = 224
     """Height and width of the images that the model gets, in pixels."""
     resize: Count | None = None
@@ -127,7 +128,7 @@ class ImageFolder(_DataSwitches):
         return self
 
 
-class _TorchvisionData(_DataSwitches):
+class _TorchvisionData(_SeededSplit):
     root: UserPath = "data"
     """Folder of the files. Missing files are downloaded into it."""
     download: Bool = True
@@ -135,8 +136,6 @@ class _TorchvisionData(_DataSwitches):
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
     """Share of the training images held out for evaluation; the official test images are then the test split.
     Without it, they are the evaluation split."""
-    split_seed: Int = 0
-    """The seed that draws the held-out images."""
 
 
 class Cifar10(_TorchvisionData):
@@ -217,7 +216,7 @@ class Text(_Files, _Windows):
     """Folder of the tokenised texts. Without it, dist-train/tokens in XDG_CACHE_HOME, else in ~/.cache."""
 
 
-class Table(_Files):
+class Table(_Files, _SeededSplit):
     """Rows of a .csv file with a header, or of the arrays of a .npz file: numbers to a class, or to numbers."""
 
     name: Literal["table"] = "table"
@@ -233,9 +232,7 @@ class Table(_Files):
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.2
     """Share of the rows held out for evaluation, where `eval` names no file."""
     split: Literal["random", "stratified"] = "stratified"
-    """Which are held out: drawn from all, or where there are classes from each of them."""
-    split_seed: Int = 0
-    """The seed that draws them."""
+    """How the rows that are held out are drawn: from all, or where there are classes a share of each."""
 
 
 class Tokens(_Windows):

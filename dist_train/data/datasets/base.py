@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,10 +127,59 @@ class Splits:
         return {"shape": self.shape, "classes": self.classes, "outputs": self.outputs, **found}
 
 
-def held_out(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out) of a seeded random split, int64 and ascending; at least one in each."""
-    if size < 2:
-        raise UserError("one sample cannot be split into training and evaluation: bring more data", ExitCode.DATA)
-    count = min(max(round(size * fraction), 1), size - 1)
-    order = Permutation(size, key(seed, "split"))(np.arange(size))
-    return np.sort(order[count:]), np.sort(order[:count])
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A split: the samples kept for training and those held out, int64 and ascending, and notes for the user."""
+
+    kept: np.ndarray
+    held: np.ndarray
+    notes: tuple[str, ...]
+
+
+def held_out(config: Any, classes: Sequence[str] | None, targets: Any) -> Parts:
+    """A split drawn from `split_seed`, with at least one sample in each part.
+
+    Args:
+        config: the section `data`: eval_fraction, split, split_seed.
+        classes: their names; None where the targets [N] are no classes, and the split is a random one.
+
+    Raises:
+        UserError: when there are too few samples.
+    """
+    numbers = np.asarray(targets)
+    stratified = config.split == "stratified" and classes is not None
+    groups = _by_class(numbers) if stratified else [np.arange(len(numbers))]
+    drawn = [_drawn(rows, config, int(numbers[rows[0]]) if stratified else None) for rows in groups if len(rows)]
+    held = np.sort(np.concatenate([part for part, _ in drawn])) if drawn else np.arange(0)
+    kept = np.sort(np.concatenate([part for _, part in drawn])) if drawn else held
+    if not len(held):
+        few = "no class has two samples" if len(numbers) > 1 else "one sample"
+        raise UserError(f"{few} cannot be split into training and evaluation: bring more data", ExitCode.DATA)
+    return Parts(kept=kept, held=held, notes=tuple(_split_notes(stratified, classes or (), numbers, kept, held)))
+
+
+def _by_class(numbers: np.ndarray) -> list[np.ndarray]:
+    """The samples of each class that there is."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+
+
+def _drawn(rows: np.ndarray, config: Any, number: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(held out, kept) of some samples: one at least in each, but a single one is kept."""
+    purpose = () if number is None else (number,)
+    order = Permutation(len(rows), key(config.split_seed, "split", *purpose))(np.arange(len(rows)))
+    count = min(max(round(len(rows) * config.eval_fraction), 1), len(rows) - 1)
+    return rows[order[:count]], rows[order[count:]]
+
+
+def _split_notes(
+    stratified: bool, classes: Sequence[str], numbers: np.ndarray, kept: np.ndarray, held: np.ndarray
+) -> Iterator[str]:
+    if stratified:
+        yield f"{len(held):,} of {len(numbers):,} samples are held out for evaluation, some of every class (stratified)"
+    for part, rows in (("training", kept), ("evaluation", held)):
+        lacks = sorted(set(range(len(classes))) - set(np.unique(numbers[rows]).tolist()))
+        if lacks:
+            what = f"{classes[lacks[0]]!r}" + (f" and {len(lacks) - 1} other classes" if len(lacks) > 1 else "")
+            advice = "" if stratified else ": data.split=stratified takes some of every class that has two"
+            yield f"the {part} split has no sample of {what}{advice}"

@@ -18,11 +18,10 @@ def build(config: Digits, local_rank0_first: Any) -> Splits:
     pixels, targets = _table()
     grey = pixels.view(-1, 1, 8, 8)  # float64, 0 to 16
     images = (grey * (255 / 16)).round().to(torch.uint8)
-    train, evaluation = (
-        TensorImages(images[rows], targets[rows])
-        for rows in held_out(len(targets), config.eval_fraction, config.split_seed)
-    )
-    return Splits(train=train, evaluation=evaluation, classes=tuple("0123456789"), shape=train.shape)
+    classes = tuple("0123456789")
+    parts = held_out(config, classes, targets)
+    train, evaluation = (TensorImages(images[rows], targets[rows]) for rows in (parts.kept, parts.held))
+    return Splits(train=train, evaluation=evaluation, classes=classes, shape=train.shape, notes=parts.notes)
 
 
 def _table() -> tuple[Tensor, Tensor]:

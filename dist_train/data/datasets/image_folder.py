@@ -108,8 +108,9 @@ def build(config: ImageFolder, local_rank0_first: Any) -> Splits:
         train, evaluation = images(files, np.arange(len(files))), all_under(config.eval)
     else:
         assert config.eval_fraction is not None  # the schema asks for one of the two
-        kept, held = held_out(len(files), config.eval_fraction, config.split_seed)
-        train, evaluation = images(files, kept), images(files, held)
+        parts = held_out(config, whole.classes, files.targets)
+        train, evaluation = images(files, parts.kept), images(files, parts.held)
+        notes += parts.notes
     test = all_under(config.test) if config.test else None
     once = tuple(dict.fromkeys(notes))
     return Splits(train=train, evaluation=evaluation, test=test, classes=whole.classes, shape=train.shape, notes=once)

@@ -48,10 +48,12 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
     whole = tables["train"]
     classes = _classes(config, whole)
     parts = {split: (rows.inputs, _targets(rows, classes)) for split, rows in tables.items()}
+    notes: tuple[str, ...] = ()
     if "eval" not in parts:
         inputs, targets = parts["train"]
-        kept, held = held_out(len(inputs), config.eval_fraction, config.split_seed)
-        parts |= {"train": (inputs[kept], targets[kept]), "eval": (inputs[held], targets[held])}
+        split = held_out(config, classes, targets)
+        parts |= {name: (inputs[rows], targets[rows]) for name, rows in (("train", split.kept), ("eval", split.held))}
+        notes = split.notes
     if (shapes := {inputs.shape[1:] for inputs, _ in parts.values()}) and len(shapes) > 1:
         raise UserError(f"the splits have inputs of several shapes: {', '.join(map(str, shapes))}", ExitCode.DATA)
     scale = _scale(parts["train"][0]) if config.normalize else None
@@ -69,6 +71,7 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
         classes=classes,
         outputs=whole.targets.shape[1] if classes is None else None,
         shape=train.shape,
+        notes=notes,
         scaling=scale and {"mean": scale[0].ravel().tolist(), "std": scale[1].ravel().tolist()},
     )
 

@@ -47,9 +47,9 @@ def build(
     if config.eval_fraction is None:
         train = TensorImages(images, targets)
         return Splits(train=train, evaluation=test, classes=classes, shape=train.shape)
-    kept, held = held_out(len(targets), config.eval_fraction, config.split_seed)
-    train, evaluation = (TensorImages(images[rows], targets[rows]) for rows in (kept, held))
-    return Splits(train=train, evaluation=evaluation, test=test, classes=classes, shape=train.shape)
+    parts = held_out(config, classes, targets)
+    train, evaluation = (TensorImages(images[rows], targets[rows]) for rows in (parts.kept, parts.held))
+    return Splits(train=train, evaluation=evaluation, test=test, classes=classes, shape=train.shape, notes=parts.notes)
 
 
 def _tensors(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic
 from dist_train.data import datasets, decode
+from dist_train.data.datasets.base import held_out
 from dist_train.data.decode import decode_file
 from dist_train.errors import ExitCode, UserError
 
@@ -87,6 +90,54 @@ def test_the_split_follows_its_seed():
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert len(datasets.build(Digits(eval_fraction=0.5)).evaluation) == 898
+
+
+# ---------------------------------------------------------------- held out
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=80), st.sampled_from([0.05, 0.2, 0.5, 0.9]), st.integers(0, 3))
+def test_a_stratified_split_has_every_class_that_has_two_samples_in_both(targets, fraction, seed):
+    config = Digits(eval_fraction=fraction, split="stratified", split_seed=seed)
+    sizes = np.bincount(targets, minlength=7)
+    if sizes.max() < 2:
+        with pytest.raises(UserError, match="no class has two samples"):
+            held_out(config, "abcdefg", targets)
+        return
+    parts = held_out(config, "abcdefg", torch.tensor(targets))
+    assert sorted([*parts.kept, *parts.held]) == list(range(len(targets)))
+    assert (np.diff(parts.kept) > 0).all() and (np.diff(parts.held) > 0).all()
+    for number, size in enumerate(sizes):
+        held = (np.array(targets)[parts.held] == number).sum()
+        assert abs(held - size * fraction) <= max(0.5, 1 - size * fraction, size * fraction - size + 1) and (
+            0 < held < size or size < 2
+        )
+    again = held_out(config, "abcdefg", targets)
+    assert np.array_equal(again.held, parts.held)
+
+
+def test_a_random_split_that_lacks_a_class_says_so():
+    targets = [0] * 98 + [1] * 2
+    parts = held_out(Digits(eval_fraction=0.01), ("common", "rare"), targets)
+    assert parts.notes == (
+        "the evaluation split has no sample of 'rare': data.split=stratified takes some of every class that has two",
+    )
+    parts = held_out(Digits(eval_fraction=0.01, split="stratified"), ("common", "rare"), targets)
+    assert parts.notes == ("2 of 100 samples are held out for evaluation, some of every class (stratified)",)
+    parts = held_out(Digits(split="stratified"), ("common", "rare", "gone"), [*targets, 2])
+    assert parts.notes[1] == "the evaluation split has no sample of 'gone'"
+    assert held_out(Digits(), None, [0.5, 0.25]).notes == ()
+
+
+def test_digits_and_folders_are_split_by_class_where_that_is_asked_for(folder):
+    splits = datasets.build(Digits(split="stratified"))
+    whole = np.bincount(load_digits().target)
+    assert np.array_equal(np.bincount(everything(splits.evaluation)[1]), np.round(whole * 0.2))
+    images = datasets.build(
+        ImageFolder(root=str(folder / "train"), eval_fraction=0.3, split="stratified", image_size=8)
+    )
+    assert sorted(everything(images.evaluation)[1].tolist()) == [0, 0, 1, 1]
+    assert "4 of 12 samples are held out" in images.notes[-1]
 
 
 def test_synthetic_images_are_functions_of_their_index():
@@ -186,9 +237,11 @@ def test_image_folder_without_class_folders(tmp_path: Path):
 
 
 def notes_of(root: Path, **options) -> list[str]:
+    """Those on the files; what the drawn split lacks has a test of its own."""
     return [
         line.replace(f"{root}/", "").replace(str(root), ".")
         for line in datasets.build(ImageFolder(root=str(root), **options)).notes
+        if " split has no sample of " not in line
     ]
 
 
