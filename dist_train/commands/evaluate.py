@@ -1,7 +1,9 @@
 """`dist-train evaluate`: the metrics of a saved model, on any number of ranks."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dist_train import tasks
 from dist_train.checkpoint.resume import broadcast_checkpoint
@@ -40,12 +42,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         if dataset is None:
             raise UserError(f"{config.data.name} has no {split} split")
         _check_classes(config, saved.other["data"].get("classes"), splits.classes)
-        if saved.other["data"].get("scaling") != splits.scaling:
-            raise UserError(
-                f"the training split of this {config.data.name} has another mean or deviation than it had in training, "
-                "so inputs would be normalised otherwise: give the data that it was trained for",
-                ExitCode.DATA,
-            )
+        _check_meaning(config, saved.other["data"], splits.saved)
         task = tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)
@@ -68,6 +65,17 @@ def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[st
     else:
         which = f"{printable(found[place])} for class {place}, which was {printable(trained[place])} in training"
     raise UserError(f"this {config.data.name} has {which}: give the data that it was trained for", ExitCode.DATA)
+
+
+_SAME = {"scaling": "another mean or deviation in its training split", "tokenizer": "other tokens"}
+
+
+def _check_meaning(config: RunConfig, trained: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises UserError if an input's numbers would mean something else than they did in training."""
+    for name, what in _SAME.items():
+        if trained.get(name) != found.get(name):
+            said = f"this {config.data.name} has {what} than the data of the training had"
+            raise UserError(f"{said}: give the data that it was trained for", ExitCode.DATA)
 
 
 def _text(row: dict[str, object]) -> str:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dist_train.errors import ExitCode
 from dist_train.tasks.base import Task
-from tests.distributed.training import result, train
+from tests.distributed.training import evaluate_run, result, train
 
 CONFIG = """
 name: t
@@ -60,8 +60,11 @@ def test_a_resume_on_another_number_of_ranks_ends_in_the_same_bits(run_ranks, fo
     assert result(folder / "parts") == result(folder / "whole")
 
 
-def test_a_resume_notices_another_text(run_ranks, folder):
+def test_a_resume_notices_another_text_and_an_evaluation_other_characters(run_ranks, folder):
     run_ranks(train, 1, folder, "text.yaml", "run", "train.stop_after=5 steps")
     with (folder / "texts" / "words.txt").open("a") as file:
         file.write(" dog")
     assert run_ranks(train, 1, folder, "text.yaml", "run") == [ExitCode.CANNOT_RESUME]
+    assert run_ranks(evaluate_run, 1, folder / "run") == [0]
+    (folder / "texts" / "words.txt").write_text((folder / "texts" / "words.txt").read_text().replace("z", "Z"))
+    assert run_ranks(evaluate_run, 1, folder / "run") == [ExitCode.DATA]  # as many characters, and others

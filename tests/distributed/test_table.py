@@ -5,9 +5,8 @@ import random
 
 import pytest
 
-from dist_train.config.requests import EvaluateRequest
 from dist_train.errors import ExitCode
-from tests.distributed.training import result, train
+from tests.distributed.training import evaluate_run, result, train
 
 CONFIG = """
 name: t
@@ -30,23 +29,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _evaluate(ranks, folder, run):
-    from dist_train.commands.evaluate import main
-
-    try:
-        return main(
-            EvaluateRequest(target=str(folder / run), split="evaluation", as_json=False, overrides=(), trust=False)
-        )
-    except SystemExit as end:
-        return end.code
-
-
 def test_any_number_of_ranks_ends_in_the_same_bits_and_another_table_is_refused(run_ranks, folder):
     for ranks in (1, 3):
         assert run_ranks(train, ranks, folder, "table.yaml", f"w{ranks}") == [0] * ranks
     assert result(folder / "w1") == result(folder / "w3")
     assert result(folder / "w1")[1][-1]["accuracy"] > 0.85
-    assert run_ranks(_evaluate, 1, folder, "w1") == [0]
+    assert run_ranks(evaluate_run, 1, folder / "w1") == [0]
     with (folder / "points.csv").open("a") as file:
         file.write("5.5,1000,near\n" * 30)
-    assert run_ranks(_evaluate, 1, folder, "w1") == [ExitCode.DATA]
+    assert run_ranks(evaluate_run, 1, folder / "w1") == [ExitCode.DATA]

@@ -8,6 +8,7 @@ from torch import nn
 
 from dist_train.checkpoint.store import locate
 from dist_train.commands.fingerprint import fingerprint
+from dist_train.config.requests import EvaluateRequest
 from dist_train.control.stop import StopFlag
 
 BASE = """
@@ -69,6 +70,16 @@ def train(ranks, folder, config, run, *arguments):
     argv = [str(Path(folder) / config), *arguments, "--run-dir", str(Path(folder) / run)]
     with StopFlag().handling_signals() as flag:
         return main(argv, flag)
+
+
+def evaluate_run(ranks, run_dir):
+    """The exit code of `dist-train evaluate`."""
+    from dist_train.commands.evaluate import main
+
+    try:
+        return main(EvaluateRequest(target=str(run_dir), trust=True))
+    except SystemExit as end:
+        return end.code
 
 
 def result(run_dir):

@@ -99,6 +99,7 @@ class Splits:
             They are saved with the model.
         vocabulary: how many tokens there are, where samples are made of tokens.
         token_bytes: bytes of text that each of these tokens stands for, where that is known.
+        tokenizer: says whether two sets mean the same by their tokens, where that is known.
         notes: lines for the user on the files that were found.
     """
 
@@ -111,6 +112,7 @@ class Splits:
     scaling: dict[str, list[float]] | None = None
     vocabulary: int | None = None
     token_bytes: tuple[int, ...] | None = None
+    tokenizer: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -122,8 +124,8 @@ class Splits:
     @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""
-        more = {"vocabulary": self.vocabulary, "scaling": self.scaling}
-        found = {name: value for name, value in more.items() if value is not None}
+        names = ("vocabulary", "tokenizer", "scaling")
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {"shape": self.shape, "classes": self.classes, "outputs": self.outputs, **found}
 
 

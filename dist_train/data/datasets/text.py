@@ -72,6 +72,7 @@ def build(config: Text, local_rank0_first: Callable[[], AbstractContextManager[N
         shape=(config.context,),
         vocabulary=tokenizer.vocabulary,
         token_bytes=tokenizer.token_bytes,
+        tokenizer=tokenizer.identity,
     )
 
 

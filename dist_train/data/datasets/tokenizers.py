@@ -1,5 +1,6 @@
 """From text to tokens, and back: bytes, characters, or a file of Hugging Face's library tokenizers."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -17,9 +18,11 @@ class Tokenizer(ABC):
     Attributes:
         vocabulary: how many different tokens there are.
         token_bytes: bytes of UTF-8 that each of them stands for; None where that is not known.
+        identity: another one where any token stands for something else.
     """
 
     vocabulary: int
+    identity: str
     token_bytes: tuple[int, ...] | None = None
 
     @abstractmethod
@@ -35,6 +38,7 @@ class Bytes(Tokenizer):
     """A token for each byte; any file is text."""
 
     vocabulary = 256
+    identity = "bytes"
     token_bytes = (1,) * 256
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -50,6 +54,7 @@ class Chars(Tokenizer):
     def __init__(self, characters: str) -> None:
         self.characters = "".join(sorted(characters))
         self.vocabulary = len(self.characters)
+        self.identity = _digest(self.characters)
         self.token_bytes = tuple(len(one.encode()) for one in self.characters)
         self._codes = _codes(self.characters)
 
@@ -63,6 +68,10 @@ class Chars(Tokenizer):
 
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.characters[int(token)] for token in tokens)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _codes(text: str) -> np.ndarray:
@@ -91,6 +100,7 @@ class FromFile(Tokenizer):
                 f"data.tokenizer {path} is no file of the library tokenizers ({reason}); bytes and chars need none",
                 ExitCode.DATA,
             ) from None
+        self.identity = _digest(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)

@@ -28,5 +28,6 @@ def build(config: Tokens, local_rank0_first: Any) -> Splits:
         test=windows(config.test, config.context) if config.test else None,
         shape=(config.context,),
         vocabulary=vocabulary,
+        tokenizer=tokenizer.identity if tokenizer else None,
         token_bytes=lengths and lengths + (0,) * (vocabulary - len(lengths)),
     )

@@ -95,6 +95,9 @@ def test_characters_are_those_of_all_files_and_come_back(tmp_path):
     assert splits.vocabulary == len("\n abcä") and splits.token_bytes == (1, 1, 1, 1, 1, 2)
     assert splits.evaluation.decode(tokens_of(splits.evaluation)).startswith("abc ä\nabc")
     assert splits.train.encode("cab") == [4, 2, 3]
+    (tmp_path / "texts/b/x.txt").write_text("abd ä\n" * 20)
+    other = datasets.build(config(tmp_path / "texts", train="a", eval="b", tokenizer="chars"))
+    assert other.vocabulary == splits.vocabulary and other.tokenizer != splits.tokenizer
     with pytest.raises(UserError, match="no token for the character 'z'"):
         splits.train.encode("az")
 
