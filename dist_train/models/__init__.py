@@ -44,9 +44,9 @@ def build(
         config: the section `model`.
         shape: of one input, (C, H, W) for images; None where the data doesn't say.
         classes: how many; None where the data doesn't say.
-        vocabulary: how many tokens; None where the data has none.
         seed: of the run.
         outputs: how many numbers a target has; None where it is none. Ours have so many in place of classes.
+        vocabulary: how many tokens; None where the data has none.
 
     Raises:
         UserError: when it cannot be built so, or the start weights don't fit.
