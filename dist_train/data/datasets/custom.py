@@ -88,8 +88,14 @@ def _first_sample(dataset: Any, tries: int) -> Any:
     for index in range(tries):
         try:
             with noted("reading", [index], dataset):
-                return dataset[index]
+                return _sample(dataset, index)
         except Exception as error:
             if index == tries - 1 or not is_of_a_sample(error):
                 raise
     return None
+
+
+def _sample(dataset: Any, index: int) -> Any:
+    if not isinstance(dataset, ImageSet):
+        return dataset[index]
+    return tuple(part[0] if isinstance(part, Tensor) else None for part in dataset.__getitems__(np.array([index])))
