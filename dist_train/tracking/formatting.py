@@ -8,8 +8,11 @@ from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
-SHARES = {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
+SHARES = {"mean_average_precision": "mAP", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+SHARES |= {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
 """Metrics between 0 and 1 that are shown in percent, in this order."""
+_NUMBERS = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
+"""Others that are shown beside these."""
 _ASCII = str.maketrans(
     {"✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "...", "━": "=", "╸": "-", "\u2009": " "}
 )
@@ -74,6 +77,7 @@ def measures(row: Row) -> list[tuple[str, str]]:
     if known:
         label, first = known[0]
         known[0] = (label, f"{first} %")
+        known += [(label, number(found[key])) for key, label in _NUMBERS.items() if key in found]
         return ([("loss", number(found["loss"]))] if "loss" in found else []) + known
     return [(key, number(value)) for key, value in list(found.items())[:5]]
 

@@ -72,6 +72,26 @@ def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
         assert not [path for path in (folder / "tmp").iterdir() if path.name.startswith("dist-train")]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("config", "metric", "least"),
+    [("segmentation", "mean_iou", 0.85), ("multi_label", "mean_average_precision", 0.97), ("regression", "r2", 0.4)],
+)
+def test_a_shipped_config_reaches_what_it_promises(tmp_path, config, metric, least):
+    command = ["dist-train", "train", str(ROOT / f"configs/{config}.yaml"), "--nproc-per-node", "2", "--run-dir"]
+    done = subprocess.run(
+        [BIN / command[0], *command[1:], str(tmp_path / "r"), "tracking.wandb.mode=disabled"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    assert [row[metric] for row in rows if row["kind"] == "evaluation"][-1] >= least
+
+
 def of(run_dir):
     return fingerprint(locate(run_dir, print))
 
