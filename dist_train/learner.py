@@ -27,6 +27,7 @@ class Learner:
         constants: the buffers outside of the state_dict as they were when the model was new.
         optimizer_state: what survives a restart of the optimizer.
         data: what a checkpoint says of the data: shape of an input, names of the classes, numbers of a target.
+        notes: lines for the user on how the model was built.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     ema: Ema | None
     data: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -82,16 +84,22 @@ class Learner:
         return snapshot.state
 
 
-def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Learner:
+def build_learner(config: RunConfig, splits: Splits, device: torch.device, *, starts: bool = True) -> Learner:
     """A new one, the same on every rank: its weights are drawn from the seed.
+
+    Args:
+        starts: whether start weights are read; False where a checkpoint is loaded over them.
 
     Raises:
         UserError: when the parts do not fit each other, or the device.
     """
     if config.model.sync_batchnorm and device.type == "cpu":
         raise UserError("model.sync_batchnorm is for GPUs; torch has none for a CPU: leave it out")
-    model = models.build(config.model, seed=config.seed, **splits.offered).to(device)
-    optimizer = build_optimizer(config.optimizer, model, skips_steps=config.train.precision == "fp16")
+    notes: list[str] = []
+    new = models.build(config.model, seed=config.seed, starts=starts, note=notes.append, **splits.offered)
+    model = new.to(device)
+    skips_steps = config.train.precision == "fp16"
+    optimizer = build_optimizer(config.optimizer, model, skips_steps=skips_steps, note=notes.append)
     return Learner(
         model=model,
         constants=constants_of(model),
@@ -101,6 +109,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> Le
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay is not None else None,
         data=splits.saved,
+        notes=tuple(notes),
     )
 
 

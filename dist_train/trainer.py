@@ -23,6 +23,7 @@ from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
+from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel.data_parallel import Parallel
 from dist_train.parallel.process_group import ProcessGroup
@@ -91,7 +92,7 @@ class Trainer:
             if self.config.train.clip_norm is not None:
                 clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = scaled(lr, group)
             if not type(optimizer).__module__.startswith("torch."):  # torch's own take each number by itself
                 for parameter in parameters:
                     parameter.grad = None if parameter.grad is None else _aligned(parameter.grad)

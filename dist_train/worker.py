@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dist_train import models
 from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManager
 from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
@@ -120,15 +121,18 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
     if checkpoint is None:
+        models.fetch(config.model, group.local_rank0_first)
         notes = [*resolved.notes, *splits.notes]  # once is enough
     else:
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
         check_sanity(config, splits, group)
-    learner = build_learner(config, splits, group.device)
+    learner = build_learner(config, splits, group.device, starts=checkpoint is None)
     state = TrainState()
-    if checkpoint is not None:
+    if checkpoint is None:
+        notes += learner.notes
+    else:
         state = learner.restore(broadcast_checkpoint(checkpoint, group), checkpoint.path)
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:

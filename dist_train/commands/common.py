@@ -20,13 +20,6 @@ from dist_train.config.schema import Custom, RunConfig
 from dist_train.errors import ExitCode, UserError
 
 
-def evaluated_config(target: Path, overrides: Sequence[str], *, trusts: bool) -> RunConfig:
-    """The config that `target` carries, without start weights: the weights come from the checkpoint, and the file
-    of the start weights may be gone."""
-    config = config_of_run(target, overrides, trusts=trusts)
-    return config.model_copy(update={"model": config.model.model_copy(update={"start_weights": None})})
-
-
 def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) -> RunConfig:
     """The config that `target`, a run directory or a checkpoint, carries.
 
@@ -43,7 +36,7 @@ def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) 
 
 
 def saved_model(config: RunConfig, snapshot: Snapshot, **offered: Any) -> nn.Module:
-    """The model with its saved weights, on the CPU.
+    """The model with its saved weights, on the CPU. Its start weights are not read: their file may be gone.
 
     Args:
         offered: what it is told of the data, as `Splits.offered`.
@@ -51,7 +44,7 @@ def saved_model(config: RunConfig, snapshot: Snapshot, **offered: Any) -> nn.Mod
     Raises:
         UserError: (exit 4) when they do not fit each other.
     """
-    build = partial(models.build, config.model, seed=config.seed, **offered)
+    build = partial(models.build, config.model, seed=config.seed, starts=False, **offered)
     if not isinstance(config.model, Custom):
         _check_size(build, snapshot)
     model = build()

@@ -43,7 +43,8 @@ def describe(config: RunConfig) -> dict[str, Any]:
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
         tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
-        model = models.build(config.model, seed=config.seed, **splits.offered)
+        starts = models.can_start(config.model)
+        model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)
         facts |= _size(config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
             facts["not_on_a_gpu"] = explain_nondeterministic(found)

@@ -8,7 +8,7 @@ from typing import Any
 from dist_train import tasks
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
-from dist_train.commands.common import evaluated_config, reporting, saved_model
+from dist_train.commands.common import config_of_run, reporting, saved_model
 from dist_train.config.problems import printable
 from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
@@ -25,7 +25,7 @@ from dist_train.worker import set_deterministic
 def main(request: EvaluateRequest) -> int:
     target = Path(request.target)
     with reporting():
-        config = evaluated_config(target, request.overrides, trusts=request.trust)
+        config = config_of_run(target, request.overrides, trusts=request.trust)
         row = _evaluate(config, target, request.split)
     if Ranks.from_environment().is_first:
         tell(to_json(row) if request.as_json else _text(row))

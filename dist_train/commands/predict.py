@@ -12,7 +12,7 @@ from dist_train.checkpoint.manifest import DamagedCheckpoint
 from dist_train.checkpoint.resume import content_of
 from dist_train.checkpoint.state import Snapshot
 from dist_train.checkpoint.store import VerifiedCheckpoint, locate
-from dist_train.commands.common import evaluated_config, reporting, saved_model
+from dist_train.commands.common import config_of_run, reporting, saved_model
 from dist_train.config.problems import printable
 from dist_train.config.requests import PredictRequest, read_request
 from dist_train.config.schema import ImageFolder, RunConfig
@@ -33,7 +33,7 @@ GREY = (0.299, 0.587, 0.114)
 def main(request: PredictRequest) -> int:
     target = Path(request.target)
     with reporting():
-        config = evaluated_config(target, request.overrides, trusts=request.trust)
+        config = config_of_run(target, request.overrides, trusts=request.trust)
         rows = predict(config, target, list(_files(map(Path, request.images))))
     if request.as_json:
         tell(to_json(rows))

@@ -153,8 +153,8 @@ def _compute(
     due: Due,
     group: ProcessGroup,
 ) -> ReplayOutcome:
-    learner, flag = build_learner(config, splits, group.device), StopFlag()
-    found = recording.found
+    found, flag = recording.found, StopFlag()
+    learner = build_learner(config, splits, group.device, starts=found is None)
     state = learner.restore(_broadcast(found, group), found.path) if found else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.

@@ -377,13 +377,29 @@ class LoaderConfig(Section):
 
 class _ModelSwitches(Section):
     start_weights: UserPath | None = None
-    """A safetensors file with the weights that the training begins with."""
+    """The weights that the training begins with: a file of safetensors or torch.save, a folder of Hugging Face's, or a
+    checkpoint folder of another run."""
+    reinit: list[str] = []
+    """Patterns of names that start anew instead (`fc.*`), or are left out, if the file alone has them. Without any, the
+    classifier starts anew where its classes differ, for models that the config names and those of timm and
+    transformers."""
+    freeze: list[str] = []
+    """Patterns of parameters that are not trained (`layer1.*`). BatchNorm keeps its statistics where they match too."""
     channels_last: Bool = False
     """Use the memory layout NHWC, which is faster for convolutions in low precision on a GPU."""
     compile: Bool = False
     """Compile the model with torch.compile."""
     sync_batchnorm: Bool = False
     """Compute the statistics of BatchNorm over all ranks of a step. Needs exact: false."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "_ModelSwitches":
+        pretrained = getattr(self, "pretrained", False)
+        if pretrained and self.start_weights is not None:
+            raise PydanticCustomError("rule", "pretrained and start_weights are two beginnings: give one of them")
+        if self.reinit and not pretrained and self.start_weights is None:
+            raise PydanticCustomError("rule", "reinit is for what start_weights would give: without, all is new")
+        return self
 
 
 class Mlp(_ModelSwitches):
@@ -449,6 +465,8 @@ class TorchvisionModel(_ModelSwitches):
     name: TorchvisionClassifier
     args: dict[str, Any] = {}
     """Keyword arguments for it."""
+    pretrained: Bool = False
+    """Begin with torchvision's own weights, downloaded once a node into torch hub's cache folder."""
 
 
 class CustomModel(Custom, _ModelSwitches):
@@ -544,7 +562,36 @@ TaskConfig = Annotated[
 ]
 
 
-class Sgd(Section):
+class ParameterGroup(Section):
+    """Parameters with a learning rate or a weight decay of their own."""
+
+    match: Annotated[list[str], Field(min_length=1)]
+    """Patterns of their names (`fc.*`); a parameter belongs to the first group that it matches."""
+    lr: Positive | None = None
+    """Their peak learning rate, in place of optimizer.lr; the schedule scales both alike."""
+    weight_decay: NonNegative | None = None
+    """That of their weights; norms and biases have none."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ParameterGroup":
+        if self.lr is None and self.weight_decay is None:
+            raise PydanticCustomError("rule", "a group gives its parameters an lr, a weight_decay, or both")
+        return self
+
+
+class _Grouped(Section):
+    groups: list[ParameterGroup] = []
+    """Parameters with rates of their own: `match`, patterns of their names, of which the first group that fits counts;
+    `lr`, their peak in place of optimizer.lr; `weight_decay` of their weights."""
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
+    """Each layer below the last one learns by this factor slower than the one above it. Layers are the model's numbered
+    blocks, what comes before them, and what comes after."""
+
+
+Betas = Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+
+
+class Sgd(_Grouped):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
@@ -564,13 +611,13 @@ class Sgd(Section):
         return self
 
 
-class AdamW(Section):
+class AdamW(_Grouped):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2017)."""
 
     name: Literal["adamw"] = "adamw"
     lr: Positive = 1e-3
     """Peak learning rate, for the global batch."""
-    betas: Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Betas = [0.9, 0.999]
     """Decay of the running mean and of the running square."""
     eps: Positive = 1e-8
     """Added to the denominator."""
@@ -578,7 +625,40 @@ class AdamW(Section):
     """Decoupled decay of weights; norms and biases have none."""
 
 
-class CustomOptimizer(Custom):
+class MuonRest(Section):
+    """AdamW for what is no hidden matrix: embeddings, the last layer, convolutions, norms, biases."""
+
+    match: list[str] = []
+    """Patterns of further matrices that AdamW takes."""
+    lr: Positive = 3e-4
+    """Its own peak learning rate; the schedule scales both alike."""
+    betas: Betas = [0.9, 0.95]
+    """Decay of the running mean and of the running square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled decay of weights; norms and biases have none."""
+
+
+class Muon(_Grouped):
+    """torch.optim.Muon (Jordan et al., 2024) for the matrices of hidden layers, AdamW for everything else."""
+
+    name: Literal["muon"] = "muon"
+    lr: Positive = 0.02
+    """Peak learning rate of the matrices, for the global batch."""
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.95
+    """Share of the running mean of the gradient that is kept."""
+    nesterov: Bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled decay of the matrices."""
+    adjust_lr: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original"
+    """How the rate depends on a matrix's shape, as torch's adjust_lr_fn; match_rms_adamw takes AdamW's usual rates."""
+    adamw: MuonRest = MuonRest()
+    """Everything else."""
+
+
+class CustomOptimizer(Custom, _Grouped):
     """The user's own torch.optim.Optimizer, built with the parameter groups, lr and args."""
 
     lr: Positive
@@ -588,7 +668,10 @@ class CustomOptimizer(Custom):
 
 
 OptimizerConfig = Annotated[
-    Annotated[Sgd, Tag("sgd")] | Annotated[AdamW, Tag("adamw")] | Annotated[CustomOptimizer, Tag("custom")],
+    Annotated[Sgd, Tag("sgd")]
+    | Annotated[AdamW, Tag("adamw")]
+    | Annotated[Muon, Tag("muon")]
+    | Annotated[CustomOptimizer, Tag("custom")],
     Discriminator(_tag),
 ]
 

@@ -1,6 +1,8 @@
 """Built-in models by name, and the user's own."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from dist_train.config.problems import printable
 from dist_train.config.schema import CustomModel, Gpt, Mlp, ModelConfig, TorchvisionModel
 from dist_train.errors import ExitCode, UserError
 from dist_train.models import cnn, gpt, mlp, resnet_cifar, torchvision
+from dist_train.models.freeze import freeze
 from dist_train.models.start_weights import load_start_weights
 from dist_train.parallel.buffers import settle_buffers
 from dist_train.randomness import key, seeded
@@ -26,6 +29,24 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
 module."""
 
 
+def fetch(config: ModelConfig, local_rank0_first: Callable[[], AbstractContextManager[None]]) -> None:
+    """Downloads the pretrained weights that `build` is going to read: one rank of each node, where they are not there.
+
+    Raises:
+        UserError: (exit 13) when that is not possible.
+    """
+    if isinstance(config, TorchvisionModel) and config.pretrained:
+        with local_rank0_first():
+            torchvision.pretrained(config.name).fetch()
+
+
+def can_start(config: ModelConfig) -> bool:
+    """Whether nothing has to be downloaded to build the model with its start weights."""
+    return not (isinstance(config, TorchvisionModel) and config.pretrained) or (
+        torchvision.pretrained(config.name).path.exists()
+    )
+
+
 def build(
     config: ModelConfig,
     *,
@@ -34,6 +55,8 @@ def build(
     seed: int,
     outputs: int | None = None,
     vocabulary: int | None = None,
+    starts: bool = True,
+    note: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """The model in fp32 on the CPU, with the same weights on every rank: they are drawn from (seed, "init").
 
@@ -47,9 +70,11 @@ def build(
         seed: of the run.
         outputs: how many numbers a target has; None where it is none. Ours have so many in place of classes.
         vocabulary: how many tokens; None where the data has none.
+        starts: whether the start weights are read; those of a checkpoint take their place where it is False.
+        note: is called with lines for the user: what was loaded, and what is frozen.
 
     Raises:
-        UserError: when it cannot be built so, or the start weights don't fit.
+        UserError: when it cannot be built so, the start weights don't fit, or a pattern matches nothing.
     """
     with seeded(key(seed, "init")):
         if isinstance(config, CustomModel):
@@ -62,13 +87,27 @@ def build(
     settle_buffers(model)
     if any(type(module).train is not nn.Module.train for module in model.modules()):
         model.train()  # as every loop does; it may freeze parts. Else the constructor's modes hold.
-    if config.start_weights is not None:
-        load_start_weights(model, config.start_weights)
+    if starts:
+        _start(config, model, note)
+    if config.freeze:
+        freeze(model, config.freeze, note)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def _start(config: ModelConfig, model: nn.Module, note: Callable[[str], None]) -> None:
+    if config.start_weights is not None:
+        path, what = Path(config.start_weights), config.start_weights
+    elif isinstance(config, TorchvisionModel) and config.pretrained:
+        file = torchvision.pretrained(config.name)
+        path, what = file.path, file.name
+    else:
+        return
+    ours = not isinstance(config, CustomModel)
+    load_start_weights(model, path, what, reinit=config.reinit, ours=ours, note=note)
 
 
 def _check_parameters(model: nn.Module) -> None:

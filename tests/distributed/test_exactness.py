@@ -89,7 +89,7 @@ def _lay_mine(kind, number):
     setattr(owner, name, mined)
 
 
-def _dies(run_ranks, world_size, doomed, place, *arguments):
+def dies(run_ranks, world_size, doomed, place, *arguments):
     with pytest.raises(RankFailed, match="killed by SIGKILL"):
         run_ranks(_train_and_die, world_size, doomed, place, *arguments)
 
@@ -99,10 +99,10 @@ def test_killed_and_resumed_in_one_epoch_on_1_3_2_8_and_4_ranks(run_ranks, folde
     """Each life is killed without a word, by one of its ranks or all, some steps after its last checkpoint."""
     run_ranks(train, 2, folder, config, "whole", "checkpoint.every=2 steps")
     arguments = (folder, config, "pieces", "checkpoint.every=2 steps")
-    _dies(run_ranks, 1, [0], ("step", 6), *arguments)
-    _dies(run_ranks, 3, [1], ("step", 6), *arguments)
-    _dies(run_ranks, 2, [0, 1], ("step", 4), *arguments)
-    _dies(run_ranks, 8, [7], ("step", 6), *arguments)
+    dies(run_ranks, 1, [0], ("step", 6), *arguments)
+    dies(run_ranks, 3, [1], ("step", 6), *arguments)
+    dies(run_ranks, 2, [0, 1], ("step", 4), *arguments)
+    dies(run_ranks, 8, [7], ("step", 6), *arguments)
     assert run_ranks(train, 4, *arguments) == [0] * 4
     assert result(folder / "pieces") == result(folder / "whole")
 
@@ -111,10 +111,10 @@ def test_killed_inside_an_evaluation_and_at_the_end_of_an_epoch(run_ranks, folde
     overrides = ["train.duration=2 epochs", "eval.every=1 epochs", "checkpoint.every=1 epochs"]
     run_ranks(train, 2, folder, "base.yaml", "whole", *overrides)
     arguments = (folder, "base.yaml", "pieces", *overrides)
-    _dies(run_ranks, 1, [0], ("evaluation", 1), *arguments)
-    _dies(run_ranks, 2, [1], ("evaluation", 1), *arguments)
-    _dies(run_ranks, 3, [0], ("step", 23), *arguments)  # the first of the second epoch
-    _dies(run_ranks, 2, [0], ("evaluation", 1), *arguments)
+    dies(run_ranks, 1, [0], ("evaluation", 1), *arguments)
+    dies(run_ranks, 2, [1], ("evaluation", 1), *arguments)
+    dies(run_ranks, 3, [0], ("step", 23), *arguments)  # the first of the second epoch
+    dies(run_ranks, 2, [0], ("evaluation", 1), *arguments)
     assert run_ranks(train, 2, *arguments) == [0, 0]
     assert result(folder / "pieces") == result(folder / "whole")
 
@@ -124,7 +124,7 @@ def test_killed_ten_times_in_one_epoch(run_ranks, folder):
     run_ranks(train, 2, folder, "base.yaml", "whole", "checkpoint.every=1 steps")
     arguments = (folder, "base.yaml", "pieces", "checkpoint.every=1 steps")
     for number, world_size in enumerate([1, 2, 3, 4, 5, 8, 2, 1, 3, 2]):
-        _dies(run_ranks, world_size, [number % world_size], ("step", 3), *arguments)
+        dies(run_ranks, world_size, [number % world_size], ("step", 3), *arguments)
     assert run_ranks(train, 2, *arguments) == [0, 0]
     assert result(folder / "pieces") == result(folder / "whole")
 

@@ -8,7 +8,7 @@ FOLDER = "{folder}"
 CLASSES = "{classes}"
 """Stands for the number of classes that the data of a draw has."""
 
-STARTED = "a file, read once before the first step; tests/unit/dist_train/models/test_models.py"
+STARTED = "a file, read once before the first step; tests/unit/dist_train/models/test_start_weights.py"
 FIXED: dict[str, tuple[Any, str]] = {
     "name": ("run", "a folder's name"),
     "run_root": (None, "a folder"),
@@ -35,26 +35,17 @@ FIXED: dict[str, tuple[Any, str]] = {
     "task.segmentation": (None, "targets of another kind than the images of a draw; tests/distributed/test_tasks.py"),
     "task.language_model": (None, "targets of another kind than the images of a draw; tests/distributed/test_tasks.py"),
     "task.huggingface": (None, "targets of another kind than the images of a draw; tests/distributed/test_tasks.py"),
-    "model.mlp.start_weights": (
-        None,
-        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
-    ),
-    "model.cnn.start_weights": (
-        None,
-        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
-    ),
-    "model.resnet_cifar.start_weights": (
-        None,
-        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
-    ),
-    "model.torchvision.start_weights": (
-        None,
-        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
-    ),
-    "model.custom.start_weights": (
-        None,
-        "a file, read once before the first step; tests/unit/dist_train/models/test_models.py",
-    ),
+    "model.mlp.start_weights": (None, STARTED),
+    "model.mlp.reinit": (None, "of the file"),
+    "model.cnn.start_weights": (None, STARTED),
+    "model.cnn.reinit": (None, "of the file"),
+    "model.resnet_cifar.start_weights": (None, STARTED),
+    "model.resnet_cifar.reinit": (None, "of the file"),
+    "model.torchvision.start_weights": (None, STARTED),
+    "model.torchvision.reinit": (None, "of the file"),
+    "model.custom.start_weights": (None, STARTED),
+    "model.custom.reinit": (None, "of the file"),
+    "model.torchvision.pretrained": (False, "a download"),
     "model.mlp.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "model.cnn.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "model.resnet_cifar.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
@@ -67,12 +58,14 @@ FIXED: dict[str, tuple[Any, str]] = {
     "tracking.wandb.entity": (None, "a name"),
     "tracking.wandb.group": (None, "a name"),
     "tracking.wandb.tags": (None, "names"),
+    "optimizer.muon.adamw.match": (None, "names of hidden matrices; tests/unit/dist_train/optim/test_groups.py"),
     "loader.retry": (None, "seconds; no sample depends on it"),
     "distributed.timeout": (None, "seconds; no result depends on it"),
     "slurm": (None, "the job of a submission; no rank reads it"),
 }
 """Keys that are not drawn: (their value, None for the default; the reason)."""
 
+GROUPS: tuple[Any, ...] = ([], [{"match": ["*.weight"], "lr": 0.01}, {"match": ["*"], "weight_decay": 0.1}])
 LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "seed": ((0, 7), "small numbers say no more than these"),
     "data.digits.eval_fraction": ((0.02, 0.05), "evaluation sets of some dozens"),
@@ -92,6 +85,11 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.cnn.width": ((4, 6), "small"),
     "model.resnet_cifar.depth": ((8,), "6n + 2, and small"),
     "model.resnet_cifar.width": ((4,), "small"),
+    "model.mlp.freeze": (([], ["1.bias"]), "names of its parameters"),
+    "model.cnn.freeze": (([], ["block1.*"]), "names of its parameters; a BatchNorm that keeps its statistics"),
+    "model.resnet_cifar.freeze": (([], ["stage1.*", "norm.weight"]), "names of its parameters, as above"),
+    "model.torchvision.freeze": (([], ["*.bias"]), "names that all have"),
+    "model.custom.freeze": (([], ["*.bias"]), "names that all have"),
     "model.torchvision.name": (
         ("mnasnet0_5", "shufflenet_v2_x0_5"),
         "the cheapest of 81",
@@ -114,6 +112,16 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
         ("torch.optim:Adagrad", "torch.optim:NAdam", "torch.optim:RMSprop", f"{PACKAGE}.components:Lion"),
         "names of classes",
     ),
+    "optimizer.sgd.groups": (GROUPS, "names that all have"),
+    "optimizer.sgd.layer_decay": ((None, 0.7), "one that slows and none"),
+    "optimizer.adamw.groups": (GROUPS, "names that all have"),
+    "optimizer.adamw.layer_decay": ((None, 0.7), "one that slows and none"),
+    "optimizer.muon.groups": (GROUPS, "names that all have"),
+    "optimizer.muon.layer_decay": ((None, 0.7), "one that slows and none"),
+    "optimizer.custom.groups": (GROUPS, "names that all have"),
+    "optimizer.custom.layer_decay": ((None, 0.7), "one that slows and none"),
+    "optimizer.muon.lr": ((0.005, 0.05), "a training that goes well, and one that may not"),
+    "optimizer.muon.adamw.lr": ((0.001, 0.02), "a training that goes well, and one that may not"),
     "schedule.step.milestones": ((["2 steps"], ["1 steps", "48 samples"]), "inside of a short training"),
     "batch.microbatches": ((3, 4, 6, 12, "auto"), "at least as many as ranks, and no powers of two"),
     "batch.global_size": ((24,), "divides by all numbers of microbatches"),
@@ -157,6 +165,9 @@ ONCE: dict[tuple[str, Any], str] = {
     ("model", "torchvision"): "hundreds of layers: many seconds for each draw",
     ("model.name", "mnasnet0_5"): "one draw of each",
     ("model.name", "shufflenet_v2_x0_5"): "one draw of each",
+    ("optimizer.adjust_lr", "match_rms_adamw"): "a factor of the rate by a matrix's shape",
+    ("optimizer.adjust_lr", "spectral_unclamped"): "a factor of the rate by a matrix's shape",
+    ("optimizer.layer_decay", 0.7): "a factor of the rate, as groups have one",
     ("loader.workers", 2): "0 and 1 are paired with all, and every draw is trained both with processes and without",
     ("loader.workers", "auto"): "a number that is drawn itself",
     ("data.on_error", "substitute"): "no sample of a draw is broken; tests/distributed/test_broken.py",
@@ -170,9 +181,15 @@ UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("model", "torchvision", "data", "digits", "three channels are wanted, and digits have one"),
     ("model.custom.name", "torchvision.models:", "data", "digits", "three channels are wanted, and digits have one"),
     ("task", "custom", "data.synthetic.eval_size", 1, "its only sample may be of the class that counts nothing"),
+    ("task", "custom", "eval.most_batches", 2, "a folder's first samples may all be of the class that counts nothing"),
     ("data.custom.name", f"{PACKAGE}.components:Ready", "data.custom.on_error", "substitute", "it reads whole batches"),
     ("data.custom.name", f"{PACKAGE}.components:Ready", "eval.on_error", "skip", "it reads whole batches"),
     ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
     ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
+    ("optimizer", "muon", "model", "cnn", "no matrix but the last"),
+    ("optimizer", "muon", "model", "resnet_cifar", "no matrix but the last"),
+    ("optimizer", "muon", "model", "torchvision", "no matrix but the last"),
+    ("optimizer", "muon", "model.custom.name", "torchvision.models:DenseNet", "no matrix but the last"),
+    ("optimizer", "muon", "model.custom.name", "torchvision.models:ShuffleNetV2", "no matrix but the last"),
 )
 """Pairs that do not fit each other: (key, value or what it begins with, key, value, reason)."""

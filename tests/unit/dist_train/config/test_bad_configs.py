@@ -93,9 +93,27 @@ BAD = {
     "broken import path": Bad("model: {name: 'a b:C'}", "3:15", "model.name", "must be package.module:Thing"),
     "unknown item": Bad("augment: [{name: flip}]", "3:18", "augment.0.name", "unknown augmentation 'flip'"),
     "depth": Bad("model: {name: resnet_cifar, depth: 18}", "3:36", "model.depth", "6n + 2, such as 20, 32"),
+    "reinit of nothing": Bad(
+        "model: {name: cnn, reinit: [a]}", "3:1", "model", "reinit is for what start_weights would"
+    ),
+    "two beginnings": Bad(
+        "model: {name: resnet18, pretrained: true, start_weights: w}", "3:1", "model", "are two beginnings: give one"
+    ),
+    "a group of nothing": Bad(
+        "optimizer: {groups: [{match: [a]}]}",
+        "3:22",
+        "optimizer.groups.0",
+        "gives its parameters an lr, a weight_decay",
+    ),
+    "a group without names": Bad(
+        "optimizer: {groups: [{match: [], lr: 1.0}]}", "3:30", "optimizer.groups.0.match", "a list of 1 or more"
+    ),
+    "a group's typo": Bad(
+        "optimizer: {groups: [{match: [a], lrr: 1.0}]}", "3:35", "optimizer.groups.0.lrr", "Did you mean lr?"
+    ),
     # ---- unknown and missing keys
     "typo": Bad(
-        "optimizer:\n  lrr: 1", "4:3", "optimizer.lrr", "unknown key for optimizer sgd. Did you mean lr? (lr, "
+        "optimizer:\n  lrr: 1", "4:3", "optimizer.lrr", "unknown key for optimizer sgd. Did you mean lr? (groups, "
     ),
     "top-level typo": Bad("sead: 1", "3:1", "sead", "unknown key. Did you mean seed?"),
     "of another component": Bad("optimizer: {betas: [0, 0]}", "3:13", "optimizer.betas", "it belongs to adamw"),
@@ -277,7 +295,7 @@ def test_the_text_is_that_of_the_manual(folder: Path) -> None:
     assert str(caught.value) == (
         "x.yaml: 2 problems\n"
         "  command line  optimizer.lrr      unknown key for optimizer sgd. Did you mean lr?"
-        " (lr, momentum, nesterov, weight_decay)\n"
+        " (groups, layer_decay, lr, momentum, nesterov, weight_decay)\n"
         "  command line  batch.global_size  100 does not divide into 8 microbatches; the nearest are 96 and 104"
     )
 

@@ -11,7 +11,8 @@ from dist_train import models
 from dist_train.config.schema import AdamW, Cnn, CustomOptimizer, ResnetCifar, Sgd
 from dist_train.errors import UserError
 from dist_train.optim.ema import Ema
-from dist_train.optim.optimizer import build_optimizer, parameter_groups
+from dist_train.optim.groups import parameter_groups
+from dist_train.optim.optimizer import build_optimizer
 
 
 def small_model() -> nn.Module:
