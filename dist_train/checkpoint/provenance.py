@@ -16,10 +16,13 @@ from typing import Any
 import torch
 
 import dist_train
-from dist_train.config.schema import Custom, RunConfig
+from dist_train.config.schema import RunConfig
+from dist_train.config.trust import powers
 from dist_train.data.datasets import Splits
 from dist_train.data.decode import decoder_name
 
+DECODED = ("image_folder", "shards", "huggingface")
+"""Data sets whose images are decoded as they are read."""
 _SHOWN = 10
 """Names of classes that are written out."""
 
@@ -40,7 +43,7 @@ def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads()}
     found |= gpu_libraries() if device.type == "cuda" else {}
-    return {**found, "decoder": decoder_name()} if config.data.name == "image_folder" else found
+    return {**found, "decoder": decoder_name()} if config.data.name in DECODED else found
 
 
 def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:
@@ -79,12 +82,11 @@ def code(config: RunConfig) -> dict[str, str]:
     package = Path(str(dist_train.__file__)).parent
     ours = sorted(path for path in package.rglob("*.py") if "launch" not in path.relative_to(package).parts)
     found = {"dist_train": _digest(part for p in ours for part in (str(p.relative_to(package)).encode(), _bytes(p)))}
-    for section in (config.data, config.model, config.task, config.optimizer):
-        if isinstance(section, Custom):
-            module = section.name.partition(":")[0]
-            spec = importlib.util.find_spec(module)
-            if spec is not None and spec.origin is not None:
-                found[module] = _digest([_bytes(Path(spec.origin))])
+    for power in powers(config):
+        module = power.what.partition(":")[0]
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            found[module] = _digest([_bytes(Path(spec.origin))])
     return found if (known := commit()) is None else {**found, "commit": known}
 
 

@@ -15,7 +15,7 @@ from dist_train.checkpoint.store import VerifiedCheckpoint, locate
 from dist_train.commands.common import config_of_run, reporting, saved_model
 from dist_train.config.problems import printable
 from dist_train.config.requests import PredictRequest, read_request
-from dist_train.config.schema import ImageFolder, RunConfig
+from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.data.decode import decode_file
@@ -94,7 +94,7 @@ def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
         image = (image * weights).sum(0, keepdim=True).round().to(torch.uint8)
     if height != width:
         raise UserError(f"predict takes models of square images, this one's are {height}×{width}")
-    shorter = config.data.resize or height if isinstance(config.data, ImageFolder) else height
+    shorter = getattr(config.data, "resize", None) or height
     return centre_crop(resize_shorter_side(image, shorter), height)
 
 

@@ -19,6 +19,8 @@ from dist_train.config.types import (
     CommandWords,
     Count,
     Duration,
+    Extension,
+    Files,
     Float,
     Fraction,
     ImportPath,
@@ -255,6 +257,71 @@ class Tokens(_Windows):
     """A file of Hugging Face's tokenizers that the tokens were made with, to turn them into text again."""
 
 
+class _Parts(_DataSwitches):
+    """Files of each split, or a part held out, for samples that may be images."""
+
+    eval_fraction: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """Share of the training samples held out for evaluation where `eval` names no files."""
+    split_seed: Int = 0
+    """The seed that draws the held-out samples."""
+    image_size: Count = 224
+    """Height and width of the images that the model gets, in pixels."""
+    resize: Count | None = None
+    """Shorter side before the centre crop, in pixels. Without it, image_size."""
+
+    @model_validator(mode="after")
+    def _one_way_to_evaluate(self) -> "_Parts":
+        if (getattr(self, "eval", None) is None) == (self.eval_fraction is None):
+            raise PydanticCustomError("rule", "give either eval, files, or eval_fraction, a share held out")
+        if self.resize is not None and self.resize < self.image_size:
+            raise PydanticCustomError("rule", f"resize is {self.resize}, smaller than image_size {self.image_size}")
+        return self
+
+
+class Shards(_Parts):
+    """WebDataset tar files as they are. Each is indexed once; then its samples are read at any place in any order."""
+
+    name: Literal["shards"] = "shards"
+    train: Files
+    """The tars: a pattern such as `shards-{000..099}.tar` or `train/*.tar`, or a list of them."""
+    eval: Files | None = None
+    """The tars of the evaluation."""
+    test: Files | None = None
+    """The tars of the test split, for the best checkpoint at the very end."""
+    image: Annotated[list[Extension], Field(min_length=1)] = ["jpg", "jpeg", "png", "webp"]
+    """Extensions of the member that is the image."""
+    target: Extension = "cls"
+    """Extension of the member that holds the class: its number or its name, as text or JSON."""
+    target_field: str | None = None
+    """The field that holds it, where `target` is a JSON object."""
+    classes: Count | UserPath | Annotated[list[str], Field(min_length=1)] | None = None
+    """How many classes there are, or their names in the order of their numbers, or a file with a name in each line."""
+    decode: ImportPath | None = None
+    """Your own `package.module:function` instead of image and target: it gets the bytes of a sample's members by
+    extension, and returns (input, target)."""
+    index_folder: UserPath | None = None
+    """Folder for the indices. Without it they are kept beside the tars, or in ~/.cache/dist-train where that cannot be
+    written."""
+
+
+class HuggingFaceData(_Parts):
+    """Hugging Face's `datasets` on disk, Parquet, Arrow or JSON lines, by columns."""
+
+    name: Literal["huggingface"] = "huggingface"
+    train: Files
+    """A folder that Dataset.save_to_disk wrote, or files: a pattern such as `train-*.parquet`, or a list of them."""
+    eval: Files | None = None
+    """The same for the evaluation."""
+    test: Files | None = None
+    """The same for the test split, for the best checkpoint at the very end."""
+    inputs: str | Annotated[list[str], Field(min_length=1)]
+    """The column that is the input; of several, the input is a dict."""
+    targets: str | Annotated[list[str], Field(min_length=1)]
+    """The column that is the target, or several."""
+    cache: UserPath | None = None
+    """Folder for the Arrow files that Parquet and JSON lines are converted to. Without it, that of `datasets`."""
+
+
 class CustomData(Custom, _DataSwitches):
     """The user's own map-style data set, or a class derived from ImageSet."""
 
@@ -274,6 +341,8 @@ DataConfig = Annotated[
     | Annotated[Text, Tag("text")]
     | Annotated[Tokens, Tag("tokens")]
     | Annotated[Table, Tag("table")]
+    | Annotated[Shards, Tag("shards")]
+    | Annotated[HuggingFaceData, Tag("huggingface")]
     | Annotated[CustomData, Tag("custom")],
     Discriminator(_tag),
 ]

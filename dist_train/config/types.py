@@ -40,6 +40,12 @@ ImportPath = Annotated[str, _text(f"^{_DOTTED}:{_DOTTED}$", "package.module:Thin
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A file or folder of the user's: a leading `~` is the home folder, which no shell expands after `data.root=`."""
 
+Files = UserPath | Annotated[list[UserPath], Field(min_length=1)]
+"""A pattern for files, or several."""
+
+Extension = Annotated[str, AfterValidator(lambda name: name.lower().removeprefix("."))]
+"""Of a file's name, in any case, with or without its dot."""
+
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 _NAMES_WORDS = "a name of letters, digits and '_.@+-', or several with commas between them"
 SlurmNames = Annotated[str, _text(rf"^{_NAME}(,{_NAME})*$", _NAMES_WORDS, max_length=250)]

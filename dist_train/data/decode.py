@@ -11,7 +11,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,24 +32,43 @@ _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "J
 
 
 def decode_file(path: str | bytes) -> Tensor:
-    """RGB uint8 [3, height, width] of an image file, upright as its EXIF orientation says.
+    """RGB uint8 [3, height, width] of an image file; raises as `decode_bytes` does, also when it can't be read."""
+    with _told(lambda: os.fsdecode(path)):
+        return _decoded(_read(path))
+
+
+def decode_bytes(content: bytes | bytearray, name: Callable[[], str] = lambda: "of these bytes") -> Tensor:
+    """RGB uint8 [3, height, width] of the bytes of an image file, upright as its EXIF orientation says.
 
     A grey image gets three equal channels, transparency is dropped, and only the first of several frames is read. The
     first bytes of a file decide its format, not its name.
 
+    Args:
+        name: returns the image's name, for an error.
+
     Raises:
-        UserError: naming the file, when it can't be read or is no whole image.
+        UserError: naming it, when it is no whole image.
     """
+    with _told(name):
+        return _decoded(content if isinstance(content, bytearray) else bytearray(content))
+
+
+def _decoded(content: bytearray) -> Tensor:
+    if not content:
+        raise ValueError("the file is empty")
+    return _decoder_of(content)(content)
+
+
+@contextmanager
+def _told(name: Callable[[], str]) -> Iterator[None]:
+    """Raises whatever a decoder raises over a broken file as a UserError: Pillow's errors are of many kinds."""
     try:
-        content = _read(path)
-        if not content:
-            raise ValueError("the file is empty")
-        return _decoder_of(content)(content)
-    except Exception as error:  # whatever a decoder raises over a broken file: Pillow's are of many kinds
+        yield
+    except Exception as error:
         memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         reason = "it does not fit into memory" if memory else _reason(error)
         code = ExitCode.OUT_OF_MEMORY if memory else ExitCode.DATA
-        raise UserError(f"cannot read the image {os.fsdecode(path)}: {reason}", code) from error
+        raise UserError(f"cannot read the image {name()}: {reason}", code) from error
 
 
 def decoder_name() -> str:

@@ -14,7 +14,7 @@ from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images
 from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_of
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
-from dist_train.data.datasets.image_folder import FolderImages
+from dist_train.data.datasets.decoded import DecodedImages, Named
 from dist_train.data.failure import CapturedError, noted
 from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
@@ -133,7 +133,7 @@ class Fetch(Dataset):
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
         self._on_error, self._pad = on_error, pad
         self._waited_in_vain = False
-        at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, FolderImages))
+        at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, DecodedImages))
         if at_once and on_error != "stop":
             raise UserError(
                 f"{'data' if augment else 'eval'}.on_error is {on_error}, and {type(dataset).__name__} reads a batch "
@@ -150,7 +150,7 @@ class Fetch(Dataset):
         A forked process inherits the locks that other threads hold, those of imports and of libraries, without the
         threads that would release them. So whatever it needs is imported and set up here.
         """
-        if isinstance(self._dataset, FolderImages):
+        if isinstance(self._dataset, DecodedImages):
             decode.load_decoders()
         if self._augment is not None:
             self._augment.prepare()
@@ -301,4 +301,4 @@ def each_array(function: Callable[[Any], Any], value: Any) -> Any:
 
 def sample_name(dataset: Any, index: int) -> str:
     """The name of a sample for the user: its file, where it has one, else its number."""
-    return dataset.path(index) if isinstance(dataset, FolderImages) else f"sample {index:,}"
+    return dataset.path(index) if isinstance(dataset, Named) else f"sample {index:,}"

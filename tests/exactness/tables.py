@@ -23,6 +23,8 @@ FIXED: dict[str, tuple[Any, str]] = {
     "data.text": (None, "windows of tokens, for one model and task; tests/distributed/test_language.py"),
     "data.tokens": (None, "read as text's are"),
     "data.table": (None, "held in memory as digits are; tests/distributed/test_table.py"),
+    "data.shards": (None, "tar files; tests/distributed/test_shards.py"),
+    "data.huggingface": (None, "files; tests/distributed/test_huggingface.py"),
     "data.custom.args": (None, "they go with the name: ARGS"),
     "model.gpt": (None, "no data of a draw has tokens; tests/distributed/test_language.py"),
     "model.torchvision.args": (None, "they go with the name: ARGS"),

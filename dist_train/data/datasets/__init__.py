@@ -5,7 +5,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dist_train.config.schema import DataConfig
-from dist_train.data.datasets import custom, digits, image_folder, synthetic, table, text, tokens, torchvision_sets
+from dist_train.data.datasets import (
+    custom,
+    digits,
+    huggingface,
+    image_folder,
+    shards,
+    synthetic,
+    table,
+    text,
+    tokens,
+    torchvision_sets,
+)
 from dist_train.data.datasets.base import ImageSet, Splits
 
 LocalRank0First = Callable[[], AbstractContextManager[None]]
@@ -24,6 +35,8 @@ _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "text": text.build,
     "tokens": tokens.build,
     "table": table.build,
+    "shards": shards.build,
+    "huggingface": huggingface.build,
 }
 
 

@@ -37,7 +37,7 @@ def build(config: CustomData, local_rank0_first: Any) -> Splits:
         _check(config.name, split, dataset)
     train = made["train"]
     tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
-    shape, outputs = _shape_of(train, tries)
+    shape, outputs = shape_of(train, tries)
     known: dict[str, Any] = {name: getattr(train, name, None) for name in ("vocabulary", "token_bytes")}
     return Splits(**made, **known, classes=_classes_of(config.name, train), shape=shape, outputs=outputs)
 
@@ -63,7 +63,7 @@ def _check(name: str, split: str, dataset: Any) -> None:
         raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
 
 
-def _shape_of(dataset: Any, tries: int) -> tuple[tuple[int, ...] | None, int | None]:
+def shape_of(dataset: Any, tries: int) -> tuple[tuple[int, ...] | None, int | None]:
     """Of an input, and how many numbers a target has that is of floats: of the first sample that can be read, where so
     many are tried."""
     outputs = getattr(dataset, "outputs", None)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dist_train.config.schema import ImageFolder
-from dist_train.data.datasets.base import Crop, ImageSet, Splits, held_out
+from dist_train.data.datasets.base import Splits, held_out
 from dist_train.data.datasets.class_folders import ClassFolders, splits_as_classes
+from dist_train.data.datasets.decoded import DecodedImages
 from dist_train.data.decode import decode_file
-from dist_train.data.resize import centre_crop, resize_shorter_side
 
 _SIZES = 20_000
 """Files whose size goes into a fingerprint. Each is a call to the file system, which is slow on some."""
@@ -53,34 +53,21 @@ class FileList:
         return found.hexdigest()[:12]
 
 
-class FolderImages(ImageSet):
-    """The samples `rows` of a list of files, RGB, as square images of `image_size` pixels.
-
-    Unless a crop is given, the shorter side is resized to `resize`, then the middle is cut out.
-    """
+class FolderImages(DecodedImages):
+    """The samples `rows` of a list of files."""
 
     def __init__(self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None) -> None:
+        super().__init__(image_size, resize)
         self._files, self._rows = files, rows
-        self._image_size, self._resize = image_size, resize or image_size
-        self.shape = (3, image_size, image_size)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
-        size = self._image_size
-        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
-        rows = self._rows[indices]
-        for place, row in enumerate(rows.tolist()):
-            image = decode_file(self._files[row])
-            if crop is None:
-                images[place] = centre_crop(resize_shorter_side(image, self._resize), size)
-            else:
-                images[place] = crop(place, image, size, size)
-        return images, self._files.targets[torch.from_numpy(rows)]
+    def read(self, index: int) -> tuple[Tensor, int]:
+        row = int(self._rows[index])
+        return decode_file(self._files[row]), int(self._files.targets[row])
 
     def path(self, index: int) -> str:
-        """The file of a sample, to show it to the user."""
         return os.fsdecode(self._files[self._rows[index]])
 
     def fingerprint(self) -> str:
