@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
@@ -25,7 +25,8 @@ from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key
-from dist_train.tasks.base import Rows, Sums, Task, Totals
+from dist_train.sums import BatchSums
+from dist_train.tasks.base import Task
 
 
 class EvaluationGivenUp(Exception):
@@ -76,7 +77,7 @@ def evaluate(
     """
     count = number_of_batches(len(dataset), config.eval.batch_size)
     count = min(count, config.eval.most_batches or count)
-    sums, own = _Sums(count), own_batches(group.ranks, count, config.eval.mode)
+    sums, own = BatchSums(count), own_batches(group.ranks, count, config.eval.mode)
     batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
     leash, done = Leash(group.device), 0
     broken: list[Broken] = []
@@ -118,67 +119,6 @@ def _check_broken(config: RunConfig, broken: Sequence[Broken], size: int) -> Non
             f"{most}: mend the data, or raise data.max_broken. The first: {broken[0].reason}",
             ExitCode.DATA,
         )
-
-
-class _Sums:
-    """This rank's statistics. Counts are added as they come. Float sums are kept batch by batch, so that they can be
-    added in the order of the batches, whichever rank evaluated them; rows are put one after another in that order."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._counts: dict[str, Tensor] = {}
-        self._floats: dict[str, dict[int, Tensor]] = {}
-        self._rows: dict[str, dict[int, Tensor]] = {}
-
-    def add(self, number: int, sums: Sums) -> None:
-        for name, value in sums.items():
-            if isinstance(value, Rows):
-                self._rows.setdefault(name, {})[number] = as_row_table(value.values)
-            elif value.dtype.is_floating_point:
-                self._floats.setdefault(name, {})[number] = value
-            else:
-                self._counts[name] = self._counts[name] + value if name in self._counts else value.clone()
-
-    def over_all_ranks(self, group: ProcessGroup) -> Totals:
-        # Rank 0 may have no batch, where nothing of its share could be read: the first that has one knows what to add.
-        layout: list[tuple[str, Sequence[int], str | torch.dtype]]
-        layout = [(name, value.shape, "counts") for name, value in self._counts.items()]
-        layout += [(name, next(iter(values.values())).shape, "floats") for name, values in self._floats.items()]
-        rows = [(name, next(iter(values.values()))) for name, values in self._rows.items()]
-        layout += [(name, value.shape[1:], value.dtype) for name, value in rows]
-        sums = {}
-        for name, shape, kind in next(filter(None, group.gather_objects(layout)), []):
-            if isinstance(kind, torch.dtype):
-                sums[name] = self._joined(self._rows.get(name, {}), shape, kind, group)
-            elif kind == "floats":
-                # Each batch is filled in by one rank and zero on the others: adding the ranks changes no bit.
-                table = torch.zeros(self._count, *shape, dtype=torch.float64)
-                for number, value in self._floats.get(name, {}).items():
-                    table[number] = value.to("cpu", torch.float64)
-                sums[name] = group.all_reduce_host_(table).sum(0)
-            else:
-                total = torch.zeros(shape, dtype=torch.int64)
-                sums[name] = group.all_reduce_host_(total + self._counts[name].cpu() if name in self._counts else total)
-        return sums
-
-    def _joined(self, own: dict[int, Tensor], shape: Sequence[int], dtype: torch.dtype, group: ProcessGroup) -> Tensor:
-        """[samples, *shape], the rows of all batches in their order."""
-        sizes = torch.zeros(self._count, dtype=torch.int64)
-        for number, rows in own.items():
-            sizes[number] = len(rows)
-        ends = group.all_reduce_host_(sizes).cumsum(0).tolist()
-        table = torch.zeros(ends[-1] if ends else 0, *shape, dtype=dtype)
-        for number, rows in own.items():
-            table[ends[number] - len(rows) : ends[number]] = rows
-        return group.all_reduce_host_(table)
-
-
-def as_row_table(values: Tensor) -> Tensor:
-    """On the CPU, in a dtype that can be added up over the ranks; -0.0, which adding zeros would change, as 0.0."""
-    values = values.detach().to("cpu")
-    if values.is_floating_point():
-        return values.to(torch.promote_types(values.dtype, torch.float32)) + 0.0
-    return values.to(torch.uint8 if values.dtype == torch.bool else values.dtype)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         indices[microbatch.number] = microbatch.indices
         broken += microbatch.broken
     if not learner.task.counts_every_sample:
-        trainer.parallel.rescale(counts)
+        trainer.parallel.rescale(counts, trainer.config.batch.global_size)
     norm, applied = trainer.update(state, lr, losses)
     return StepResult(
         step=state.step + 1,

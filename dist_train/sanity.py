@@ -24,7 +24,7 @@ from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import as_row_table, evaluating
+from dist_train.evaluate import evaluating
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
@@ -33,6 +33,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
 from dist_train.samples import Samples, draw_samples
+from dist_train.sums import as_row_table
 from dist_train.tasks.base import Rows, Sums, Totals
 
 _LARGEST = 4 * 2**30

@@ -25,7 +25,7 @@ from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel.data_parallel import Parallel
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.step_metrics import ADVICE, StepMetrics
@@ -62,7 +62,7 @@ class Trainer:
         self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
         self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
-        self.parallel = Parallel(learner.model, group, config, self.generators)
+        self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
         self.schedule = Schedule.of(config, due.steps_per_epoch)
         self.step_metrics = StepMetrics(group, config, due.steps_per_epoch)
         self._gave_up = False
@@ -86,7 +86,7 @@ class Trainer:
         optimizer, scaler, ema = self.learner.optimizer, self.learner.scaler, self.learner.ema
         scaler.unscale_(optimizer)
         parameters = self.parallel.parameters
-        norm = get_total_norm([_aligned(p.grad) for p in parameters if p.grad is not None])
+        norm = get_total_norm([aligned(p.grad) for p in parameters if p.grad is not None])
         applied = self.config.train.non_finite == "stop" or self._is_finite(norm, losses)
         if applied:
             if self.config.train.clip_norm is not None:
@@ -95,7 +95,7 @@ class Trainer:
                 group["lr"] = scaled(lr, group)
             if not type(optimizer).__module__.startswith("torch."):  # torch's own take each number by itself
                 for parameter in parameters:
-                    parameter.grad = None if parameter.grad is None else _aligned(parameter.grad)
+                    parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
             # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))
             scaler.step(optimizer)
@@ -226,13 +226,6 @@ class Trainer:
                 self.tracker.note(f"! {one.reason}; it is left out of the evaluation")
         self._told.update(one.reason for one in result.broken)
         return result.metrics
-
-
-def _aligned(gradient: Tensor) -> Tensor:
-    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and sums may be
-    added in another order from an address that is no multiple of a vector's size: CUDA's norm of four numbers
-    (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS's products of a cache line."""
-    return gradient if gradient.data_ptr() % 64 == 0 else gradient.clone()
 
 
 def _note_best(config: RunConfig, state: TrainState) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
@@ -55,8 +55,8 @@ def train_batches(
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
     requests = (sampler.shares if at_once else sampler.microbatches)(first_step, last_step)
-    source = _Source.of_training(config, splits, device, task)
-    return _by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
+    source = Source.of_training(config, splits, device, task)
+    return by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -92,7 +92,7 @@ def evaluation_batches(
     indices = ((number, np.arange(number * size, min((number + 1) * size, len(dataset)))) for number in numbers)
     requests = (LoadRequest(step=0, number=number, parts=1, epoch=0, indices=rows) for number, rows in indices)
     workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
-    source = _Source.of_evaluation(config, dataset, device, task)
+    source = Source.of_evaluation(config, dataset, device, task)
     with Loading(source, requests, config.loader, workers) as loading:
         for [microbatch] in loading:
             yield microbatch.number, microbatch
@@ -112,7 +112,7 @@ def training_samples(
     """
     sampler = train_sampler(config, splits.train, Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0))
     requests = [next(sampler.microbatches(step, step + 1)) for step in steps]
-    return _answers(_Source.of_training(config, splits, device, task), requests, config)
+    return _answers(Source.of_training(config, splits, device, task), requests, config)
 
 
 def evaluation_samples(
@@ -123,30 +123,30 @@ def evaluation_samples(
     few = min(config.eval.batch_size, most, len(splits.evaluation))
     spread = np.arange(few) * len(splits.evaluation) // max(few, 1)
     requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
-    found = _answers(_Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
+    found = _answers(Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
     if (broken := found[0].broken) and len(broken) == few:
         raise UserError(f"none of {few} evaluation samples can be read; the first: {broken[0].reason}", ExitCode.DATA)
     return found
 
 
-def _answers(source: "_Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
+def _answers(source: "Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
     workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
     with Loading(source, requests, config.loader, workers) as loading:
         return [microbatch for [microbatch] in loading]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class Source:
     """A data set, and everything that is done to its samples on the way to the model."""
 
     dataset: Any
     fetch: Fetch
-    transform: DeviceTransform
+    transform: Callable[[Any, Any, int, int], tuple[Any, Any]]
     device: torch.device
     task: Task | None
 
     @classmethod
-    def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "_Source":
+    def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
         classes = len(splits.classes) if splits.classes else None
         augment, retry_s = Augment(config.augment, config.seed), config.loader.retry.seconds
         fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config))
@@ -155,11 +155,17 @@ class _Source:
         return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
 
     @classmethod
-    def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "_Source":
+    def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "Source":
         retry_s = config.loader.retry.seconds
         fetch = Fetch(dataset, config.seed, None, retry_s, config.eval.on_error, _pad(config))
         transform = DeviceTransform(config.augment, device)
         return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
+
+    @classmethod
+    def of_own_loop(cls, dataset: Any, seed: int, training: bool, device: torch.device) -> "Source":
+        """Samples as the data set gives them."""
+        fetch = Fetch(dataset, seed, Augment((), seed) if training else None, LoaderConfig().retry.seconds, "stop")
+        return cls(dataset=dataset, fetch=fetch, transform=lambda *given: given[:2], device=device, task=None)
 
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""
@@ -187,7 +193,7 @@ def _pad(config: RunConfig) -> float | dict[str, float] | None:
     return config.data.pad if isinstance(config.data, CustomData) else None
 
 
-def _by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
+def by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
     ready: list[Microbatch] = []
     with loading:
         begun = time.perf_counter()
@@ -208,7 +214,7 @@ class Loading:
     """A DataLoader at work: iterate over it to get what was requested, in order, ready for the model; close it to end
     its processes."""
 
-    def __init__(self, source: _Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
+    def __init__(self, source: Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
         how = start_method(source.device) if workers else None
         if how == "fork":
             source.fetch.prepare()

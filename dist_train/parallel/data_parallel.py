@@ -12,8 +12,9 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
@@ -33,7 +33,52 @@ from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
 
 if TYPE_CHECKING:
-    from dist_train.data.batch import Microbatch
+    from dist_train.config.schema import RunConfig
+
+
+class Place(Protocol):
+    """What the sum has to know of a microbatch: the optimizer step, and which of the step's V it is."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def number(self) -> int: ...
+
+
+P = TypeVar("P", bound=Place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelOptions:
+    """How gradients are added.
+
+    Attributes:
+        microbatches: V, in a step of all ranks.
+        seed: what a microbatch draws is keyed by it.
+        exact: along the tree; without it as DistributedDataParallel does.
+        total: gradients become the sum over the microbatches, and not their mean; only with `exact`.
+        bucket_mb: of DistributedDataParallel; None for its own sizes.
+        unused: parameters may take no part in a loss.
+    """
+
+    microbatches: int
+    seed: int = 0
+    exact: bool = True
+    total: bool = False
+    bucket_mb: float | None = None
+    unused: bool = False
+
+    @classmethod
+    def of(cls, config: "RunConfig") -> "ParallelOptions":
+        """Of a config with its number of microbatches settled."""
+        return cls(
+            microbatches=config.batch.settled,
+            seed=config.seed,
+            exact=config.exact,
+            bucket_mb=config.distributed.bucket_mb,
+            unused=config.distributed.unused_parameters == "allow",
+        )
 
 
 class Parallel:
@@ -46,35 +91,34 @@ class Parallel:
             microbatches: the tree divides by their number, and DDP's own sum by the number of ranks.
 
     Args:
-        config: with its number of microbatches settled.
         generators: what a microbatch may draw from; without it, the model's.
     """
 
     def __init__(
-        self, module: nn.Module, group: ProcessGroup, config: RunConfig, generators: Generators | None = None
+        self, module: nn.Module, group: ProcessGroup, options: ParallelOptions, generators: Generators | None = None
     ) -> None:
         self.module = module
-        self._config = config
-        ranks, microbatches = group.ranks, config.batch.settled
+        self._options = options
+        ranks, microbatches = group.ranks, options.microbatches
         shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
         own = shares[ranks.rank]
         self._ddp = DistributedDataParallel(
             module,
             device_ids=[group.device] if group.device.type == "cuda" else None,
-            bucket_cap_mb=config.distributed.bucket_mb,
+            bucket_cap_mb=options.bucket_mb,
             gradient_as_bucket_view=True,
             **_no_forward_sync(),  # StepBuffers takes care of them
         )
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in self._named]
         self._group = group
-        self.loss_scale = 1.0 if config.exact else ranks.world_size / microbatches
+        self.loss_scale = 1.0 if options.exact else ranks.world_size / microbatches
         self._generators = generators or Generators(module)
         self._sum: _ExactSum | None = None
         self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, own, microbatches)
-        if config.exact:
-            self._sum = _ExactSum(self._exchange, own, microbatches, self.parameters, group.device, self._buffers.take)
+        if options.exact:
+            self._sum = _ExactSum(self._exchange, own, options, self.parameters, group.device, self._buffers.take)
             self._ddp.register_comm_hook(None, self._sum.hook)
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
@@ -83,15 +127,15 @@ class Parallel:
         add_work(time.perf_counter() - begun)
         return output
 
-    def each(self, microbatches: Sequence["Microbatch"]) -> Iterator["Microbatch"]:
+    def each(self, microbatches: Sequence[P]) -> Iterator[P]:
         """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
         of the loss times `loss_scale`. After the last one, `.grad` of every parameter holds the mean over the V
-        microbatches' gradients, the same bits on every rank.
+        microbatches' gradients, or their sum, the same bits on every rank.
         """
         self._buffers.begin_step()
         for microbatch in microbatches:
             last = microbatch is microbatches[-1]
-            self._generators.seed(key(self._config.seed, "dropout", microbatch.step, microbatch.number))
+            self._generators.seed(key(self._options.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch
@@ -111,16 +155,17 @@ class Parallel:
 
     def complete(self, loss: Tensor) -> Tensor:
         """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
-        return with_all(loss, self.parameters) if self._config.distributed.unused_parameters == "allow" else loss
+        return with_all(loss, self.parameters) if self._options.unused else loss
 
-    def rescale(self, counts: Mapping[int, int | Tensor]) -> None:
+    def rescale(self, counts: Mapping[int, int | Tensor], samples: int) -> None:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
+            samples: in the global batch.
             counts: by number of this rank's microbatches, how many valid targets they have.
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
-        factor = self._config.batch.global_size / max(1, int(self._group.all_reduce_host_(total)))
+        factor = samples / max(1, int(self._group.all_reduce_host_(total)))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def restore_buffers(self) -> None:
@@ -129,7 +174,7 @@ class Parallel:
 
     def check(self) -> None:
         """Raises UserError (exit 10) on every rank when a step since the last check was no function of its samples."""
-        if self._config.exact:
+        if self._options.exact:
             self._buffers.check()
 
     def close(self) -> None:
@@ -163,17 +208,18 @@ class _ExactSum:
         self,
         exchange: Exchange,
         own: range,
-        microbatches: int,
+        options: ParallelOptions,
         parameters: list[nn.Parameter],
         device: torch.device,
         more: Callable[[], list[Tensor]],
     ) -> None:
         self._exchange = exchange
-        self._microbatches = microbatches
+        self._microbatches = options.microbatches
+        self._divisor = 1 if options.total else options.microbatches
         self._last = own[-1]
         self._parameters = parameters
         self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
-        self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(microbatches, _add_lists)
+        self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(self._microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
         self._more = more
         self.mean_of_more: Tensor | None = None
@@ -200,7 +246,7 @@ class _ExactSum:
     def _reduce(
         self, flat: Tensor, parameters: list[Tensor], folded: _Gradients, beside: _Gradients, more: list[Tensor]
     ) -> Tensor:
-        """The mean of a bucket."""
+        """A bucket's gradients of all microbatches, added up and divided."""
         if flat.is_cuda:  # else memory that is given back now could be handed out while this stream still reads it
             for tensor in (*chain(*folded, *beside), *more):
                 tensor.record_stream(torch.cuda.current_stream(flat.device))
@@ -213,10 +259,12 @@ class _ExactSum:
         values.append(flat)
         if more and more[0].dtype == flat.dtype and flat.numel() < _SMALL:
             joined = [torch.cat(pair) for pair in zip(values, more, strict=True)]
-            self._exchange.mean_into(joined[-1], joined)
+            self._exchange.mean_into(joined[-1], joined, self._divisor)
             mean, self.mean_of_more = joined[-1].split([flat.numel(), more[0].numel()])
+            if self._divisor == 1:
+                self.mean_of_more.div_(self._microbatches)
             return flat.copy_(mean)
-        self._exchange.mean_into(flat, values)
+        self._exchange.mean_into(flat, values, self._divisor)
         if more:
             self._exchange.mean_into(more[-1], more)
             self.mean_of_more = more[-1]
@@ -243,6 +291,13 @@ def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         else part.view(parameter.shape)
         for part, parameter in zip(parts, parameters, strict=True)
     ]
+
+
+def aligned(gradient: Tensor) -> Tensor:
+    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and sums may be
+    added in another order from an address that is no multiple of a vector's size: CUDA's norm of four numbers
+    (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS's products of a cache line."""
+    return gradient if gradient.data_ptr() % 64 == 0 else gradient.clone()
 
 
 _SMALL = 1 << 19

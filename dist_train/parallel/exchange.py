@@ -71,23 +71,25 @@ class Exchange:
                 _Level(group=lanes.across, brought=nodes, wanted=[root]),
             ]
 
-    def mean_into(self, target: Tensor, values: Sequence[Tensor]) -> None:
+    def mean_into(self, target: Tensor, values: Sequence[Tensor], divisor: int | None = None) -> None:
         """Writes the mean over all V microbatches into `target`.
 
         Args:
             target: flat [n]; may be one of `values`.
             values: this rank's nodes, each flat [n], in the order of tree.cover.
+            divisor: what the sum is divided by; None for V.
         """
+        divisor = self._microbatches if divisor is None else divisor
         if self._ranks == 1:
-            torch.div(values[0], self._microbatches, out=target)
+            torch.div(values[0], divisor, out=target)
             return
         unit = self._ranks * max(1, _ALIGNED // target.element_size())
         piece = max(1, self._piece // target.element_size() // unit) * unit
         for begin in range(0, target.numel(), piece):
             rows = slice(begin, begin + piece)
-            self._mean_into(target[rows], [value[rows] for value in values], unit)
+            self._mean_into(target[rows], [value[rows] for value in values], unit, divisor)
 
-    def _mean_into(self, target: Tensor, values: Sequence[Tensor], unit: int) -> None:
+    def _mean_into(self, target: Tensor, values: Sequence[Tensor], unit: int, divisor: int) -> None:
         n = target.numel()
         size = -(-n // unit) * unit
         whole = target if n == size else target.new_empty(size)
@@ -96,7 +98,7 @@ class Exchange:
             size //= level.members
             values, space = level.add(values, size)
             spaces.append(space)
-        mean = values[0].div_(self._microbatches)
+        mean = values[0].div_(divisor)
         for level, space, outer in zip(self._levels[::-1], spaces[::-1], [*spaces[-2::-1], whole], strict=True):
             mean = self._gather_chunks(level, mean, outer[: level.members * mean.numel()], space)
         if whole is not target:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.config.problems import ConfigError
-from dist_train.config.schema import DistributedConfig
 from dist_train.errors import UserError
 from dist_train.heartbeat import beat
 from dist_train.parallel.exchange import Lanes, regular
@@ -30,8 +29,23 @@ HOST_TIMEOUT = timedelta(days=30)
 at once, by its closed connection."""
 
 
+class Seconds(Protocol):
+    @property
+    def seconds(self) -> float: ...
+
+
+class GroupOptions(Protocol):
+    """`backend` is auto, nccl or gloo; `timeout` is that of a collective on the device."""
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def timeout(self) -> Seconds: ...
+
+
 class ProcessGroup:
-    """All ranks of one generation. A context manager.
+    """All ranks of one generation. A context manager. One that the script has opened itself is used, and left open.
 
     Attributes:
         ranks: this process's place.
@@ -39,12 +53,14 @@ class ProcessGroup:
         device: where this rank computes.
     """
 
-    def __init__(self, ranks: Ranks, config: DistributedConfig) -> None:
+    def __init__(self, ranks: Ranks, config: GroupOptions) -> None:
         self.ranks = ranks
-        self.backend = _choose_backend(config.backend)
+        self._is_ours = not dist.is_initialized()
+        self.backend = _choose_backend(config.backend) if self._is_ours else _backend_of_others(ranks)
         self.device = _choose_device(self.backend, ranks)
         self._timeout = timedelta(seconds=config.timeout.seconds)
         self._host: Any = None
+        self._lanes: Lanes | None = None
 
     def __enter__(self) -> "ProcessGroup":
         if self.ranks.nodes == 1:
@@ -52,10 +68,11 @@ class ProcessGroup:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         beat("connect")  # no work: the library looks around for the others as busily as it would compute
-        alone: dict[str, Any] = (
-            {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
-        )
-        dist.init_process_group(self.backend, timeout=self._timeout, **alone)
+        if self._is_ours:
+            alone: dict[str, Any] = (
+                {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
+            )
+            dist.init_process_group(self.backend, timeout=self._timeout, **alone)
         self._host = dist.new_group(None, HOST_TIMEOUT, "gloo")
         self._connect(dist.group.WORLD)
         beat("init")
@@ -63,12 +80,14 @@ class ProcessGroup:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After a failure the peers may be gone, and an orderly end would wait for them.
-        if kind is None:
+        if kind is None and self._is_ours and dist.is_initialized():
             dist.destroy_process_group()
 
     def for_reduction(self) -> Lanes:
         """Groups for the exact sum, whose thread must not share one with DDP; by node, where all nodes have the same
-        number of ranks."""
+        number of ranks. The same ones each time: models that are trained in turn share them."""
+        if self._lanes is not None:
+            return self._lanes
         beat("connect")
         ranks, places = self.ranks, torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
         places[ranks.rank] = torch.tensor([ranks.local_rank, ranks.local_world_size])
@@ -81,7 +100,8 @@ class ProcessGroup:
             inside = self._new_group(range(node * per_node, (node + 1) * per_node))
             across = self._new_group(range(place, ranks.world_size, per_node))
         beat("init")
-        return Lanes(inside=inside, across=across, per_node=per_node)
+        self._lanes = Lanes(inside=inside, across=across, per_node=per_node)
+        return self._lanes
 
     def _new_group(self, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
         """On the device. Of all ranks; or of `ranks`, while the others make theirs at the same time."""
@@ -169,6 +189,21 @@ class ProcessGroup:
     def start_all_reduce_max_(self, tensor: Tensor) -> Any:
         """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
+
+
+def _backend_of_others(ranks: Ranks) -> str:
+    """Of the group that a script has opened itself.
+
+    Raises:
+        UserError: when its ranks are not torchrun's.
+    """
+    found, said = (dist.get_rank(), dist.get_world_size()), (ranks.rank, ranks.world_size)
+    if found != said:
+        raise UserError(
+            f"the process group that is open has rank {found[0]} of {found[1]} here, and torchrun's variables say "
+            f"{said[0]} of {said[1]}: start the ranks with dist-train run or torchrun"
+        )
+    return "nccl" if "nccl" in str(dist.get_backend_config()) and torch.cuda.is_available() else "gloo"
 
 
 def _choose_backend(wanted: str) -> str:

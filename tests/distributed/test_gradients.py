@@ -9,7 +9,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
-from dist_train.parallel.data_parallel import Parallel
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
 from dist_train.parallel.process_group import ProcessGroup
 from tests.distributed.training import train, write_configs
 
@@ -53,7 +53,7 @@ def _backward(parallel, ranks, count, step=0):
 
 def _gradients(ranks, exact, microbatches):
     with ProcessGroup(ranks, _config(exact, microbatches).distributed) as group:
-        parallel = Parallel(_model(), group, _config(exact, microbatches))
+        parallel = Parallel(_model(), group, ParallelOptions.of(_config(exact, microbatches)))
         _backward(parallel, ranks, microbatches)
         parallel.close()
         return [p.grad.tolist() for p in parallel.parameters]
@@ -72,7 +72,7 @@ def test_they_are_those_of_the_whole_batch(run_ranks, exact, world_size, microba
 
 def _train(ranks, exact):
     with ProcessGroup(ranks, _config(exact, 6).distributed) as group:
-        parallel = Parallel(_model(), group, _config(exact, 6))
+        parallel = Parallel(_model(), group, ParallelOptions.of(_config(exact, 6)))
         optimizer = torch.optim.SGD(parallel.parameters, lr=0.1, momentum=0.9)
         for step in range(10):
             optimizer.zero_grad()
@@ -103,7 +103,7 @@ class _Half(nn.Module):
 
 def _unused(ranks):
     with ProcessGroup(ranks, _config(True, 2).distributed) as group:
-        parallel = Parallel(_Half(), group, _config(True, 2))
+        parallel = Parallel(_Half(), group, ParallelOptions.of(_config(True, 2)))
         try:
             _backward(parallel, ranks, 2)
         except UserError as error:
@@ -122,13 +122,13 @@ def _rescaled(ranks):
     """Half of the targets are not valid, unevenly over the microbatches."""
     config = _config(True, 4)
     with ProcessGroup(ranks, config.distributed) as group:
-        parallel, counts = Parallel(_model(), group, config), {}
+        parallel, counts = Parallel(_model(), group, ParallelOptions.of(config)), {}
         for microbatch in parallel.each(list(_microbatches(ranks, 4))):
             targets = microbatch.targets.masked_fill(microbatch.indices < 9, -100)
             loss = F.cross_entropy(parallel(microbatch.inputs), targets, ignore_index=-100, reduction="sum")
             counts[microbatch.number] = (targets != -100).sum()
             (loss * parallel.loss_scale / (GLOBAL // 4)).backward()
-        parallel.rescale(counts)
+        parallel.rescale(counts, GLOBAL)
         parallel.close()
         return [p.grad.tolist() for p in parallel.parameters]
 
@@ -201,15 +201,14 @@ def test_gradients_are_read_where_ddp_has_put_them(run_ranks):
 
 
 def test_a_norm_is_taken_from_aligned_memory():
-    from dist_train.trainer import _aligned
 
     whole = torch.arange(24.0)
     for begin in range(4):
         view = whole[begin : begin + 12].view(4, 3).t()
-        aligned = _aligned(view)
-        assert aligned.data_ptr() % 64 == 0
-        assert torch.equal(aligned, view) and aligned.stride() == view.stride()
-        assert (aligned is view) == (begin == 0)
+        found = aligned(view)
+        assert found.data_ptr() % 64 == 0
+        assert torch.equal(found, view) and found.stride() == view.stride()
+        assert (found is view) == (begin == 0)
 
 
 def test_a_users_optimizer_is_given_gradients_in_aligned_memory(run_ranks, tmp_path):

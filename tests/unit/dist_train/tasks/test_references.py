@@ -9,7 +9,7 @@ from sklearn import metrics as reference
 from torch.nn import functional as F
 
 from dist_train.errors import UserError
-from dist_train.evaluate import as_row_table
+from dist_train.sums import as_row_table
 from dist_train.tasks import Rows
 from dist_train.tasks.classification import Classification
 from dist_train.tasks.language_model import LanguageModel
