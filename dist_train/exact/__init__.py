@@ -4,10 +4,12 @@
 
 from dist_train.errors import UserError
 from dist_train.exact.checkpoints import resume, save
-from dist_train.exact.data import Loader, evaluation_loader, loader
+from dist_train.exact.data import Loader, evaluation_loader
 from dist_train.exact.figures import clip, fingerprint, seed, sum
 from dist_train.exact.model import DistributedDataParallel
 from dist_train.exact.world import close, device, init, is_first, rank, world_size
+
+loader = Loader
 
 __all__ = ["DistributedDataParallel", "Loader", "UserError", "clip", "close", "device", "evaluation_loader"]
 __all__ += ["fingerprint", "init", "is_first", "loader", "rank", "resume", "save", "seed", "sum", "world_size"]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dist_train.data.sampler import LoadRequest, ShardedSampler
 from dist_train.errors import UserError
 from dist_train.exact.model import own_share
 from dist_train.exact.world import world
@@ -16,28 +17,40 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """Steps, one after another, through the ends of epochs: each is the list of this rank's microbatches, on the rank's
-    device, for `parallel.each`. A microbatch knows its `step`, its `number`, and has `inputs`, `targets` and `indices`.
+    """Steps of a data set, one after another, through the ends of epochs, each shuffled anew by (seed, epoch): the
+    same samples for any number of ranks. Each step is the list of this rank's microbatches, on the rank's device,
+    for `parallel.each`; a microbatch has its `step`, `number`, `inputs`, `targets` and `indices`.
 
     Attributes:
-        steps_per_epoch: what no longer fills a global batch is left out of an epoch; the next is shuffled anew.
+        steps_per_epoch: what no longer fills a global batch is left out of an epoch.
         total_steps: the step at which it ends.
+
+    Args:
+        dataset: has `len` and gives (input, target), or a dict of inputs, for an index; what it draws from the global
+            generators is keyed by (seed, epoch, index). Its `collate`, where it has one, stacks samples.
+        global_batch: samples in a step of all ranks together, a multiple of `microbatches`.
+        microbatches: V, as exact.DistributedDataParallel has it.
+        workers: loading processes of each rank; 0 loads in the rank itself.
+        epochs, steps: how long a training is, one of them; without both it is an epoch.
+        start: steps that are done already, as exact.resume tells them.
+
+    Raises:
+        UserError: when these do not fit each other.
     """
 
     def __init__(
         self,
         dataset: Any,
+        *,
         global_batch: int,
-        microbatches: int,
-        seed: int,
-        workers: int,
-        duration: tuple[int | None, int | None],
-        start: int,
+        microbatches: int = 8,
+        seed: int = 0,
+        workers: int = 0,
+        epochs: int | None = None,
+        steps: int | None = None,
+        start: int = 0,
     ) -> None:
-        from dist_train.data.sampler import ShardedSampler
-
         own_share(microbatches)
-        epochs, steps = duration
         _check_counts("exact.loader", global_batch=(global_batch, 1), workers=(workers, 0), start=(start, 0))
         _check_counts("exact.loader", **{n: (v, 0) for n, v in (("epochs", epochs), ("steps", steps)) if v is not None})
         if epochs is not None and steps is not None:
@@ -74,34 +87,6 @@ class Loader:
         return by_step(_loading(self._dataset, self._seed, True, requests, self._workers, len(self) * share), share)
 
 
-def loader(
-    dataset: Any,
-    *,
-    global_batch: int,
-    microbatches: int = 8,
-    seed: int = 0,
-    workers: int = 0,
-    epochs: int | None = None,
-    steps: int | None = None,
-    start: int = 0,
-) -> Loader:
-    """Steps of a data set, shuffled anew for each epoch by (seed, epoch): the same samples for any number of ranks.
-
-    Args:
-        dataset: has `len` and gives (input, target), or a dict of inputs, for an index; what it draws from the global
-            generators is keyed by (seed, epoch, index). Its `collate`, where it has one, stacks samples.
-        global_batch: samples in a step of all ranks together, a multiple of `microbatches`.
-        microbatches: V, as exact.DistributedDataParallel has it.
-        workers: loading processes of each rank; 0 loads in the rank itself.
-        epochs, steps: how long a training is, one of them; without both it is an epoch.
-        start: steps that are done already, as exact.resume tells them.
-
-    Raises:
-        UserError: when these do not fit each other.
-    """
-    return Loader(dataset, global_batch, microbatches, seed, workers, (epochs, steps), start)
-
-
 def evaluation_loader(dataset: Any, batch_size: int, *, seed: int = 0, workers: int = 0) -> Iterator["Microbatch"]:
     """This rank's batches of a data set, in its order: over all ranks each sample once, nothing padded. Each has its
     `number`, `inputs`, `targets` and `indices`, and is made of the same samples for any number of ranks; exact.sum adds
@@ -116,8 +101,6 @@ def evaluation_loader(dataset: Any, batch_size: int, *, seed: int = 0, workers: 
 
 
 def _evaluation_batches(dataset: Any, size: int, batch: int, seed: int, workers: int) -> Iterator["Microbatch"]:
-    from dist_train.data.sampler import LoadRequest
-
     ranks, count = world().group.ranks, -(-size // batch)
     own = range(ranks.rank * count // ranks.world_size, (ranks.rank + 1) * count // ranks.world_size)
     requests = [LoadRequest(0, k, 1, 0, np.arange(k * batch, min((k + 1) * batch, size))) for k in own]

@@ -112,7 +112,8 @@ class DistributedDataParallel(nn.Module):
         of Python, NumPy and torch are seeded by (seed, step, number), and buffers are those from before the step.
 
         After the last one `.grad` holds the sum of the gradients over all microbatches of all ranks, and the generators
-        are the same on all ranks. A block that is left by `break` leaves no gradients.
+        are the same on all ranks. A block that is left by `break` leaves no gradients. Buffers and gradients of other
+        models are what they were.
 
         Args:
             step: what exact.loader gives for a step; or the step's number, from 0, for a script that draws its samples
@@ -122,12 +123,15 @@ class DistributedDataParallel(nn.Module):
             UserError: (exit 10) when these are not this rank's microbatches, a parameter has no gradient, or a
                 microbatch has several backwards.
         """
-        mine: list[Any] = self._numbers(step) if isinstance(step, int) else self._checked(step)
-        others = [BufferSet(other.module) for other in self._world.models if other is not self]
-        kept = [(buffers, buffers.values()) for buffers in others if buffers.buffers]
+        mine = self._checked([_Number(step, number) for number in self._own] if isinstance(step, int) else step)
+        others, own = [other for other in self._world.models if other is not self], set(map(id, self._sum.parameters))
+        buffer_sets = [buffers for buffers in (BufferSet(other.module) for other in others) if buffers.buffers]
+        kept = [(buffers, buffers.values()) for buffers in buffer_sets]
+        aside = [(p, p.grad) for other in others for p in other._sum.parameters if id(p) not in own]
         done = False
         self._world.active = self
-        self._forget_gradients()
+        for parameter in (*self._sum.parameters, *(parameter for parameter, _ in aside)):
+            parameter.grad = None
         try:
             for microbatch in self._sum.each(mine):
                 for buffers, values in kept:
@@ -138,10 +142,12 @@ class DistributedDataParallel(nn.Module):
             done = True
         finally:
             self._world.active = None
-            if not done:
-                self._forget_gradients()
-        for buffers, values in kept:
-            buffers.restore(values)
+            for parameter, gradient in aside:  # what went through them belongs to nobody
+                parameter.grad = gradient
+            for buffers, values in kept:
+                buffers.restore(values)
+            for parameter in self._sum.parameters if not done else []:
+                parameter.grad = None
         self._sum.check()
         for parameter in self._sum.parameters:
             parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
@@ -159,12 +165,14 @@ class DistributedDataParallel(nn.Module):
         """The model's own."""
         return self.module.load_state_dict(*arguments, **keywords)
 
-    def _numbers(self, step: int) -> list[_Number]:
-        self._check_free()
-        return [_Number(step, number) for number in self._own]
-
-    def _checked(self, step: Sequence[P]) -> list[P]:
-        self._check_free()
+    def _checked(self, step: Sequence[Any]) -> list[Any]:
+        """This rank's microbatches of a step. Raises UserError as `each` does."""
+        if self._world.active is not None:
+            raise UserError(
+                "parallel.each inside of another one's block: train one model after the other, or put those that share "
+                "a loss into one nn.ModuleDict",
+                ExitCode.USER_CODE,
+            )
         found = [microbatch.number for microbatch in step]
         if found != list(self._own) or len({microbatch.step for microbatch in step}) != 1:
             raise UserError(
@@ -174,28 +182,16 @@ class DistributedDataParallel(nn.Module):
             )
         return list(step)
 
-    def _check_free(self) -> None:
-        if self._world.active is not None:
-            raise UserError(
-                "parallel.each inside of another one's block: train one model after the other, or put those that share "
-                "a loss into one nn.ModuleDict",
-                ExitCode.USER_CODE,
-            )
-
     def _count(self, number: int) -> None:
         self._backwards[number] = self._backwards.get(number, 0) + 1
 
     def _check_backwards(self) -> None:
         if max(self._backwards.values(), default=1) > 1:
-            raise UserError(
+            raise UserError(  # later ones would add to what has been sent
                 "a microbatch has several backwards, and the sum over the ranks begins with the first: add the losses "
                 "up, and call backward once",
                 ExitCode.USER_CODE,
             )
-
-    def _forget_gradients(self) -> None:
-        for parameter in self._sum.parameters:
-            parameter.grad = None
 
 
 def seed_after(step: int) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,17 +14,6 @@ from dist_train.errors import UserError
 from dist_train.heartbeat import mute
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Timeout:
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    backend: str
-    timeout: _Timeout
 
 
 @dataclass(kw_only=True)
@@ -72,8 +62,9 @@ def init(*, backend: str = "auto", threads: int = 1, timeout_s: float = 1800.0) 
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
     torch.backends.cudnn.benchmark = False
-    group = ProcessGroup(Ranks.from_environment(), _Options(backend=backend, timeout=_Timeout(seconds=timeout_s)))
-    _world = World(group=group.__enter__())
+    # As the config has them, without its libraries.
+    options: Any = SimpleNamespace(backend=backend, timeout=SimpleNamespace(seconds=timeout_s))
+    _world = World(group=ProcessGroup(Ranks.from_environment(), options).__enter__())
     atexit.register(_close_at_exit)
 
 

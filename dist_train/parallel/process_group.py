@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,25 +23,13 @@ from dist_train.heartbeat import beat
 from dist_train.parallel.exchange import Lanes, regular
 from dist_train.parallel.ranks import Ranks
 
+if TYPE_CHECKING:
+    from dist_train.config.schema import DistributedConfig
+
 T = TypeVar("T")
 HOST_TIMEOUT = timedelta(days=30)
 """Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is still noticed
 at once, by its closed connection."""
-
-
-class Seconds(Protocol):
-    @property
-    def seconds(self) -> float: ...
-
-
-class GroupOptions(Protocol):
-    """`backend` is auto, nccl or gloo; `timeout` is that of a collective on the device."""
-
-    @property
-    def backend(self) -> str: ...
-
-    @property
-    def timeout(self) -> Seconds: ...
 
 
 class ProcessGroup:
@@ -53,7 +41,7 @@ class ProcessGroup:
         device: where this rank computes.
     """
 
-    def __init__(self, ranks: Ranks, config: GroupOptions) -> None:
+    def __init__(self, ranks: Ranks, config: "DistributedConfig") -> None:
         self.ranks = ranks
         self._is_ours = not dist.is_initialized()
         self.backend = _choose_backend(config.backend) if self._is_ours else _backend_of_others(ranks)

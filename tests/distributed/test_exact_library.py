@@ -42,17 +42,30 @@ def in_the_pool(ranks, example, folder):
     sys.argv = [example, STEPS, f"{ranks.world_size}"]
     found = runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
     state = found.get("state") or {"model": found["model"], "optimizer": found["optimizer"]}
-    print_of = exact.fingerprint(**state)
+    value = exact.fingerprint(**state)
     exact.close()
-    return print_of
+    return value
 
 
 @pytest.mark.parametrize("example", ["own_loop", "gan", "distillation"])
-def test_an_example_ends_in_the_same_bits_however_it_is_started(run_ranks, tmp_path, example):
-    """On 1, 2 and 3 ranks; alone, under torchrun, under `dist-train run`; with a rank killed and started again."""
+def test_an_example_ends_in_the_same_bits_on_any_number_of_ranks_and_after_a_kill(run_ranks, tmp_path, example):
+    """Under `dist-train run` a rank of three is killed and all of them are started again."""
+    [expected] = run_ranks(in_the_pool, 1, example, tmp_path)
+    for world_size in (2, 3):
+        assert run_ranks(in_the_pool, world_size, example, tmp_path) == [expected] * world_size
+    words = ["--max-restarts=1", "--nproc-per-node=3", str(RUNNER), "17" if example != "gan" else "33"]
+    done = go(tmp_path / "r", *OURS, *words, str(EXAMPLES / f"{example}.py"), STEPS, "out")
+    assert last_line(done.stdout) == expected and "SIGKILL" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "r/out").iterdir()) == ["step-00000010", "step-00000020"]
+
+
+FURTHER = [pytest.param(name, marks=pytest.mark.long) for name in ("gan", "distillation")]
+
+
+@pytest.mark.parametrize("example", ["own_loop", *FURTHER])
+def test_an_example_ends_in_the_same_bits_alone_and_under_torchrun(run_ranks, tmp_path, example):
     script = str(EXAMPLES / f"{example}.py")
     [expected] = run_ranks(in_the_pool, 1, example, tmp_path)
-    assert run_ranks(in_the_pool, 3, example, tmp_path) == [expected] * 3
     alone = subprocess.run(
         [sys.executable, script, STEPS, "alone"],
         cwd=tmp_path,
@@ -64,10 +77,6 @@ def test_an_example_ends_in_the_same_bits_however_it_is_started(run_ranks, tmp_p
     assert last_line(alone.stdout) == expected
     done = go(tmp_path / "t", *TORCHRUN, "--nproc-per-node", "2", script, STEPS, "out")
     assert last_line(done.stdout) == expected
-    words = ["--max-restarts=1", "--nproc-per-node=3", str(RUNNER), "17" if example != "gan" else "33"]
-    done = go(tmp_path / "r", *OURS, *words, script, STEPS, "out")
-    assert last_line(done.stdout) == expected and "SIGKILL" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "r/out").iterdir()) == ["step-00000010", "step-00000020"]
 
 
 def test_few_lines_are_added_to_a_plain_loop_and_the_document_shows_them():
@@ -178,6 +187,27 @@ def test_what_is_wrong_in_a_loop_is_told_in_one_line(run_ranks):
     words += ["microbatches=", "ReLU has no parameter", "exact.sum: ", "is open already"]
     for said in chain.from_iterable(run_ranks(_refused, world_size) for world_size in (1, 2)):
         assert [word for word, line in zip(words, said, strict=True) if word not in line] == []
+
+
+def _adversaries(ranks):
+    """Gradients and buffers of two models, one trained through the other, before either has taken a step."""
+    exact.seed(0)
+    critic, maker = (exact.DistributedDataParallel(_net(), microbatches=V) for _ in range(2))
+    final = nn.Linear(3, 6)
+    for _ in critic.each(0):
+        critic(torch.randn(4, 6)).square().sum().backward()
+    before = [p.grad.tolist() for p in critic.parameters()], [t.tolist() for t in critic.buffers()]
+    for _ in maker.each(0):
+        critic(final(maker(torch.randn(4, 6)))).square().sum().backward()
+    assert before == ([p.grad.tolist() for p in critic.parameters()], [t.tolist() for t in critic.buffers()])
+    found = before, [p.grad.tolist() for p in maker.parameters()]
+    exact.close()
+    return found
+
+
+def test_one_model_is_trained_through_another_that_does_not_change(run_ranks):
+    [expected] = run_ranks(_adversaries, 1)
+    assert run_ranks(_adversaries, 2) == [expected] * 2
 
 
 def _sometimes(ranks):
