@@ -70,7 +70,7 @@ def test_it_changes_nothing(run_ranks, folder, world_size):
 
 
 def test_a_metric_that_the_task_does_not_report_is_told_before_the_first_step(run_ranks, folder):
-    answers = run_ranks(_train_and_tell, 2, folder, "run", TASK, *SHORT)
+    answers = run_ranks(_train_and_tell, 2, folder, "run", TASK, "eval.best=accuracy", *SHORT)
     assert [code for code, _ in answers] == [2, 2]
     assert answers[0][1] == "eval.best is accuracy, which the task does not report; it reports loss\n"
     assert not (folder / "run").exists()
@@ -121,7 +121,8 @@ def _tries(ranks, folder, run, *overrides):
 
 
 def test_where_it_is_switched_off_the_first_evaluation_tells(run_ranks, folder):
-    answers = run_ranks(_train_and_tell, 1, folder, "run", TASK, "train.sanity_check=false", *SHORT)
+    wanted = (TASK, "eval.best=accuracy", "train.sanity_check=false")
+    answers = run_ranks(_train_and_tell, 1, folder, "run", *wanted, *SHORT)
     assert answers[0][0] == 10 and "eval.best is accuracy, which the task does not report" in answers[0][1]
     assert json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
 
