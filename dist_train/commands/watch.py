@@ -77,7 +77,7 @@ class _WatchedMetrics(StepMetrics):
         for result, largest, parts, places in zip(results, all_largest, sums.tolist(), indices.tolist(), strict=True):
             microbatches = [
                 {"number": number, "loss": loss / max(1.0, count), "indices": samples}
-                for number, ((loss, count, _), samples) in enumerate(zip(parts, places, strict=True))
+                for number, ((loss, count, *_), samples) in enumerate(zip(parts, places, strict=True))
             ]
             self._tell(
                 StepDetail(
