@@ -47,7 +47,10 @@ def in_the_pool(ranks, example, folder):
     return value
 
 
-@pytest.mark.parametrize("example", ["own_loop", "gan", "distillation"])
+FURTHER = [pytest.param(name, marks=pytest.mark.long) for name in ("gan", "distillation")]
+
+
+@pytest.mark.parametrize("example", ["own_loop", *FURTHER])
 def test_an_example_ends_in_the_same_bits_on_any_number_of_ranks_and_after_a_kill(run_ranks, tmp_path, example):
     """Under `dist-train run` a rank of three is killed and all of them are started again."""
     [expected] = run_ranks(in_the_pool, 1, example, tmp_path)
@@ -57,9 +60,6 @@ def test_an_example_ends_in_the_same_bits_on_any_number_of_ranks_and_after_a_kil
     done = go(tmp_path / "r", *OURS, *words, str(EXAMPLES / f"{example}.py"), STEPS, "out")
     assert last_line(done.stdout) == expected and "SIGKILL" in done.stderr
     assert sorted(path.name for path in (tmp_path / "r/out").iterdir()) == ["step-00000010", "step-00000020"]
-
-
-FURTHER = [pytest.param(name, marks=pytest.mark.long) for name in ("gan", "distillation")]
 
 
 @pytest.mark.parametrize("example", ["own_loop", *FURTHER])

@@ -33,11 +33,11 @@ def folder(tmp_path):
 
 
 def test_any_number_of_ranks_and_any_loading_ends_in_the_same_bits(run_ranks, folder):
-    for ranks, workers in ((1, 0), (2, 1), (3, 0)):
+    for ranks, workers in ((1, 0), (2, 1)):
         arguments = (folder, "text.yaml", f"w{ranks}", f"loader.workers={workers}")
         assert run_ranks(train, ranks, *arguments) == [0] * ranks
     fingerprint, rows, samples = result(folder / "w1")
-    assert result(folder / "w2") == result(folder / "w3") == (fingerprint, rows, samples)
+    assert result(folder / "w2") == (fingerprint, rows, samples)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] - 0.3
     assert rows[-1]["bits_per_byte"] == pytest.approx(losses[-1] / math.log(2))  # a character here is a byte

@@ -44,6 +44,7 @@ def test_each_epoch_is_a_permutation_of_all_samples(alone):
     assert seen[:SAMPLES] != seen[SAMPLES:] != [*range(SAMPLES)]
 
 
+@pytest.mark.long
 def test_any_number_of_ranks_and_loading_processes_ends_equal(folder, alone, run_ranks):
     for world, workers in ((2, 1), (3, 0)):
         run = f"on{world}"

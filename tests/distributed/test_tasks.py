@@ -31,7 +31,13 @@ def losses(name: str) -> list[str]:
     return list(get_args(field.annotation)) if field else [""]
 
 
-@pytest.mark.parametrize(("name", "loss"), [(name, loss) for name in NAMED for loss in losses(name)])
+ROWS = [(name, loss, place) for name in NAMED for place, loss in enumerate(losses(name))]
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [pytest.param(name, loss, marks=[LONG] * (place > 0)) for name, loss, place in ROWS]
+)
 def test_a_task_ends_in_the_same_bits(run_ranks, tmp_path, name, loss):
     section = {"name": name, **({"loss": loss} if loss else {})}
     (tmp_path / "c.yaml").write_text(BASE.format(kind=name, task=json.dumps(section)))

@@ -82,7 +82,7 @@ def test_what_is_on_disk_afterwards_is_what_torchrun_leaves(tmp_path):
     assert tally.failures == [], table([tally])
 
 
-@pytest.mark.parametrize("start", ["exec", "preload"])
+@pytest.mark.parametrize("start", ["exec", pytest.param("preload", marks=pytest.mark.long)])
 def test_threads_of_torch_that_lag_behind_do_not_abort_the_end(tmp_path, start):
     """They still hold the last tensors when the script is at its end, as on a busy machine: under torchrun nine of ten
     such runs abort (pytorch/pytorch#190489)."""
@@ -147,7 +147,10 @@ signal.pause()
 """
 
 
-@pytest.mark.parametrize("way", [["torch.distributed.run", "--standalone"], OURS])
+WAYS = [OURS, pytest.param(["torch.distributed.run", "--standalone"], marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_a_rank_has_started_is_told_to_stop_too(tmp_path, way):
     (tmp_path / "starts.py").write_text(STARTS_A_HELPER)
     process = subprocess.Popen(
@@ -166,7 +169,7 @@ def test_what_a_rank_has_started_is_told_to_stop_too(tmp_path, way):
     assert (tmp_path / "told").read_text() == str(signal.SIGTERM.value)
 
 
-@pytest.mark.parametrize("way", [["torch.distributed.run", "--standalone"], OURS])
+@pytest.mark.parametrize("way", WAYS)
 def test_ranks_run_in_the_interpreter_that_is_asked_for(tmp_path, way):
     """Torch's PYTHON_EXEC, such as a wrapper that sets a machine up."""
     wrapper = tmp_path / "wrapper"
