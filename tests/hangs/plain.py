@@ -44,7 +44,10 @@ def sleep_in_dataset() -> None:
 
 
 def hold_the_gil() -> None:
-    ctypes.PyDLL(None).sleep(600)  # LINE gil
+    """In C code, at a lock that is never given back: C's sleep() ends at any signal, as that which asks for stacks."""
+    lock, c = ctypes.create_string_buffer(64), ctypes.PyDLL(None)
+    c.pthread_mutex_lock(lock)
+    c.pthread_mutex_lock(lock)  # LINE gil
 
 
 def take_a_lock() -> None:
