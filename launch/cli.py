@@ -23,7 +23,7 @@ COMMANDS = {
     "sweep": "Train a config for many values of some keys, and rank the results.",
     "stop": "Save and end a run, here or in the queue.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
-    "predict": "Classes and probabilities for images.",
+    "predict": "What a model says of your own pictures, tables or texts.",
     "config": "Show or check a config, or print the schema.",
     "replay": "Compute recorded steps again: do they come out the same, to the last bit?",
     "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",
