@@ -48,6 +48,12 @@ class Trained:
     shape: tuple[int, ...] | None
     data: Mapping[str, Any]
 
+    @property
+    def offered(self) -> dict[str, Any]:
+        """What the model is told of the data, as `Splits.offered`."""
+        counts = {name: self.data.get(name) for name in ("outputs", "vocabulary")}
+        return {"shape": self.shape, "classes": self.classes and len(self.classes), **counts}
+
     def inputs(self, *files: str | os.PathLike[str]) -> Any:
         """The inputs of files as the model takes them, of all in one batch, prepared as for an evaluation: pictures or
         folders of them, or tables.
@@ -116,10 +122,7 @@ def assembled(
     """
     data = saved.other["data"]
     classes, shape = ((None if data.get(name) is None else tuple(data[name])) for name in ("classes", "shape"))
-    offered = {"shape": shape, "classes": classes and len(classes)}
-    offered |= {name: data.get(name) for name in ("outputs", "vocabulary")}
-    model = saved_model(config, saved, **offered).to(device)
-    return model, Trained(
+    trained = Trained(
         path=found.path,
         step=saved.state.step,
         config=config,
@@ -128,6 +131,7 @@ def assembled(
         shape=shape,
         data=data,
     )
+    return saved_model(config, saved, **trained.offered).to(device), trained
 
 
 def config_of_run(target: Path, overrides: Sequence[str] = (), *, trusts: bool) -> RunConfig:

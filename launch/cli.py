@@ -24,6 +24,7 @@ COMMANDS = {
     "stop": "Save and end a run, here or in the queue.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "What a model says of your own pictures, tables or texts.",
+    "export": "A model as safetensors or torch.export's file, tried before it is kept.",
     "config": "Show or check a config, or print the schema.",
     "replay": "Compute recorded steps again: do they come out the same, to the last bit?",
     "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",

@@ -63,6 +63,22 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """A saved model as a file for other programs."""
+
+    target: str
+    """A run directory (its best checkpoint) or a checkpoint."""
+    to: str
+    """The file, or a folder for it."""
+    format: str
+    """`safetensors` or `torch`."""
+    inputs: tuple[str, ...] = ()
+    """What the file is tried on; without any, samples of the evaluation."""
+    overrides: tuple[str, ...] = ()
+    trust: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
     """The metrics of a saved model."""
 

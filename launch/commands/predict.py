@@ -1,7 +1,6 @@
 """`dist-train predict`."""
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dist_train.config.requests import STDIN, PredictRequest, to_arguments
 from dist_train.errors import UserError
 
 from ..children import become
-from ..configs import load_recorded
+from ..configs import inputs_and_overrides, load_recorded
 from .common import json_option, launch_command, trust_option
 from .on_ranks import run_on_ranks
 
@@ -55,9 +54,8 @@ def command(
     as the model takes it; - reads a list of pictures, a CSV table or a text from standard input. Overrides are those of
     `evaluate`, such as eval.batch_size=32.
     """
-    overrides = tuple(word for word in words if re.match(r"[a-z_]+\.[\w.]+=", word) and not os.path.exists(word))
+    inputs, overrides = inputs_and_overrides(words)
     config = load_recorded(target, overrides, trust=trust)  # reports mistakes before torch is imported
-    inputs = tuple(os.path.expanduser(word) for word in words if word not in overrides)
     if not inputs:
         raise UserError("predict from what? After the run come files, folders or texts, or - for standard input")
     for path in inputs:

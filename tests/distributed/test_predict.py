@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import dist_train
-from dist_train.commands import predict
-from dist_train.config.requests import PredictRequest
+from dist_train.commands import export, predict
+from dist_train.config.requests import ExportRequest, PredictRequest
 from dist_train.config.schema import DistributedConfig
 from dist_train.errors import ExitCode
 from dist_train.parallel.process_group import ProcessGroup
-from tests.distributed.kinds import Kind
+from tests.distributed.kinds import Kind, Net
 from tests.distributed.test_language import CONFIG as TEXT
 from tests.distributed.test_tasks import BASE
 from tests.distributed.training import train
@@ -47,6 +48,10 @@ def folder(tmp_path_factory, run_ranks):
     for kind in KINDS:
         section = BASE.format(kind=kind, task=json.dumps({"name": kind})).replace("batch_size: 8", "batch_size: 2")
         (folder / f"{kind}.yaml").write_text(section)
+    text = (folder / "classification.yaml").read_text()
+    (folder / "choosy.yaml").write_text(
+        text.replace('kinds:Net", args: {task: classification}', 'test_predict:Choosy"')
+    )
     (folder / "table.yaml").write_text(TABLE.replace("{folder}", str(folder)))
     (folder / "text.yaml").write_text(TEXT.replace("{folder}", str(folder)))
     (folder / "texts").mkdir()
@@ -62,6 +67,19 @@ def folder(tmp_path_factory, run_ranks):
     np.savez(folder / "tokens.npz", input_ids=np.arange(26).reshape(2, 13) % 11)
     run_ranks(all_trained, 1, folder)
     return folder
+
+
+class Choosy(Net):
+    """Looks at its inputs, and at what it has seen in training, which no state_dict has."""
+
+    def __init__(self):
+        super().__init__("classification")
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, inputs):
+        if self.training:
+            self.seen += 1.0
+        return super().forward(inputs) * (self.seen if inputs.sum() > 0 else 1)
 
 
 def asked(ranks, folder, *calls):
@@ -196,3 +214,43 @@ def test_a_mistake_is_one_line_and_leaves_nothing(folder, run_ranks):
             for (code, said), (wanted, told) in zip(found, expected, strict=True):
                 assert code == wanted and told in said and len(said.strip().splitlines()) == 1, said
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def exported(ranks, folder, *calls):
+    """As `asked`, of `export`; where it has worked, also the outputs of the file's model for the five images."""
+    os.chdir(folder)
+    found = []
+    for target, to, kind, inputs in calls:
+        printed, told = io.StringIO(), io.StringIO()
+        request = ExportRequest(target=target, to=to, format=kind, inputs=inputs, trust=True)
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+                export.main(request)
+        except SystemExit as end:
+            found.append((end.code, told.getvalue()))
+        else:
+            found.append((0, printed.getvalue()))
+    model = dist_train.load("classification", trust=True)
+    inputs = model.trained.inputs("images")
+    with torch.no_grad():
+        expected = model(inputs)
+        loaded = Net("classification").eval()
+        loaded.load_state_dict(load_file("net/model.safetensors"))
+        program = torch.export.load("net.pt2").module()
+        outputs = (expected, loaded(inputs), program(inputs), torch.cat([program(one[None]) for one in inputs]))
+    return found, [output.tolist() for output in outputs]
+
+
+def test_an_export_gives_the_models_outputs_or_is_not_kept(folder, run_ranks):
+    calls = [("classification", "net", "safetensors", ()), ("classification", "net.pt2", "torch", ("images/0.png",))]
+    calls += [("choosy", "c/choosy.safetensors", "safetensors", ()), ("choosy", "choosy.pt2", "torch", ())]
+    [(found, (expected, loaded, *programs))] = run_ranks(exported, 1, folder, *calls)
+    said = {"9 tensors; read back, and the same bits on 2 inputs": 0, "batches of any size; read back": 0}
+    said |= {"outside of its state_dict": ExitCode.USER_CODE, "torch.export cannot take this model": ExitCode.USER_CODE}
+    for (code, printed), (told, wanted) in zip(found, said.items(), strict=True):
+        assert code == wanted and told in printed and len(printed.strip().splitlines()) == 1, printed
+    assert loaded == expected and programs == [pytest.approx(np.array(expected), abs=1e-5)] * 2
+    assert not [*folder.glob("choosy.pt2*"), *folder.glob("c/*"), *folder.glob(".tmp-*"), *folder.glob("c/.*")]
+    facts = json.loads((folder / "net.json").read_text())
+    assert facts["classes"] == ["a", "b", "c"] and facts["inputs"] == [{"dtype": "float32", "shape": [3, 8, 8]}]
+    assert facts["config"]["model"]["name"] == "tests.distributed.kinds:Net" and facts["step"] == 1
