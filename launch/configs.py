@@ -1,6 +1,7 @@
 """Which config a command line means, and whether the code that it would run is trusted."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,12 @@ def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:
     from dist_train.config.trust import powers
 
     return ("-m", module) if powers(config) else isolated(module)
+
+
+def inputs_and_overrides(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of words of which some are overrides: files, folders and texts may hold a `=` too."""
+    overrides = tuple(word for word in words if re.match(r"[a-z_]+\.[\w.]+=", word) and not os.path.exists(word))
+    return tuple(os.path.expanduser(word) for word in words if word not in overrides), overrides
 
 
 OF_EVALUATION = ("data", "eval", "loader", "distributed")

@@ -127,11 +127,24 @@ def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:
         raise ValueError(f"state.json is of step {state.step}")
     if not all(isinstance(value, int | float) for value in other["scaler"].values()):
         raise ValueError("the scaler in state.json has values that are no numbers")
-    shape, classes = other["data"].get("shape"), other["data"].get("classes")
+    _check_data(other["data"])
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Raises ValueError, or TypeError."""
+    shape, classes = data.get("shape"), data.get("classes")
     if not (shape is None or (isinstance(shape, list) and all(is_number(side, 1, 2**31) for side in shape))):
         raise ValueError("the shape in state.json is none")
     if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
         raise ValueError("the classes in state.json are no names")
+    counts = [data[name] for name in ("outputs", "vocabulary") if data.get(name) is not None]
+    scaling, columns = data.get("scaling") or {}, data.get("columns") or {}
+    numbers = [number for name in ("mean", "std") for number in scaling.get(name, ())]
+    names = [name for part in ("inputs", "targets") for name in columns.get(part, ())]
+    if not all(is_number(count, 0, 2**31) for count in counts) or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("the data in state.json has values that are no numbers")
+    if not all(isinstance(name, str) for name in (*names, data.get("characters") or "", data.get("tokenizer") or "")):
+        raise ValueError("the data in state.json has names that are no text")
 
 
 def broadcast_checkpoint(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:

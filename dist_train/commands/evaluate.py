@@ -8,7 +8,7 @@ from typing import Any
 from dist_train import tasks
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
-from dist_train.commands.common import config_of_run, reporting, saved_model
+from dist_train.commands.common import reporting
 from dist_train.config.problems import printable
 from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
@@ -19,6 +19,7 @@ from dist_train.evaluate import evaluate
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.strict_json import to_json
+from dist_train.trained import config_of_run, saved_model
 from dist_train.worker import set_deterministic
 
 

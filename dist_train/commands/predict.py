@@ -1,116 +1,261 @@
-"""`dist-train predict`: the class of images, and how sure the model is."""
+"""`dist-train predict`: what a saved model says of a user's own inputs, on any number of ranks."""
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.manifest import DamagedCheckpoint
-from dist_train.checkpoint.resume import content_of
-from dist_train.checkpoint.state import Snapshot
-from dist_train.checkpoint.store import VerifiedCheckpoint, locate
-from dist_train.commands.common import config_of_run, reporting, saved_model
+from dist_train import tasks
+from dist_train.checkpoint.resume import broadcast_checkpoint
+from dist_train.checkpoint.store import locate
+from dist_train.commands.answers import Answer, Wording, to_csv, write_mask
+from dist_train.commands.common import reporting
 from dist_train.config.problems import printable
-from dist_train.config.requests import PredictRequest, read_request
-from dist_train.config.schema import RunConfig
-from dist_train.config.stdout import tell
-from dist_train.data.datasets.class_folders import EXTENSIONS
-from dist_train.data.decode import decode_file
-from dist_train.data.device_transform import DeviceTransform
-from dist_train.data.resize import centre_crop, resize_shorter_side
+from dist_train.config.requests import STDIN, PredictRequest, read_request
+from dist_train.config.stdout import aligned, tell
+from dist_train.data.batch import Microbatch
+from dist_train.data.given import Coder, Given, coder_of, read_texts
+from dist_train.data.loader import number_of_batches
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import evaluating
-from dist_train.randomness import Generators
+from dist_train.evaluate import evaluating, own_batches
+from dist_train.heartbeat import beat
+from dist_train.learner import autocast
+from dist_train.parallel.process_group import ProcessGroup
+from dist_train.parallel.ranks import Ranks
+from dist_train.randomness import Generators, key
+from dist_train.rundir.files import remove_tree, sync_folder, write_atomic
 from dist_train.rundir.strict_json import to_json
-
-GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue (ITU-R BT.601), with which Pillow converts to grey."""
+from dist_train.tasks.base import Predictions, Task
+from dist_train.tasks.generate import generate
+from dist_train.tasks.segmentation import Segmentation
+from dist_train.trained import Trained, assembled, config_of_run
+from dist_train.worker import set_deterministic
 
 
 def main(request: PredictRequest) -> int:
-    target = Path(request.target)
     with reporting():
-        config = config_of_run(target, request.overrides, trusts=request.trust)
-        rows = predict(config, target, list(_files(map(Path, request.images))))
-    if request.as_json:
-        tell(to_json(rows))
-        return ExitCode.DONE
-    width = max(len(row["class"]) for row in rows)
-    for row in rows:
-        tell(f"{row['class']:<{width}}  {100 * row['probability']:5.1f} %  {printable(row['file'], 4096)}")
+        answers = _predict(request)
+    if Ranks.from_environment().is_first:
+        _show(request, answers)
     return ExitCode.DONE
 
 
-def predict(config: RunConfig, target: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each file its path, class and that class's probability.
+def _predict(request: PredictRequest) -> list[Answer]:
+    target = Path(request.target)
+    config = config_of_run(target, request.overrides, trusts=request.trust)
+    set_deterministic(config)
+    with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
+        found = group.run_on_rank0(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
+        model, trained = assembled(config, found, broadcast_checkpoint(found, group), group.device)
+        task = tasks.build(config.task, trained.classes, vocabulary=trained.data.get("vocabulary"))
+        predictor = Predictor(request=request, group=group, model=model, trained=trained, task=task)
+        stdin = _stdin(request)
+        if task.generates(model):
+            coder = coder_of(config.data, trained.data, group.local_rank0_first)
+            answers = predictor.texts(read_texts(request.inputs, stdin), coder)
+            group.run_on_rank0(partial(_write, request, answers))
+            return answers
+        given = trained.given(request.inputs, stdin, whole=isinstance(task, Segmentation))
+        with _masks(request, group, given) as folder:
+            answers = predictor.samples(given, folder)
+            group.run_on_rank0(partial(_write, request, answers))
+        return answers
 
-    Raises:
-        UserError: when the model is no classifier of images, or a file is no image.
-    """
-    if config.task.name != "classification":
-        raise UserError(f"predict is for classification, and this run's task is {config.task.name}")
-    found = locate(target, lambda line: print(line, file=sys.stderr), best=True)
-    saved = _content(found)
-    shape, classes = saved.other["data"].get("shape"), saved.other["data"].get("classes")
-    if not classes or not shape or len(shape) != 3:
-        raise UserError("predict is for images, and this run's data has none", ExitCode.DATA)
-    model = saved_model(config, saved, shape=tuple(shape), classes=len(classes))
-    with evaluating(model, config.seed, Generators(model)) as begin:
-        rows = []
-        for file in files:
-            begin(0)  # so that no image's result depends on those before it
-            rows.append(_row(file, _probabilities(model, config, shape, file), classes))
-    return rows
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A model that all ranks ask together."""
+
+    request: PredictRequest
+    group: ProcessGroup
+    model: nn.Module
+    trained: Trained
+    task: Task
+
+    def texts(self, texts: Sequence[str], coder: Coder) -> list[Answer]:
+        """What the model goes on with, each text by one rank."""
+        own = own_batches(self.group.ranks, len(texts), "sharded")
+        return self._together(((number, number) for number in own), lambda number: self._text(number, texts, coder))
+
+    def _text(self, number: int, texts: Sequence[str], coder: Coder) -> list[Answer]:
+        tokens = _encoded(coder, texts[number]).to(self.group.device)
+        length, temperature = self.request.length, self.request.temperature
+        draws = key(self.request.seed, "text", number)
+        with autocast(self.trained.config, self.group.device):
+            found = generate(self.model, tokens, length, context=self._context(), temperature=temperature, key=draws)
+        text = coder.decode(found[0].tolist())
+        return [({"prompt": texts[number], "text": text}, (texts[number] + text,))]
+
+    def _context(self) -> int:
+        """The most tokens that the model sees: a window of the training, or what a model of transformers says."""
+        own = getattr(self.model, "config", None)
+        known = [getattr(own, name, None) for name in ("max_position_embeddings", "n_positions")]
+        return next((size for size in (*(self.trained.shape or ())[:1], *known) if size), 1024)
+
+    def samples(self, given: Given, masks: Path | None) -> list[Answer]:
+        """What the model says of each sample; masks are written into a folder, where there is one."""
+        config, ranks = self.trained.config.eval, self.group.ranks
+        own = own_batches(ranks, number_of_batches(len(given.names), config.batch_size), config.mode)
+        batches = self.trained.batches(given, own, ranks.local_world_size)
+        return self._together(batches, lambda batch: self._batch(batch, given, masks))
+
+    def _batch(self, batch: Microbatch, given: Given, masks: Path | None) -> list[Answer]:
+        for one in batch.broken:
+            print(f"! {one.reason}; it is left out", file=sys.stderr)
+        rows = batch.indices.tolist()
+        if not rows:
+            return []
+        with autocast(self.trained.config, self.group.device):
+            found = self.task.predict(self.model, replace(batch, targets=None))  # type: ignore[arg-type]
+        if masks is not None:
+            _write_masks(found, given, rows, batch.targets, masks)
+        answers = self._wording().answers(found)
+        return [
+            ({given.kind: given.names[row], **answer}, (*cells, _name(given, row)))
+            for row, (answer, cells) in zip(rows, answers, strict=True)
+        ]
+
+    def _wording(self) -> Wording:
+        classes = self.trained.classes
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        if classes is None and isinstance(names, dict):  # of a model of transformers
+            classes = tuple(map(str, names.values()))
+        columns = (self.trained.data.get("columns") or {}).get("targets", ())
+        return Wording(classes=classes, columns=columns, top=self.request.top)
+
+    def _together(self, batches: Iterable[tuple[int, Any]], ask: Callable[[Any], list[Answer]]) -> list[Answer]:
+        """The answers of all ranks in the order of the inputs. Where one fails all do, with the first input's error."""
+        answers: list[Answer] = []
+        failure: UserError | None = None
+        beat("evaluate")
+        with evaluating(self.model, self.trained.config.seed, Generators(self.model, self.task)) as begin:
+            try:
+                for number, batch in batches:
+                    begin(number)
+                    answers += ask(batch)
+                    beat("evaluate")
+            except UserError as error:
+                failure = error
+        gathered = self.group.gather_objects((answers, failure))
+        if failed := next((error for _, error in gathered if error is not None), None):
+            raise failed
+        return list(chain.from_iterable(part for part, _ in gathered))
 
 
-def _content(found: VerifiedCheckpoint) -> Snapshot:
+# ---------------------------------------------------------------- what comes in
+
+
+def _stdin(request: PredictRequest) -> str:
+    if STDIN not in request.inputs:
+        return ""
+    content = sys.stdin.buffer.read() if request.stdin is None else Path(request.stdin).read_bytes()
+    return content.decode(errors="surrogateescape")
+
+
+def _encoded(coder: Coder, text: str) -> Tensor:
+    """int64 [1, T]. Raises UserError for a text without tokens."""
     try:
-        return content_of(found)
-    except (OSError, DamagedCheckpoint) as error:
-        message = f"{found.path} went away while it was read ({error}): try again"
-        raise UserError(message, ExitCode.CANNOT_RESUME) from None
+        tokens = torch.tensor([list(map(int, coder.encode(text.encode(errors="surrogateescape"))))])
+    except UnicodeDecodeError as error:
+        raise UserError(f"the text is no UTF-8 (byte {error.start:,})", ExitCode.DATA) from None
+    if not tokens.numel():
+        raise UserError("the text is empty: give one character at least to go on with", ExitCode.DATA)
+    return tokens
 
 
-def _row(file: Path, probabilities: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    best = int(probabilities.argmax())
-    return {"file": str(file), "class": printable(classes[best], 200), "probability": float(probabilities[best])}
+# ---------------------------------------------------------------- what goes out
 
 
-def _probabilities(model: nn.Module, config: RunConfig, shape: Sequence[int], file: Path) -> Tensor:
-    """Float32 [classes], of one image prepared as the evaluation prepares them."""
-    transform = DeviceTransform(config.augment, torch.device("cpu"))
-    inputs, _ = transform(_fitted(decode_file(str(file)), config, shape)[None], torch.zeros(1, dtype=torch.int64), 0, 0)
-    return model(inputs)[0].softmax(0)
+def _show(request: PredictRequest, answers: Sequence[Answer]) -> None:
+    if request.as_json:
+        tell(to_json([row for row, _ in answers]))
+    elif request.out is None and answers:
+        is_text = "text" in answers[0][0]
+        lines = [_plain(cells[0]) for _, cells in answers] if is_text else []
+        tell("\n---\n".join(lines) if is_text else aligned([cells for _, cells in answers]))
+    if request.out is not None:
+        print(f"{len(answers):,} predictions in {request.out}", file=sys.stderr)
 
 
-def _fitted(image: Tensor, config: RunConfig, shape: Sequence[int]) -> Tensor:
-    """uint8 [3, h, w] to uint8 `shape`: grey if the model is, shorter side resized, centre cropped."""
-    channels, height, width = shape
-    if channels == 1:
-        weights = torch.tensor(GREY).view(3, 1, 1)
-        image = (image * weights).sum(0, keepdim=True).round().to(torch.uint8)
-    if height != width:
-        raise UserError(f"predict takes models of square images, this one's are {height}×{width}")
-    shorter = getattr(config.data, "resize", None) or height
-    return centre_crop(resize_shorter_side(image, shorter), height)
+def _plain(text: str) -> str:
+    """Without what could steer a terminal, or has no UTF-8."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
 
 
-def _files(given: Iterable[Path]) -> Iterator[Path]:
-    for path in given:
-        if path.is_dir():
-            inside = sorted(
-                file for file in path.rglob("[!.]*") if file.suffix.lower() in EXTENSIONS and file.is_file()
-            )
-            if not inside:
-                raise UserError(f"{path}: no images there ({' '.join(EXTENSIONS)})", ExitCode.DATA)
-            yield from inside
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path}: no such file or folder", ExitCode.DATA)
+def _name(given: Given, row: int) -> str:
+    name = given.names[row]
+    return printable(name, 4096) if isinstance(name, str) else f"{given.kind} {name:,}"
+
+
+def _write(request: PredictRequest, answers: Sequence[Answer]) -> None:
+    """The rows as a file, if --out names one. Raises UserError."""
+    out, rows = Path(request.out or "."), [row for row, _ in answers]
+    if out.suffix:
+        with _told(out):
+            write_atomic(out, to_csv(rows) if out.suffix.lower() == ".csv" else to_json(rows) + "\n")
+
+
+@contextmanager
+def _masks(request: PredictRequest, group: ProcessGroup, given: Given) -> Iterator[Path | None]:
+    """A folder for masks, if --out names one; it has its name once all of them are in it."""
+    out = Path(request.out or "a.json")
+    if out.suffix:
+        yield None
+        return
+    names = [_mask_name(given, row) for row in range(len(given.names))]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two pictures would have the mask {twice}: give them one after the other")
+    temporary = out.with_name(f".tmp-{out.name}-{group.broadcast_object(os.getpid())}")
+
+    def begin() -> None:
+        with _told(out):
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"--out {out} is there already: name another folder, or a .csv or .json file")
+            temporary.mkdir(parents=True)
+
+    def commit() -> None:
+        with _told(out):
+            sync_folder(temporary)
+            os.rename(temporary, out)
+            sync_folder(out.parent)
+
+    group.run_on_rank0(begin)
+    try:
+        yield temporary
+        group.run_on_rank0(commit)
+    finally:
+        if group.ranks.is_first:
+            remove_tree(temporary)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _mask_name(given: Given, row: int) -> Path:
+    return given.below[row].with_suffix(".png") if given.below else Path(f"{row + 1}.png")
+
+
+def _write_masks(found: Predictions, given: Given, rows: Sequence[int], sizes: Tensor, folder: Path) -> None:
+    if found.kind != "places" or found.values.ndim != 3:
+        raise UserError("--out FOLDER takes masks, and this model gives none: name a .csv or .json file")
+    with _told(folder):
+        for place, row in enumerate(rows):
+            size = sizes[place].tolist() if given.below else found.values.shape[1:]
+            write_mask(folder / _mask_name(given, row), found.values[place], *size)
 
 
 if __name__ == "__main__":

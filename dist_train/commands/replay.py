@@ -17,7 +17,7 @@ from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint
-from dist_train.commands.common import config_of_run, reporting
+from dist_train.commands.common import reporting
 from dist_train.commands.recording import Comparison, Recording, count, read_recording
 from dist_train.commands.watch import StepDetail, watched
 from dist_train.config.requests import ReplayRequest, read_request
@@ -38,6 +38,7 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
 from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
+from dist_train.trained import config_of_run
 from dist_train.trainer import Trainer
 from dist_train.worker import set_deterministic
 

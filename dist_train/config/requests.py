@@ -12,6 +12,8 @@ from typing import TypeVar
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import decode
 
+STDIN = "-"
+"""In place of an input: it comes from standard input."""
 _LONGEST_ARGUMENT = 30_000
 """Characters of at most 4 bytes each: Linux takes 128 KiB in one argument, and `predict` takes any number of files."""
 
@@ -37,16 +39,43 @@ class FingerprintRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """The class of each image."""
+    """What a saved model says of inputs."""
 
     target: str
     """A run directory (its best checkpoint) or a checkpoint."""
-    images: tuple[str, ...]
-    """Files, or folders of them."""
+    inputs: tuple[str, ...]
+    """Files, folders, texts; `-` is what comes from stdin."""
+    stdin: str | None = None
+    """A file of what came from stdin, where this process has another one."""
     overrides: tuple[str, ...] = ()
+    top: int = 1
+    """Classes for each input."""
+    length: int = 200
+    """Tokens of a text."""
+    temperature: float = 0.0
+    seed: int = 0
+    """Of the tokens that are drawn."""
+    out: str | None = None
+    """A .csv or .json file, or a folder of masks."""
     trust: bool = False
     """--trust: the config may run code that the user does not know yet."""
     as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """A saved model as a file for other programs."""
+
+    target: str
+    """A run directory (its best checkpoint) or a checkpoint."""
+    to: str
+    """The file, or a folder for it."""
+    format: str
+    """`safetensors` or `torch`."""
+    inputs: tuple[str, ...] = ()
+    """What the file is tried on; without any, samples of the evaluation."""
+    overrides: tuple[str, ...] = ()
+    trust: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals
+from dist_train.tasks.base import Loss, Predictions, Rows, Sums, Task, Totals
 from dist_train.tasks.classification import Classification
 from dist_train.tasks.huggingface import HuggingFace
 from dist_train.tasks.language_model import LanguageModel
@@ -13,7 +13,7 @@ from dist_train.tasks.multi_label import MultiLabel
 from dist_train.tasks.regression import Regression
 from dist_train.tasks.segmentation import Segmentation
 
-__all__ = ["Loss", "Rows", "Sums", "Task", "Totals", "build"]
+__all__ = ["Loss", "Predictions", "Rows", "Sums", "Task", "Totals", "build"]
 
 _NEED_CLASSES: dict[str, Callable[..., Task]] = {
     "classification": Classification,

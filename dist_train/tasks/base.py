@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +58,37 @@ class Loss:
         return found if isinstance(found, Loss) else cls(*found)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the m samples of a batch.
+
+    Attributes:
+        kind: what the values are. `probabilities`, float [m, C]: of one class of C; `scores`: the same of no scale,
+            and numbers where the data has no C classes; `labels`: the probability of each of C classes by itself;
+            `numbers`, [m, …]; `places`, int64 [m, …]: the number of a class for each pixel or token.
+    """
+
+    kind: Literal["probabilities", "scores", "labels", "numbers", "places"]
+    values: Tensor
+
+
+def tensor_of(output: Any, rows: int) -> Tensor:
+    """What a model gave for `rows` samples, float32 [rows, …]; of an object, its `logits`.
+
+    Raises:
+        UserError: (exit 10) when it is no such tensor.
+    """
+    values = getattr(output, "logits", output)
+    if not isinstance(values, Tensor) or values.shape[:1] != (rows,):
+        given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(
+            f"predict takes a tensor of {rows} rows from the model, which gave {given}: give the task a method "
+            "predict(model, batch)",
+            ExitCode.USER_CODE,
+        )
+    return values.float()
+
+
 class Task:
     """Derive from it, and write `loss`, or `step` where a loss of output and target is not enough. The rest has an
     answer already, which evaluates the loss alone.
@@ -84,6 +115,15 @@ class Task:
         if type(self).statistics is not Task.statistics:
             return self.statistics(self.forward(model, batch.inputs), batch.targets)
         return _sums_of(self.step(model, batch))
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        """What the model says of a batch, which has no targets. Without one of your own, what it gives as it is."""
+        values = tensor_of(self.forward(model, batch.inputs), len(batch.indices))
+        return Predictions("scores" if values.ndim == 2 else "numbers", values)
+
+    def generates(self, model: Model) -> bool:
+        """Whether a prediction goes on with a text: the model gives scores of the next token at each place."""
+        return False
 
     def loss(self, output: Any, target: Any) -> Loss | tuple[Tensor, Count]:
         """The training loss of one microbatch.

@@ -1,7 +1,7 @@
 """One class of several."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Sums, Task, Totals, counted
+from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted
+
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
 
 _NO_CLASS = -(2**62)
 """Given to cross_entropy where no target is to be ignored, so that its own default, -100, fails as out of range."""
@@ -124,6 +127,12 @@ class Classification(Task):
             cells = _histogram(true * self.classes + guess, valid, self.classes**2)
             sums["confusion"] = cells.view(self.classes, self.classes)
         return sums
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        output = self.forward(model, batch.inputs)
+        self._check(output)
+        values = output.float()
+        return Predictions("probabilities", values.sigmoid() if self._kind == "bce" else values.softmax(1))
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss, accuracy, top5; precision, recall and f1, each the mean over all C classes (macro), where a ratio of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, tensor_of
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -53,6 +53,21 @@ class HuggingFace(Task):
             if guess.shape == labels.shape:
                 sums["right"] = (valid & (guess == labels)).sum()
         return sums
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        """What the model's head implies: numbers, labels, a class, or one for each token or pixel."""
+        scores = tensor_of(model(**_inputs(batch)), len(batch.indices))
+        problem = getattr(getattr(model, "config", None), "problem_type", None)
+        if scores.ndim > 2:
+            return Predictions("places", scores.argmax(1 if scores.ndim == 4 else -1))
+        if problem == "multi_label_classification":
+            return Predictions("labels", scores.sigmoid())
+        if problem == "regression" or scores.shape[1:] in ((), (1,)):
+            return Predictions("numbers", scores)
+        return Predictions("probabilities", scores.softmax(1))
+
+    def generates(self, model: Model) -> bool:
+        return _is_shifted(model)
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; accuracy, of samples or tokens, where the model has scores of classes."""

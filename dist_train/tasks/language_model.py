@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted
 
 
 class LanguageModel(Task):
@@ -88,6 +88,9 @@ class LanguageModel(Task):
         if self._bytes is not None:
             sums["bytes"] = (self._bytes.to(tokens.device)[torch.where(valid, tokens, 0)] * valid).sum()
         return sums
+
+    def generates(self, model: Model) -> bool:
+        return True
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss, in nats a token; perplexity; accuracy; bits_per_byte of the text, where its bytes are known."""

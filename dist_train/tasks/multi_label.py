@@ -1,7 +1,7 @@
 """Any number of several classes."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, tensor_of
 from dist_train.tasks.classification import ratios
+
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
 
 
 class MultiLabel(Task):
@@ -73,6 +76,9 @@ class MultiLabel(Task):
             "scores": Rows(scores),
             "targets": Rows(true),
         }
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        return Predictions("labels", tensor_of(self.forward(model, batch.inputs), len(batch.indices)).sigmoid())
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; mean_average_precision, over the classes that have a sample; precision, recall and f1, each the mean

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, tensor_of
+
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
 
 _LARGEST = 1_024
 """Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
@@ -72,6 +75,9 @@ class Regression(Task):
         if target[0].numel() <= _LARGEST:
             sums |= {"outputs": Rows(output.reshape(len(output), -1)), "targets": Rows(target.reshape(len(target), -1))}
         return sums
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        return Predictions("numbers", tensor_of(self.forward(model, batch.inputs), len(batch.indices)))
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; mae; rmse; r2, unless a sample has more than 1,024 numbers. Where a sample has several, rmse and r2 are

@@ -1,7 +1,7 @@
 """A class for each pixel."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, tensor_of
+
+if TYPE_CHECKING:
+    from dist_train.data.batch import Microbatch
 
 
 class Segmentation(Task):
@@ -84,6 +87,11 @@ class Segmentation(Task):
         confusion = torch.zeros(self.classes**2, dtype=torch.int64, device=target.device)
         confusion.scatter_add_(0, cells.flatten(), valid.flatten().long())
         return {"loss": loss, "count": count, "confusion": confusion.view(self.classes, self.classes)}
+
+    def predict(self, model: Model, batch: "Microbatch") -> Predictions:
+        output = self.forward(model, batch.inputs)
+        scores = output["out"] if isinstance(output, Mapping) and "out" in output else output
+        return Predictions("places", tensor_of(scores, len(batch.indices)).argmax(1))
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; mean_iou, over the classes that are there or were seen; pixel_accuracy."""

@@ -138,8 +138,7 @@ def _checkpoint(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
     path = shown_path(outcome.checkpoint)
-    is_classifier = facts.classes is not None and facts.config.task.name == "classification"
-    return [f"  checkpoint  {path}"] + [f"  try it      dist-train predict {path} IMAGE..."] * is_classifier
+    return [f"  checkpoint  {path}", f"  try it      dist-train predict {path} INPUT..."]
 
 
 def plain_interval(interval: Interval) -> str:

@@ -55,7 +55,7 @@ class Net(nn.Module):
     def forward(self, inputs=None, input_ids=None, labels=None):
         if self._task == "huggingface":  # as a model of transformers does
             logits = self.head(self.body(input_ids))
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = labels is not None and nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
             return SimpleNamespace(loss=loss, logits=logits)
         hidden = self.body(inputs)
         if self._task in ("segmentation", "language_model"):

@@ -95,7 +95,7 @@ def test_other_classes_are_told_and_not_counted(trained):
         (("evaluate", "r", "data.rot=x"), "Did you mean root?"),
         (("evaluate", "..", "data.root=x"), "neither a run directory nor a checkpoint"),
         (("predict", "ck", "nothing.png"), "nothing.png: no such file or folder"),
-        (("predict", "ck", "data.resize=9"), "which images?"),
+        (("predict", "ck", "data.resize=9"), "predict from what?"),
     ],
 )
 def test_a_mistake_is_one_line(trained, words, told):

@@ -26,6 +26,7 @@ ALLOWED = {0, 1, 2, 3, 4, 11, 12, 13, 14, 75}
 COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "run", "image.png"),
     "predict a checkpoint": ("predict", "checkpoint", "image.png"),
+    "export": ("export", "run", "image.png", "--to", "exported.safetensors"),
     "evaluate": ("evaluate", "run", "--nproc-per-node", "1"),
     "evaluate a checkpoint": ("evaluate", "checkpoint", "eval.batch_size=16", "--nproc-per-node", "1"),
     "replay": ("replay", "run", "--from-step", "1", "--to-step", "2", "--nproc-per-node", "1"),
@@ -76,7 +77,12 @@ PRELOADED = (
     "torchvision.transforms.v2",
 )
 PRELOADED += ("wandb", "dist_train.commands.describe", "dist_train.commands.evaluate", "dist_train.commands.predict")
-PRELOADED += ("dist_train.commands.replay", "dist_train.commands.torch_facts", "dist_train.worker")
+PRELOADED += (
+    "dist_train.commands.export",
+    "dist_train.commands.replay",
+    "dist_train.commands.torch_facts",
+    "dist_train.worker",
+)
 PRELOADED += (
     "launch.doctor.examine",
     "launch.plan.dry_run",
@@ -178,12 +184,14 @@ def _module(name: str, arguments: Sequence[str]) -> None:
 
 def _without_new_programs() -> None:
     import launch.commands.checkpoints
+    import launch.commands.export
     import launch.commands.fingerprint
     import launch.commands.predict
     import launch.doctor.ranks
     import launch.supervisor
 
-    for module in (launch.commands.checkpoints, launch.commands.fingerprint, launch.commands.predict):
+    commands = launch.commands
+    for module in (commands.checkpoints, commands.export, commands.fingerprint, commands.predict):
         module.become = _module  # type: ignore[attr-defined]
     launch.supervisor.supervise = launch.doctor.ranks.supervise = _one_rank  # type: ignore[assignment]
     real = subprocess.run

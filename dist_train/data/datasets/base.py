@@ -97,9 +97,11 @@ class Splits:
         outputs: how many numbers a target has, where it is numbers.
         scaling: `mean` and `std` of each number of an input, where the set has normalised them by its training split.
             They are saved with the model.
+        columns: names of the `inputs` and `targets` of a table, in the order in which they are joined.
         vocabulary: how many tokens there are, where samples are made of tokens.
         token_bytes: bytes of text that each of these tokens stands for, where that is known.
         tokenizer: says whether two sets mean the same by their tokens, where that is known.
+        characters: those that have a token each, where a token is a character.
         notes: lines for the user on the files that were found.
     """
 
@@ -110,9 +112,11 @@ class Splits:
     shape: tuple[int, ...] | None = None
     outputs: int | None = None
     scaling: dict[str, list[float]] | None = None
+    columns: dict[str, list[str]] | None = None
     vocabulary: int | None = None
     token_bytes: tuple[int, ...] | None = None
     tokenizer: str | None = None
+    characters: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -129,7 +133,7 @@ class Splits:
     @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""
-        names = ("vocabulary", "tokenizer", "scaling")
+        names = ("vocabulary", "tokenizer", "characters", "scaling", "columns")
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {"shape": self.shape, "classes": self.classes, "outputs": self.outputs, **found}
 

@@ -22,7 +22,7 @@ from dist_train.data.datasets.shards import expanded
 from dist_train.data.decode import decode_bytes, decode_file
 from dist_train.errors import ExitCode, UserError
 
-_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 _SAVED = "state.json"
 """What Dataset.save_to_disk writes beside the Arrow files."""
 _ENDS = 4096
@@ -174,6 +174,13 @@ class Rows(_OfTable):
         return inputs, targets
 
 
+def inputs_of(config: HuggingFaceData, path: Path) -> Rows:
+    """The inputs of a file's rows, without targets that mean anything."""
+    own = config.model_copy(update={"train": str(path), "targets": config.inputs})
+    table = _table(own, "train")
+    return Rows(table, whole(len(table)), own)
+
+
 def _names(config: HuggingFaceData) -> list[str]:
     both = [[one] if isinstance(one, str) else one for one in (config.inputs, config.targets)]
     return list(dict.fromkeys(both[0] + both[1]))
@@ -228,9 +235,9 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
             data, files = _on_disk(datasets, Path(given), key)
         else:
             files = expanded(given, key)
-            formats = {_FORMATS.get(path.suffix.lower()) for path in files}
+            formats = {FORMATS.get(path.suffix.lower()) for path in files}
             if len(formats) > 1 or None in formats:
-                raise UserError(f"{key}: the files must all end in one of {alternatives([*_FORMATS])}", ExitCode.DATA)
+                raise UserError(f"{key}: the files must all end in one of {alternatives([*FORMATS])}", ExitCode.DATA)
             data = datasets.load_dataset(
                 str(formats.pop()),
                 data_files=[str(path.absolute()) for path in files],

@@ -6,11 +6,12 @@ checkpoint has them too, and `evaluate` compares.
 
 import csv
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from dist_train.config.schema import Table
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
 from dist_train.errors import ExitCode, UserError
 
+FILES = (".csv", ".tsv", ".npz")
 _MISSING = ("", "na", "n/a", "nan", "null")
 """What tables write where there is no value."""
 
@@ -33,12 +35,14 @@ class _Rows:
         path: of the file.
         inputs: numbers [N, …].
         targets: numbers or text [N, K].
+        columns: names of the inputs, and of the targets.
         place: from a row to its name for a message.
     """
 
     path: Path
     inputs: np.ndarray
     targets: np.ndarray
+    columns: tuple[list[str], list[str]]
     place: Callable[[int], str]
 
 
@@ -72,8 +76,34 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
         outputs=whole.targets.shape[1] if classes is None else None,
         shape=train.shape,
         notes=notes,
+        columns=dict(zip(("inputs", "targets"), whole.columns, strict=True)),
         scaling=scale and {"mean": scale[0].ravel().tolist(), "std": scale[1].ravel().tolist()},
     )
+
+
+def read_inputs(
+    path: Path, content: str | None, columns: Sequence[str], scaling: Mapping[str, Sequence[float]] | None
+) -> Tensor:
+    """The inputs alone, as the model takes them, [m, …]: float32, or uint8 where they are not normalised.
+
+    Args:
+        path: a .csv, .tsv or .npz file.
+        content: of a CSV file, where it is not to be read from `path`.
+        columns: names or patterns.
+        scaling: `mean` and `std` of each number.
+
+    Raises:
+        UserError: (exit 13) when it is no such table.
+    """
+    rows = _read(path, Table.model_construct(inputs=[*columns], targets=[]), content)
+    if scaling is None:
+        return _tensor(rows.inputs)
+    mean, std = (np.array(scaling[name]) for name in ("mean", "std"))
+    if mean.size != rows.inputs[0].size:
+        raise UserError(
+            f"{path} has {rows.inputs[0].size} numbers a row, and the model takes {mean.size}", ExitCode.DATA
+        )
+    return _tensor((rows.inputs - mean.reshape(rows.inputs.shape[1:])) / std.reshape(rows.inputs.shape[1:]))
 
 
 def _tensor(inputs: np.ndarray) -> Tensor:
@@ -130,11 +160,18 @@ def _targets(rows: _Rows, classes: tuple[str, ...] | None) -> np.ndarray:
 # ---------------------------------------------------------------- files
 
 
-def _read(path: Path, config: Table) -> _Rows:
-    if path.suffix.lower() not in (".csv", ".tsv", ".npz"):
+def _read(path: Path, config: Table, content: str | None = None) -> _Rows:
+    if content is None and path.suffix.lower() not in FILES:
         raise UserError(f"{path.absolute()} is no table: a .csv, .tsv or .npz file", ExitCode.DATA)
     try:
-        rows = (_npz if path.suffix.lower() == ".npz" else _csv)(path, config)
+        if content is None and path.suffix.lower() == ".npz":
+            rows = _npz(path, config)
+        else:
+            rows = _csv(
+                path,
+                config,
+                path.open(newline="", encoding="utf-8-sig") if content is None else StringIO(content, newline=""),
+            )
     except UserError:
         raise
     except Exception as error:  # of csv, zipfile, zlib and NumPy, over what is no table
@@ -165,8 +202,8 @@ def _chosen(path: Path, names: Sequence[str], config: Table) -> tuple[list[str],
     return inputs, targets
 
 
-def _csv(path: Path, config: Table) -> _Rows:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+def _csv(path: Path, config: Table, opened: TextIO) -> _Rows:
+    with opened as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
         reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -195,7 +232,8 @@ def _csv(path: Path, config: Table) -> _Rows:
         return f"row {row + 1:,} (line {lines[row]:,})"
 
     _check_finite(values, inputs, place)
-    return _Rows(path=path, inputs=values, targets=_typed(found, targets, place), place=place)
+    typed = _typed(found, targets, place)
+    return _Rows(path=path, inputs=values, targets=typed, columns=(inputs, targets), place=place)
 
 
 def _typed(cells: list[list[str]], names: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
@@ -231,8 +269,10 @@ def _npz(path: Path, config: Table) -> _Rows:
         if values.dtype.kind == "f":
             _check_finite(values.reshape(len(values), -1), [name], place)
     found = _joined([arrays[name] for name in inputs])
-    wanted = [arrays[name].reshape(len(arrays[name]), -1) for name in targets]
-    return _Rows(path=path, inputs=found, targets=np.concatenate(wanted, axis=1), place=place)
+    wanted = [arrays[name].reshape(len(arrays[name]), -1) for name in targets] or [np.empty((len(found), 0))]
+    return _Rows(
+        path=path, inputs=found, targets=np.concatenate(wanted, axis=1), columns=(inputs, targets), place=place
+    )
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

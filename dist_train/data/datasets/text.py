@@ -46,7 +46,7 @@ def build(config: Text, local_rank0_first: Callable[[], AbstractContextManager[N
         if not folder.is_dir():
             _tokenise(config, files, digest, folder)
     found = _found(folder)
-    tokenizer = _tokenizer(config, found["characters"])
+    tokenizer = tokenizer_of(config, found["characters"])
     parts = {split: (split, 0, count) for split, count in found["tokens"].items()}
     if "eval" not in parts:
         count = found["tokens"]["train"]
@@ -73,6 +73,7 @@ def build(config: Text, local_rank0_first: Callable[[], AbstractContextManager[N
         vocabulary=tokenizer.vocabulary,
         token_bytes=tokenizer.token_bytes,
         tokenizer=tokenizer.identity,
+        characters=tokenizer.characters if isinstance(tokenizer, Chars) else None,
     )
 
 
@@ -117,7 +118,7 @@ def _cache(config: Text) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dist-train" / "tokens"
 
 
-def _tokenizer(config: Text, characters: str) -> Tokenizer:
+def tokenizer_of(config: Text, characters: str) -> Tokenizer:
     if config.tokenizer == "bytes":
         return Bytes()
     return Chars(characters) if config.tokenizer == "chars" else FromFile(Path(config.tokenizer))
@@ -135,7 +136,7 @@ def _tokenise(config: Text, files: _Files, digest: str, folder: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
         temporary.chmod(0o755)  # others who train on the same text may read it
         characters = _alphabet(files) if config.tokenizer == "chars" else ""
-        tokenizer = _tokenizer(config, characters)
+        tokenizer = tokenizer_of(config, characters)
         counts = {split: _write(temporary / f"{split}.bin", paths, tokenizer) for split, paths in files.items()}
         index = {"dtype": _dtype(tokenizer), "tokens": counts, "characters": characters}
         write_synced(temporary / _INDEX, to_json(index).encode())

@@ -82,8 +82,11 @@ def test_images_to_predict_may_lie_in_the_home_folder(monkeypatch, tmp_path):
     from launch.commands.predict import command
 
     monkeypatch.setenv("HOME", "/usr")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("{data: {name: digits}, model: {name: mlp}}")
     with pytest.raises(UserError, match="^/usr/nothing.png: no such file or folder$"):
-        command.callback(target=str(tmp_path), words=("~/nothing.png",), trust=False, as_json=False)
+        command.callback(target=str(run), words=("~/nothing.png",), out=None, nproc_per_node=None, trust=False)
 
 
 def test_a_user_that_there_is_not_stays_as_it_is():
