@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dist_train import models, tasks
+from dist_train.callbacks import build_callbacks
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import RunConfig
@@ -23,8 +24,10 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.models.deterministic import explain_nondeterministic, without_deterministic_form
 from dist_train.optim.optimizer import build_optimizer
 from dist_train.optim.schedule import Schedule
+from dist_train.parallel.ranks import Ranks
 
 CURVE_POINTS = 40
+_FIRST = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
 
 
 class _NotYet(Exception):
@@ -42,6 +45,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
+        build_callbacks(config, _FIRST)
         tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         starts = models.can_start(config.model)
         model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)
@@ -64,12 +68,20 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 def _splits(config: RunConfig) -> Splits:
     """The data, if it exists already; nothing is downloaded."""
-    if not getattr(config.data, "download", False):
-        return datasets.build(config.data)
+    if not any(getattr(data, "download", False) for data in (config.data, config.eval.data)):
+        return datasets.build_all(config)
+    there = {
+        "data": _as_it_is(config.data),
+        "eval": config.eval.model_copy(update={"data": _as_it_is(config.eval.data)}),
+    }
     try:
-        return datasets.build(config.data.model_copy(update={"download": False}))
+        return datasets.build_all(config.model_copy(update=there))
     except UserError:
         raise _NotYet(f"{config.data.name} is not there yet; the training downloads it") from None
+
+
+def _as_it_is(data: Any) -> Any:
+    return data.model_copy(update={"download": False}) if hasattr(data, "download") else data
 
 
 def _length(config: RunConfig, samples: int) -> dict[str, Any]:

@@ -7,7 +7,16 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 import shlex
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dist_train.config.problems import alternatives, did_you_mean, shown
@@ -346,6 +355,16 @@ DataConfig = Annotated[
     | Annotated[CustomData, Tag("custom")],
     Discriminator(_tag),
 ]
+
+
+def _all_of_it(value: Any) -> Any:
+    """Of files that are evaluated alone, what `eval` names is there, or without it `train`, or all of root."""
+    whole = {"image_folder": ".", "text": ".", "table": ".", "tokens": "val.bin", "shards": None, "huggingface": None}
+    if not isinstance(value, dict) or value.get("name") not in whole:
+        return value
+    own = None if value["name"] == "tokens" else value.get("train")
+    files = value.get("eval") or own or whole[value["name"]]
+    return {**value, "train": files, "eval": files} if files else value
 
 
 # ---------------------------------------------------------------- augmentation
@@ -869,6 +888,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """When and how to evaluate. The figures do not depend on mode or number of ranks."""
 
+    data: Annotated[DataConfig, BeforeValidator(_all_of_it)] | None = None
+    """Evaluate on another data set, with the keys of the section data: what its `eval` names, or all of its files. The
+    sizes of its inputs and its classes must be those of the training data."""
     every: TrainingDuration = Duration(1.0, "epochs")
     """Time between evaluations; there is always one at the end."""
     batch_size: Count = 128
@@ -1033,6 +1055,14 @@ def _no_option(word: str) -> None:
         raise PydanticCustomError("rule", "must begin with a program, not with an option")
 
 
+class Callback(Custom):
+    """The user's own object with any of the methods on_start, on_step, on_evaluation, on_checkpoint and on_end."""
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class RunConfig(Section):
     """One run: everything its result depends on, and how to watch it."""
 
@@ -1059,8 +1089,16 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    callbacks: list[Annotated[Callback, BeforeValidator(_named, json_schema_input_type=Callback | ImportPath)]] = []
+    """Objects of your own that are called beside the training, and cannot change it: `package.module:Thing`, or
+    `{name, args}`."""
     distributed: DistributedConfig = DistributedConfig()
     slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def evaluated_data(self) -> DataConfig:
+        """The data that is evaluated."""
+        return self.eval.data or self.data
 
     @property
     def best(self) -> str:
@@ -1126,10 +1164,14 @@ SAFE_TO_CHANGE = (
     "run_root",
     "loader",
     "tracking",
+    "callbacks",
     "checkpoint",
     "data.on_error",
     "data.max_broken",
     "data.cache",
+    "eval.data.on_error",
+    "eval.data.max_broken",
+    "eval.data.cache",
     "eval.mode",
     "eval.on_error",
     "train.stop_after",
