@@ -137,7 +137,7 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
-    tracker = build_tracker(config, group.ranks, resolved.run_dir)
+    tracker = build_tracker(config, group.ranks, resolved.run_dir, supervised=flag.supervised)
     record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker)
     trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
     facts = _run_facts(resolved, trainer, state.step)

@@ -24,7 +24,7 @@ def ascii_only(text: str) -> str:
 
 
 def seconds(value: float) -> str:
-    """0.3 s, 12 s, 1 m 38 s, 2 h 5 m."""
+    """0.3 s, 12 s, 1 m 38 s, 2 h 5 m, 3 d 4 h."""
     if value < 10:
         return f"{value:.1f} s"
     whole = round(value)
@@ -32,7 +32,9 @@ def seconds(value: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} m {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} m"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def clock(value: float) -> str:
@@ -90,11 +92,12 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     """The last lines of a session; none after a failure, which is reported where its reason is known."""
     if outcome.status == "failed":
         return []
+    report = f"  report      {shown_path(RunDir(facts.run_dir).report)}"
     if outcome.status == "stopped":
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
-        return [*_broken(facts, outcome), stopped]
-    return [_done(facts, outcome), *_broken(facts, outcome), *_checkpoint(facts, outcome)]
+        return [*_broken(facts, outcome), stopped, report]
+    return [_done(facts, outcome), *_broken(facts, outcome), report, *_checkpoint(facts, outcome)]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
