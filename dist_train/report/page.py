@@ -7,10 +7,12 @@ from typing import Any
 
 from dist_train.config.problems import shown as as_written
 from dist_train.config.schema import RunConfig
-from dist_train.report import sentences as words
+from dist_train.report import words
 from dist_train.report.curves import charts, figures, svg
 from dist_train.report.facts import Facts, Row
 from dist_train.report.html import Markup, joined, table, tag
+from dist_train.report.sentences import headline, sentences
+from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import LaunchRecord
 from dist_train.rundir.strict_json import to_json
 
@@ -69,9 +71,9 @@ def _section(title: str, *content: Markup) -> Markup | None:
 
 
 def _verdict(facts: Facts) -> Iterator[Markup]:
-    headline = words.headline(facts)
-    yield tag("p", headline, class_=f"headline {headline.partition(' ')[0].strip(':').lower()}")
-    yield tag("ul", *(tag("li", sentence) for sentence in words.sentences(facts)))
+    said = headline(facts)
+    yield tag("p", said, class_=f"headline {said.partition(' ')[0].strip(':').lower()}")
+    yield tag("ul", *(tag("li", sentence) for sentence in sentences(facts)))
     for split, rows in facts.evaluations.items():
         cells = [
             tag("div", tag("dt", words.label(name)), tag("dd", words.shown(name, rows[-1][name])))
@@ -233,7 +235,7 @@ def _config(facts: Facts) -> Iterator[Markup]:
     if environment:
         yield table("Where it ran last", ["what", "value"], environment)
     yield tag("p", "The same bits again, on any number of ranks, with the same data, code and torch: ")
-    yield tag("pre", f"dist-train train {facts.run_dir / 'config.yaml'} --run-dir ANOTHER_FOLDER", tabindex="0")
+    yield tag("pre", f"dist-train train {RunDir(facts.run_dir).config} --run-dir ANOTHER_FOLDER", tabindex="0")
     if facts.config_text:
         whole = tag("pre", facts.config_text, tabindex="0")
         yield tag("details", tag("summary", "The whole config"), whole)
@@ -263,8 +265,8 @@ def _summary(facts: Facts) -> Row:
     """The page for programs."""
     return {
         "run": str(facts.run_dir),
-        "headline": words.headline(facts),
-        "sentences": words.sentences(facts),
+        "headline": headline(facts),
+        "sentences": sentences(facts),
         "state": json.loads(json.dumps(facts.state, default=vars)),
         "verdict": facts.verdict,
         "evaluations": {split: rows[-1] for split, rows in facts.evaluations.items()},

@@ -1,13 +1,11 @@
 """A run in a few sentences: did it work, is it overfitting, how fast was it."""
 
 import statistics
-import time
 from collections.abc import Iterator
-from typing import Any
 
 from dist_train.report.curves import smoothed
 from dist_train.report.facts import Facts
-from dist_train.tracking.formatting import SHARES, seconds
+from dist_train.report.words import label, seconds, shown
 
 WORTH_SAYING = 0.05
 """Share by which the evaluation loss must have risen above its lowest before that is called overfitting."""
@@ -27,19 +25,6 @@ def headline(facts: Facts) -> str:
 def sentences(facts: Facts) -> list[str]:
     """What there is to say, the most important first."""
     return [*_failure(facts), *_best(facts), *_gap(facts), *_pace(facts)]
-
-
-def shown(name: str, value: Any) -> str:
-    """A figure as people read it: shares in percent."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    if name in SHARES:
-        return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def label(name: str) -> str:
-    return SHARES.get(name, name.replace("_", " "))
 
 
 def _failure(facts: Facts) -> Iterator[str]:
@@ -92,7 +77,3 @@ def _pace(facts: Facts) -> Iterator[str]:
         f"{seconds(wall)} from the first start to the last word; {pace:,.0f} samples/s while it trained; steps that "
         f"count took {min(100, 100 * useful / wall):.0f} % of the time."
     )
-
-
-def date(unix: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix)) if unix else ""

@@ -4,13 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dist_train.report.words import SHARES, seconds
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
-SHARES = {"mean_average_precision": "mAP", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
-SHARES |= {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
-"""Metrics between 0 and 1 that are shown in percent, in this order."""
 _NUMBERS = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 """Others that are shown beside these."""
 _ASCII = str.maketrans(
@@ -21,20 +19,6 @@ _ASCII = str.maketrans(
 def ascii_only(text: str) -> str:
     """`text` for an output that knows ASCII alone."""
     return text.translate(_ASCII).encode("ascii", "replace").decode()
-
-
-def seconds(value: float) -> str:
-    """0.3 s, 12 s, 1 m 38 s, 2 h 5 m, 3 d 4 h."""
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60} m"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def clock(value: float) -> str:
