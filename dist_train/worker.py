@@ -139,7 +139,7 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
-    tracker = build_tracker(config, group.ranks, resolved.run_dir)
+    tracker = build_tracker(config, group.ranks, resolved.run_dir, supervised=flag.supervised)
     callbacks = (
         Callbacks(own, config, group.ranks, learner, due.steps_per_epoch, tracker, resolved.run_dir)
         if own

@@ -31,6 +31,7 @@ COMMANDS = {
     "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",
     "checkpoints": "What a run has saved, and whether it is sound.",
     "doctor": "Would a training work here, and is every rank as fast as the others?",
+    "report": "A run on one page: curves, classes, why it ended, what to try.",
     "runs": "The runs there are: state, step, best metric, folder.",
 }
 """Name and one line; the command itself is `commands/NAME.py:command`."""

@@ -82,6 +82,14 @@ class RunDir:
     metrics = Below("metrics.jsonl")
     samples = Below("samples.jsonl")
     """Which samples each step has seen, where the config asks for it."""
+    report = Below("report.html")
+    """The run on one page."""
+    evaluations = Below("evaluations")
+    """A file for each split: what the newest evaluation has left besides its figures."""
+
+    def evaluation(self, split: str) -> Path:
+        return self.evaluations / f"{split}.json"
+
     launches = Below("lives.jsonl")
     """Every start of the launcher."""
     checkpoints = Below("checkpoints")

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
+from dist_train.report.words import SHARES, seconds
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
-SHARES = {"mean_average_precision": "mAP", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
-SHARES |= {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
-"""Metrics between 0 and 1 that are shown in percent, in this order."""
 _NUMBERS = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 """Others that are shown beside these."""
 _WHOLE = ("samples_per_s", "tokens_per_s", "seconds_left")
@@ -25,18 +23,6 @@ _ASCII = str.maketrans(
 def ascii_only(text: str) -> str:
     """`text` for an output that knows ASCII alone."""
     return text.translate(_ASCII).encode("ascii", "replace").decode()
-
-
-def seconds(value: float) -> str:
-    """0.3 s, 12 s, 1 m 38 s, 2 h 5 m."""
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} m"
 
 
 def clock(value: float) -> str:
@@ -94,11 +80,12 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     """The last lines of a session; none after a failure, which is reported where its reason is known."""
     if outcome.status == "failed":
         return []
+    report = f"  report      {shown_path(RunDir(facts.run_dir).report)}"
     if outcome.status == "stopped":
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
-        return [*_broken(facts, outcome), stopped]
-    return [_done(facts, outcome), *_broken(facts, outcome), *_checkpoint(facts, outcome)]
+        return [*_broken(facts, outcome), stopped, report]
+    return [_done(facts, outcome), *_broken(facts, outcome), report, *_checkpoint(facts, outcome)]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:

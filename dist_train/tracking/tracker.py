@@ -16,6 +16,7 @@ from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.pictures import PictureSink
+from dist_train.tracking.report_sink import ReportSink
 from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
 from dist_train.tracking.terminal import console
 from dist_train.tracking.wandb_sink import WandbSink, wandb_mode
@@ -154,8 +155,11 @@ def _summary(rows: list[Row]) -> Row:
     return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
-def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker:
+def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path, *, supervised: bool = False) -> NullTracker:
     """The tracker of this rank; sinks open nothing before begin. The console is last, so its last word is the last.
+
+    Args:
+        supervised: a launcher says how the run has ended.
 
     Raises:
         UserError: on every rank, when a tracker is asked for whose package is missing.
@@ -175,4 +179,5 @@ def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker
     mode = wandb_mode(config.tracking.wandb.mode)
     if mode != "disabled":
         sinks.append(WandbSink(mode))
+    sinks.append(ReportSink(run, makes_the_last=not supervised))
     return Tracker([*sinks, console()])

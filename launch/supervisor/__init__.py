@@ -16,6 +16,7 @@ from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
 from .ending import Ended, agreed_code, stopped_code
 from .generation import Generation
+from .last_page import write_report
 from .launch_log import Launch
 from .other_nodes import NoOtherNodes
 from .rounds import OtherNodes
@@ -88,6 +89,7 @@ def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: Ag
         code = error.code
     others.leave(code)
     launch.end(code, signals)
+    write_report(plan, code)
     if left := files.left():
         say(f"{mark('!', 'yellow')} the disk has refused {', '.join(left)} in {plan.folder} to the end")
     return code

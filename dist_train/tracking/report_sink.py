@@ -1,0 +1,96 @@
+"""Keeps report.html up to date while a run goes on: a process of its own makes it, so that no step waits for it."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from dist_train import report
+from dist_train.rundir.codec import write_json
+from dist_train.rundir.layout import RunDir
+from dist_train.tracking.base import Note, Row, RunFacts, SessionOutcome, Sink
+
+PAUSE_S = 30.0
+"""Seconds from the beginning to the first page, and at least between two."""
+MOST_OF_THE_TIME = 0.01
+"""The share of a core that may go into pages."""
+MOST_CELLS = 10_000
+"""Of a confusion matrix; of more classes, the largest are kept."""
+_STOP_S = 1.0
+"""For the process to end once it is told to."""
+
+
+class ReportSink(Sink):
+    """Starts `python -m dist_train.report RUN` after evaluations.
+
+    Args:
+        makes_the_last: whether the session's end is this sink's; the launcher makes the last page where there is one,
+            since it knows how the run has ended.
+    """
+
+    name = "report.html"
+
+    def __init__(self, run: RunDir, *, makes_the_last: bool) -> None:
+        self._run, self._makes_the_last = run, makes_the_last
+        self._classes: tuple[str, ...] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._begun = self._due = 0.0
+
+    def begin(self, facts: RunFacts, note: Note) -> None:
+        self._classes = facts.classes
+        self._due = time.monotonic() + PAUSE_S
+
+    def tick(self, step: int) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            took = time.monotonic() - self._begun
+            self._process, self._due = None, time.monotonic() + max(PAUSE_S, took / MOST_OF_THE_TIME)
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        if confusion is not None:
+            with suppress(OSError):  # the next one writes it again
+                self._keep(row, confusion)
+        if self._process is None and time.monotonic() >= self._due:
+            self._begun, self._process = time.monotonic(), _start(self._run.path)
+
+    def _keep(self, row: Row, confusion: np.ndarray) -> None:
+        actual, predicted = np.nonzero(confusion)
+        counts = confusion[actual, predicted]
+        keep = np.argsort(-counts, kind="stable")[:MOST_CELLS]
+        cells = np.stack([actual, predicted, counts], axis=1)[keep].tolist()
+        path = self._run.evaluation(str(row.get("split")))
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"step": row["step"], "classes": self._classes, "cells": cells})
+
+    def finish(self, outcome: SessionOutcome) -> None:
+        self.close()
+        if self._makes_the_last:
+            report.write(self._run.path)
+
+    def close(self) -> None:
+        """The page that it leaves is the one before."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _start(run_dir: Path) -> "subprocess.Popen[bytes]":
+    """In a session of its own: Ctrl-C is for the training."""
+    root = str(Path(report.__file__).parents[2])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "dist_train.report", str(run_dir)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )

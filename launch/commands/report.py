@@ -1,0 +1,32 @@
+"""`dist-train report`."""
+
+import webbrowser
+from pathlib import Path
+
+import click
+
+from dist_train.config.stdout import tell
+from dist_train.errors import ExitCode, UserError
+
+
+@click.command()
+@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False), help="The file to write. Without it, report.html in the run.")
+@click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
+def command(target: str, out: str | None, opens: bool) -> None:
+    """Write a run on one page, which opens anywhere: curves, classes, starts, config. Prints the file's name."""
+    from dist_train.report import write
+    from dist_train.rundir.layout import RunDir
+    from dist_train.rundir.runs import is_checkpoint, shown_path
+
+    folder = Path(target)
+    run_dir = folder.resolve().parent.parent if is_checkpoint(folder) else folder
+    if not RunDir(run_dir).is_run():
+        raise UserError(f"{target}: neither a run directory nor a checkpoint of one")
+    try:
+        path = write(run_dir, Path(out) if out else None)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; --out writes elsewhere", ExitCode.CHECKPOINT_IO) from None
+    tell(shown_path(path))
+    if opens and not webbrowser.open(path.resolve().as_uri()):
+        raise UserError(f"no browser was found; the page is {path}")

@@ -1,0 +1,132 @@
+"""report.html as a browser shows it: a real run, a real browser."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.end_to_end.test_training import run
+
+EVIL = "</script><img src=x onerror=document.title='owned'>"
+DATA = f"""
+import torch
+class Points(torch.utils.data.Dataset):
+    def __init__(self, split):
+        self.classes = ({EVIL!r}, "b & \\"c\\"", "d")
+        draws = torch.Generator().manual_seed(len(split))
+        self.inputs, self.targets = torch.randn(48, 4, generator=draws), torch.arange(48) % 3
+    def __len__(self):
+        return 48
+    def __getitem__(self, index):
+        return self.inputs[index], int(self.targets[index])
+"""
+CONFIG = {
+    "name": "points",
+    "data": {"name": "points:Points"},
+    "model": {"name": "mlp", "hidden": [4]},
+    "batch": {"microbatches": 2, "global_size": 16},
+    "train": {"duration": "4 epochs", "stop_after": "7 steps"},
+    "tracking": {"wandb": {"mode": "disabled"}},
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Begun on one rank without a launcher, and ended on two with one."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "points.py").write_text(DATA)
+    (folder / "points.yaml").write_text(yaml.safe_dump(CONFIG))
+    run(folder, "python", "-m", "dist_train", "points.yaml", "--run-dir", "r")
+    assert "Stopped at step 7 of 12" in (folder / "r/report.html").read_text()
+    words = ("train.stop_after=null", "--run-dir", "r", "--nproc-per-node", "2")
+    _, said = run(folder, "dist-train", "train", "points.yaml", *words)
+    assert "  report      r/report.html" in said
+    return folder / "r"
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or pytest.skip("no browser here: chromium missing (Debian: chromium)")
+    with playwright.sync_playwright() as tools:
+        started = tools.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+class Opened:
+    """The page in a window of that size, until the test is over, and what it has asked for and complained of."""
+
+    def __init__(self, browser, path: Path, width: int, **context) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, **context)
+        self.asked, self.complaints = [], []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(path.resolve().as_uri(), wait_until="load")
+        self.path = path
+
+
+def test_in_a_browser(browser, run_dir):
+    """One start of the browser for all."""
+    page = run_dir / "report.html"
+    for width, scheme in ((360, "light"), (360, "dark"), (1440, "light"), (1440, "dark")):
+        it_asks_for_nothing_fits_and_can_be_used_by_all(Opened(browser, page, width, color_scheme=scheme), width)
+    its_parts_answer(Opened(browser, page, 1200).page)
+    it_can_be_read_without_scripts_and_on_paper(Opened(browser, page, 800, java_script_enabled=False).page)
+
+
+def it_asks_for_nothing_fits_and_can_be_used_by_all(seen, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    seen.page.wait_for_selector(".chart canvas")
+    assert seen.asked == [seen.path.resolve().as_uri()] and seen.complaints == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert axe.run(seen.page).response["violations"] == []
+
+
+def its_parts_answer(page):
+    """All charts are drawn, anew on another axis; a column is sorted; names of the run's are text."""
+    page.wait_for_selector(".chart canvas")
+    data = json.loads(page.evaluate("document.getElementById('data').textContent"))
+    assert page.locator(".chart canvas").count() == len(data["charts"]) >= 4
+    assert data["marks"] == [{"step": 7, "text": "start 1, 2 ranks"}]
+    for axis in ("epoch", "samples", "hours"):
+        page.select_option("#axis", axis)
+        assert page.locator(".chart canvas").count() == len(data["charts"])
+    page.check("#log")
+    first, names = "table.sortable tbody tr:first-child td:first-child", {EVIL, 'b & "c"', "d"}
+    page.click("table.sortable thead th:first-child button")
+    descending = page.inner_text(first)
+    page.click("table.sortable thead th:first-child button")
+    assert {descending, page.inner_text(first)} < names and descending != page.inner_text(first)
+    assert page.locator("img").count() == 0 and page.title() == "points · r"
+
+
+def it_can_be_read_without_scripts_and_on_paper(page):
+    assert page.locator("noscript svg polyline").count() >= 4
+    assert page.locator(".headline").inner_text() == "Done"
+    assert page.pdf().startswith(b"%PDF")
+
+
+def test_the_command_writes_it_for_any_run_and_names_the_file(run_dir, tmp_path):
+    said, _ = run(run_dir.parent, "dist-train", "report", "r/checkpoints/step-00000007")
+    assert said == "r/report.html\n"
+    said, _ = run(run_dir.parent, "dist-train", "report", "r", "--out", str(tmp_path / "x.html"))
+    assert said == f"{tmp_path}/x.html\n" and (tmp_path / "x.html").read_text().startswith("<!doctype html>")
+    for words, about in (("r/logs", "neither a run directory"), ("away", "does not exist")):
+        _, complaint = run(run_dir.parent, "dist-train", "report", words, code=2)
+        assert about in complaint and complaint.count("\n") == 1
+    _, complaint = run(run_dir.parent, "dist-train", "report", "r", "--out", "away/x.html", code=14)
+    assert "No such file" in complaint and complaint.count("\n") == 1
+
+
+def test_a_run_that_fails_has_a_page_that_says_why(tmp_path):
+    (tmp_path / "points.py").write_text(DATA.replace("int(self.targets[index])", "[][index]"))
+    (tmp_path / "points.yaml").write_text(
+        yaml.safe_dump(CONFIG | {"train": {"duration": "1 epochs", "sanity_check": False}})
+    )
+    run(tmp_path, "dist-train", "train", "points.yaml", "--run-dir", "r", "--nproc-per-node", "1", code=10)
+    page = (tmp_path / "r/report.html").read_text()
+    assert "Failed" in page and "IndexError: list index out of range" in page
