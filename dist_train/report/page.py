@@ -36,6 +36,7 @@ def render(facts: Facts) -> str:
         _section("Verdict", *_verdict(facts)),
         _section("Curves", *_curves(drawn)),
         _section("Classes", *_classes(facts)),
+        _section("Texts", *_texts(facts)),
         _section("Starts", *_starts(facts)),
         _section("Config", *_config(facts)),
     ]
@@ -184,6 +185,14 @@ def _confusion(names: list[str], cells: list[list[int]]) -> Iterator[Markup]:
         matrix = tag("table", tag("caption", "Confusion matrix: how many, the colour is the share of the row"),
                      tag("thead", head), tag("tbody", *body), class_="matrix")  # fmt: skip
         yield tag("div", matrix, class_="wide", tabindex="0", role="region", aria_label="Confusion matrix")
+
+
+def _texts(facts: Facts) -> Iterator[Markup]:
+    """What a language model wrote at its last evaluation."""
+    rows = facts.evaluations.get("evaluation", [])
+    texts = rows[-1].get("texts") if rows else None
+    for text in texts if isinstance(texts, list) else ():
+        yield tag("pre", str(text), tabindex="0")
 
 
 # ---------------------------------------------------------------- starts and config
