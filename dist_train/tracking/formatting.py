@@ -100,6 +100,9 @@ def _done(facts: RunFacts, outcome: SessionOutcome) -> str:
     line = f"✓ done in {seconds(outcome.seconds)}"
     hidden = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
     pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in hidden] or measures(outcome.metrics)
+    if outcome.best and outcome.best["metric"] not in SHARES and outcome.best["metric"] in outcome.metrics:
+        name = outcome.best["metric"]  # what the run was about stands first
+        pairs = [(name, number(outcome.metrics[name])), *(pair for pair in pairs if pair[0] != name)]
     if not pairs:
         return line
     split = outcome.metrics.get("split", "evaluation")

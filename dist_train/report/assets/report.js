@@ -42,7 +42,7 @@
       return new uPlot({
         width: box.clientWidth, height: 240, cursor: { sync: { key: "all" } }, legend: { live: true },
         scales: { x: { time: false }, y: { distr: log.checked && positive ? 3 : 1 } },
-        axes: [{ ...lines }, { ...lines, size: 64 }],
+        axes: [{ ...lines }, { ...lines, size: 64, values: (_, ticks) => ticks.map((y) => +y.toPrecision(4)) }],
         series: [{ label: axis.selectedOptions[0].textContent, value: (_, x) => (x == null ? "–" : +x.toPrecision(6)) }, ...series],
         plugins: [marks(chart, xs)],
       }, [order.map((at) => xs[at]), ...chart.curves.map((curve) => order.map((at) => curve.y[at]))], box);

@@ -210,6 +210,9 @@ def test_the_last_line_tells_the_test_split_from_the_evaluation_split(tmp_path: 
     assert "accuracy 97.6 %  (best accuracy 99.0 %, epoch 2)" in summary(here, replace(last, best=best))[0]
     test = replace(last, best=best, metrics={"split": "test", "accuracy": 0.95})
     assert "test accuracy 95.0 %  (checkpoint of epoch 2, evaluation accuracy 99.0 %)" in summary(here, test)[0]
+    text = {"loss": 1.5, "accuracy": 0.5, "perplexity": 4.48}  # what picks the best comes first
+    of_loss = replace(last, metrics=text, best={"metric": "loss", "value": 1.5, "step": TOTAL})
+    assert "loss 1.5  (best at epoch 4)   accuracy 50.0 %  perplexity 4.48" in summary(here, of_loss)[0]
     for status, place in (("done", 1), ("stopped", 0)):
         line = summary(here, replace(last, broken=2, status=status))[place]
         assert line.startswith("  broken      2 of 1,437 training samples: others took their place; ")
