@@ -22,7 +22,7 @@ from dist_train.config.problems import printable
 from dist_train.config.requests import STDIN, PredictRequest, read_request
 from dist_train.config.stdout import aligned, tell
 from dist_train.data.batch import Microbatch
-from dist_train.data.given import Coder, Given, coder_of, read_texts
+from dist_train.data.given import Coder, Given, coder_of, read_text
 from dist_train.data.loader import number_of_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluating, own_batches
@@ -60,7 +60,7 @@ def _predict(request: PredictRequest) -> list[Answer]:
         stdin = _stdin(request)
         if task.generates(model):
             coder = coder_of(config.data, trained.data, group.local_rank0_first)
-            answers = predictor.texts(read_texts(request.inputs, stdin), coder)
+            answers = predictor.texts([read_text(word, stdin) for word in request.inputs], coder)
             group.run_on_rank0(partial(_write, request, answers))
             return answers
         given = trained.given(request.inputs, stdin, whole=isinstance(task, Segmentation))

@@ -206,20 +206,16 @@ def coder_of(config: Any, data: Mapping[str, Any], local_rank0_first: LocalRank0
     return Coder(encode=lambda text: dataset.encode(text.decode()), decode=dataset.decode)
 
 
-def read_texts(words: Sequence[str], stdin: str) -> list[str]:
-    """The texts to go on with: of files, of `-`, and words that are no file's name.
+def read_text(word: str, stdin: str) -> str:
+    """The text to go on with: of a file, of `-`, or the word itself. What is no UTF-8 is there as surrogates.
 
     Raises:
-        UserError: (exit 13) when a file cannot be read; for what is named like a file that is not there.
+        UserError: (exit 13) when the file cannot be read; for what is named like a file that is not there.
     """
-    return [_text(word, stdin) for word in words]
-
-
-def _text(word: str, stdin: str) -> str:
     if word == STDIN:
         return stdin
     path = Path(word)
-    if "\0" not in word and len(os.fsencode(word)) < 4096 and os.path.lexists(word):
+    if os.path.lexists(word):
         try:
             return path.read_bytes().decode(errors="surrogateescape")
         except OSError as error:

@@ -19,7 +19,7 @@ from .common import json_option, launch_command, trust_option
 from .on_ranks import run_on_ranks
 
 TAKES_TEXT = ("language_model", "huggingface")
-"""Tasks whose input may be a text, so that a word need not be a file."""
+"""Tasks whose input may be a text, so that a word need not be a file; and those of the user's own."""
 
 
 @launch_command()
@@ -58,8 +58,9 @@ def command(
     config = load_recorded(target, overrides, trust=trust)  # reports mistakes before torch is imported
     if not inputs:
         raise UserError("predict from what? After the run come files, folders or texts, or - for standard input")
+    takes_text = config.task.name in TAKES_TEXT or ":" in config.task.name
     for path in inputs:
-        if path != STDIN and not os.path.exists(path) and config.task.name not in TAKES_TEXT:
+        if path != STDIN and not takes_text and not os.path.exists(path):
             raise UserError(f"{path}: no such file or folder")  # also for a name that no file can have
     if out is not None and Path(out).suffix.lower() not in ("", ".csv", ".json"):
         raise UserError(f"--out {out} is neither a .csv nor a .json file, nor a folder")

@@ -13,6 +13,7 @@ from dist_train.data import datasets as ours
 from dist_train.data.datasets.decoded import fitted
 from dist_train.data.decode import decode_bytes
 from dist_train.data.fetch import Fetch
+from dist_train.data.given import read_given
 from dist_train.data.sampler import LoadRequest
 from tests.unit.dist_train.data.test_shards import png, refusal
 
@@ -174,3 +175,11 @@ def own_memory_of_reading(train) -> int:
     before = own()
     assert sum(len(train[index][0]) for index in range(len(train))) == 8_000_000, "the rows that are not held out"
     return own() - before
+
+
+def test_inputs_are_read_without_their_targets(tmp_path):
+    path = tmp_path / "new.jsonl"
+    path.write_text('{"tokens": [1, 2], "more": "x"}\n{"tokens": [3, 4], "more": "y"}\n')
+    config = HuggingFaceData(train="t", eval="e", inputs=["tokens"], targets=["label"], cache=str(tmp_path / "cache"))
+    rows = read_given([str(path)], "", config, {}, whole=False).dataset
+    assert len(rows) == 2 and rows[1][0]["tokens"].tolist() == [3, 4]
