@@ -17,6 +17,7 @@ from dist_train.errors import ExitCode, UserError
 from .console import mark, say
 
 COMMANDS = {
+    "new": "Write a small project to begin with: config, model, data set, test.",
     "train": "Train what a config describes, on all GPUs or CPU cores.",
     "run": "Run any script, module or program on several ranks, as torchrun does.",
     "slurm": "Submit what a config describes as a SLURM job.",

@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> None:
     os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
     log_of = beside("rank/collectives").CollectiveLog
     beside("rank/heartbeat").install(page.memory, lambda memory: log_of(memory, patches.wrap_collective))
-    beside("../dist_train/native_threads").settle_at_exit()
+    installed = (Path(__file__).parents[1] / "../native_threads.py").exists()  # in dist_train/launch; else a checkout
+    beside("../native_threads" if installed else "../dist_train/native_threads").settle_at_exit()
     try:
         run(program)
     except SystemExit as leaving:
