@@ -35,6 +35,7 @@ from dist_train.randomness import Generators, key
 from dist_train.samples import Samples, draw_samples
 from dist_train.sums import as_row_table
 from dist_train.tasks.base import Rows, Sums, Totals
+from dist_train.texts import write_texts
 
 _LARGEST = 4 * 2**30
 """Bytes of a state up to which a resume is tried: every rank has a copy of it in memory then."""
@@ -78,6 +79,7 @@ def _check(config: RunConfig, splits: Splits, group: ProcessGroup) -> None:
     if config.exact:
         trial.check_repeats(samples)
     trial.check_evaluation(samples.evaluated)
+    write_texts(config, trial.learner, splits, group.device, step=0, length=1)
     beat("init")
     trial.step(samples.first)
     if trial.size() > _LARGEST:

@@ -29,6 +29,7 @@ from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.randomness import Generators, key
 from dist_train.step_metrics import ADVICE, StepMetrics
+from dist_train.texts import write_texts
 from dist_train.tracking.tracker import NullTracker
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -220,6 +221,10 @@ class Trainer:
             **({"broken_samples": len(result.broken)} if result.broken else {}),
             "per_class": result.per_class,
         }
+        if split == "evaluation" and self.group.ranks.is_first:
+            beat("evaluate")
+            texts = write_texts(self.config, learner, self.splits, self.group.device, step)
+            row |= {"texts": texts} if texts else {}
         self.tracker.log_evaluation(row, result.confusion)
         for one in result.broken:
             if one.reason not in self._told:

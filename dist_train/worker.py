@@ -195,5 +195,6 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunF
         resumed_from=resolved.checkpoint.path.name if resolved.checkpoint else None,
         generation=resolved.generation,
         classes=trainer.splits.classes,
+        tokens=trainer.splits.tokens,
         stop_step=due.last_step if due.last_step < due.total_steps else None,
     )

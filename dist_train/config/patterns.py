@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from dist_train.config.problems import shown
 from dist_train.errors import UserError
 
-HEAD = re.compile(r"(fc|classifier|heads?(_dist)?|score|lm_head|cls|qa_outputs)\.")
+HEAD = re.compile(r"(fc|(aux_)?classifier|heads?(_dist)?|score|lm_head|cls|qa_outputs)\.")
 """How torchvision's, timm's and Hugging Face's models name what comes after the features: the classifier, or the head
 of another task."""
 

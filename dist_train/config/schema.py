@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from pydantic_core import PydanticCustomError
 
 from dist_train.config.problems import alternatives, did_you_mean, shown
-from dist_train.config.torchvision_names import TorchvisionClassifier
+from dist_train.config.torchvision_names import SEGMENTS, TorchvisionName
 from dist_train.config.types import (
     AnyDuration,
     Bool,
@@ -69,7 +69,7 @@ def _tag(value: Any) -> str | None:
         return None
     if ":" in name:
         return "custom"
-    return "torchvision" if name in TorchvisionClassifier.__args__ else name  # type: ignore[attr-defined]
+    return "torchvision" if name in TorchvisionName.__args__ else name  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- data
@@ -529,9 +529,9 @@ class Gpt(_ModelSwitches):
 
 
 class TorchvisionModel(_ModelSwitches):
-    """A classifier of torchvision.models, by its name there."""
+    """A classifier of torchvision.models, or a model of torchvision.models.segmentation, by its name there."""
 
-    name: TorchvisionClassifier
+    name: TorchvisionName
     args: dict[str, Any] = {}
     """Keyword arguments for it."""
     pretrained: Bool = False
@@ -913,6 +913,20 @@ class WandbConfig(Section):
     """Labels. Without any, WANDB_TAGS's."""
 
 
+class TextsConfig(Section):
+    """Texts that a language model writes at each evaluation: the whole in metrics.jsonl, the log of rank 0 and the
+    trackers, the beginning on the console. No result depends on them."""
+
+    count: Annotated[Int, Field(ge=0)] = 0
+    """How many. The data must know their tokens."""
+    prompt: str = " "
+    """What each begins with."""
+    length: Count = 200
+    """Tokens that the model adds."""
+    temperature: NonNegative = 0.8
+    """The scores are divided by it before a token is drawn. 0 takes the likeliest one."""
+
+
 class TrackingConfig(Section):
     """Which trackers see the run, and how often. metrics.jsonl is always written."""
 
@@ -921,6 +935,7 @@ class TrackingConfig(Section):
     wandb: WandbConfig = WandbConfig()
     samples: Bool = False
     """Write samples.jsonl: which samples each step's microbatches were made of."""
+    texts: TextsConfig = TextsConfig()
     tensorboard: Bool = False
     """Event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
 
@@ -1089,6 +1104,13 @@ def _contradictions(config: RunConfig) -> Any:
         yield "eval.best", f"must be one of {alternatives(reported)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
+    if (
+        (config.model.name in SEGMENTS) != (config.task.name == "segmentation")
+        and isinstance(config.model, TorchvisionModel)
+        and config.task.name in REPORTED
+    ):
+        kind = "a segmentation model" if config.model.name in SEGMENTS else "a classifier"
+        yield "model.name", f"{config.model.name} is {kind}, and task {config.task.name} needs another"
     names = [item.name for item in config.augment]
     for index, name in enumerate(names):
         if name in names[:index]:

@@ -5,12 +5,12 @@ from typing import Any
 
 from dist_train.config.json_schema import document
 from dist_train.config.problems import alternatives
-from dist_train.config.torchvision_names import TorchvisionClassifier
+from dist_train.config.torchvision_names import TorchvisionName
 
 Node = dict[str, Any]
 """A piece of the JSON Schema."""
 
-TORCHVISION_NAMES: tuple[str, ...] = TorchvisionClassifier.__args__  # type: ignore[attr-defined]
+TORCHVISION_NAMES: tuple[str, ...] = TorchvisionName.__args__  # type: ignore[attr-defined]
 
 
 def root() -> Node:

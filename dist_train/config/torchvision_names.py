@@ -1,4 +1,4 @@
-"""The classifiers of torchvision.models, to find a wrong name without importing torchvision. Kept true by a test."""
+"""The models of torchvision, to find a wrong name without importing it. Kept true by a test."""
 
 from typing import Literal
 
@@ -17,3 +17,9 @@ TorchvisionClassifier = Literal[
     "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19",
     "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2",
 ]
+TorchvisionSegmentation = Literal[
+    "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet101", "deeplabv3_resnet50", "fcn_resnet101", "fcn_resnet50",
+    "lraspp_mobilenet_v3_large",
+]
+TorchvisionName = Literal[TorchvisionClassifier, TorchvisionSegmentation]
+SEGMENTS: tuple[str, ...] = TorchvisionSegmentation.__args__  # type: ignore[attr-defined]

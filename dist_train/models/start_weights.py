@@ -75,12 +75,14 @@ def _renamed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], base: st
 
 def _forms(name: str, base: str) -> Iterator[str]:
     """Without what torch.compile, DDP and Lightning put in front; with and without the name that Hugging Face gives the
-    part below the heads; and torchvision's first DenseNets, `norm.1` for norm1."""
+    part below the heads, and torchvision's segmentation models their backbone; and torchvision's first DenseNets,
+    `norm.1` for norm1."""
     plain = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.replace("_orig_mod.", ""))
     for form in (plain, bare := plain.removeprefix("module."), bare.removeprefix("model.")):
         yield form
         if base:
             yield f"{base}.{form}"
+            yield f"{base}.{form.removeprefix('features.')}"
             yield form.removeprefix(f"{base}.")
 
 

@@ -1,8 +1,8 @@
-"""The classifiers of torchvision.models. The only file here that imports torchvision, and only when one is built.
+"""The models of torchvision. The only file here that imports torchvision, and only when one is built.
 
-They are made for images of about 224×224 pixels: the residual networks, for one, see a 32×32 image as a single place
-after the last stage, AlexNet refuses it, and Inception v3 wants 299×299. For small images take `resnet_cifar` or `cnn`,
-or let the data enlarge the images.
+Classifiers are made for images of about 224×224 pixels: the residual networks, for one, see a 32×32 image as a single
+place after the last stage, AlexNet refuses it, and Inception v3 wants 299×299. For small images take `resnet_cifar` or
+`cnn`, or let the data enlarge the images.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Any
 from torch import hub, nn
 
 from dist_train.config.schema import TorchvisionModel
+from dist_train.config.torchvision_names import SEGMENTS
 from dist_train.errors import ExitCode, UserError
 
 _FETCHED = {"weights", "weights_backbone", "pretrained", "pretrained_backbone"}
@@ -21,7 +22,8 @@ _FETCHED = {"weights", "weights_backbone", "pretrained", "pretrained_backbone"}
 
 
 def build(config: TorchvisionModel, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """`torchvision.models.get_model(name, weights=None, num_classes=classes, **args)`: [m, 3, H, W] -> [m, classes].
+    """`torchvision.models.get_model(name, weights=None, num_classes=classes, **args)`: [m, 3, H, W] -> [m, classes], or
+    of a segmentation model {"out": [m, classes, H, W], and of fcn_* and deeplabv3_* "aux": the same}.
 
     Transformers of a fixed image size (vit_*, maxvit_t) get the data's, where args have none. The second outputs that
     googlenet and inception_v3 have in training are off, so that the output is one tensor.
@@ -41,9 +43,12 @@ def build(config: TorchvisionModel, shape: tuple[int, ...], classes: int) -> nn.
         raise UserError(f"model: torchvision's {config.name} takes images of 3 channels, the data's have {shape[0]}")
     args = {**_defaults(config, shape), **config.args}
     try:
-        return get_model(config.name, **{"weights": None, "num_classes": classes, **args})
+        model = get_model(config.name, **{"weights": None, "num_classes": classes, **args})
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"model: torchvision's {config.name} cannot be built with args {args}: {error}") from error
+    if config.name in SEGMENTS:
+        model.base_model_prefix = "backbone"  # a classifier's weights can be loaded into it
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,9 @@ def pretrained(name: str) -> Pretrained:
 
 def _defaults(config: TorchvisionModel, shape: tuple[int, ...]) -> dict[str, Any]:
     name, (_, height, width) = config.name, shape
+    if name in SEGMENTS:
+        second = {} if name.startswith("lraspp") else {"aux_loss": True}  # as torchvision's own recipes train them
+        return {"weights_backbone": None, **second}
     if name.startswith("vit_"):
         if height != width:
             raise UserError(f"model: {name} takes square images, the data's are {height}×{width}")

@@ -44,6 +44,8 @@ class RunFacts:
     resumed_from: str | None
     generation: int
     classes: tuple[str, ...] | None
+    tokens: int | None = None
+    """Of one sample, where it is a text."""
     stop_step: int | None = None
     """Where this session ends when it is to end before total_steps."""
 
@@ -85,6 +87,7 @@ class Interval:
         rows: the rows as metrics.jsonl gets them, "time" included.
         summary: the last row, with the loss averaged over all of them; without "time".
         samples_per_s: of all ranks together, evaluations not counted; None before there are two steps to compare.
+        tokens_per_s: the same, where a sample is a text.
         seconds_left: to the end of this session, evaluations counted; None while that would be a guess.
     """
 
@@ -92,6 +95,13 @@ class Interval:
     summary: Row
     samples_per_s: float | None
     seconds_left: float | None
+    tokens_per_s: float | None = None
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        """What is known of these, by name."""
+        found = {"samples_per_s": self.samples_per_s, "tokens_per_s": self.tokens_per_s}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Sink:
@@ -116,7 +126,8 @@ class Sink:
         """Which samples the interval's steps were made of, where the config asks for it; before its log_steps."""
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        """An evaluation is finished. `row` carries "time"; `confusion` is int64 [actual class, predicted class]."""
+        """An evaluation is finished. `row` carries "time", and "texts" that a language model has written;
+        `confusion` is int64 [actual class, predicted class]."""
 
     def note(self, line: str) -> None:
         """One line for people."""

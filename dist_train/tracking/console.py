@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary
+from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary, text_lines
 from dist_train.tracking.stream import LossyStream
 
 
@@ -29,7 +29,8 @@ class ConsoleSink(Sink):
         self._show(plain_interval(interval))
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        self._show(plain_evaluation(row))
+        for line in (plain_evaluation(row), *text_lines(row)):
+            self._show(line)
 
     def note(self, line: str) -> None:
         if self._facts is None:

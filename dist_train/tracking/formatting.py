@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.problems import printable
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
@@ -13,8 +14,11 @@ SHARES |= {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "r
 """Metrics between 0 and 1 that are shown in percent, in this order."""
 _NUMBERS = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 """Others that are shown beside these."""
+_WHOLE = ("samples_per_s", "tokens_per_s", "seconds_left")
+_TEXT = 90
+"""Characters of a text that the console shows."""
 _ASCII = str.maketrans(
-    {"✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "...", "━": "=", "╸": "-", "\u2009": " "}
+    {"⏎": "/", "✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "...", "━": "=", "╸": "-", "\u2009": " "}
 )
 
 
@@ -140,7 +144,7 @@ def _checkpoint(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
 
 def plain_interval(interval: Interval) -> str:
     """One key=value line for machines and log files."""
-    values = {**interval.summary, "samples_per_s": interval.samples_per_s, "seconds_left": interval.seconds_left}
+    values = {**interval.summary, **interval.speeds, "seconds_left": interval.seconds_left}
     return "train " + _key_values(values)
 
 
@@ -149,11 +153,16 @@ def plain_evaluation(row: Row) -> str:
     return "evaluation " + _key_values({**position, **dict(metrics_of(row))})
 
 
+def text_lines(row: Row) -> list[str]:
+    """The beginning of each text that a language model has written, in one line."""
+    return [f"  text      {printable(' ⏎ '.join(text.strip().splitlines()), _TEXT)}" for text in row.get("texts", ())]
+
+
 def _key_values(values: dict[str, Any]) -> str:
     texts = []
     for key, value in values.items():
         if isinstance(value, float):
-            texts.append(f"{key}={value:{'.0f' if key in ('samples_per_s', 'seconds_left') else '.6g'}}")
+            texts.append(f"{key}={value:{'.0f' if key in _WHOLE else '.6g'}}")
         elif isinstance(value, int | str) and not isinstance(value, bool):
             texts.append(f"{key}={value}")
     return " ".join(texts)

@@ -5,7 +5,9 @@ import logging
 import logging.handlers
 from pathlib import Path
 
-from dist_train.tracking.base import Note, RunFacts, SessionOutcome, Sink
+import numpy as np
+
+from dist_train.tracking.base import Note, Row, RunFacts, SessionOutcome, Sink
 
 
 class LogFileSink(Sink):
@@ -30,6 +32,10 @@ class LogFileSink(Sink):
 
     def note(self, line: str) -> None:
         self._lines.info("%s", line)
+
+    def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        for number, text in enumerate(row.get("texts", ())):
+            self._lines.info("text %d of step %d:\n%s", number, row["step"], text)
 
     def finish(self, outcome: SessionOutcome) -> None:
         self._lines.info("%s after %.1f s", outcome.status, outcome.seconds)

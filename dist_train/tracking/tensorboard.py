@@ -1,5 +1,6 @@
 """TensorBoard event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
 
+import html
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ class TensorboardSink(Sink):
         step = interval.summary["step"]
         for key, value in metrics_of(interval.summary):
             self._writer.add_scalar(f"train/{key}", value, step)
-        if interval.samples_per_s is not None:
-            self._writer.add_scalar("train/samples_per_s", interval.samples_per_s, step)
+        for key, value in interval.speeds.items():
+            self._writer.add_scalar(f"train/{key}", value, step)
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         for key, value in metrics_of(row):
             self._writer.add_scalar(f"{prefix_of(row.get('split', 'evaluation'))}/{key}", value, row["step"])
+        for number, text in enumerate(row.get("texts", ())):
+            self._writer.add_text(f"texts/{number}", f"<pre>{html.escape(text)}</pre>", row["step"])
         self._writer.flush()
 
     def close(self) -> None:

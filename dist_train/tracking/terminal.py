@@ -14,7 +14,7 @@ import numpy as np
 
 from dist_train.tracking.base import Interval, Note, Row, RunFacts
 from dist_train.tracking.console import ConsoleSink
-from dist_train.tracking.formatting import clock, joined, measures, number
+from dist_train.tracking.formatting import clock, joined, measures, number, text_lines
 
 REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
@@ -82,7 +82,8 @@ class TerminalSink(ConsoleSink):
         if name == "evaluation":
             name = f"epoch {number(row['epoch'])}"
             self._last_share = dict(shown).get("accuracy", self._last_share)
-        self._show(f"  {name:<9} {joined(shown)}")
+        for line in (f"  {name:<9} {joined(shown)}", *text_lines(row)):
+            self._show(line)
 
     def _show(self, line: str) -> None:
         text = line.translate(_CONTROL)
@@ -150,8 +151,8 @@ class TerminalSink(ConsoleSink):
             if value:
                 yield f"  {label} ", "dim"
                 yield value, ""
-        if interval.samples_per_s is not None:
-            yield f"  {interval.samples_per_s:,.0f} samples/s", ""
+        for name, speed in list(interval.speeds.items())[-1:]:
+            yield f"  {speed:,.0f} {name.removesuffix('_per_s')}/s", ""
         if (left := (interval.seconds_left or 0.0) - (time.monotonic() - self._interval_at)) > 0:
             yield f"  {clock(left)} left", ""
 

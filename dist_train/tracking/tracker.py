@@ -67,9 +67,10 @@ class Tracker(NullTracker):
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
         self._pace: Pace | None = None
+        self._tokens: int | None = None
 
     def begin(self, facts: RunFacts) -> None:
-        self._pace = Pace(facts)
+        self._pace, self._tokens = Pace(facts), facts.tokens
         self._each(lambda sink: sink.begin(facts, self.note))
 
     def tick(self, step: int) -> None:
@@ -88,6 +89,7 @@ class Tracker(NullTracker):
             summary=_summary(rows) | dict(figures or {}),
             samples_per_s=speed,
             seconds_left=self._pace.seconds_left(),
+            tokens_per_s=None if speed is None or self._tokens is None else speed * self._tokens,
         )
         self._each(lambda sink: sink.log_steps(interval))
 

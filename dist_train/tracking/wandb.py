@@ -1,13 +1,14 @@
 """W&B's own process, `python -m dist_train.tracking.wandb`: the only code that imports wandb. See wandb_sink.py.
 
-Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}}, at the end {"summary": {…},
-"finish": exit code}. Writes JSON lines on stdout: {"note": line for the user}, {"error": reason}, {"over": true}.
-Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
+Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}, "texts": […]}, at the end
+{"summary": {…}, "finish": exit code}. Writes JSON lines on stdout: {"note": line for the user}, {"error": reason},
+{"over": true}. Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
 
 SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. SIGINT is
 W&B's "stop this run" from the web page, and is passed on to the training, which saves and stops.
 """
 
+import html
 import json
 import os
 import select
@@ -93,7 +94,7 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
     exit_code = 1  # an input that ends without a word is a training that was killed
     for message in messages:
         if "log" in message:
-            run.log({**message["log"], **_chart(message.get("confusion"))})
+            run.log({**message["log"], **_chart(message.get("confusion")), **_texts(message.get("texts", []))})
         if "summary" in message:
             run.summary.update(message["summary"])
         if "finish" in message:
@@ -218,6 +219,12 @@ def _chart(confusion: dict[str, Any] | None) -> dict[str, Any]:
         string_fields={"title": "Confusion matrix"},
     )
     return {confusion["key"]: chart}
+
+
+def _texts(texts: list[str]) -> dict[str, Any]:
+    import wandb
+
+    return {f"texts/{number}": wandb.Html(f"<pre>{html.escape(text)}</pre>") for number, text in enumerate(texts)}
 
 
 def _messages(parent: int) -> Iterator[dict[str, Any]]:

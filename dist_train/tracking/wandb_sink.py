@@ -92,9 +92,7 @@ class WandbSink(Sink):
     def log_steps(self, interval: Interval) -> None:
         row = interval.summary
         values = {**_group("train", row), **{f"train/{key}": row.get(key) for key in POSITION}}
-        if interval.samples_per_s is not None:
-            values["train/samples_per_s"] = interval.samples_per_s
-        self._send(log=values)
+        self._send(log=values | {f"train/{key}": value for key, value in interval.speeds.items()})
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
@@ -103,7 +101,8 @@ class WandbSink(Sink):
         if confusion is not None:
             cells = base.confusion_cells(confusion, self._facts.classes, MOST_CELLS)
             chart = {"key": f"{prefix}/confusion_matrix", "cells": cells}
-        self._send(log={"train/step": row["step"], **_group(prefix, row)}, confusion=chart)
+        texts = row.get("texts", [])
+        self._send(log={"train/step": row["step"], **_group(prefix, row)}, confusion=chart, texts=texts)
 
     def finish(self, outcome: SessionOutcome) -> None:
         summary = {f"final/{key}": value for key, value in base.metrics_of(outcome.metrics)}

@@ -19,7 +19,7 @@ batch: {microbatches: 6, global_size: 24}
 train: {duration: 12 steps, clip_norm: 1.0}
 eval: {every: 6 steps}
 checkpoint: {every: 100 steps}
-tracking: {samples: true, wandb: {mode: disabled}}
+tracking: {samples: true, texts: {count: 2, length: 30, prompt: "fox "}, wandb: {mode: disabled}}
 """
 
 
@@ -40,6 +40,12 @@ def test_any_number_of_ranks_and_any_loading_ends_in_the_same_bits(run_ranks, fo
     assert result(folder / "w2") == (fingerprint, rows, samples)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] - 0.3
+    texts = [row["texts"] for row in rows if "texts" in row]
+    assert len(texts) == 2 and texts[0] != texts[1]
+    assert {len(text) for two in texts for text in two} == {34} and texts[1][0] != texts[1][1]
+    log = (folder / "w2/logs/rank0.log").read_text()
+    assert all(text.startswith("fox ") and f"\n{text}\n" in log for two in texts for text in two)
+    assert not [row for row in rows if {"text", "tokens_per_s"} & row.keys()]
     assert rows[-1]["bits_per_byte"] == pytest.approx(losses[-1] / math.log(2))  # a character here is a byte
     seen = [index for row in map(json.loads, samples) for part in row["indices"] for index in part]
     assert len(set(seen)) == len(seen) == 12 * 24
@@ -47,10 +53,24 @@ def test_any_number_of_ranks_and_any_loading_ends_in_the_same_bits(run_ranks, fo
 
 def test_a_resume_on_another_number_of_ranks_ends_in_the_same_bits(run_ranks, folder):
     bf16 = "train.precision=bf16"
-    run_ranks(train, 2, folder, "text.yaml", "whole", bf16)
+    run_ranks(train, 2, folder, "text.yaml", "whole", bf16, "tracking.texts.count=0")
     run_ranks(train, 1, folder, "text.yaml", "parts", bf16, "train.stop_after=5 steps")
     assert run_ranks(train, 3, folder, "text.yaml", "parts", bf16) == [0] * 3
-    assert result(folder / "parts") == result(folder / "whole")
+    assert "texts" not in str(result(folder / "whole")[1])
+    plain = [{key: value for key, value in row.items() if key != "texts"} for row in result(folder / "parts")[1]]
+    assert (result(folder / "parts")[0], plain) == result(folder / "whole")[:2]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tracking.texts.prompt=\u00fc"], ExitCode.DATA, "there is no token for the character 'ü'"),
+        (['tracking.texts.prompt=""'], ExitCode.DATA, "tracking.texts.prompt has no token"),
+        (["data=synthetic", "data.size=48", "task=classification", "model=cnn"], ExitCode.CONFIG, "writes none"),
+    ],
+)
+def test_texts_that_cannot_be_written_are_refused_before_the_first_step(run_ranks, folder, capfd, words, code, said):
+    assert run_ranks(train, 1, folder, "text.yaml", "run", *words) == [code]
 
 
 def test_a_resume_notices_another_text_and_an_evaluation_other_characters(run_ranks, folder):

@@ -47,6 +47,18 @@ def test_a_task_ends_in_the_same_bits(run_ranks, tmp_path, name, loss):
     assert REPORTED[name][0] in row
 
 
+@pytest.mark.parametrize("model", ["lraspp_mobilenet_v3_large", pytest.param("fcn_resnet50", marks=LONG)])
+def test_torchvisions_segmentation_models_end_in_the_same_bits(run_ranks, tmp_path, model):
+    """The second output that fcn has is a part of the loss, and its head is trained."""
+    config = BASE.format(kind="segmentation", task="{name: segmentation}").splitlines()
+    shapes = "data: {name: 'examples.shapes:Shapes', args: {size: 24, eval_size: 10}}"
+    config[2:4] = [shapes, f"model: {{name: {model}}}"]
+    (tmp_path / "c.yaml").write_text("\n".join(config))
+    for ranks in (1, 2):
+        assert run_ranks(train, ranks, tmp_path, "c.yaml", str(ranks), "train.duration=2 steps") == [0] * ranks
+    assert result(tmp_path / "1") == result(tmp_path / "2")
+
+
 def test_a_task_of_ones_own_may_have_the_whole_batch(run_ranks, tmp_path):
     """It calls the model twice, and its figures are in every row, exact for any number of ranks."""
     task = '{name: "tests.distributed.kinds:Whole"}'

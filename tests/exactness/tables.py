@@ -60,6 +60,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "tracking.wandb.entity": (None, "a name"),
     "tracking.wandb.group": (None, "a name"),
     "tracking.wandb.tags": (None, "names"),
+    "tracking.texts": (None, "texts of a language model; tests/distributed/test_language.py"),
     "optimizer.muon.adamw.match": (None, "names of hidden matrices; tests/unit/dist_train/optim/test_groups.py"),
     "loader.retry": (None, "seconds; no sample depends on it"),
     "distributed.timeout": (None, "seconds; no result depends on it"),

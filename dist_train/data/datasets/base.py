@@ -122,6 +122,11 @@ class Splits:
         return {"shape": self.shape, "classes": classes, "outputs": self.outputs, "vocabulary": self.vocabulary}
 
     @property
+    def tokens(self) -> int | None:
+        """Of one sample, where it is a text."""
+        return self.shape[0] if self.vocabulary is not None and self.shape and len(self.shape) == 1 else None
+
+    @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""
         names = ("vocabulary", "tokenizer", "scaling")

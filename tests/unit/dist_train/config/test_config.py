@@ -17,7 +17,7 @@ from dist_train.config.json_schema import json_schema
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import AdamW, RunConfig, Sgd
 from dist_train.config.source import load
-from dist_train.config.torchvision_names import TorchvisionClassifier
+from dist_train.config.torchvision_names import SEGMENTS, TorchvisionClassifier
 from dist_train.config.tree import Location
 from dist_train.config.types import Duration
 from dist_train.config.yaml12 import parse_yaml
@@ -329,10 +329,11 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path: Path) -> No
     assert f"configs/{path.name}" in head and isinstance(config.batch.microbatches, int)
 
 
-def test_torchvisions_classifiers_are_those_we_name() -> None:
+def test_torchvisions_models_are_those_we_name() -> None:
     torchvision = pytest.importorskip("torchvision")
     here = set(TorchvisionClassifier.__args__)  # type: ignore[attr-defined]
     assert here == set(torchvision.models.list_models(module=torchvision.models))
+    assert set(SEGMENTS) == set(torchvision.models.list_models(module=torchvision.models.segmentation))
 
 
 def test_reading_a_config_is_quick_and_imports_nothing_heavy(folder: Path) -> None:

@@ -137,6 +137,14 @@ def test_torchvision_models_give_one_tensor_of_scores(name, shape, args):
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fcn_resnet50"])
+def test_torchvisions_segmentation_models_give_scores_of_each_pixel(name):
+    found = build(TorchvisionModel(name=name), (3, 48, 32), classes=4)(torch.rand(2, 3, 48, 32))
+    assert {key: value.shape for key, value in found.items()} == dict.fromkeys(
+        ["out"] if name.startswith("lraspp") else ["out", "aux"], (2, 4, 48, 32)
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "shape", "message"),
     [

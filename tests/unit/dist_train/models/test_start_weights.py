@@ -231,6 +231,33 @@ def test_a_classifier_that_is_missing_and_second_outputs_that_are_left_over(tmp_
     assert told[0].endswith("120 tensors loaded; begun anew: fc.bias, fc.weight; left over: aux1.fc1.weight")
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "said"),
+    [
+        ("lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "classifier.low_classifier.weight"),
+        (
+            "fcn_resnet50",
+            "fcn_resnet50",
+            "aux_classifier.4.bias, aux_classifier.4.weight, classifier.4.bias, classifier.4.weight",
+        ),
+        ("resnet50", "deeplabv3_resnet50", "more; left over: fc.bias, fc.weight"),
+        (
+            "mobilenet_v3_large",
+            "deeplabv3_mobilenet_v3_large",
+            "and 39 more; left over: classifier.0.bias, classifier.0.weight, classifier.3.bias, classifier.3.weight",
+        ),
+    ],
+)
+def test_a_segmentation_model_begins_with_its_own_weights_or_a_classifiers(tmp_path, file, name, said):
+    """Trained for other classes; all of the backbone is loaded."""
+    state = models.build(TorchvisionModel(name=file), shape=(3, 32, 32), classes=9, seed=7).state_dict()
+    torch.save(state, tmp_path / "w")
+    model, told = build(TorchvisionModel(name=name, start_weights=str(tmp_path / "w")), classes=4)
+    assert told[0].endswith(said), told
+    below = {n.removeprefix("backbone.").removeprefix("features."): t for n, t in state.items()}
+    assert all(torch.equal(t, below[n]) for n, t in model.backbone.state_dict().items())
+
+
 class Own(nn.Sequential):
     """A user's, whose output nobody knows by its name; `tied` has one weight twice."""
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -20,7 +21,17 @@ from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.tensorboard import TensorboardSink
 from dist_train.tracking.tracker import Tracker, build_tracker
-from tests.unit.dist_train.tracking.runs import BATCH, EPOCH, TOTAL, config, facts, outcome, told
+from tests.unit.dist_train.tracking.runs import (
+    BATCH,
+    EPOCH,
+    TOTAL,
+    config,
+    evaluation_row,
+    facts,
+    outcome,
+    told,
+    train_row,
+)
 
 
 class Broken(Sink):
@@ -136,6 +147,31 @@ def test_tensorboard_has_the_scalars_by_step_also_over_a_resume(tmp_path: Path) 
     assert [event.step for event in events.Scalars("eval/accuracy")] == [10, 20, 30, 40]
     assert [event.step for event in events.Scalars("train/loss")] == list(range(5, TOTAL + 1, 5))
     assert events.Scalars("train/samples_per_s")[0].value > 0
+
+
+def test_texts_and_tokens_a_second_reach_every_sink(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sinks = [JsonlSink(tmp_path / "m"), LogFileSink(tmp_path / "log"), TensorboardSink(tmp_path), ConsoleSink()]
+    tracker = Tracker(sinks)
+    tracker.begin(replace(facts(tmp_path, config()), tokens=8))
+    tracker.tick(1)
+    tracker.tick(2)
+    tracker.log_steps([train_row(1), train_row(2)])
+    text = "\nTo <be>\n\x1b[31mor " + 99 * "not "
+    tracker.log_evaluation({**evaluation_row(2), "texts": [text]}, None)
+    tracker.close()
+    assert json.loads((tmp_path / "m").read_text().splitlines()[-1])["texts"] == [text]
+    assert f"text 0 of step 2:\n{text}\n" in (tmp_path / "log").read_text()
+    shown = capsys.readouterr().err
+    [beginning] = [line for line in shown.splitlines() if line.startswith("  text")]
+    assert beginning.startswith("  text      To <be> ⏎ \\x1b[31mor not not") and len(beginning) < 120
+    found = re.search(r"samples_per_s=(\d+) tokens_per_s=(\d+)", shown)
+    assert found and int(found[2]) == pytest.approx(8 * int(found[1]), abs=5)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars("train/tokens_per_s")[0].value == 8 * events.Scalars("train/samples_per_s")[0].value
+    [event] = events.Tensors("texts/0/text_summary")
+    assert b"To &lt;be&gt;" in event.tensor_proto.string_val[0]
 
 
 def test_tensorboard_asked_for_and_not_installed_is_one_line(tmp_path: Path) -> None:

@@ -111,10 +111,12 @@ def _records(folder: Path, **wandb: object) -> dict:
     (run_dir / "wandb").mkdir(parents=True)
     chosen = config(wandb={"mode": "offline", **wandb})
     begin = _description(facts(run_dir, chosen), "offline", run_id(run_dir / "wandb" / "id.txt"))
-    told = f"{json.dumps({'begin': begin})}\n{json.dumps({'summary': {}, 'finish': 0})}\n"
+    text = {"log": {"train/step": 1}, "texts": ["To <be>\nor"]}
+    told = "".join(f"{json.dumps(message)}\n" for message in ({"begin": begin}, text, {"summary": {}, "finish": 0}))
     process = [sys.executable, "-m", "dist_train.tracking.wandb"]
     subprocess.run(process, input=told, text=True, check=True, capture_output=True, timeout=100)
     [file] = folder.rglob("*.wandb")
+    assert any("<pre>To &lt;be&gt;\nor</pre>" in page.read_text() for page in folder.rglob("texts/*.html"))
     inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", str(file), "--json"]
     records = map(json.loads, subprocess.check_output(inspect, text=True).splitlines())
     return next(record["run"] for record in records if record["type"] == "run")
