@@ -89,7 +89,7 @@ def _shared(node: shape.Node) -> dict[str, shape.Node]:
 
 def _option(key: str, option: shape.Node, table: str, tables: dict[str, str]) -> Iterator[str]:
     names = shape.names_of(option)
-    title = f"`{names[0]}`" if len(names) == 1 else "a classifier of torchvision" if names else "`package.module:Thing`"
+    title = f"`{names[0]}`" if len(names) == 1 else "a model of torchvision" if names else "`package.module:Thing`"
     yield f"### {key}: {title}\n"
     yield f"{option.get('description', '')}\n"
     if len(names) > 1:

@@ -1142,13 +1142,13 @@ def _contradictions(config: RunConfig) -> Any:
         yield "eval.best", f"must be one of {alternatives(reported)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
-    if (
-        (config.model.name in SEGMENTS) != (config.task.name == "segmentation")
-        and isinstance(config.model, TorchvisionModel)
-        and config.task.name in REPORTED
-    ):
-        kind = "a segmentation model" if config.model.name in SEGMENTS else "a classifier"
-        yield "model.name", f"{config.model.name} is {kind}, and task {config.task.name} needs another"
+    segments, named = config.model.name in SEGMENTS, isinstance(config.model, TorchvisionModel)
+    if named and reported is not None and segments != (config.task.name == "segmentation"):
+        gives, other = ("pixel", "resnet18") if segments else ("image", "fcn_resnet50")
+        words = (
+            f"{config.model.name} gives scores for each {gives}; task {config.task.name} needs a model such as {other}"
+        )
+        yield "model.name", words
     names = [item.name for item in config.augment]
     for index, name in enumerate(names):
         if name in names[:index]:

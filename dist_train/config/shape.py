@@ -69,7 +69,7 @@ def choices(node: Node) -> str:
     """The names of a component in words; torchvision's eighty are named as a whole."""
     words = [name for name in component_names(node) if name not in TORCHVISION_NAMES]
     if len(words) < len(component_names(node)):
-        words.append("a classifier of torchvision.models")
+        words.append("a model of torchvision")
     if any(not names_of(option) for option in options(node)):
         words.append("your own package.module:Thing")
     return alternatives(words)

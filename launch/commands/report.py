@@ -11,7 +11,7 @@ from dist_train.errors import ExitCode, UserError
 
 @click.command()
 @click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
-@click.option("--out", type=click.Path(dir_okay=False), help="The file to write. Without it, report.html in the run.")
+@click.option("--out", type=click.Path(), help="The file to write. Without it, report.html in the run.")
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 def command(target: str, out: str | None, opens: bool) -> None:
     """Write a run on one page, which opens anywhere: curves, classes, starts, config. Prints the file's name."""
@@ -23,10 +23,11 @@ def command(target: str, out: str | None, opens: bool) -> None:
     run_dir = folder.resolve().parent.parent if is_checkpoint(folder) else folder
     if not RunDir(run_dir).is_run():
         raise UserError(f"{target}: neither a run directory nor a checkpoint of one")
+    path = Path(out) if out else RunDir(run_dir).report
     try:
-        path = write(run_dir, Path(out) if out else None)
+        write(run_dir, path)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; --out writes elsewhere", ExitCode.CHECKPOINT_IO) from None
+        raise UserError(f"{path}: {error.strerror}; --out writes elsewhere", ExitCode.CHECKPOINT_IO) from None
     tell(shown_path(path))
     if opens and not webbrowser.open(path.resolve().as_uri()):
         raise UserError(f"no browser was found; the page is {path}")

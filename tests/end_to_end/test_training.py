@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
+from benchmarks import shards
 from dist_train.checkpoint.store import locate
 from dist_train.commands.fingerprint import fingerprint
 
@@ -72,15 +74,51 @@ def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
         assert not [path for path in (folder / "tmp").iterdir() if path.name.startswith("dist-train")]
 
 
+TRIAL_OF_SHARDS = (
+    "data.classes=10 data.image_size=8 data.resize=8 model=cnn train.duration=4|epochs schedule.warmup=0|steps"
+)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("config", "metric", "least"),
-    [("segmentation", "mean_iou", 0.85), ("multi_label", "mean_average_precision", 0.97), ("regression", "r2", 0.4)],
+    ("config", "words", "metric", "least"),
+    [
+        ("segmentation", "", "mean_iou", 0.85),
+        ("multi_label", "", "mean_average_precision", 0.97),
+        ("regression", "", "r2", 0.4),
+        ("digits", "", "accuracy", 0.97),
+        ("synthetic", "", "accuracy", 0.99),
+        ("own_components", "", "accuracy", 0.97),
+        ("huggingface", "", "accuracy", 0.97),
+        ("shards", f"data.train=HERE/train-*.tar data.eval=HERE/val-*.tar {TRIAL_OF_SHARDS}", "accuracy", 0.97),
+        ("char_lm", f"data.root={ROOT}/CHANGELOG.md data.cache=HERE train.duration=100|steps", "accuracy", 0.15),
+        (
+            "fine_tune",
+            "data.root=HERE/tree data.image_size=32 data.resize=32 train.duration=1|epochs batch.global_size=8 "
+            "model.pretrained=false model.start_weights=HERE/resnet18.pth",
+            "accuracy",
+            0.0,
+        ),
+    ],
 )
-def test_a_shipped_config_reaches_what_it_promises(tmp_path, config, metric, least):
+def test_a_shipped_config_reaches_what_it_promises(tmp_path, config, words, metric, least):
+    """The data of those that need some are made here."""
+    if config == "huggingface":
+        pytest.importorskip("transformers")
+    if config == "shards":
+        for name in ("train", "val"):
+            shards.make(tmp_path, 5000, 5, name)
+    if config == "fine_tune":
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+        for name in ("a", "b"):
+            _write_digits(tmp_path / "tree" / name)
+    words = words.replace("HERE", str(tmp_path)).split()
     command = ["dist-train", "train", str(ROOT / f"configs/{config}.yaml"), "--nproc-per-node", "2", "--run-dir"]
     done = subprocess.run(
-        [BIN / command[0], *command[1:], str(tmp_path / "r"), "tracking.wandb.mode=disabled"],
+        [
+            *(BIN / command[0], *command[1:], str(tmp_path / "r"), "tracking.wandb.mode=disabled"),
+            *(word.replace("|", " ") for word in words),
+        ],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -131,7 +169,7 @@ def _write_digits(folder):
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     digits = load_digits()
     for number in range(10):
         pixels = (digits.images[number] * 255 / 16).astype(np.uint8)

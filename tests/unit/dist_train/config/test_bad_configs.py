@@ -143,6 +143,18 @@ BAD = {
     "exact and SyncBatchNorm": Bad(
         "model: {name: cnn, sync_batchnorm: true}", "3:36", "model.sync_batchnorm", "set exact: false"
     ),
+    "pixels for images": Bad(
+        "model: {name: fcn_resnet50}",
+        "3:15",
+        "model.name",
+        "each pixel; task classification needs a model such as resnet",
+    ),
+    "images for pixels": Bad(
+        "model: {name: resnet18}\ntask: {name: segmentation}",
+        "3:15",
+        "model.name",
+        "needs a model such as fcn_resnet50",
+    ),
     "twice the same": Bad("augment: [{name: mixup}, {name: mixup}]", "3:26", "augment.1", "mixup is there twice"),
     "wrong order": Bad(
         "augment: [{name: mixup}, {name: normalize, mean: [0], std: [1]}]",

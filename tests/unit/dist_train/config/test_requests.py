@@ -21,7 +21,7 @@ MAX_ARGUMENT = 128 * 1024
     [
         CheckpointsRequest(target="--verify", verify=True),
         PredictRequest(
-            target="ä b", images=("-", os.fsdecode(b"\xff.png"), '"'), overrides=("data.root=x y",), trust=True
+            target="ä b", inputs=("-", os.fsdecode(b"\xff.png"), '"'), overrides=("data.root=x y",), trust=True
         ),
         ReplayRequest(run="run", from_step=1, to_step=2, show=True, outcome="/tmp/x"),
     ],
@@ -31,7 +31,7 @@ def test_a_request_is_read_as_it_was_written(request_):
 
 
 def test_thousands_of_images_fit():
-    request = PredictRequest(target="run", images=tuple(f"bilder/größe-{number:06}.png" for number in range(20_000)))
+    request = PredictRequest(target="run", inputs=tuple(f"bilder/größe-{number:06}.png" for number in range(20_000)))
     arguments = to_arguments(request)
     assert len(arguments) > 1 and max(len(os.fsencode(word)) for word in arguments) < MAX_ARGUMENT
     assert read_request(PredictRequest, arguments) == request
