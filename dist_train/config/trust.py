@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
-from dist_train.config.schema import Custom, RunConfig
+from dist_train.config.schema import Custom, RunConfig, is_component
 from dist_train.errors import UserError
 from dist_train.rundir.files import write_atomic
 from dist_train.rundir.reading import read_json
@@ -60,13 +60,24 @@ class Power:
 def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     """What a run with this config would import; for a `job`, also what its script would execute."""
     sections = ((key, getattr(config, key)) for key in type(config).model_fields)
-    found = [Power(where=k, what=s.name, args=s.args) for k, s in sections if isinstance(s, Custom)]
+    found = [power for key, section in sections if isinstance(section, Custom) for power in _of_component(key, section)]
     if decode := getattr(config.data, "decode", None):
         found.append(Power(where="data.decode", what=decode))
     if job:
         words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
         found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]
         found += [Power(where="slurm.options", what=option) for option in config.slurm.options]
+    return found
+
+
+def _of_component(where: str, component: Custom) -> list[Power]:
+    """It, and what among its arguments is built as well."""
+    found, ahead = [Power(where=where, what=component.name, args=component.args)], [*component.args.values()]
+    for value in ahead:
+        if is_component(value):
+            found += _of_component(f"{where}.args", Custom.model_validate(value))
+        elif isinstance(value, dict | list):
+            ahead += value.values() if isinstance(value, dict) else value
     return found
 
 
