@@ -78,8 +78,8 @@ class Pair:
 class Side:
     """One program under torchrun, on `ranks` ranks of one thread each. A context manager: its end is the program's."""
 
-    def __init__(self, command: Command, ranks: int) -> None:
-        self._command, self._ranks = command, ranks
+    def __init__(self, command: Command, ranks: int, root: Path = ROOT) -> None:
+        self._command, self._ranks, self._root = command, ranks, root
 
     def __enter__(self) -> "Side":
         self._folder = tempfile.TemporaryDirectory(prefix="dist-train-bench-")
@@ -89,7 +89,7 @@ class Side:
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [*torchrun, *self._command(folder)],
-                cwd=ROOT,
+                cwd=self._root,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
                 stdout=log,
                 stderr=log,
@@ -123,11 +123,23 @@ class Side:
 
 
 def run_pair(
-    ours: Command, plain: Command, *, slices: int, steps: int, ranks: int, warm_up: int, global_batch: int
+    ours: Command,
+    plain: Command,
+    *,
+    slices: int,
+    steps: int,
+    ranks: int,
+    warm_up: int,
+    global_batch: int,
+    other_root: Path | None = None,
 ) -> Pair:
-    """Measures `slices` times `steps` steps of either side. Which of the two goes first changes from slice to slice."""
+    """Measures `slices` times `steps` steps of either side. Which of the two goes first changes from slice to slice.
+
+    Args:
+        other_root: the checkout in which the second side runs, if it is another one.
+    """
     done = []
-    with Side(ours, ranks) as first, Side(plain, ranks) as second:
+    with Side(ours, ranks) as first, Side(plain, ranks, other_root or ROOT) as second:
         sides = (first, second)
         for side in sides:
             side.run(warm_up)

@@ -1,8 +1,9 @@
 """What does dist-train add to a step? The same model, data and batch here and in a plain torchrun + DDP script.
 
-    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20] [--exact false] [--json]
+    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20|gpt] [--exact false] [--json]
 
-Both sides run on 2 ranks of one thread each, from images in memory, alternately (benchmarks/pairs.py). A step lasts
+Both sides run on 2 ranks of one thread each, from images in memory, or from a file of tokens, alternately
+(benchmarks/pairs.py). With `--tree FOLDER`, the other side is dist-train as another checkout has it. A step lasts
 from the end of one optimizer step to the end of the next on rank 0. Each pair gives a ratio of ours to theirs, of
 median step times and of samples/s; the median of these ratios over all pairs is the result.
 """
@@ -16,13 +17,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.models import VOCABULARY
 from benchmarks.pairs import Command, Pair, Ratio, run_pair
 
 RANKS, GLOBAL_BATCH, WARM_UP, SLICES = 2, 64, 15, 8
 ENDLESS = 1_000_000
 """Steps of either training: it is ended from outside."""
-CONFIG = str(Path(__file__).with_name("step_overhead.yaml"))
-WORKS = {"cnn": ("model=cnn", 20), "resnet20": ("model=resnet_cifar", 10)}
+CONFIG, GPT_CONFIG = (str(Path(__file__).with_name(f"step_overhead{end}.yaml")) for end in ("", "_gpt"))
+WORKS = {"cnn": ("model=cnn", 20), "resnet20": ("model=resnet_cifar", 10), "gpt": ("model=gpt", 20)}
 """For each model the override that chooses it, and the steps of a slice: a second or two on a CPU core."""
 
 
@@ -31,29 +35,51 @@ def ours(model: str, exact: str) -> Command:
 
     def command(folder: Path) -> list[str]:
         stamps, run_dir = str(folder / "stamps"), str(folder / "run")
-        return ["-m", "benchmarks.timed_worker", stamps, CONFIG, *overrides, "--run-dir", run_dir]
+        config, data = (GPT_CONFIG, [f"data.root={tokens(folder)}"]) if model == "gpt" else (CONFIG, [])
+        return ["-m", "benchmarks.timed_worker", stamps, config, *overrides, *data, "--run-dir", run_dir]
 
     return command
 
 
 def plain(model: str) -> Command:
-    size = ["--steps", str(ENDLESS), "--global-batch", str(GLOBAL_BATCH)]
+    size = ["--steps", str(ENDLESS), "--global-batch", str(batch(model))]
 
     def command(folder: Path) -> list[str]:
-        return ["-m", "benchmarks.plain_ddp", "--model", model, *size, "--stamps", str(folder / "stamps")]
+        stamps = ["--stamps", str(folder / "stamps")]
+        if model == "gpt":
+            return ["-m", "benchmarks.plain_lm", "--tokens", str(tokens(folder)), *size, *stamps]
+        return ["-m", "benchmarks.plain_ddp", "--model", model, *size, *stamps]
 
     return command
 
 
-def compare(model: str, *, pairs: int, steps: int, exact: str) -> dict[str, Any]:
-    """Runs the pairs of one model: the ratios, and each side's median over the pairs."""
+def batch(model: str) -> int:
+    return 12 if model == "gpt" else GLOBAL_BATCH
+
+
+def tokens(folder: Path) -> Path:
+    """A folder with a million random tokens, as nanoGPT's prepare.py writes them."""
+    drawn = np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000, dtype=np.uint16)
+    drawn.tofile(folder / "train.bin")
+    drawn[:10_000].tofile(folder / "val.bin")
+    return folder
+
+
+def compare(model: str, *, pairs: int, steps: int, exact: str, tree: Path | None = None) -> dict[str, Any]:
+    """Runs the pairs of one model: the ratios, and each side's median over the pairs.
+
+    Args:
+        tree: another checkout, whose dist-train takes the place of the plain script.
+    """
+    other = ours(model, exact) if tree else plain(model)
     done = []
     for number in range(1, pairs + 1):
-        size = {"slices": SLICES, "steps": steps, "ranks": RANKS, "warm_up": WARM_UP, "global_batch": GLOBAL_BATCH}
-        done.append(run_pair(ours(model, exact), plain(model), **size))
+        size = {"slices": SLICES, "steps": steps, "ranks": RANKS, "warm_up": WARM_UP, "global_batch": batch(model)}
+        done.append(run_pair(ours(model, exact), other, **size, other_root=tree))
         print(f"{model}, pair {number} of {pairs}: {done[-1].ratio('step_s'):.3f}", file=sys.stderr)
     return {
         "model": model,
+        "other": str(tree) if tree else "plain torchrun + DDP",
         "exact": exact == "true",
         "pairs": pairs,
         "steps_a_pair": SLICES * steps,
@@ -75,11 +101,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, help=f"of each of the {SLICES} slices (default 20, for resnet20 10)")
     parser.add_argument("--model", choices=[*WORKS, "all"], default="all")
     parser.add_argument("--exact", choices=("true", "false"), default="true", help="how our side adds gradients")
+    parser.add_argument("--tree", type=Path, help="another checkout of dist-train, to be the other side")
     parser.add_argument("--json", action="store_true", help="a JSON list on stdout")
     args = parser.parse_args(argv)
     results = []
     for model in WORKS if args.model == "all" else [args.model]:
-        results.append(compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact))
+        results.append(
+            compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact, tree=args.tree)
+        )
     print(json.dumps(results, indent=2) if args.json else "\n".join(map(_text, results)))
     return 0
 
@@ -88,7 +117,7 @@ def _text(result: dict[str, Any]) -> str:
     times = " against ".join(f"{1e3 * result[side]['step_s']:.2f} ms" for side in ("ours", "plain"))
     rates = " against ".join(f"{result[side]['samples_per_s']:,.0f}" for side in ("ours", "plain"))
     return (
-        f"{result['model']}, exact: {str(result['exact']).lower()}, dist-train / plain torchrun + DDP, "
+        f"{result['model']}, exact: {str(result['exact']).lower()}, dist-train / {result['other']}, "
         f"{result['pairs']} pairs of {result['steps_a_pair']} steps\n"
         f"  step time  {Ratio(**result['step_time_ratio'])}  {times}\n"
         f"  samples/s  {Ratio(**result['samples_per_s_ratio'])}  {rates}"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lines import __main__ as lines
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md"))
 INDEX = ROOT / "docs" / "index.md"
@@ -80,3 +82,10 @@ def test_the_index_has_every_page_and_every_page_leads_back():
     others = set(PAGES) - {INDEX}
     assert {target for target, _ in links(INDEX)} >= others
     assert {page.name for page in others if INDEX not in {target for target, _ in links(page)}} == set()
+
+
+def test_the_lines_that_a_user_writes_are_as_many_as_the_document_says():
+    said = re.findall(r"^\| .* \| (\d+), an? .* \| (\d+) \| (\d+) \|$", (ROOT / "docs/lines.md").read_text(), re.M)
+    assert [[int(number) for number in row] for row in said] == [
+        [lines.count(lines.path(task, side)) for side in lines.SIDES] for task in lines.TASKS
+    ]

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from dist_train.config.problems import did_you_mean, printable
-from dist_train.config.schema import Custom
+from dist_train.config.schema import Custom, is_component
 from dist_train.errors import UserError
 
 _MACHINERY = (__file__, importlib.__file__)
@@ -24,7 +24,8 @@ def construct(config: Custom, kind: str, *positional: Any, offered: Mapping[str,
     """Calls what `config.name` names.
 
     Args:
-        config: name and args; an argument that the user gives beats one that is offered.
+        config: name and args; an argument that the user gives beats one that is offered. An argument that is itself
+            a name with args, as a model of transformers has it for its config, is built first.
         kind: the config's section, such as "model", for messages.
         positional: passed on.
         offered: keyword arguments passed on only if the signature has parameters of these names.
@@ -33,19 +34,41 @@ def construct(config: Custom, kind: str, *positional: Any, offered: Mapping[str,
     Raises:
         UserError: when it cannot be imported, or does not take these arguments.
     """
-    thing, keywords = resolve_import(config.name, kind), {**required, **config.args}
+    thing = resolve_import(config.name, kind)
+    keywords = {**required, **{name: _built(value, f"{kind}.args.{name}") for name, value in config.args.items()}}
     try:
         signature = inspect.signature(thing)
     except ValueError:  # code in C may have no signature; the call itself will tell
         return thing(*positional, **keywords)
     keywords = {name: value for name, value in offered.items() if name in signature.parameters} | keywords
     try:
-        signature.bind(*positional, **keywords)
-    except TypeError as error:
+        return thing(*positional, **keywords)
+    except TypeError:
+        if (misfit := _misfit(signature, positional, keywords)) is None:
+            raise
         # By name and default: annotations would hide them.
         taken = (str(p.replace(annotation=inspect.Parameter.empty)) for p in signature.parameters.values())
-        raise UserError(f"{kind} {config.name}({', '.join(taken)}) cannot be called so: {error}") from None
-    return thing(*positional, **keywords)
+        called = f"{kind} {config.name}({printable(', '.join(taken), 1000)})"
+        raise UserError(f"{called} cannot be called so: {misfit}") from None
+
+
+def _misfit(signature: inspect.Signature, positional: tuple[Any, ...], keywords: dict[str, Any]) -> TypeError | None:
+    """What is wrong with the arguments. A decorator may take more than it shows, as those of transformers' configs do,
+    so the call itself comes first."""
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        return error
+    return None
+
+
+def _built(value: Any, kind: str) -> Any:
+    """An argument as the component gets it."""
+    if is_component(value):
+        return construct(Custom.model_validate(value), kind, offered={})
+    if isinstance(value, dict):
+        return {name: _built(inner, f"{kind}.{name}") for name, inner in value.items()}
+    return [_built(inner, kind) for inner in value] if isinstance(value, list) else value
 
 
 def resolve_import(path: str, what: str) -> Any:

@@ -68,7 +68,17 @@ class Custom(Section):
     name: ImportPath
     """`package.module:Thing`, importable from the folder the command runs in."""
     args: dict[str, Any] = {}
-    """Keyword arguments for it."""
+    """Keyword arguments for it. One that is itself `{name: package.module:Thing, args: {…}}` is built first."""
+
+
+def is_component(value: Any) -> bool:
+    """Whether an argument is a name with args, to be built."""
+    if not (isinstance(value, dict) and isinstance(value.get("name"), str) and ":" in value["name"]):
+        return False
+    try:
+        return bool(Custom.model_validate(value))
+    except ValueError:
+        return False
 
 
 def _tag(value: Any) -> str | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.problems import printable
-from dist_train.config.schema import Custom, RunConfig
+from dist_train.config.schema import Custom, RunConfig, is_component
 from dist_train.errors import UserError
 from dist_train.rundir.files import write_atomic
 from dist_train.rundir.reading import read_json
@@ -60,10 +60,11 @@ class Power:
 def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     """What a run with this config would import; for a `job`, also what its script would execute."""
     sections = ((key, getattr(config, key)) for key in type(config).model_fields)
-    found = [Power(where=k, what=s.name, args=s.args) for k, s in sections if isinstance(s, Custom)]
-    found += [Power(where="callbacks", what=one.name, args=one.args) for one in config.callbacks]
+    found = [power for key, section in sections if isinstance(section, Custom) for power in _of_component(key, section)]
+    for one in config.callbacks:
+        found += _of_component("callbacks", one)
     if isinstance(other := config.eval.data, Custom):
-        found.append(Power(where="eval.data", what=other.name, args=other.args))
+        found += _of_component("eval.data", other)
     for key, data in (("data", config.data), ("eval.data", other)):
         if decode := getattr(data, "decode", None):
             found.append(Power(where=f"{key}.decode", what=decode))
@@ -71,6 +72,17 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
         words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
         found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]
         found += [Power(where="slurm.options", what=option) for option in config.slurm.options]
+    return found
+
+
+def _of_component(where: str, component: Custom) -> list[Power]:
+    """It, and what among its arguments is built as well."""
+    found, ahead = [Power(where=where, what=component.name, args=component.args)], [*component.args.values()]
+    for value in ahead:
+        if is_component(value):
+            found += _of_component(f"{where}.args", Custom.model_validate(value))
+        elif isinstance(value, dict | list):
+            ahead += value.values() if isinstance(value, dict) else value
     return found
 
 

@@ -18,6 +18,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.exact.model import seed_after
 from dist_train.exact.state import Tensors, flattened, load_state, state_of, unflattened
 from dist_train.exact.world import world
+from dist_train.rundir.lease import Fence, Lease
 from dist_train.rundir.strict_json import tagged, untagged
 
 _STATE = "state.json"
@@ -34,7 +35,8 @@ def save(folder: str | Path, *, step: int, keep: int = 2, **stateful: Any) -> No
             scalers), or a dict of numbers, text and tensors. The same names as in `resume`.
 
     Raises:
-        UserError: (exit 14) on rank 0, when something cannot be saved without pickle, or the disk refuses.
+        UserError: on rank 0, (exit 14) when something cannot be saved without pickle, or the disk refuses; (exit 3)
+            when another training that lives saves into the folder.
     """
     if not isinstance(step, int) or step < 0 or not stateful:
         raise UserError(
@@ -53,12 +55,21 @@ def save(folder: str | Path, *, step: int, keep: int = 2, **stateful: Any) -> No
         files[f"{name}.safetensors"] = as_bytes(copies)
     files[_STATE] = json.dumps(tagged(trees)).encode()
     facts = {"torch": str(torch.__version__), "world_size": group.ranks.world_size, "best_step": None}
-    store = CheckpointStore(Path(folder), keep)
+    store = CheckpointStore(Path(folder), keep, fence=_hold(Path(folder)))
     try:
         store.save(step, files, facts)
     except OSError as error:
         raise UserError(f"cannot save into {folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
     store.retain(None)
+
+
+def _hold(folder: Path) -> Fence:
+    """Takes the folder, until the process group is closed; a script that was killed holds it no more."""
+    leases = world().leases
+    if (place := str(folder.absolute())) not in leases:
+        lease = Lease(lost=lambda: None)  # the next save finds the fence closed, and says why
+        leases[place] = lease, lease.take(folder)
+    return leases[place][1]
 
 
 def resume(folder: str | Path, **stateful: Any) -> int:

@@ -14,6 +14,7 @@ from dist_train.errors import UserError
 from dist_train.heartbeat import mute
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.lease import Fence, Lease
 
 
 @dataclass(kw_only=True)
@@ -24,12 +25,14 @@ class World:
         models: every exact.DistributedDataParallel, in the order in which they were made, the same on all ranks.
         active: the one whose `each` is at work.
         at_end: what is to be called before the process group is closed.
+        leases: of the folders that are saved into, each with its fence.
     """
 
     group: ProcessGroup
     models: list[Any] = field(default_factory=list)
     active: Any = None
     at_end: list[Callable[[], None]] = field(default_factory=list)
+    leases: dict[str, tuple[Lease, Fence]] = field(default_factory=dict)
 
 
 _world: World | None = None
@@ -94,6 +97,8 @@ def _close(failure: type[BaseException] | None) -> None:
         atexit.unregister(_close_at_exit)
         for end in closing.at_end if failure is None else []:
             end()
+        for lease, _ in closing.leases.values():
+            lease.release()
         closing.group.__exit__(failure)
 
 

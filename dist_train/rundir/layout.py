@@ -7,6 +7,8 @@ from pathlib import Path
 from dist_train.rundir.reading import numbered
 
 FIRST_NODE = "node0"
+FAST_DEV_RUN = "dist-train-fast-dev-run-"
+"""How the name of a folder begins that is removed at the end, with the run in it."""
 
 
 class Below:
@@ -17,6 +19,11 @@ class Below:
 
     def __get__(self, directory: "GenerationDir | RunDir", _: type) -> Path:
         return directory.path / self._name
+
+
+def is_kept(run_dir: Path) -> bool:
+    """Whether a run will be there to go on with."""
+    return not run_dir.parent.name.startswith(FAST_DEV_RUN)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dist_train.config.problems import printable
 from dist_train.report.words import SHARES, seconds
-from dist_train.rundir.layout import RunDir, rank_log
+from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
 
@@ -82,6 +82,8 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
         return []
     report = f"  report      {shown_path(RunDir(facts.run_dir).report)}"
     if outcome.status == "stopped":
+        if not is_kept(facts.run_dir):
+            return [*_broken(facts, outcome), "stopped"]
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
         return [*_broken(facts, outcome), stopped, report]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.errors import UserError
+from dist_train.rundir.layout import FAST_DEV_RUN
 
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import mark, say
@@ -56,7 +57,9 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 @click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print what would run, or why it could not. Starts nothing, writes nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Print what would run, or why it could not. Starts nothing; of files, only a cache of the data may be made.",
 )
 @click.option(
     "--fast-dev-run",
@@ -109,7 +112,7 @@ def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resu
         raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
     from ..supervisor import supervise
 
-    with tempfile.TemporaryDirectory(prefix="dist-train-fast-dev-run-") as folder:
+    with tempfile.TemporaryDirectory(prefix=FAST_DEV_RUN) as folder:
         planned = plan_training((*words, *FEW_STEPS), run_dir=f"{folder}/run", resume=None, **options)
         if planned.plan.nodes > 1:
             raise UserError("--fast-dev-run is for one node: --nnodes 1")

@@ -1,4 +1,5 @@
-"""`--dry-run`: what would happen, from the very plan that would run. Starts no rank and writes nothing."""
+"""`--dry-run`: what would happen, from the very plan that would run. Starts no rank; a text
+may fill its cache."""
 
 import shutil
 from collections.abc import Iterator, Sequence

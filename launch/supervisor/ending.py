@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record, read_records
-from dist_train.rundir.layout import GenerationDir, rank_log
+from dist_train.rundir.layout import GenerationDir, is_kept, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import newest_checkpoint, shown_path
@@ -102,7 +102,8 @@ class Ending:
         if hang is not None:
             return self._hung(hang)
         if self._signals.kill is not None:
-            if self._plan.is_training and (newest := newest_checkpoint(self._plan.folder)):
+            kept = self._plan.is_training and is_kept(self._plan.folder)
+            if kept and (newest := newest_checkpoint(self._plan.folder)):
                 again = f"dist-train train --resume {shown_path(self._plan.folder)}"
                 say(f"ended at once; the last checkpoint is {newest}. To go on from it: {again}")
             return self._wrote("stopped", forced_code(self._signals.kill))

@@ -355,6 +355,37 @@ def test_a_script_goes_on_from_the_newest_sound_checkpoint_on_any_number_of_rank
     assert run_ranks(_life, 1, tmp_path / "run", 6) == [(6, *expected)]
 
 
+SAVES = """
+import sys
+from torch import nn
+from dist_train import exact
+try:
+    exact.save("out", step=1, model=nn.Linear(2, 2))
+    print("saved", flush=True)
+    sys.stdin.read()
+except exact.UserError as error:
+    print(int(error.code), error)
+"""
+
+
+def test_a_second_script_that_saves_into_the_folder_is_refused_while_the_first_one_lives(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start():
+        words = [sys.executable, "-c", SAVES]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(words, cwd=tmp_path, env=environment, **pipes)
+
+    with start() as first:
+        assert first.stdout.readline() == "saved\n"
+        with start() as second:
+            said, _ = second.communicate()
+        assert said.startswith(f"{int(ExitCode.OWNED)} ") and said.count("\n") == 1 and str(first.pid) in said, said
+        first.kill()
+    with start() as third:
+        assert third.communicate()[0] == "saved\n", "the dead hold nothing"
+
+
 def _unfit(ranks, folder):
     exact.seed(0)
     said = []
@@ -383,7 +414,10 @@ def test_what_does_not_fit_is_told_in_one_line(run_ranks, tmp_path):
     expected = [("does not fit this model: Error(s) in loading", ExitCode.CANNOT_RESUME)]
     expected += [("has model, numbers, and not net", ExitCode.CANNOT_RESUME), ("model is a type", ExitCode.CONFIG)]
     expected += [("numbers/a is a set, which cannot be saved without pickle", ExitCode.CHECKPOINT_IO)]
-    expected += [("exact.save: step=-1", ExitCode.CONFIG), ("cannot save into /proc/nowhere", ExitCode.CHECKPOINT_IO)]
+    expected += [
+        ("exact.save: step=-1", ExitCode.CONFIG),
+        ("/proc/nowhere, or its lease: No such", ExitCode.CHECKPOINT_IO),
+    ]
     for (line, code), (words, wanted) in zip(said, expected, strict=True):
         assert words in line and code == wanted
 

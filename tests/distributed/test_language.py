@@ -7,6 +7,7 @@ import random
 import pytest
 
 from dist_train.errors import ExitCode
+from tests.distributed.test_exactness import dies
 from tests.distributed.training import evaluate_run, result, train
 
 CONFIG = """
@@ -71,6 +72,20 @@ def test_a_resume_on_another_number_of_ranks_ends_in_the_same_bits(run_ranks, fo
 )
 def test_texts_that_cannot_be_written_are_refused_before_the_first_step(run_ranks, folder, capfd, words, code, said):
     assert run_ranks(train, 1, folder, "text.yaml", "run", *words) == [code]
+
+
+def test_killed_on_1_and_on_3_ranks_and_gone_on_with_2_it_ends_as_undisturbed_on_1(run_ranks, folder):
+    """The log of samples too: no window of the epoch twice, none left out."""
+    often = "checkpoint.every=2 steps"
+    assert run_ranks(train, 1, folder, "text.yaml", "whole", often) == [0]
+    arguments = (folder, "text.yaml", "pieces", often)
+    dies(run_ranks, 1, [0], ("step", 4), *arguments)
+    dies(run_ranks, 3, [2], ("step", 4), *arguments)
+    assert run_ranks(train, 2, *arguments) == [0, 0]
+    whole = result(folder / "whole")
+    assert result(folder / "pieces") == whole
+    seen = [index for line in whole[2] for part in json.loads(line)["indices"] for index in part]
+    assert len(seen) == len(set(seen)) == 12 * 24
 
 
 def test_a_resume_notices_another_text_and_an_evaluation_other_characters(run_ranks, folder):

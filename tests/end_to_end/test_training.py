@@ -68,6 +68,7 @@ def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
             command, cwd=folder, env={**ENVIRONMENT, **elsewhere}, capture_output=True, text=True, timeout=100
         )
         assert done.returncode == code, done.stderr
+        assert "To go on" not in done.stderr, "its folder is removed"
         if code == 0:
             assert done.stderr.count("evaluation split=") == 1 and "train step=3" in done.stderr
         assert sorted(folder.iterdir()) == before

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist_train.config import imports
+from dist_train.config.schema import CustomModel
 from dist_train.errors import UserError
 
 STDLIB = [
@@ -44,7 +46,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "mine").mkdir()
     (folder / "mine" / "__init__.py").write_text("")
     (folder / "mine" / "nets.py").write_text(
-        "import functools\n\nclass Net:\n    size = 3\n    @classmethod\n    def small(cls): return cls()\n"
+        "import functools\n\nclass Config:\n    def __init__(self, size): self.size = size\n"
+        "def showing_less(thing):\n    made = lambda **given: thing(**given)\n"
+        "    made.__wrapped__ = lambda: None\n    return made\n"
+        "Decorated = showing_less(Config)\ndef from_config(config, others=()): return config, others\n"
+        "class Net:\n    size = 3\n    @classmethod\n    def small(cls): return cls()\n"
         "def build(): return Net()\nready = functools.partial(Net)\n"
     )
     (folder / "mine" / "needs.py").write_text("import nets\nimport not_installed_anywhere\n")
@@ -98,3 +104,27 @@ def test_what_cannot_be_imported_is_told_in_one_line(path: str, fragments: list[
         imports.resolve_import(path, "model")
     assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_is_a_name_with_args_is_built(own: Path) -> None:
+    three = {"name": "mine.nets:Config", "args": {"size": 3}}
+    config, others = _built(config=three, others=[{"deep": {"name": "mine.nets:build"}}])
+    assert type(config).__name__ == "Config" and config.size == 3 and others[0]["deep"].size == 3
+    plain = {"name": "mine", "args": {}}, {"name": "mine.nets:Config", "size": 3}
+    assert _built(config=plain[0], others=[plain[1]]) == (plain[0], [plain[1]])
+    with pytest.raises(UserError, match="^model.args.config mine.nets:Config\\(size\\) cannot be called so: "):
+        _built(config={"name": "mine.nets:Config", "args": {"sise": 3}})
+    with pytest.raises(UserError, match="^model.args.others os:system: os is part of Python itself"):
+        _built(config=three, others=[{"name": "os:system", "args": {"command": "true"}}])
+
+
+def test_what_takes_more_than_its_signature_shows_is_called(own: Path) -> None:
+    config, _ = _built(config={"name": "mine.nets:Decorated", "args": {"size": 4}})
+    assert config.size == 4
+    with pytest.raises(UserError, match="Decorated\\(\\) cannot be called so"):
+        _built(config={"name": "mine.nets:Decorated", "args": {"sise": 4}})
+
+
+def _built(**args: object) -> tuple[Any, Any]:
+    custom = CustomModel.model_validate({"name": "mine.nets:from_config", "args": args})
+    return imports.construct(custom, "model", offered={})

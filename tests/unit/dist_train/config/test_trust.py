@@ -84,6 +84,16 @@ def test_other_arguments_another_thing_or_another_place_are_asked_for(home, run,
         ask(run)
 
 
+def test_what_is_built_for_an_argument_is_code_too(home, run):
+    inner = [{"deep": {"name": "birds:Config", "args": {"of": {"name": "birds:Inner"}}}}]
+    (run / "config.yaml").write_text(to_yaml(config(model={"name": "birds:Net", "args": {"config": inner}})))
+    with pytest.raises(UserError, match="model birds:Net and model.args birds:Config and model.args.args birds:Inner,"):
+        ask(run)
+    assert ask(run, "model.name=mine:Net") == [], "the arguments go with the name"
+    ask(run, given=True)
+    assert ask(run) == []
+
+
 def test_each_part_that_is_not_known_is_named_and_no_other(home, run):
     (run / "config.yaml").write_text(to_yaml(config(data={"name": "birds:Data"}, task={"name": "birds:Task"})))
     trust.remember(trust.powers(config()))
