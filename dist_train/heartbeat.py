@@ -1,10 +1,13 @@
 """Reports how far this rank is to the launcher's watchdog; does nothing without a launcher."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
-Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "end"]
+Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "callback", "end"]
 _step = 0
+_phase: Phase = "init"
 _work = 0.0
 _is_muted = False
 
@@ -33,11 +36,20 @@ def finish_step(step: int, microbatches: int) -> None:
 
 def beat(phase: Phase, step: int | None = None) -> None:
     """This rank is in `phase` and makes progress; costs microseconds. Without `step`, the last one given counts."""
-    global _step
-    _step = _step if step is None else step
+    global _step, _phase
+    _step, _phase = _step if step is None else step, phase
     writer = _writer()
     if writer is not None:
         writer.beat(phase, _step)
+
+
+@contextmanager
+def during(phase: Phase) -> Iterator[None]:
+    """This rank is in `phase` inside the block, and then again in the one before."""
+    before = _phase
+    beat(phase)
+    yield
+    beat(before)
 
 
 def stacks() -> tuple[str, int] | None:

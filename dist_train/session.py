@@ -64,6 +64,7 @@ class Session:
         for line in self.notes:
             trainer.tracker.note(line)
         self.record.update("running", state)
+        trainer.callbacks.call("on_start", state.step, state.metrics)
         if state.step == 0 and trainer.config.train.non_finite == "rollback":
             trainer.save(state)  # something to roll back to before the first checkpoint is due
         beat("compile", state.step)
@@ -83,6 +84,7 @@ class Session:
         if state.finished and trainer.splits.test is not None:
             metrics = {"split": "test", **self._evaluate_best_on_test()}
         status: Literal["done", "stopped"] = "done" if state.finished else "stopped"
+        trainer.callbacks.call("on_end", state.step, metrics, status=status)
         self.record.update(status, state, SIGNALS.get(request))
         newest = RunDir(self.facts.run_dir).checkpoint(state.step)
         trainer.tracker.finish(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dist_train.callbacks import NullCallbacks
 from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.schema import RunConfig
@@ -55,12 +56,14 @@ class Trainer:
         agreement: Agreement,
         tracker: NullTracker,
         checkpoints: NullCheckpointManager,
+        callbacks: NullCallbacks | None = None,
     ) -> None:
         check_deterministic(config, learner.model, group.device, group.ranks.world_size)
         if config.model.compile:
             learner.model.compile()
         self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
         self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
+        self.callbacks = callbacks or NullCallbacks()
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
         self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
         self.schedule = Schedule.of(config, due.steps_per_epoch)
@@ -154,6 +157,8 @@ class Trainer:
             self._count_broken(state, step, one)
         if report.diverged is not None:
             raise UserError(report.diverged, ExitCode.NON_FINITE)
+        if report.rows and self.due.tell(state.step):
+            self.callbacks.call("on_step", state.step, report.rows[-1])
 
     def _count_broken(self, state: TrainState, step: int, one: Broken) -> None:
         """Tells of a sample that was found to be broken. All ranks count alike, and before anything is saved: the limit
@@ -225,6 +230,7 @@ class Trainer:
             if one.reason not in self._told:
                 self.tracker.note(f"! {one.reason}; it is left out of the evaluation")
         self._told.update(one.reason for one in result.broken)
+        self.callbacks.call("on_evaluation", step, result.metrics, split=split)
         return result.metrics
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dist_train import models
+from dist_train.callbacks import Callbacks, NullCallbacks, build_callbacks
 from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManager
 from dist_train.checkpoint.provenance import surroundings
 from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
@@ -117,6 +118,7 @@ def set_deterministic(config: RunConfig) -> None:
 def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) -> Session:
     """Builds everything that this rank needs; all ranks call it together."""
     config, checkpoint = resolved.config, resolved.checkpoint
+    own = build_callbacks(config, group.ranks)
     splits = datasets.build(config.data, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
@@ -138,8 +140,14 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
     tracker = build_tracker(config, group.ranks, resolved.run_dir)
-    record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker)
-    trainer = Trainer(config, group, splits, learner, due, Agreement(group, flag), tracker, checkpoints)
+    callbacks = (
+        Callbacks(own, config, group.ranks, learner, due.steps_per_epoch, tracker, resolved.run_dir)
+        if own
+        else NullCallbacks()
+    )
+    record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker, callbacks)
+    agreement = Agreement(group, flag)
+    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks)
     facts = _run_facts(resolved, trainer, state.step)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
@@ -148,7 +156,13 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
 
 
 def _build_writers(
-    resolved: ResolvedRun, ranks: Ranks, learner: Learner, due: Due, provenance: Mapping[str, Any], tracker: NullTracker
+    resolved: ResolvedRun,
+    ranks: Ranks,
+    learner: Learner,
+    due: Due,
+    provenance: Mapping[str, Any],
+    tracker: NullTracker,
+    callbacks: NullCallbacks,
 ) -> tuple[NullRunRecord, NullCheckpointManager]:
     """What writes into the run directory: on rank 0 alone."""
     if not ranks.is_first:
@@ -156,6 +170,11 @@ def _build_writers(
     config, run_dir, fence = resolved.config, resolved.run_dir, resolved.fence
     run = RunDir(run_dir)
     record = RunRecord(run_dir, fence, config, ranks, resolved.generation, due.total_steps)
+
+    def saved(state: TrainState) -> None:
+        record.update("running", state)
+        callbacks.call("on_checkpoint", state.step, state.metrics, path=checkpoints.last)
+
     checkpoints = CheckpointManager(
         CheckpointStore(
             run.checkpoints, config.checkpoint.keep, resolved.generation, fence, (run.metrics, run.samples)
@@ -163,7 +182,7 @@ def _build_writers(
         learner.state_tensors,
         {"world_size": ranks.world_size, "global_batch": config.batch.global_size, **provenance},
         tracker.note,
-        on_saved=lambda state: record.update("running", state),
+        on_saved=saved,
         also=lambda step: (due.rollback_step(step),) if config.train.non_finite == "rollback" else (),
         background=config.checkpoint.background,
         # Meanwhile the other ranks may wait in a collective, and give up after twice that.

@@ -53,7 +53,7 @@ def markdown() -> str:
 
 
 def _is_section(node: shape.Node) -> bool:
-    return bool(shape.keys(shape.options(node)[0])) or "items" in node
+    return bool(shape.keys(shape.options(node)[0])) or shape.is_component(node.get("items", {}))
 
 
 def _required(section: shape.Node) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dist_train import models, tasks
+from dist_train.callbacks import build_callbacks
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.config.problems import ConfigError
 from dist_train.config.schema import RunConfig
@@ -23,8 +24,10 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.models.deterministic import explain_nondeterministic, without_deterministic_form
 from dist_train.optim.optimizer import build_optimizer
 from dist_train.optim.schedule import Schedule
+from dist_train.parallel.ranks import Ranks
 
 CURVE_POINTS = 40
+_FIRST = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
 
 
 class _NotYet(Exception):
@@ -42,6 +45,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
+        build_callbacks(config, _FIRST)
         tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         starts = models.can_start(config.model)
         model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)

@@ -7,7 +7,16 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 import shlex
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dist_train.config.problems import alternatives, did_you_mean, shown
@@ -1018,6 +1027,14 @@ def _no_option(word: str) -> None:
         raise PydanticCustomError("rule", "must begin with a program, not with an option")
 
 
+class Callback(Custom):
+    """The user's own object with any of the methods on_start, on_step, on_evaluation, on_checkpoint and on_end."""
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class RunConfig(Section):
     """One run: everything its result depends on, and how to watch it."""
 
@@ -1044,6 +1061,9 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    callbacks: list[Annotated[Callback, BeforeValidator(_named, json_schema_input_type=Callback | ImportPath)]] = []
+    """Objects of your own that are called beside the training, and cannot change it: `package.module:Thing`, or
+    `{name, args}`."""
     distributed: DistributedConfig = DistributedConfig()
     slurm: SlurmConfig = SlurmConfig()
 
@@ -1104,6 +1124,7 @@ SAFE_TO_CHANGE = (
     "run_root",
     "loader",
     "tracking",
+    "callbacks",
     "checkpoint",
     "data.on_error",
     "data.max_broken",

@@ -61,6 +61,7 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     """What a run with this config would import; for a `job`, also what its script would execute."""
     sections = ((key, getattr(config, key)) for key in type(config).model_fields)
     found = [Power(where=k, what=s.name, args=s.args) for k, s in sections if isinstance(s, Custom)]
+    found += [Power(where="callbacks", what=one.name, args=one.args) for one in config.callbacks]
     if decode := getattr(config.data, "decode", None):
         found.append(Power(where="data.decode", what=decode))
     if job:

@@ -40,6 +40,10 @@ class Due:
         """The last step up to `step` that is saved in every run of this config, however often it is stopped."""
         return step - step % self.save_every
 
+    def tell(self, step: int) -> bool:
+        """Whether callbacks are told of the step: the same steps however often a run is stopped."""
+        return step % self.log_every == 0 or step == self.total_steps
+
     def log(self, step: int) -> bool:
         """Metrics are written down before anything that a restart could go back to."""
         return step % self.log_every == 0 or self.evaluate(step) or self.save(step)

@@ -90,6 +90,12 @@ class RunDir:
         return self.checkpoints / checkpoint_name(step)
 
     logs = Below("logs")
+    pictures = Below("pictures")
+    """What callbacks have logged."""
+
+    def picture(self, callback: str, step: int, name: str) -> Path:
+        return self.pictures / callback / name / f"{step:08d}.png"
+
     wandb = Below("wandb")
     tensorboard = Below("tensorboard")
     lease = Below(".lease")

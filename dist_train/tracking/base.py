@@ -94,6 +94,23 @@ class Interval:
     seconds_left: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What a callback has logged in one call.
+
+    Attributes:
+        key: the callback's own, which all of it stands under.
+        position: {"step", "epoch", "samples_seen"}.
+        values: numbers and texts by name.
+        pictures: by name, the file that it is kept in, and uint8 [H, W, 3].
+    """
+
+    key: str
+    position: Row
+    values: dict[str, int | float | str]
+    pictures: dict[str, tuple[Path, np.ndarray]]
+
+
 class Sink:
     """One place that metrics go to. Does nothing by itself: a sink overrides what concerns it.
 
@@ -117,6 +134,9 @@ class Sink:
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         """An evaluation is finished. `row` carries "time"; `confusion` is int64 [actual class, predicted class]."""
+
+    def log_own(self, own: Own) -> None:
+        """What a callback has to log. Its pictures are in their files already, where the disk has taken them."""
 
     def note(self, line: str) -> None:
         """One line for people."""

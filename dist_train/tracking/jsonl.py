@@ -6,6 +6,7 @@ ranks, and for a run that was interrupted and resumed.
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from dist_train.rundir import strict_json
 from dist_train.rundir.files import open_to_append, replacing, sync_folder
-from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink
+from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink
 
 
 class JsonlFile:
@@ -104,7 +105,7 @@ class _FileSink(Sink):
 
 
 class JsonlSink(_FileSink):
-    """The rows of steps and evaluations."""
+    """The rows of steps and evaluations, and of callbacks."""
 
     name = "metrics.jsonl"
 
@@ -113,6 +114,10 @@ class JsonlSink(_FileSink):
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         self.append([{"kind": "evaluation", **row}])
+
+    def log_own(self, own: Own) -> None:
+        if own.values:
+            self.append([{"kind": "callback", **own.position, own.key: own.values, "time": {"unix": time.time()}}])
 
 
 class SamplesSink(_FileSink):

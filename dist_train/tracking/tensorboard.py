@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.tracking.base import Interval, Note, Row, RunFacts, Sink, metrics_of, prefix_of
+from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink, metrics_of, prefix_of
 
 
 def require_tensorboard() -> None:
@@ -47,6 +47,14 @@ class TensorboardSink(Sink):
         for key, value in metrics_of(row):
             self._writer.add_scalar(f"{prefix_of(row.get('split', 'evaluation'))}/{key}", value, row["step"])
         self._writer.flush()
+
+    def log_own(self, own: Own) -> None:
+        step = own.position["step"]
+        for name, value in own.values.items():
+            add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
+            add(f"{own.key}/{name}", value, step)
+        for name, (_, picture) in own.pictures.items():
+            self._writer.add_image(f"{own.key}/{name}", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._writer is not None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.layout import RunDir, rank_log
-from dist_train.tracking.base import Interval, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.base import Interval, Own, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
+from dist_train.tracking.pictures import PictureSink
 from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
 from dist_train.tracking.terminal import console
 from dist_train.tracking.wandb_sink import WandbSink, wandb_mode
@@ -44,6 +45,9 @@ class NullTracker:
 
         `confusion` holds counts, int64 [actual class, predicted class].
         """
+
+    def log_own(self, own: Own) -> None:
+        """What a callback has to log."""
 
     def note(self, line: str) -> None:
         """One line for the console and the log."""
@@ -101,6 +105,9 @@ class Tracker(NullTracker):
         timed = {**row, "time": {"unix": time.time()}}
         self._each(lambda sink: sink.log_evaluation(timed, confusion))
 
+    def log_own(self, own: Own) -> None:
+        self._each(lambda sink: sink.log_own(own))
+
     def note(self, line: str) -> None:
         self._each(lambda sink: sink.note(line))
 
@@ -157,6 +164,8 @@ def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path) -> NullTracker
         return NullTracker()
     run = RunDir(run_dir)
     sinks: list[Sink] = [JsonlSink(run.metrics), LogFileSink(rank_log(run.logs, 0))]
+    if config.callbacks:
+        sinks.append(PictureSink())
     if config.tracking.samples:
         sinks.append(SamplesSink(run.samples))
     if config.tracking.tensorboard:

@@ -1,8 +1,8 @@
 """W&B's own process, `python -m dist_train.tracking.wandb`: the only code that imports wandb. See wandb_sink.py.
 
-Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}}, at the end {"summary": {…},
-"finish": exit code}. Writes JSON lines on stdout: {"note": line for the user}, {"error": reason}, {"over": true}.
-Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
+Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}, "pictures": {…}}, at the end
+{"summary": {…}, "finish": exit code}. Writes JSON lines on stdout: {"note": line for the user}, {"error": reason},
+{"over": true}. Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
 
 SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. SIGINT is
 W&B's "stop this run" from the web page, and is passed on to the training, which saves and stops.
@@ -93,7 +93,7 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
     exit_code = 1  # an input that ends without a word is a training that was killed
     for message in messages:
         if "log" in message:
-            run.log({**message["log"], **_chart(message.get("confusion"))})
+            run.log({**message["log"], **_chart(message.get("confusion")), **_images(message.get("pictures", {}))})
         if "summary" in message:
             run.summary.update(message["summary"])
         if "finish" in message:
@@ -218,6 +218,13 @@ def _chart(confusion: dict[str, Any] | None) -> dict[str, Any]:
         string_fields={"title": "Confusion matrix"},
     )
     return {confusion["key"]: chart}
+
+
+def _images(pictures: dict[str, str]) -> dict[str, Any]:
+    """What callbacks have logged, by the files that it is kept in, which a full disk has not taken."""
+    import wandb
+
+    return {key: wandb.Image(path) for key, path in pictures.items() if Path(path).is_file()}
 
 
 def _messages(parent: int) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ from dist_train.rundir.files import open_to_append, write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
 from dist_train.tracking import base
-from dist_train.tracking.base import POSITION, Interval, Note, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.base import POSITION, Interval, Note, Own, Row, RunFacts, SessionOutcome, Sink
 
 PROJECT = "dist-train"
 """Of runs for which no project is given."""
@@ -104,6 +104,11 @@ class WandbSink(Sink):
             cells = base.confusion_cells(confusion, self._facts.classes, MOST_CELLS)
             chart = {"key": f"{prefix}/confusion_matrix", "cells": cells}
         self._send(log={"train/step": row["step"], **_group(prefix, row)}, confusion=chart)
+
+    def log_own(self, own: Own) -> None:
+        values = {f"{own.key}/{name}": value for name, value in own.values.items()}
+        pictures = {f"{own.key}/{name}": str(path.absolute()) for name, (path, _) in own.pictures.items()}
+        self._send(log={"train/step": own.position["step"], **values}, pictures=pictures)
 
     def finish(self, outcome: SessionOutcome) -> None:
         summary = {f"final/{key}": value for key, value in base.metrics_of(outcome.metrics)}

@@ -26,7 +26,7 @@ STEP = 10.0
 """Seconds that a step may take at least; five times the slowest recent one where that is more."""
 TIMES = 5.0
 PHASES = {"init": 600.0, "connect": 300.0, "compile": 1800.0}
-PHASES |= {"step": STEP, "evaluate": 300.0, "save": 1800.0, "end": 600.0}
+PHASES |= {"step": STEP, "evaluate": 300.0, "save": 1800.0, "callback": 300.0, "end": 600.0}
 """Deadlines of our trainer, in seconds since its last sign of going forward. A save in the background may be waited for
 for a quarter of an hour, a compilation takes what it takes. Connecting takes seconds, once the last rank has come, and
 until that one has, it is in another phase."""

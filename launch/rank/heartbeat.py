@@ -23,7 +23,7 @@ MODULE = "_dist_train_heartbeat"
 """Under this name in sys.modules the program finds it, and needs no variable in its environment."""
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
-PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect")
+PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect", "callback")
 RECORD = struct.Struct("<qqqqdQqdqq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
 steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
