@@ -119,7 +119,7 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     """Builds everything that this rank needs; all ranks call it together."""
     config, checkpoint = resolved.config, resolved.checkpoint
     own = build_callbacks(config, group.ranks)
-    splits = datasets.build(config.data, group.local_rank0_first)
+    splits = datasets.build_all(config, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
     if checkpoint is None:

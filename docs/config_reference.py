@@ -112,7 +112,7 @@ def _section(key: str, section: shape.Node) -> Iterator[str]:
 
 
 def _is_nested(node: shape.Node) -> bool:
-    return bool(shape.keys(shape.options(node)[0]))
+    return bool(shape.keys(shape.options(node)[0])) and not shape.is_component(node)
 
 
 def _with_note(node: shape.Node) -> shape.Node:

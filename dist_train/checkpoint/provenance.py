@@ -43,7 +43,9 @@ def machine(config: RunConfig, device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads()}
     found |= gpu_libraries() if device.type == "cuda" else {}
-    return {**found, "decoder": decoder_name()} if config.data.name in DECODED else found
+    return (
+        {**found, "decoder": decoder_name()} if {config.data.name, config.evaluated_data.name} & {*DECODED} else found
+    )
 
 
 def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:

@@ -68,12 +68,20 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 def _splits(config: RunConfig) -> Splits:
     """The data, if it exists already; nothing is downloaded."""
-    if not getattr(config.data, "download", False):
-        return datasets.build(config.data)
+    if not any(getattr(data, "download", False) for data in (config.data, config.eval.data)):
+        return datasets.build_all(config)
+    there = {
+        "data": _as_it_is(config.data),
+        "eval": config.eval.model_copy(update={"data": _as_it_is(config.eval.data)}),
+    }
     try:
-        return datasets.build(config.data.model_copy(update={"download": False}))
+        return datasets.build_all(config.model_copy(update=there))
     except UserError:
         raise _NotYet(f"{config.data.name} is not there yet; the training downloads it") from None
+
+
+def _as_it_is(data: Any) -> Any:
+    return data.model_copy(update={"download": False}) if hasattr(data, "download") else data
 
 
 def _length(config: RunConfig, samples: int) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from dist_train import tasks
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import config_of_run, reporting, saved_model
-from dist_train.config.problems import printable
 from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
+from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluate
 from dist_train.parallel.process_group import ProcessGroup
@@ -37,12 +37,10 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
     with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
         found = group.run_on_rank0(lambda: locate(target, lambda line: print(line, file=sys.stderr), best=True))
         saved = broadcast_checkpoint(found, group)
-        splits = datasets.build(config.data, group.local_rank0_first)
+        splits = _splits(config, split, saved.other["data"], group)
         dataset = getattr(splits, split)
         if dataset is None:
-            raise UserError(f"{config.data.name} has no {split} split")
-        _check_classes(config, saved.other["data"].get("classes"), splits.classes)
-        _check_meaning(config, saved.other["data"], splits.saved)
+            raise UserError(f"{config.evaluated_data.name} has no {split} split")
         task = tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)
@@ -55,27 +53,13 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
     return {**row, "per_class": result.per_class, **confusion}
 
 
-def _check_classes(config: RunConfig, trained: list[str] | None, found: tuple[str, ...] | None) -> None:
-    """Raises UserError if the data has other classes than the training had: class numbers would mean something else."""
-    if trained is None or found is None or tuple(trained) == found:
-        return
-    place = next((k for k, (one, two) in enumerate(zip(trained, found, strict=False)) if one != two), None)
-    if place is None:
-        which = f"{len(found)} classes, and the model was trained for {len(trained)}"
-    else:
-        which = f"{printable(found[place])} for class {place}, which was {printable(trained[place])} in training"
-    raise UserError(f"this {config.data.name} has {which}: give the data that it was trained for", ExitCode.DATA)
-
-
-_SAME = {"scaling": "another mean or deviation in its training split", "tokenizer": "other tokens"}
-
-
-def _check_meaning(config: RunConfig, trained: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises UserError if an input's numbers would mean something else than they did in training."""
-    for name, what in _SAME.items():
-        if trained.get(name) != found.get(name):
-            said = f"this {config.data.name} has {what} than the data of the training had"
-            raise UserError(f"{said}: give the data that it was trained for", ExitCode.DATA)
+def _splits(config: RunConfig, split: str, trained: Mapping[str, Any], group: ProcessGroup) -> Splits:
+    """The data with this split, checked; that of the training need not be there where `eval.data` is another."""
+    if config.eval.data is not None and split != "train":
+        return datasets.build_evaluated(config.eval.data, trained, group.local_rank0_first)
+    splits = datasets.build(config.data, group.local_rank0_first)
+    datasets.check_alike(config.data.name, splits.saved, trained, sizes=False)
+    return splits
 
 
 def _text(row: dict[str, object]) -> str:

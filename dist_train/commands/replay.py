@@ -133,7 +133,7 @@ def _replay(request: ReplayRequest) -> ReplayOutcome:
     share(ranks.rank, ranks.world_size, microbatches)  # raises if there are too few
     set_deterministic(config)
     with ProcessGroup(ranks, config.distributed) as group:
-        splits = datasets.build(config.data, group.local_rank0_first)
+        splits = datasets.build_all(config, group.local_rank0_first)
         due = Due.of(config, train_sampler(config, splits.train, ranks).steps_per_epoch)
         recording = group.run_on_rank0(
             lambda: read_recording(request, config, due, surroundings(config, splits, group.device), ranks.world_size)

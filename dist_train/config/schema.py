@@ -357,6 +357,16 @@ DataConfig = Annotated[
 ]
 
 
+def _all_of_it(value: Any) -> Any:
+    """Of files that are evaluated alone, what `eval` names is there, or without it `train`, or all of root."""
+    whole = {"image_folder": ".", "text": ".", "table": ".", "tokens": "val.bin", "shards": None, "huggingface": None}
+    if not isinstance(value, dict) or value.get("name") not in whole:
+        return value
+    own = None if value["name"] == "tokens" else value.get("train")
+    files = value.get("eval") or own or whole[value["name"]]
+    return {**value, "train": files, "eval": files} if files else value
+
+
 # ---------------------------------------------------------------- augmentation
 
 
@@ -878,6 +888,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """When and how to evaluate. The figures do not depend on mode or number of ranks."""
 
+    data: Annotated[DataConfig, BeforeValidator(_all_of_it)] | None = None
+    """Evaluate on another data set, with the keys of the section data: what its `eval` names, or all of its files. The
+    sizes of its inputs and its classes must be those of the training data."""
     every: TrainingDuration = Duration(1.0, "epochs")
     """Time between evaluations; there is always one at the end."""
     batch_size: Count = 128
@@ -1068,6 +1081,11 @@ class RunConfig(Section):
     slurm: SlurmConfig = SlurmConfig()
 
     @property
+    def evaluated_data(self) -> DataConfig:
+        """The data that is evaluated."""
+        return self.eval.data or self.data
+
+    @property
     def best(self) -> str:
         """The metric that picks the best checkpoint."""
         own = self.eval.best
@@ -1129,6 +1147,9 @@ SAFE_TO_CHANGE = (
     "data.on_error",
     "data.max_broken",
     "data.cache",
+    "eval.data.on_error",
+    "eval.data.max_broken",
+    "eval.data.cache",
     "eval.mode",
     "eval.on_error",
     "train.stop_after",

@@ -26,7 +26,8 @@ def resolved(node: Node) -> Node:
 def options(node: Node) -> list[Node]:
     """The alternatives of a value, without null, which only says that it may be omitted."""
     node = resolved(node)
-    return [resolved(part) for part in node.get("anyOf", [node]) if part.get("type") != "null"]
+    parts = [resolved(part) for part in node.get("anyOf", [node]) if part.get("type") != "null"]
+    return [option for part in parts for option in (options(part) if "anyOf" in part else [part])]
 
 
 def may_be_null(node: Node) -> bool:

@@ -62,8 +62,11 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     sections = ((key, getattr(config, key)) for key in type(config).model_fields)
     found = [Power(where=k, what=s.name, args=s.args) for k, s in sections if isinstance(s, Custom)]
     found += [Power(where="callbacks", what=one.name, args=one.args) for one in config.callbacks]
-    if decode := getattr(config.data, "decode", None):
-        found.append(Power(where="data.decode", what=decode))
+    if isinstance(other := config.eval.data, Custom):
+        found.append(Power(where="eval.data", what=other.name, args=other.args))
+    for key, data in (("data", config.data), ("eval.data", other)):
+        if decode := getattr(data, "decode", None):
+            found.append(Power(where=f"{key}.decode", what=decode))
     if job:
         words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
         found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dist_train.config.schema import CustomData, LoaderConfig, RunConfig
+from dist_train.config.schema import CustomData, DataConfig, LoaderConfig, RunConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -149,7 +149,7 @@ class Source:
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
         classes = len(splits.classes) if splits.classes else None
         augment, retry_s = Augment(config.augment, config.seed), config.loader.retry.seconds
-        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config))
+        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config.data))
         mix = Mix.from_config(config.augment, config.seed, classes)
         transform = DeviceTransform(config.augment, device, mix)
         return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
@@ -157,7 +157,7 @@ class Source:
     @classmethod
     def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "Source":
         retry_s = config.loader.retry.seconds
-        fetch = Fetch(dataset, config.seed, None, retry_s, config.eval.on_error, _pad(config))
+        fetch = Fetch(dataset, config.seed, None, retry_s, config.eval.on_error, _pad(config.evaluated_data))
         transform = DeviceTransform(config.augment, device)
         return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
 
@@ -189,8 +189,8 @@ class Source:
             )
 
 
-def _pad(config: RunConfig) -> float | dict[str, float] | None:
-    return config.data.pad if isinstance(config.data, CustomData) else None
+def _pad(data: DataConfig) -> float | dict[str, float] | None:
+    return data.pad if isinstance(data, CustomData) else None
 
 
 def by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:

@@ -51,7 +51,8 @@ def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterat
     train, held_out = facts.get("train_samples"), facts.get("evaluation_samples")
     yield "plan", _plan(config, plan)
     yield "batch", _batch(config, plan)
-    yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples"
+    of = f", of {config.eval.data.name}" if config.eval.data else ""
+    yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples{of}"
     yield "steps", _steps(config, facts)
     yield "memory", _memory(facts)
     yield "saves", _saves(config, facts)

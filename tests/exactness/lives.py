@@ -150,7 +150,7 @@ def plain_gradient_norm(ranks: Any, config_path: str, in_float64: bool) -> float
 
     config = load(config_path, ["loader.workers=0"])
     torch.set_num_threads(config.distributed.threads_per_rank)
-    splits = datasets.build(config.data, contextlib.nullcontext)
+    splits = datasets.build_all(config)
     plain = config.model.model_copy(update={"channels_last": False})
     task = tasks.build(config.task, splits.classes)
     (step,) = train_batches(config, splits, ranks, torch.device("cpu"), 0, 1)

@@ -54,6 +54,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "model.torchvision.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "model.custom.compile": (False, "minutes for each life; tests/distributed/test_exactness.py has a long test"),
     "train.stop_after": (None, "every draw is stopped by it and resumed"),
+    "eval.data": (None, "the data of a draw has its own; tests/distributed/test_evaluation.py"),
     "callbacks": (["tests.distributed.callbacks:Everywhere"], "of one's own; it draws, and no result may know of it"),
     "tracking.samples": (True, "every draw is compared by it"),
     "tracking.wandb.mode": ("disabled", "needs the network; no result goes through it"),

@@ -1,10 +1,11 @@
 """The data sets, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from dist_train.config.schema import DataConfig
+from dist_train.config.schema import CustomData, DataConfig, ImageFolder, RunConfig
 from dist_train.data.datasets import (
     custom,
     digits,
@@ -17,12 +18,13 @@ from dist_train.data.datasets import (
     tokens,
     torchvision_sets,
 )
+from dist_train.data.datasets.alike import check_alike
 from dist_train.data.datasets.base import ImageSet, Splits
 
 LocalRank0First = Callable[[], AbstractContextManager[None]]
 """Makes a context whose block one rank of each node runs before the others do."""
 
-__all__ = ["ImageSet", "Splits", "build"]
+__all__ = ["ImageSet", "Splits", "build", "build_all", "build_evaluated", "check_alike"]
 
 _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "digits": digits.build,
@@ -38,6 +40,41 @@ _BUILDERS: dict[str, Callable[[Any, LocalRank0First], Splits]] = {
     "shards": shards.build,
     "huggingface": huggingface.build,
 }
+
+
+def build_all(config: RunConfig, local_rank0_first: LocalRank0First = nullcontext) -> Splits:
+    """The data of a run: `data`, and where `eval.data` is given the evaluation and test split of that.
+
+    Raises:
+        UserError: as `build` does, and (exit 13) where the one is not like the other.
+    """
+    splits = build(config.data, local_rank0_first)
+    if config.eval.data is None:
+        return splits
+    other = build_evaluated(config.eval.data, splits.saved, local_rank0_first)
+    notes = tuple(dict.fromkeys((*splits.notes, *other.notes)))
+    return replace(splits, evaluation=other.evaluation, test=other.test, notes=notes)
+
+
+def build_evaluated(config: DataConfig, trained: Mapping[str, Any], local_rank0_first: LocalRank0First) -> Splits:
+    """Data that is evaluated alone.
+
+    Args:
+        trained: `Splits.saved` of the data of the training.
+
+    Raises:
+        UserError: as `build_all` does.
+    """
+    if isinstance(config, ImageFolder):
+        splits = image_folder.build(config, local_rank0_first, trained["classes"])
+    elif isinstance(config, CustomData):
+        splits = custom.build(config, local_rank0_first, trains=False)
+    else:
+        splits = build(config, local_rank0_first)
+    sizes = getattr(config, "pad", None) is None
+    check_alike(f"{config.name} of eval.data", splits.saved, trained, sizes=sizes)
+    known: dict[str, Any] = {name: trained.get(name) for name in ("classes", "outputs", "vocabulary")}
+    return replace(splits, **known)
 
 
 def build(config: DataConfig, local_rank0_first: LocalRank0First = nullcontext) -> Splits:

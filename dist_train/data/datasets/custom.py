@@ -29,13 +29,14 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seeded
 
 
-def build(config: CustomData, local_rank0_first: Any) -> Splits:
+def build(config: CustomData, local_rank0_first: Any, *, trains: bool = True) -> Splits:
+    """Without `trains` there is no training split: the one that is evaluated stands in its place."""
     thing = resolve_import(config.name, "data")
-    splits = ["train", "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
+    splits = [*["train"] * trains, "evaluation", *(["test"] if getattr(thing, "has_test", False) else [])]
     made = {split: construct(config, "data", offered={}, split=split) for split in splits}
     for split, dataset in made.items():
         _check(config.name, split, dataset)
-    train = made["train"]
+    train = made.setdefault("train", made["evaluation"])
     tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
     shape, outputs = shape_of(train, tries)
     known: dict[str, Any] = {name: getattr(train, name, None) for name in ("vocabulary", "token_bytes")}

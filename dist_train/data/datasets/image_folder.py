@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,11 @@ class FolderImages(DecodedImages):
         return self._files.fingerprint()
 
 
-def build(config: ImageFolder, local_rank0_first: Any) -> Splits:
+def build(config: ImageFolder, local_rank0_first: Any, classes: Sequence[str] | None = None) -> Splits:
+    """`classes` are those of the training, where this data is evaluated alone."""
     root = Path(config.root)
     first = () if config.train else splits_as_classes(root)
-    whole = ClassFolders(root / config.train if config.train else root)
+    whole = ClassFolders(root / config.train if config.train else root, classes)
     notes = [*first, *whole.notes]
     files = _listed(whole)
 
