@@ -6,6 +6,7 @@ done on the device, is in dist_train/data/device_transform.py.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,14 @@ _ATTEMPTS = 10
 
 
 class Augment:
-    """The steps of a config's `augment` list that change single images."""
+    """The steps of a config's `augment` list that change single images.
 
-    def __init__(self, items: Sequence[Any], seed: int) -> None:
-        self._seed = seed
+    Args:
+        outside: what a mask has where its image is padded.
+    """
+
+    def __init__(self, items: Sequence[Any], seed: int, outside: int = 0) -> None:
+        self._seed, self._outside = seed, outside
         self._crop = next((item for item in items if isinstance(item, RandomResizedCrop)), None)
         self._steps = [(_STEPS[item.name], item) for item in items if item.name in _STEPS]
         self._moving = next((item.name for item in items if item is self._crop or item.name in _STEPS), None)
@@ -40,14 +45,56 @@ class Augment:
     def prepare(self) -> None:
         """Runs each step once, so that everything that a first run imports and sets up is in place."""
         self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, np.zeros(1, dtype=np.int64))
+        if _tv_tensors() is not None:
+            self.mover((8, 8), 0, 0)
 
     def check_targets(self, targets: Any) -> None:
         """Raises UserError where an image would move under its target: a mask, a map, boxes, points."""
         if self._moving is not None and (shape := _place_in_image(targets)) is not None:
             raise UserError(
                 f"augment: {self._moving} would move the images and not their targets, which have the shape {shape}: "
-                "do it in the data set, for both, and take it out of augment"
+                f"{_ADVICE}"
             )
+
+    def mover(self, size: tuple[int, int], epoch: int, index: int) -> Callable[[Any], Any]:
+        """A function that moves a part of the target of sample `index` as its image of `size`, height and width, is
+        moved, if the part is one of torchvision's tv_tensors: a mask, boxes, an image.
+
+        Raises:
+            UserError: when it is of another size, or cannot be moved so.
+        """
+        from torchvision.transforms.v2 import functional
+
+        tv_tensors, row = _tv_tensors(), np.array([index])
+
+        def move(part: Any) -> Any:
+            if self._moving is None or not lies_in_image(part):
+                self.check_targets(part[None] if isinstance(part, Tensor | np.ndarray) else part)
+                return part
+            kind = type(part).__name__
+            if tuple(functional.get_size(part)) != size:
+                theirs = list(functional.get_size(part))
+                raise UserError(
+                    f"augment: sample {index:,} has an image of {list(size)} pixels and a {kind} of {theirs}"
+                )
+            fill = self._outside if isinstance(part, tv_tensors.Mask) else 0
+            if fill and not part.is_floating_point() and not 0 <= fill <= torch.iinfo(part.dtype).max:
+                part = tv_tensors.wrap(part.to(torch.int64), like=part)
+            if self._crop is not None:
+                draws = _crop_draws(self._seed, epoch, row)[0]
+                part = functional.resized_crop(part, *crop_box(self._crop, *size, draws), list(size), antialias=True)
+            for _, item in self._steps:
+                if isinstance(item, RandAugment):
+                    raise UserError(f"augment: {item.name} would move the images and not their {kind}: {_ADVICE}")
+                if isinstance(item, RandomCrop):
+                    [[top, left]] = _places(item, self._seed, epoch, row)
+                    part = functional.pad(part, [item.padding] * 4, fill=fill)
+                    part = functional.crop(part, int(top), int(left), *size)
+                elif len(_flipped(item, self._seed, epoch, row)):
+                    part = functional.horizontal_flip(part)
+            return part
+
+        return move
 
     def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """Images [m, C, H, W] of any dtype to the same shape and dtype; `indices` is int64 [m]."""
@@ -55,6 +102,23 @@ class Augment:
             check_images(images, item.name)
             images = step(item, images, self._seed, epoch, indices)
         return images
+
+
+_ADVICE = (
+    "return them as torchvision.tv_tensors (Mask, BoundingBoxes, Image), which crops and flips move too, or do it in "
+    "the data set, for both, and take it out of augment"
+)
+
+
+def _tv_tensors() -> Any:
+    """The module, where a data set has imported it; else no target is any of it."""
+    return sys.modules.get("torchvision.tv_tensors")
+
+
+def lies_in_image(part: Any) -> bool:
+    """Whether a part of a target is one of torchvision's tv_tensors."""
+    tv_tensors = _tv_tensors()
+    return tv_tensors is not None and isinstance(part, tv_tensors.TVTensor)
 
 
 def _place_in_image(targets: Any) -> list[int] | None:
@@ -76,19 +140,28 @@ def random_crop(item: RandomCrop, images: Tensor, seed: int, epoch: int, indices
     """Pads each side with zeros, then crops to the original size at a place that is drawn uniformly."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, (item.padding,) * 4).numpy()
-    places = uniform(seed, "random_crop", epoch, indices, draws=2) * (2 * item.padding + 1)
-    top, left = places.astype(np.int64).T
+    top, left = _places(item, seed, epoch, indices).T
     # Indexing windows of the padded images copies row by row; torch's index, element by element, is 4 times slower.
     windows = sliding_window_view(padded, (height, width), axis=(2, 3))
     return torch.from_numpy(windows[np.arange(len(images)), :, top, left])
 
 
+def _places(item: RandomCrop, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """int64 [m, 2]: top and left in the padded image."""
+    return (uniform(seed, "random_crop", epoch, indices, draws=2) * (2 * item.padding + 1)).astype(np.int64)
+
+
 def horizontal_flip(item: HorizontalFlip, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
     """Mirrors each image with probability p."""
-    chosen = np.flatnonzero(uniform(seed, "horizontal_flip", epoch, indices)[:, 0] < item.p)
+    chosen = _flipped(item, seed, epoch, indices)
     flipped = images.numpy().copy()
     flipped[chosen] = flipped[chosen, ..., ::-1]
     return torch.from_numpy(flipped)
+
+
+def _flipped(item: HorizontalFlip, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """The rows that are."""
+    return np.flatnonzero(uniform(seed, "horizontal_flip", epoch, indices)[:, 0] < item.p)
 
 
 def rand_augment(item: RandAugment, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
@@ -113,13 +186,17 @@ _STEPS: dict[str, Callable[[Any, Tensor, int, int, np.ndarray], Tensor]] = {
 
 def resized_crop(item: RandomResizedCrop, seed: int, epoch: int, indices: np.ndarray) -> Crop:
     """A function that crops row k of the samples `indices` and resizes it; the box depends on the image's own size."""
-    draws = uniform(seed, "random_resized_crop", epoch, indices, draws=2 * _ATTEMPTS + 2)
+    draws = _crop_draws(seed, epoch, indices)
 
     def crop(row: int, image: Tensor, height: int, width: int) -> Tensor:
         top, left, rows, columns = crop_box(item, image.shape[-2], image.shape[-1], draws[row])
         return resize(image[..., top : top + rows, left : left + columns], height, width)
 
     return crop
+
+
+def _crop_draws(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    return uniform(seed, "random_resized_crop", epoch, indices, draws=2 * _ATTEMPTS + 2)
 
 
 def crop_box(item: RandomResizedCrop, height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from dist_train.data import decode
-from dist_train.data.augment import Augment, check_images
+from dist_train.data.augment import Augment, check_images, lies_in_image
 from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_of
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.decoded import DecodedImages, Named
@@ -240,9 +240,11 @@ class Fetch(Dataset):
         """Inputs and targets, stacked and augmented."""
         epoch, indices, augment = request.epoch, request.indices, self._augment
         raw = self._raw(request)
+        moved = False
         if isinstance(self._dataset, ImageSet):
             inputs, targets = raw
         else:
+            moved, raw = self._moved(raw, epoch, indices)
             with noted("stacking", indices, self._dataset):
                 inputs, targets = stacked(raw, self._dataset, self._pad)
             if augment and (crop := augment.crop(epoch, indices)) is not None:
@@ -250,8 +252,22 @@ class Fetch(Dataset):
                 inputs = crop_each(inputs, crop)
         if augment is None:
             return inputs, targets
-        augment.check_targets(targets)
+        if not moved:
+            augment.check_targets(targets)
         return augment(inputs, epoch, indices), targets
+
+    def _moved(self, samples: list[Any], epoch: int, indices: np.ndarray) -> tuple[bool, list[Any]]:
+        """With targets that lie where their images will, as far as the data set says that they lie in the image; and
+        whether it does."""
+        parts: list[Any] = []
+        each_array(parts.append, [sample[1] for sample in samples if not isinstance(sample, Mapping)])
+        if self._augment is None or not any(map(lies_in_image, parts)):
+            return False, samples
+        moved = []
+        for (image, target), index in zip(samples, indices.tolist(), strict=True):
+            move = self._augment.mover(tuple(getattr(image, "shape", ())[-2:]), epoch, index)
+            moved.append((image, each_array(move, target)))
+        return True, moved
 
     def _raw(self, request: LoadRequest) -> Any:
         """What the data set itself gives: images and targets of an ImageSet, else the samples one by one."""

@@ -148,7 +148,8 @@ class Source:
     @classmethod
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
         classes = len(splits.classes) if splits.classes else None
-        augment, retry_s = Augment(config.augment, config.seed), config.loader.retry.seconds
+        augment = Augment(config.augment, config.seed, getattr(config.task, "ignore_index", None) or 0)
+        retry_s = config.loader.retry.seconds
         fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config.data))
         mix = Mix.from_config(config.augment, config.seed, classes)
         transform = DeviceTransform(config.augment, device, mix)
