@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Rows, Sums, Task, Totals, counted, refused
 
 _LARGEST = 1_024
 """Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
@@ -25,7 +25,7 @@ class Regression(Task):
         delta: of huber and smooth_l1, the error from which they are linear.
     """
 
-    counts_every_sample = True
+    counts_every_sample = needs_targets = True
 
     def __init__(self, *, loss: Literal["mse", "mae", "huber", "smooth_l1"] = "mse", delta: float = 1.0) -> None:
         self._kind, self._delta = loss, delta
@@ -37,8 +37,7 @@ class Regression(Task):
             UserError: for anything else, and for a number that is not finite.
         """
         if not isinstance(target, Tensor) or target.is_complex():
-            kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-            raise UserError(f"{name_of(0)}: the target is {kind}; regression takes numbers", ExitCode.DATA)
+            raise refused(target, name_of, "regression takes a number, or several in one shape for all samples")
         wrong = (~torch.isfinite(target)).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])
