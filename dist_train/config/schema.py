@@ -7,16 +7,8 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 import shlex
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from dist_train.config.problems import alternatives, did_you_mean, shown
@@ -888,7 +880,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """When and how to evaluate. The figures do not depend on mode or number of ranks."""
 
-    data: Annotated[DataConfig, BeforeValidator(_all_of_it)] | None = None
+    data: Annotated[DataConfig, pydantic.BeforeValidator(_all_of_it)] | None = None
     """Evaluate on another data set, with the keys of the section data: what its `eval` names, or all of its files. The
     sizes of its inputs and its classes must be those of the training data."""
     every: TrainingDuration = Duration(1.0, "epochs")
@@ -1074,7 +1066,9 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
-    callbacks: list[Annotated[Callback, BeforeValidator(_named, json_schema_input_type=Callback | ImportPath)]] = []
+    callbacks: list[
+        Annotated[Callback, pydantic.BeforeValidator(_named, json_schema_input_type=Callback | ImportPath)]
+    ] = []
     """Objects of your own that are called beside the training, and cannot change it: `package.module:Thing`, or
     `{name, args}`."""
     distributed: DistributedConfig = DistributedConfig()
