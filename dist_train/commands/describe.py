@@ -45,7 +45,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
-        build_callbacks(config, _FIRST)
+        build_callbacks(config, Ranks.from_environment())
         tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
         starts = models.can_start(config.model)
         model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)

@@ -246,7 +246,7 @@ class Fetch(Dataset):
         else:
             moved, raw = self._moved(raw, epoch, indices)
             with noted("stacking", indices, self._dataset):
-                inputs, targets = stacked(raw, self._dataset, self._pad)
+                inputs, targets = stacked(raw, indices, self._dataset, self._pad)
             if augment and (crop := augment.crop(epoch, indices)) is not None:
                 check_images(inputs, "random_resized_crop")
                 inputs = crop_each(inputs, crop)

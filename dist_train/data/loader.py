@@ -171,7 +171,8 @@ class Source:
     def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
         """What was loaded, checked, on the device and ready for the model."""
         request, targets = loaded.request, loaded.targets
-        if self.task and targets is not None:  # here, on the CPU: on a GPU it would be too late to look at the targets
+        # Here, on the CPU: on a GPU it would be too late to look at the targets.
+        if self.task and (targets is not None or (self.task.needs_targets and len(request.indices))):
             targets = self.task.check_targets(targets, lambda row: sample_name(self.dataset, int(request.indices[row])))
         size = len(request.indices) // request.parts
         here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,9 @@ def check_sample(sample: Any, name: str) -> None:
         )
 
 
-def stacked(samples: list[Any], dataset: Any, pad: float | Mapping[str, float] | None) -> tuple[Any, Any]:
+def stacked(
+    samples: list[Any], indices: np.ndarray, dataset: Any, pad: float | Mapping[str, float] | None
+) -> tuple[Any, Any]:
     """Inputs and targets of a microbatch, by the data set's own `collate` where it has one, else as torch's DataLoader
     stacks them. Of samples that are mappings the targets are None.
 
@@ -31,7 +34,15 @@ def stacked(samples: list[Any], dataset: Any, pad: float | Mapping[str, float] |
     if pad is not None:
         samples = padded(samples, pad)
     own = getattr(dataset, "collate", None)
-    batch = collate(samples, collate_fn_map=_COLLATE) if own is None else own(samples)
+    try:
+        batch = collate(samples, collate_fn_map=_COLLATE) if own is None else own(samples)
+    except _Ragged as error:
+        (one, first), (two, second) = error.args
+        raise UserError(
+            f"sample {indices[one]:,} of {type(dataset).__name__} has a tensor of the shape {first}, and sample "
+            f"{indices[two]:,} one of {second}: give them one size, say `pad` beside args, or write a method `collate`",
+            ExitCode.USER_CODE,
+        ) from None
     if isinstance(batch, Mapping):
         return batch, None
     if not _is_pair(batch):
@@ -45,7 +56,14 @@ def stacked(samples: list[Any], dataset: Any, pad: float | Mapping[str, float] |
 
 def _stack(tensors: list[Tensor], *, collate_fn_map: Any) -> Tensor:
     """torch's own function uses other memory in a loading process, and fails with another message there."""
+    for row, tensor in enumerate(tensors):
+        if tensor.shape != tensors[0].shape:
+            raise _Ragged((0, list(tensors[0].shape)), (row, list(tensor.shape)))
     return torch.stack(tensors)
+
+
+class _Ragged(Exception):
+    """Place and shape of two tensors that do not stack."""
 
 
 _COLLATE = {**default_collate_fn_map, Tensor: _stack}

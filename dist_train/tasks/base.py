@@ -96,10 +96,12 @@ class Task:
     Attributes:
         counts_every_sample: the loss always counts as many targets as there are samples. It can then be normalised
             over the global batch without asking the other ranks; False is always right, and costs one small sum a step.
+        needs_targets: a sample without a target is refused, by `check_targets`.
         keywords: whether inputs that are a mapping reach the model as keyword arguments.
     """
 
     counts_every_sample: bool = False
+    needs_targets: bool = False
     keywords: bool = False
 
     def forward(self, model: Model, inputs: Any) -> Any:
@@ -174,6 +176,18 @@ class Task:
     def confusion(self, sums: Totals) -> np.ndarray | None:
         """int64 [classes, classes], rows the true class, columns the predicted; None where there is none."""
         return None
+
+
+def refused(target: Any, name_of: Callable[[int], str], takes: str) -> UserError:
+    """The error for targets of a type or shape that a task cannot learn from; `takes` says what it can."""
+    if isinstance(target, Tensor):
+        shape = f" of shape {list(target.shape[1:])}" if target.ndim != 1 else ""
+        given = f"{str(target.dtype).removeprefix('torch.')}{shape}"
+    elif isinstance(target, list | tuple) and target:
+        given = "text" if isinstance(target[0], str) else f"a {type(target).__name__}"
+    else:
+        given = "missing" if target is None else f"a {type(target).__name__}"
+    return UserError(f"{name_of(0)}: the target is {given}; {takes}", ExitCode.DATA)
 
 
 def _sums_of(loss: Loss) -> Sums:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted
+from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted, refused
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -34,6 +34,8 @@ class Classification(Task):
         focal_gamma: how much less the focal loss counts what is recognised already.
     """
 
+    needs_targets = True
+
     def __init__(
         self,
         *,
@@ -54,13 +56,20 @@ class Classification(Task):
         Raises:
             UserError: for anything else, and for a class that there is none of.
         """
+        takes = "classification takes the number of one class, a whole number, for each sample"
         if not isinstance(target, Tensor):
-            raise _no_classes(f"a {type(target).__name__}", name_of)
+            raise refused(target, name_of, takes)
         if target.ndim == 2 and target.shape[1] == self.classes and target.is_floating_point():
+            wrong = ~((target >= 0) & target.isfinite()).all(1)
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                shares = ", ".join(f"{share:g}" for share in target[row, :8].tolist()) + ", …" * (self.classes > 8)
+                raise UserError(
+                    f"{name_of(row)}: the target is [{shares}], and shares of the classes are 0 or more", ExitCode.DATA
+                )
             return target
         if target.ndim != 1 or target.is_floating_point() or target.is_complex():
-            shape = f" of shape {list(target.shape[1:])}" if target.ndim != 1 else ""
-            raise _no_classes(f"{str(target.dtype).removeprefix('torch.')}{shape}", name_of)
+            raise refused(target, name_of, takes)
         target = target.to(torch.int64)
         lowest, highest = target.aminmax()
         if lowest < 0 or highest >= self.classes:
@@ -184,14 +193,6 @@ class Classification(Task):
                 f"classification takes scores of shape [samples, {self.classes}] from the model, which gave {given}",
                 ExitCode.USER_CODE,
             )
-
-
-def _no_classes(given: str, name_of: Callable[[int], str]) -> UserError:
-    return UserError(
-        f"{name_of(0)}: the target is {given}; classification takes the number of one class, a whole number, for each "
-        "sample",
-        ExitCode.DATA,
-    )
 
 
 def _rank(scores: Tensor, true: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted
+from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted, refused
 
 
 class LanguageModel(Task):
@@ -21,6 +21,8 @@ class LanguageModel(Task):
         ignore_index: targets of this number count nowhere.
         label_smoothing: share of the target spread evenly over all tokens, in the training loss alone.
     """
+
+    needs_targets = True
 
     def __init__(
         self,
@@ -40,12 +42,8 @@ class LanguageModel(Task):
             UserError: for anything else, and for a token that there is none of.
         """
         if not isinstance(target, Tensor) or target.ndim != 2 or target.is_floating_point() or target.is_complex():
-            given = f"of shape {list(target.shape[1:])}" if isinstance(target, Tensor) else f"a {type(target).__name__}"
-            raise UserError(
-                f"{name_of(0)}: the target is {given}; language_model takes the numbers of the next tokens, whole "
-                "numbers: [length]",
-                ExitCode.DATA,
-            )
+            takes = "language_model takes the numbers of the next tokens, whole numbers: [length]"
+            raise refused(target, name_of, takes)
         target = target.to(torch.int64)
         most = self._vocabulary
         wrong = ((target < 0) | (target >= most if most is not None else False)) & (target != self._ignored)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, tensor_of
+from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
 from dist_train.tasks.classification import ratios
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class MultiLabel(Task):
         focal_gamma: how much less the focal loss counts what is recognised already.
     """
 
-    counts_every_sample = True
+    counts_every_sample = needs_targets = True
 
     def __init__(self, *, classes: int, loss: Literal["bce", "focal"] = "bce", focal_gamma: float = 2.0) -> None:
         self.classes, self._kind, self._gamma = classes, loss, focal_gamma
@@ -37,13 +37,10 @@ class MultiLabel(Task):
         Raises:
             UserError: for anything else.
         """
-        if not isinstance(target, Tensor) or target.ndim != 2 or target.shape[1] != self.classes:
-            given = f"of shape {list(target.shape[1:])}" if isinstance(target, Tensor) else f"a {type(target).__name__}"
-            raise UserError(
-                f"{name_of(0)}: the target is {given}; multi_label takes a 0 or 1 for each of the {self.classes} "
-                "classes",
-                ExitCode.DATA,
-            )
+        fits = isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] == self.classes
+        if not fits or target.is_complex():
+            takes = f"multi_label takes a 0 or 1 for each of the {self.classes} classes: [{self.classes}]"
+            raise refused(target, name_of, takes)
         wrong = ((target != 0) & (target != 1)).nonzero()
         if len(wrong):
             row, place = wrong[0].tolist()

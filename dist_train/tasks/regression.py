@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, tensor_of
+from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -28,7 +28,7 @@ class Regression(Task):
         delta: of huber and smooth_l1, the error from which they are linear.
     """
 
-    counts_every_sample = True
+    counts_every_sample = needs_targets = True
 
     def __init__(self, *, loss: Literal["mse", "mae", "huber", "smooth_l1"] = "mse", delta: float = 1.0) -> None:
         self._kind, self._delta = loss, delta
@@ -40,8 +40,7 @@ class Regression(Task):
             UserError: for anything else, and for a number that is not finite.
         """
         if not isinstance(target, Tensor) or target.is_complex():
-            kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-            raise UserError(f"{name_of(0)}: the target is {kind}; regression takes numbers", ExitCode.DATA)
+            raise refused(target, name_of, "regression takes a number, or several in one shape for all samples")
         wrong = (~torch.isfinite(target)).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])

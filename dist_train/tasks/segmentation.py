@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, tensor_of
+from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, refused, tensor_of
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -25,6 +25,8 @@ class Segmentation(Task):
         focal_gamma: how much less the focal loss counts what is recognised already.
         aux_weight: of the loss of a second output `aux`, which torchvision's models have in training.
     """
+
+    needs_targets = True
 
     def __init__(
         self,
@@ -45,16 +47,8 @@ class Segmentation(Task):
             UserError: for anything else, and for a class that there is none of.
         """
         if not isinstance(target, Tensor) or target.ndim != 3 or target.is_floating_point() or target.is_complex():
-            given = (
-                f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape[1:])}"
-                if isinstance(target, Tensor)
-                else f"a {type(target).__name__}"
-            )
-            raise UserError(
-                f"{name_of(0)}: the target is {given}; segmentation takes the number of a class, a whole number, for "
-                "each pixel: [height, width]",
-                ExitCode.DATA,
-            )
+            takes = "segmentation takes the number of a class, a whole number, for each pixel: [height, width]"
+            raise refused(target, name_of, takes)
         target = target.to(torch.int64)
         wrong = (((target < 0) | (target >= self.classes)) & (target != self._ignored)).nonzero()
         if len(wrong):

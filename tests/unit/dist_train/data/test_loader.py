@@ -565,7 +565,7 @@ class Shapes(Drawing):
         ("number", r"sample \d+ of Shapes is a int, and must be a pair \(input, target\)"),
         ("triple", r"sample \d+ of Shapes is a tuple of 3, and must be a pair"),
         ("none", r"found <class 'NoneType'>"),
-        ("ragged", r"stack expects each tensor to be equal size"),
+        ("ragged", r"sample \d+ of \w+ has a tensor of the shape \[\d+\], and sample \d+ one of"),
     ],
 )
 def test_samples_that_make_no_batch_say_so(kind: str, words: str):

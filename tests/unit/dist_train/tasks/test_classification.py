@@ -212,7 +212,7 @@ def test_an_ignored_target_is_no_wrong_one():
         (torch.tensor([1.0, 2.0]), "sample 10: the target is float32; classification takes the number of one class"),
         (torch.tensor([[1], [2]]), r"sample 10: the target is int64 of shape \[1\]; classification takes"),
         (torch.tensor([[0.5], [2]]), r"sample 10: the target is float32 of shape \[1\]; classification takes"),
-        (["cat", "dog"], "sample 10: the target is a list; classification takes"),
+        (["cat", "dog"], "sample 10: the target is text; classification takes"),
         ({"class": torch.tensor([1])}, "sample 10: the target is a dict; classification takes"),
     ],
 )

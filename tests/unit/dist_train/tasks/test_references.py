@@ -149,9 +149,9 @@ def test_the_losses_of_a_classification():
 @pytest.mark.parametrize(
     ("task", "target", "said"),
     [
-        (MultiLabel(classes=3), torch.zeros(2), r"sample 0: the target is of shape \[\]; multi_label takes a 0 or 1"),
+        (MultiLabel(classes=3), torch.zeros(2), "sample 0: the target is float32; multi_label takes a 0 or 1"),
         (MultiLabel(classes=3), torch.tensor([[0, 1, 0], [0, 2, 0]]), "sample 1: the target of class 1 is 2, and must"),
-        (Regression(), ["a"], "sample 0: the target is list; regression takes numbers"),
+        (Regression(), ["a"], "sample 0: the target is text; regression takes a number"),
         (Regression(), torch.tensor([0.0, math.nan]), "sample 1: the target is nan, which is not finite"),
         (Segmentation(classes=2), torch.zeros(2, 3), r"sample 0: the target is float32 of shape \[3\]; segmentation"),
         (
@@ -159,7 +159,7 @@ def test_the_losses_of_a_classification():
             torch.tensor([[[0, 1]], [[1, 2]]]),
             "sample 1: the target of the pixel in row 0, col",
         ),
-        (LanguageModel(vocabulary=4), torch.tensor([3, 1]), r"sample 0: the target is of shape \[\]; language_model"),
+        (LanguageModel(vocabulary=4), torch.tensor([3, 1]), "sample 0: the target is int64; language_model"),
         (LanguageModel(vocabulary=4), torch.tensor([[3], [4]]), "sample 1: the target at place 0 is 4, and there are"),
     ],
 )
