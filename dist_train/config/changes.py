@@ -16,17 +16,18 @@ def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The same for any two trees."""
-    left, right = dict(_leaves("", old)), dict(_leaves("", new))
+    left, right = dict(leaves("", old)), dict(leaves("", new))
     for path in sorted(left.keys() | right.keys()):
         before, after = left.get(path), right.get(path)
         if before != after and repr(before) != repr(after):  # NaN equals NaN here
             yield path, before, after
 
 
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(key path, value) of everything in a tree that is no section with keys of its own."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else key, child)
+            yield from leaves(f"{prefix}.{key}" if prefix else key, child)
     else:
         yield prefix, value
 

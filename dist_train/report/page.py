@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
+from dist_train.config.changes import leaves
 from dist_train.config.problems import shown as as_written
 from dist_train.config.schema import RunConfig
 from dist_train.report import words
@@ -254,16 +255,8 @@ def _own(config: RunConfig) -> dict[str, Any]:
     """Key paths and values of what is chosen: the names of the parts, and all that is not the default."""
     whole = config.model_dump(mode="json")
     parts = {key: part["name"] for key, part in whole.items() if isinstance(part, dict) and "name" in part}
-    chosen = dict(_leaves("", config.model_dump(mode="json", exclude_defaults=True)))
+    chosen = dict(leaves("", config.model_dump(mode="json", exclude_defaults=True)))
     return {f"{key}.name": name for key, name in parts.items()} | {k: v for k, v in chosen.items() if v != {}}
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, child in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else key, child)
-    else:
-        yield prefix, value
 
 
 def _text(value: Any) -> str:

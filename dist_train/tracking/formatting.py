@@ -80,14 +80,14 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     """The last lines of a session; none after a failure, which is reported where its reason is known."""
     if outcome.status == "failed":
         return []
-    report = f"  report      {shown_path(RunDir(facts.run_dir).report)}"
+    report = [f"  report      {shown_path(RunDir(facts.run_dir).report)}"] * is_kept(facts.run_dir)
     if outcome.status == "stopped":
         if not is_kept(facts.run_dir):
             return [*_broken(facts, outcome), "stopped"]
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
-        return [*_broken(facts, outcome), stopped, report]
-    return [_done(facts, outcome), *_broken(facts, outcome), report, *_checkpoint(facts, outcome)]
+        return [*_broken(facts, outcome), stopped, *report]
+    return [_done(facts, outcome), *_broken(facts, outcome), *report, *_checkpoint(facts, outcome)]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
