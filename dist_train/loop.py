@@ -45,17 +45,20 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     learner.optimizer.zero_grad(set_to_none=True)
     losses, counts, indices, figures = {}, {}, {}, {}
     broken: list[Broken] = []
+    counted = not learner.task.counts_every_sample
     for microbatch in trainer.parallel.each(microbatches):
         with autocast(trainer.config, trainer.group.device):
             loss = learner.task.step(trainer.parallel, microbatch)
+        if counted:
+            trainer.parallel.count(loss.count)
         share = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
         learner.scaler.scale(trainer.parallel.complete(loss.total) * share).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.total.detach(), loss.count
         figures[microbatch.number] = loss.figures
         indices[microbatch.number] = microbatch.indices
         broken += microbatch.broken
-    if not learner.task.counts_every_sample:
-        trainer.parallel.rescale(counts, trainer.config.batch.global_size)
+    if counted:
+        trainer.parallel.rescale(trainer.config.batch.global_size)
     norm, applied = trainer.update(state, lr, losses)
     return StepResult(
         step=state.step + 1,

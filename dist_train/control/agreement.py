@@ -21,7 +21,7 @@ class Agreement:
         """The same answer on every rank; to be called by all of them after every step."""
         agreed = self.close()
         self._value.fill_(int(self._flag.take()))
-        self._under_way = self._group.start_all_reduce_max_(self._value)
+        self._under_way = self._group.start_all_reduce_(self._value, maximum=True)
         return agreed
 
     @property

@@ -10,7 +10,7 @@ What happens to the model's buffers is in dist_train/parallel/buffers.py.
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -114,6 +114,9 @@ class Parallel:
         self._group = group
         self.loss_scale = 1.0 if options.exact else ranks.world_size / microbatches
         self._generators = generators or Generators(module)
+        self._is_last = False
+        self._targets: int | Tensor = 0
+        self._counting: tuple[Tensor, Any] | None = None
         self._sum: _ExactSum | None = None
         self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, own, microbatches)
@@ -133,8 +136,9 @@ class Parallel:
         microbatches' gradients, or their sum, the same bits on every rank.
         """
         self._buffers.begin_step()
+        self._targets, self._counting = 0, None
         for microbatch in microbatches:
-            last = microbatch is microbatches[-1]
+            self._is_last = last = microbatch is microbatches[-1]
             self._generators.seed(key(self._options.seed, "dropout", microbatch.step, microbatch.number))
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
@@ -157,16 +161,28 @@ class Parallel:
         """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
         return with_all(loss, self.parameters) if self._options.unused else loss
 
-    def rescale(self, counts: Mapping[int, int | Tensor], samples: int) -> None:
-        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
+    def count(self, targets: int | Tensor) -> None:
+        """Takes note of how many valid targets the microbatch has, before its backward: from the last one on, the ranks
+        add their counts up while the backward runs. (A GPU's count would have to be waited for.)"""
+        self._targets += targets
+        if self._is_last and self._group.device.type == "cpu":
+            self._counting = self._start_counting()
+
+    def rescale(self, samples: int) -> None:
+        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets,
+        those that were counted.
 
         Args:
             samples: in the global batch.
-            counts: by number of this rank's microbatches, how many valid targets they have.
         """
-        total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
-        factor = samples / max(1, int(self._group.all_reduce_host_(total)))
+        total, work = self._counting or self._start_counting()
+        work.wait()
+        factor = samples / max(1, int(total))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+
+    def _start_counting(self) -> tuple[Tensor, Any]:
+        total = torch.as_tensor(self._targets, dtype=torch.int64, device="cpu").clone()
+        return total, self._group.start_all_reduce_(total)
 
     def restore_buffers(self) -> None:
         """The buffers as they were before the step that has just run."""

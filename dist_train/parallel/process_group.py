@@ -174,9 +174,11 @@ class ProcessGroup:
         for work in dist.batch_isend_irecv(both):
             work.wait()
 
-    def start_all_reduce_max_(self, tensor: Tensor) -> Any:
-        """Begins the maximum of a CPU tensor over all ranks, in place; wait() on what is returned before reading it."""
-        return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._host, async_op=True)
+    def start_all_reduce_(self, tensor: Tensor, *, maximum: bool = False) -> Any:
+        """Begins the sum of a CPU tensor over all ranks, or the maximum, in place, without a time limit; wait() on what
+        is returned before reading it."""
+        op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+        return dist.all_reduce(tensor, op=op, group=self._host, async_op=True)
 
 
 def _backend_of_others(ranks: Ranks) -> str:

@@ -122,13 +122,13 @@ def _rescaled(ranks):
     """Half of the targets are not valid, unevenly over the microbatches."""
     config = _config(True, 4)
     with ProcessGroup(ranks, config.distributed) as group:
-        parallel, counts = Parallel(_model(), group, ParallelOptions.of(config)), {}
+        parallel = Parallel(_model(), group, ParallelOptions.of(config))
         for microbatch in parallel.each(list(_microbatches(ranks, 4))):
             targets = microbatch.targets.masked_fill(microbatch.indices < 9, -100)
             loss = F.cross_entropy(parallel(microbatch.inputs), targets, ignore_index=-100, reduction="sum")
-            counts[microbatch.number] = (targets != -100).sum()
+            parallel.count((targets != -100).sum())
             (loss * parallel.loss_scale / (GLOBAL // 4)).backward()
-        parallel.rescale(counts, GLOBAL)
+        parallel.rescale(GLOBAL)
         parallel.close()
         return [p.grad.tolist() for p in parallel.parameters]
 
