@@ -103,7 +103,7 @@ def build_learner(config: RunConfig, splits: Splits, device: torch.device, *, st
     return Learner(
         model=model,
         constants=constants_of(model),
-        task=tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes),
+        task=tasks.build(config.task, splits.classes, **splits.of_tokens),
         optimizer=optimizer,
         optimizer_state=OptimizerState(optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),

@@ -46,10 +46,11 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
     losses, counts, indices, figures = {}, {}, {}, {}
     broken: list[Broken] = []
     counted = not learner.task.counts_every_sample
+    known = learner.task.targets_per_sample
     for microbatch in trainer.parallel.each(microbatches):
         with autocast(trainer.config, trainer.group.device):
             loss = learner.task.step(trainer.parallel, microbatch)
-        if counted:
+        if counted and known is None:
             trainer.parallel.count(loss.count)
         share = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
         learner.scaler.scale(trainer.parallel.complete(loss.total) * share).backward()
@@ -58,7 +59,7 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
         indices[microbatch.number] = microbatch.indices
         broken += microbatch.broken
     if counted:
-        trainer.parallel.rescale(trainer.config.batch.global_size)
+        trainer.parallel.rescale(trainer.config.batch.global_size, known)
     norm, applied = trainer.update(state, lr, losses)
     return StepResult(
         step=state.step + 1,

@@ -46,7 +46,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
         facts |= _length(config, len(splits.train))
         build_callbacks(config, Ranks.from_environment())
-        tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
+        tasks.build(config.task, splits.classes, **splits.of_tokens)
         starts = models.can_start(config.model)
         model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)
         facts |= _size(config, model)

@@ -42,7 +42,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         dataset = getattr(splits, split)
         if dataset is None:
             raise UserError(f"{config.evaluated_data.name} has no {split} split")
-        task = tasks.build(config.task, splits.classes, vocabulary=splits.vocabulary, token_bytes=splits.token_bytes)
+        task = tasks.build(config.task, splits.classes, **splits.of_tokens)
         model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)
     if Ranks.from_environment().is_first:

@@ -217,20 +217,23 @@ class Loading:
     its processes."""
 
     def __init__(self, source: Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
+        pins = config.pin_memory and source.device.type == "cuda"
         how = start_method(source.device) if workers else None
         if how == "fork":
             source.fetch.prepare()
-        loader: DataLoader = DataLoader(
+        loader: Iterable[Any] = DataLoader(
             source.fetch,
             batch_sampler=requests,  # type: ignore[arg-type]  # torch asks for lists of indices, and needs none
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=config.pin_memory and source.device.type == "cuda",
+            pin_memory=pins,
             generator=torch.Generator(),  # otherwise it would draw from the global one
             prefetch_factor=config.prefetch if workers else None,
             multiprocessing_context=how,
             worker_init_fn=partial(_start, stacks=stacks()) if workers else None,
         )
+        if not workers and not pins:  # a DataLoader would do this, and take a fifth of a millisecond for it
+            loader = map(source.fetch.__getitems__, requests)
         self._source = source
         others = set(multiprocessing.active_children())
         self._batches: Any = iter(loader)

@@ -168,16 +168,17 @@ class Parallel:
         if self._is_last and self._group.device.type == "cpu":
             self._counting = self._start_counting()
 
-    def rescale(self, samples: int) -> None:
-        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets,
-        those that were counted.
+    def rescale(self, samples: int, targets_per_sample: int | None = None) -> None:
+        """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
             samples: in the global batch.
+            targets_per_sample: where that is known; else those that were counted are.
         """
-        total, work = self._counting or self._start_counting()
-        work.wait()
-        factor = samples / max(1, int(total))
+        if targets_per_sample is None:
+            total, work = self._counting or self._start_counting()
+            work.wait()
+        factor = samples / max(1, samples * targets_per_sample if targets_per_sample is not None else int(total))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def _start_counting(self) -> tuple[Tensor, Any]:

@@ -28,6 +28,7 @@ def build(
     *,
     vocabulary: int | None = None,
     token_bytes: Sequence[int] | None = None,
+    window: int | None = None,
 ) -> Task:
     """The task. The user's own is called with its args, and with `classes`, how many the data has, and `vocabulary` and
     `token_bytes`, if its signature has parameters of these names and the args don't give them.
@@ -37,6 +38,7 @@ def build(
         classes: the names of the data's classes; None where it has none.
         vocabulary: how many tokens there are; None where the data is no text.
         token_bytes: UTF-8 bytes of each token, where that is known.
+        window: tokens of each sample, where all have as many and none is left out.
 
     Raises:
         UserError: when it cannot be built so.
@@ -53,7 +55,7 @@ def build(
             return Regression(**args)
         if config.name == "huggingface":
             return HuggingFace()
-        return LanguageModel(vocabulary=vocabulary, token_bytes=token_bytes, **args)
+        return LanguageModel(vocabulary=vocabulary, token_bytes=token_bytes, window=window, **args)
     known = {"classes": classes and len(classes), "vocabulary": vocabulary, "token_bytes": token_bytes}
     task = construct(config, "task", offered={name: value for name, value in known.items() if value is not None})
     kind = type(task)

@@ -96,11 +96,13 @@ class Task:
     Attributes:
         counts_every_sample: the loss always counts as many targets as there are samples. It can then be normalised
             over the global batch without asking the other ranks; False is always right, and costs one small sum a step.
+        targets_per_sample: the same for more targets than one, as many in every sample; None where that is not known.
         needs_targets: a sample without a target is refused, by `check_targets`.
         keywords: whether inputs that are a mapping reach the model as keyword arguments.
     """
 
     counts_every_sample: bool = False
+    targets_per_sample: int | None = None
     needs_targets: bool = False
     keywords: bool = False
 

@@ -18,6 +18,7 @@ class LanguageModel(Task):
     Args:
         vocabulary: how many tokens there are, where the data says.
         token_bytes: UTF-8 bytes of each token, where the data says; for bits_per_byte.
+        window: T, where the data says that every sample has as many tokens.
         ignore_index: targets of this number count nowhere.
         label_smoothing: share of the target spread evenly over all tokens, in the training loss alone.
     """
@@ -29,10 +30,13 @@ class LanguageModel(Task):
         *,
         vocabulary: int | None = None,
         token_bytes: Sequence[int] | None = None,
+        window: int | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> None:
         self._vocabulary, self._ignored, self._label_smoothing = vocabulary, ignore_index, label_smoothing
+        if vocabulary is not None and not 0 <= ignore_index < vocabulary:
+            self.targets_per_sample = window
         self._bytes = None if token_bytes is None else torch.tensor(token_bytes, dtype=torch.int64)
 
     def check_targets(self, target: Any, name_of: Callable[[int], str]) -> Tensor:

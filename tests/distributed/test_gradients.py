@@ -133,6 +133,25 @@ def _rescaled(ranks):
         return [p.grad.tolist() for p in parallel.parameters]
 
 
+def _known_and_counted(ranks):
+    config, found = _config(True, 4), []
+    with ProcessGroup(ranks, config.distributed) as group:
+        for known in (3, None):
+            parallel = Parallel(_model(), group, ParallelOptions.of(config))
+            for microbatch in parallel.each(list(_microbatches(ranks, 4))):
+                parallel.count(3 * len(microbatch.indices))
+                parallel(microbatch.inputs).square().sum().backward()
+            parallel.rescale(GLOBAL, known)
+            parallel.close()
+            found.append([p.grad.tolist() for p in parallel.parameters])
+    return found
+
+
+def test_a_number_of_targets_that_is_known_gives_the_bits_of_one_that_is_counted(run_ranks):
+    for known, counted in run_ranks(_known_and_counted, 3):
+        assert known == counted
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_loss_is_a_mean_over_the_valid_targets_of_all_ranks(run_ranks, world_size):
     model, (inputs, targets) = _model().double(), _data()

@@ -131,6 +131,12 @@ class Splits:
         return self.shape[0] if self.vocabulary is not None and self.shape and len(self.shape) == 1 else None
 
     @property
+    def of_tokens(self) -> dict[str, Any]:
+        """What tasks.build is told; `window` where no sample may leave a token out."""
+        window = self.tokens if getattr(self.train, "is_whole", False) else None
+        return {"vocabulary": self.vocabulary, "token_bytes": self.token_bytes, "window": window}
+
+    @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""
         names = ("vocabulary", "tokenizer", "characters", "scaling", "columns")

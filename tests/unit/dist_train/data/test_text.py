@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dist_train import tasks
 from dist_train.config.problems import ConfigError
-from dist_train.config.schema import Text, Tokens
+from dist_train.config.schema import LanguageModel, Text, Tokens
 from dist_train.config.source import load
 from dist_train.data import datasets
 from dist_train.data.datasets import text
@@ -75,6 +76,16 @@ def test_windows_side_by_side_are_the_text_and_the_held_out_end_shares_no_token(
         assert part.startswith(found) and len(part) - len(found) < 16
         assert len(dataset) == (len(part) - 1) // 16
     assert (splits.shape, splits.vocabulary, splits.token_bytes) == ((16,), 256, (1,) * 256)
+
+
+@pytest.mark.parametrize(("ignored", "known"), [(-100, 8), (10**6, 8), (0, None)])
+def test_how_many_targets_a_window_has_is_known_where_none_may_be_left_out(verse, ignored, known):
+    splits = datasets.build(Text(root=str(verse), context=8))
+    task = tasks.build(LanguageModel(ignore_index=ignored), None, **splits.of_tokens)
+    assert task.targets_per_sample == known
+    inputs, targets = splits.train.__getitems__(np.arange(3))
+    scores = torch.zeros(*targets.shape, splits.vocabulary)
+    assert known is None or int(task.loss(scores, targets).count) == 3 * known
 
 
 def test_a_stride_is_for_training_alone(verse):
