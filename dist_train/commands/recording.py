@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +215,9 @@ class Comparison(NullTracker):
         self.steps = self.evaluations = self.values = 0
         self._names: dict[str, None] = {}
 
-    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
+    def log_steps(
+        self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Sequence[Sequence[float]] = ()
+    ) -> None:
         for row in rows:
             recorded = self._recording.steps.get(row["step"])
             self.missing.discard(row["step"])

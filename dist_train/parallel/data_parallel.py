@@ -9,7 +9,6 @@ What happens to the model's buffers is in dist_train/parallel/buffers.py.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.shares import share
-from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
@@ -31,6 +29,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.tree import BinaryCounter
 from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
+from dist_train.timing import NullTiming
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -92,12 +91,19 @@ class Parallel:
 
     Args:
         generators: what a microbatch may draw from; without it, the model's.
+        timing: is told where forward, backward and the wait for the others end.
     """
 
     def __init__(
-        self, module: nn.Module, group: ProcessGroup, options: ParallelOptions, generators: Generators | None = None
+        self,
+        module: nn.Module,
+        group: ProcessGroup,
+        options: ParallelOptions,
+        generators: Generators | None = None,
+        timing: NullTiming | None = None,
     ) -> None:
         self.module = module
+        self._timing = timing or NullTiming()
         self._options = options
         ranks, microbatches = group.ranks, options.microbatches
         shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
@@ -118,14 +124,15 @@ class Parallel:
         self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, own, microbatches)
         if options.exact:
-            self._sum = _ExactSum(self._exchange, own, options, self.parameters, group.device, self._buffers.take)
+            self._sum = _ExactSum(
+                self._exchange, own, options, self.parameters, group.device, self._buffers.take, self._timing
+            )
             self._ddp.register_comm_hook(None, self._sum.hook)
+        elif self.parameters:  # DDP's own sum has no hook; the backward reaches the first parameter last, as a rule
+            self.parameters[0].register_post_accumulate_grad_hook(lambda _: self._timing.lap("backward"))
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        begun = time.perf_counter()
-        output = self._ddp(*inputs, **keywords)
-        add_work(time.perf_counter() - begun)
-        return output
+        return self._ddp(*inputs, **keywords)
 
     def each(self, microbatches: Sequence[P]) -> Iterator[P]:
         """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
@@ -139,6 +146,7 @@ class Parallel:
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch
+            self._timing.lap("exchange" if last else "backward")
             check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
@@ -152,9 +160,11 @@ class Parallel:
         else:
             mean = None
         self._buffers.finish_step(mean)
+        self._timing.lap("exchange")
 
     def complete(self, loss: Tensor) -> Tensor:
         """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
+        self._timing.lap("forward")
         return with_all(loss, self.parameters) if self._options.unused else loss
 
     def rescale(self, counts: Mapping[int, int | Tensor], samples: int) -> None:
@@ -166,6 +176,7 @@ class Parallel:
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
         factor = samples / max(1, int(self._group.all_reduce_host_(total)))
+        self._timing.lap("exchange")
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def restore_buffers(self) -> None:
@@ -212,6 +223,7 @@ class _ExactSum:
         parameters: list[nn.Parameter],
         device: torch.device,
         more: Callable[[], list[Tensor]],
+        timing: NullTiming,
     ) -> None:
         self._exchange = exchange
         self._microbatches = options.microbatches
@@ -221,7 +233,7 @@ class _ExactSum:
         self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(self._microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
-        self._more = more
+        self._more, self._timing = more, timing
         self.mean_of_more: Tensor | None = None
 
     def keep(self, number: int) -> None:
@@ -241,6 +253,7 @@ class _ExactSum:
         if bucket.is_last():
             more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
+            self._timing.lap("backward")  # what is left of it is the wait for this sum
         return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more))
 
     def _reduce(
