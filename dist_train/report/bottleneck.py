@@ -14,8 +14,8 @@ WORTH_NAMING = 0.15
 """The share of the time that must be lost to something before that is called the bottleneck."""
 RARE_ENOUGH = 0.05
 """The share that evaluations or saves may take once advice was followed."""
-LATENCY_S = 0.003
-"""An exchange that takes no longer is made of what each exchange costs, however small it is."""
+BYTES_PER_S = 2e8
+"""That an exchange moves at least. What it takes longer, with small batches, each costs, however small it is."""
 MOST_WORKERS = 16
 
 
@@ -113,11 +113,10 @@ class Account:
         fixed = min(computing, self.setting.floor * microbatches * steps)
         lost = {name: spent[name] for name in ("input", "evaluation", "save")}
         lost["exchange"] = min(spent["exchange"], self.total.exchanging)
-        lost["small batch"] = fixed + spent["other"]
-        if lost["exchange"] / steps < LATENCY_S:
-            lost["small batch"] += lost.pop("exchange") + spent["optimizer"]
-        if fixed < computing / 2:
-            del lost["small batch"]
+        if fixed >= computing / 2:
+            moving = min(lost["exchange"], steps * 4 * self.setting.parameters / BYTES_PER_S)
+            lost["small batch"] = fixed + spent["other"] + spent["optimizer"] + lost["exchange"] - moving
+            lost["exchange"] = moving
         worst = max(self.late.values(), key=lambda one: one.seconds, default=None)
         kind = max(lost, key=lost.__getitem__)
         if worst is not None and worst.seconds >= max(lost[kind] / 2, WORTH_NAMING * seconds):
