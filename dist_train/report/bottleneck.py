@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.types import Duration
-from dist_train.report.budget import Budget
+from dist_train.report.budget import OF_A_STEP, Budget
 from dist_train.report.late import Late
 
 WORTH_NAMING = 0.15
@@ -16,6 +16,8 @@ RARE_ENOUGH = 0.05
 """The share that evaluations or saves may take once advice was followed."""
 BYTES_PER_S = 2e8
 """That an exchange moves at least. What it takes longer, with small batches, each costs, however small it is."""
+MOSTLY_FIXED = 1 / 3
+"""The part of forward and backward that does not grow with the batch, above which batches are small."""
 MOST_WORKERS = 16
 
 
@@ -104,18 +106,27 @@ class Account:
         return [replace(one, seconds=one.seconds / self.total.steps) for one in self.late.values()]
 
     @property
+    def _microbatches(self) -> int:
+        """In a step of all ranks; a config that was not written by a run may leave it open."""
+        given = self.config.batch.microbatches
+        return given if isinstance(given, int) else len(self.total.ranks)
+
+    @property
     def bottleneck(self) -> Bottleneck:
         """What most of the time is lost to. Of the phases, it is those of the rank that the others wait for."""
         spent, seconds, steps = self.total.critical, self.total.seconds, self.total.steps
         ranks = len(self.total.ranks)
-        microbatches = -(-self.config.batch.settled // ranks)
+        microbatches = -(-self._microbatches // ranks)
         computing = spent["forward"] + spent["backward"]
-        fixed = min(computing, self.setting.floor * microbatches * steps)
+        # Cores that are shared make everything longer, and what computing costs by itself is what counts here.
+        own = sum(self.total.mean[phase] * steps for phase in OF_A_STEP if phase != "exchange")
+        running = max(0.05, 1 - self.total.queued / own) if own else 1.0
+        fixed = min(1.0, self.setting.floor * microbatches * steps / (running * computing or 1.0))
         lost = {name: spent[name] for name in ("input", "evaluation", "save")}
         lost["exchange"] = min(spent["exchange"], self.total.exchanging)
-        if fixed >= computing / 2:
+        if fixed >= MOSTLY_FIXED:
             moving = min(lost["exchange"], steps * 4 * self.setting.parameters / BYTES_PER_S)
-            lost["small batch"] = fixed + spent["other"] + spent["optimizer"] + lost["exchange"] - moving
+            lost["small batch"] = fixed * computing + spent["other"] + spent["optimizer"] + lost["exchange"] - moving
             lost["exchange"] = moving
         worst = max(self.late.values(), key=lambda one: one.seconds, default=None)
         kind = max(lost, key=lost.__getitem__)
@@ -178,14 +189,15 @@ class Account:
     def _small_batch(self, share: float) -> str:
         batch, ranks = self.config.batch, len(self.total.ranks)
         spent, steps = self.total.critical, self.total.steps
-        microbatches = -(-batch.settled // ranks)
+        microbatches = -(-self._microbatches // ranks)
         took = 1000 * (spent["forward"] + spent["backward"]) / steps / microbatches
-        size = f"{batch.microbatch_size} sample{'s' * (batch.microbatch_size > 1)}"
+        samples = batch.global_size // self._microbatches
+        size = f"{samples} sample{'s' * (samples > 1)}"
         said = (
             f"small batches: {100 * share:.0f} % of the time is what each step costs however few samples it has; a "
             f"microbatch of {size} takes {took:.2g} ms"
         )
-        fewer = next((n for n in (ranks, 2 * ranks) if n < batch.settled and batch.global_size % n == 0), None)
+        fewer = next((n for n in (ranks, 2 * ranks) if n < self._microbatches and batch.global_size % n == 0), None)
         if fewer is not None:
             return f"{said}; try batch.microbatches={fewer}, which cuts a batch into larger ones"
         return f"{said}; try batch.global_size={8 * batch.global_size}"

@@ -38,12 +38,14 @@ class Budget:
         steps: how many.
         ranks: by rank, its seconds in each phase.
         exchanging: seconds that the exchange itself took: a rank that comes last waits for nothing else.
+        queued: seconds in which the mean rank would have worked if a core had been free.
         loading: seconds in each stage for one sample, the mean of all ranks; empty where nothing was loaded.
     """
 
     steps: int
     ranks: dict[int, dict[str, float]]
     exchanging: float = 0.0
+    queued: float = 0.0
     loading: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -60,7 +62,8 @@ class Budget:
         ranks = {rank: {phase: row[phase] for phase in PHASES} for rank, row in enumerate(rows)}
         steps = int(rows[0]["steps"])
         exchanging = steps * min(row["low exchange"] for row in rows)
-        return cls(steps=steps, ranks=ranks, loading=loading, exchanging=exchanging)
+        queued = steps * statistics.fmean(row["median core"] for row in rows)
+        return cls(steps=steps, ranks=ranks, loading=loading, exchanging=exchanging, queued=queued)
 
     @property
     def critical(self) -> dict[str, float]:
@@ -87,6 +90,7 @@ class Budget:
             "ranks": {str(rank): [_short(self.ranks[rank][phase]) for phase in PHASES] for rank in shown},
             "loading": {stage: _short(value) for stage, value in self.loading.items()},
             "exchanging": _short(self.exchanging),
+            "queued": _short(self.queued),
         }
 
     @classmethod
@@ -95,8 +99,8 @@ class Budget:
         try:
             ranks = {int(rank): dict(zip(PHASES, map(float, one), strict=True)) for rank, one in row["ranks"].items()}
             loading = {stage: float(row["loading"][stage]) for stage in STAGES if row["loading"]}
-            steps, exchanging = int(row["steps"]), float(row["exchanging"])
-            found = cls(steps=steps, ranks=ranks, loading=loading, exchanging=exchanging)
+            more = {name: float(row[name]) for name in ("exchanging", "queued")}
+            found = cls(steps=(steps := int(row["steps"])), ranks=ranks, loading=loading, **more)
             return found if ranks and steps > 0 else None
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
@@ -116,8 +120,8 @@ class Budget:
         loads = [one for one in several if one.loading]
         weight = sum(one.steps for one in loads)
         loading = {stage: sum(one.loading[stage] * one.steps for one in loads) / weight for stage in STAGES if weight}
-        exchanging = sum(one.exchanging for one in several)
-        return cls(steps=steps, ranks=ranks, loading=loading, exchanging=exchanging)
+        exchanging, queued = sum(one.exchanging for one in several), sum(one.queued for one in several)
+        return cls(steps=steps, ranks=ranks, loading=loading, exchanging=exchanging, queued=queued)
 
 
 def _short(value: float) -> float:

@@ -61,13 +61,14 @@ class Late:
     def from_rows(cls, rows: Any) -> "list[Late]":
         """Of `late` in metrics.jsonl, which somebody may have written by hand."""
         try:
-            return [cls(**row) for row in rows or () if row["seconds"] > 0]
-        except (KeyError, TypeError):
+            kinds = {"rank": int, "phase": str, "seconds": float, "share": float}
+            return [cls(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows or ()]
+        except (KeyError, TypeError, ValueError):
             return []
 
     def differs(self, other: "Late") -> bool:
         """Enough to be told again."""
-        return self.phase != other.phase or not 1 / CHANGED < self.seconds / other.seconds < CHANGED
+        return self.phase != other.phase or not 1 / CHANGED < self.seconds / (other.seconds or 1.0) < CHANGED
 
 
 class LateRanks:
