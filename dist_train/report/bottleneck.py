@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_train.config.schema import RunConfig
@@ -39,17 +39,11 @@ class Setting:
     parameters: int
     on_gpu: bool
 
-    def as_row(self) -> dict[str, Any]:
-        """For `time` in metrics.jsonl."""
-        return asdict(self)
-
     @classmethod
     def from_row(cls, row: Any) -> "Setting | None":
-        try:
-            found = cls(**row)
-            return found if all(isinstance(value, int | float) for value in asdict(found).values()) else None
-        except TypeError:
-            return None
+        """Of `setting` in metrics.jsonl, which somebody may have written by hand."""
+        is_one = isinstance(row, dict) and row.keys() == cls.__annotations__.keys()
+        return cls(**row) if is_one and all(isinstance(value, int | float) for value in row.values()) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +113,7 @@ class Account:
         microbatches = -(-self._microbatches // ranks)
         computing = spent["forward"] + spent["backward"]
         # Cores that are shared make everything longer, and what computing costs by itself is what counts here.
-        own = sum(self.total.mean[phase] * steps for phase in OF_A_STEP if phase != "exchange")
+        own = sum(self.total.sums[phase] for phase in OF_A_STEP if phase != "exchange")
         running = max(0.05, 1 - self.total.queued / own) if own else 1.0
         fixed = min(1.0, self.setting.floor * microbatches * steps / (running * computing or 1.0))
         lost = {name: spent[name] for name in ("input", "evaluation", "save")}

@@ -73,13 +73,17 @@ class Budget:
     @property
     def seconds(self) -> float:
         """That passed."""
-        return statistics.fmean(sum(spent.values()) for spent in self.ranks.values())
+        return sum(self.sums.values())
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """Seconds of the mean rank in each phase."""
+        return {phase: statistics.fmean(spent[phase] for spent in self.ranks.values()) for phase in PHASES}
 
     @property
     def mean(self) -> dict[str, float]:
         """Of the mean rank: seconds of one step in each of OF_A_STEP, and of the whole interval in the others."""
-        means = {phase: statistics.fmean(spent[phase] for spent in self.ranks.values()) for phase in PHASES}
-        return {phase: value / self.steps if phase in OF_A_STEP else value for phase, value in means.items()}
+        return {phase: value / self.steps if phase in OF_A_STEP else value for phase, value in self.sums.items()}
 
     def as_row(self) -> dict[str, Any]:
         """For `time` in metrics.jsonl. `ranks` has the seconds of the interval, in the order of PHASES."""

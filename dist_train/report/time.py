@@ -1,11 +1,12 @@
 """The section on where the time went: a sentence, the phases of each interval, and those of each rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from dist_train.report.bottleneck import Account
-from dist_train.report.budget import OF_A_STEP, PHASES, Budget
+from dist_train.report.budget import PHASES, Budget
 from dist_train.report.facts import Facts, Spent
-from dist_train.report.html import Markup, joined, table, tag
+from dist_train.report.html import Markup, table, tag
 from dist_train.report.words import seconds
 
 MOST_COLUMNS = 120
@@ -35,7 +36,7 @@ def section(facts: Facts) -> Iterator[Markup]:
     caption = tag("figcaption", "Seconds of the mean rank, of each step")
     yield tag("figure", caption, _picture([step for step, _ in columns], [means for _, means in columns]))
     yield tag("figure", tag("figcaption", "Each rank's share"), _strips(total.ranks))
-    sums, steps = _sums(total), total.steps
+    sums, steps = total.sums, total.steps
     rows = [
         [phase, f"{1000 * sums[phase] / steps:.3g}", f"{100 * sums[phase] / total.seconds:.1f} %"] for phase in PHASES
     ]
@@ -60,15 +61,8 @@ def _columns(spent: Sequence[Spent]) -> Iterator[tuple[int, dict[str, float]]]:
     count = min(len(spent), MOST_COLUMNS)
     for number in range(count):
         part = spent[number * len(spent) // count : (number + 1) * len(spent) // count]
-        steps = sum(one.budget.steps for one in part)
-        means = [(one.budget.mean, one.budget.steps) for one in part]
-        yield (
-            part[-1].step,
-            {
-                phase: sum(mean[phase] * (n if phase in OF_A_STEP else 1) for mean, n in means) / steps
-                for phase in PHASES
-            },
-        )
+        if (total := Budget.sum(one.budget for one in part)) is not None:
+            yield part[-1].step, {phase: value / total.steps for phase, value in total.sums.items()}
 
 
 def _picture(steps: Sequence[int], columns: Sequence[Mapping[str, float]]) -> Markup:
@@ -110,27 +104,13 @@ def _swatch(number: int) -> Markup:
 
 
 def _svg(height: int, parts: Sequence[Markup], texts: Sequence[tuple[float, float, str, str]], name: str) -> Markup:
-    words = [
-        Markup(f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{text}</text>') for x, y, anchor, text in texts
-    ]
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{joined(*parts, *words)}</svg>')
+    words = (tag("text", text, x=f"{x:.0f}", y=f"{y:.0f}", text_anchor=anchor) for x, y, anchor, text in texts)
+    return tag("svg", *parts, *words, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=name)
 
 
 def summary(facts: Facts) -> dict[str, object] | None:
     """The same for programs."""
-    found = account(facts)
-    if found is None:
+    if (found := account(facts)) is None:
         return None
-    worst, total = found.bottleneck, found.total
-    return {
-        "bottleneck": worst.kind,
-        "stage": worst.stage or None,
-        "share": round(worst.share, 3),
-        "sentence": worst.sentence,
-        "seconds": {phase: round(value, 3) for phase, value in _sums(total).items()},
-        "late": sorted(found.late),
-    }
-
-
-def _sums(total: Budget) -> dict[str, float]:
-    return {phase: value * (total.steps if phase in OF_A_STEP else 1) for phase, value in total.mean.items()}
+    seconds = {phase: round(value, 3) for phase, value in found.total.sums.items()}
+    return asdict(found.bottleneck) | {"seconds_by_phase": seconds, "late": sorted(found.late)}

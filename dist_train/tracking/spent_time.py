@@ -1,6 +1,7 @@
 """Where the time of a session goes: for metrics.jsonl, for a line on ranks that are late, and for one at the end."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dist_train.report.bottleneck import Account
@@ -31,26 +32,22 @@ class SpentTime:
             return {}, {}, []
         notes = self._ranks.add(times)
         late = self._ranks.late
-        self._keep(budget, late)
+        self._intervals = [*self._intervals, (budget, late)]
+        if (account := self._account) is not None:  # one in place of several: a training may have a million
+            self._intervals = [(account.total, account.late_by_step)]
         row = budget.as_row() | ({"late": [one.as_row() for one in late]} if late else {})
         if self._is_new and self._setting is not None:
-            row["setting"] = self._setting.as_row()
+            row["setting"] = asdict(self._setting)
         self._is_new = False
         return row, budget.mean, notes
 
-    def _keep(self, budget: Budget, late: list[Late]) -> None:
-        """Many intervals as few: a training has more of them than memory should hold."""
-        self._intervals.append((budget, late))
-        if len(self._intervals) >= 1000 and (total := Budget.sum(one for one, _ in self._intervals)):
-            account = self._account()
-            self._intervals = [(total, account.late_by_step if account is not None else [])]
-
+    @property
     def _account(self) -> Account | None:
         return None if self._setting is None else Account.of(self._config, self._setting, self._intervals)
 
     def worth_saying(self) -> str | None:
         """The bottleneck, where much was lost to it."""
-        account = self._account()
+        account = self._account
         found = account.bottleneck if account is not None else None
         if found is None or found.share < WORTH_A_LINE or found.seconds < LEAST_S:
             return None

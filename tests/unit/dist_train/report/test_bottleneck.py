@@ -1,6 +1,7 @@
 """The sentence on what a training loses its time to (dist_train/report/bottleneck.py)."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -83,14 +84,14 @@ def test_the_page_has_it_and_whatever_else_a_file_says_is_no_harm(tmp_path):
     rows = [train_row(step, 1.0) for step in range(1, 41)]
     told = budget(FINE | {"input": 3.0}, FINE | {"input": 3.1}, read=0.03, decode=0.001, augment=0.0)
     late = Late(rank=1, phase="input", seconds=0.01, share=0.2)
-    rows[9]["time"] |= told.as_row() | {"setting": SETTING.as_row(), "late": [late.as_row()]}
+    rows[9]["time"] |= told.as_row() | {"setting": asdict(SETTING), "late": [late.as_row()]}
     rows[19]["time"] |= told.as_row()
     page = render(gather(write_run(tmp_path, rows)))
     assert "Input-bound: ranks wait" in page and "Step 10: rank 1 is late" in page
     assert 'class="p0"' in page and ">rank 1</text>" in page
     data = data_of(page)["run"]["time"]
-    assert (data["bottleneck"], data["stage"], data["late"]) == ("input", "read", [1])
-    assert data["seconds"]["forward"] == 2.0
+    assert (data["kind"], data["stage"], data["late"]) == ("input", "read", [1])
+    assert data["seconds_by_phase"]["forward"] == 2.0
     strange = [
         {"budget": 1, "ranks": {"<b>": [1]}},
         {"ranks": {"0": ["<b>"] * 9}, "steps": 3},
