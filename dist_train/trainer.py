@@ -76,7 +76,8 @@ class Trainer:
         self.callbacks, self.profile = callbacks or NullCallbacks(), profile or NullProfile()
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
         self.timing = Timing(group.device)
-        self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators, self.timing)
+        self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
+        self.parallel.timing = self.timing
         self.schedule = Schedule.of(config, due.steps_per_epoch)
         self.step_metrics = StepMetrics(group, config, due.steps_per_epoch, self.timing)
         self._gave_up = False

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
@@ -57,8 +57,8 @@ def train_batches(
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
     requests = (sampler.shares if at_once else sampler.microbatches)(first_step, last_step)
-    source = Source.of_training(config, splits, device, task)
-    return by_step(Loading(source, requests, config.loader, workers, timing), len(sampler.share))
+    source = replace(Source.of_training(config, splits, device, task), timing=timing or NullTiming())
+    return by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -146,6 +146,7 @@ class Source:
     transform: Callable[[Any, Any, int, int], tuple[Any, Any]]
     device: torch.device
     task: Task | None
+    timing: NullTiming = field(default_factory=NullTiming)
 
     @classmethod
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
@@ -216,14 +217,7 @@ class Loading:
     """A DataLoader at work: iterate over it to get what was requested, in order, ready for the model; close it to end
     its processes."""
 
-    def __init__(
-        self,
-        source: Source,
-        requests: Iterable[LoadRequest],
-        config: LoaderConfig,
-        workers: int,
-        timing: NullTiming | None = None,
-    ) -> None:
+    def __init__(self, source: Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
         how = start_method(source.device) if workers else None
         if how == "fork":
             source.fetch.prepare()
@@ -238,7 +232,7 @@ class Loading:
             multiprocessing_context=how,
             worker_init_fn=partial(_start, stacks=stacks()) if workers else None,
         )
-        self._source, self._timing = source, timing or NullTiming()
+        self._source = source
         others = set(multiprocessing.active_children())
         self._batches: Any = iter(loader)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
@@ -253,7 +247,7 @@ class Loading:
 
     def __iter__(self) -> Iterator[list[Microbatch]]:
         """The microbatches of each request. Raises what the data set raised instead, by its name and words."""
-        timing = self._timing
+        timing = self._source.timing
         timing.lap("other")
         for answer in self._batches:
             timing.lap("input")

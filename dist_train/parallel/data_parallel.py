@@ -86,24 +86,18 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+        timing: is told where forward, backward and the wait for the others end.
         loss_scale: what a microbatch's mean loss is multiplied by, so that the gradients become the mean over all
             microbatches: the tree divides by their number, and DDP's own sum by the number of ranks.
 
     Args:
         generators: what a microbatch may draw from; without it, the model's.
-        timing: is told where forward, backward and the wait for the others end.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        group: ProcessGroup,
-        options: ParallelOptions,
-        generators: Generators | None = None,
-        timing: NullTiming | None = None,
+        self, module: nn.Module, group: ProcessGroup, options: ParallelOptions, generators: Generators | None = None
     ) -> None:
-        self.module = module
-        self._timing = timing or NullTiming()
+        self.module, self.timing = module, NullTiming()
         self._options = options
         ranks, microbatches = group.ranks, options.microbatches
         shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
@@ -124,12 +118,10 @@ class Parallel:
         self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, own, microbatches)
         if options.exact:
-            self._sum = _ExactSum(
-                self._exchange, own, options, self.parameters, group.device, self._buffers.take, self._timing
-            )
+            self._sum = _ExactSum(self._exchange, own, options, self.parameters, group.device, self._take)
             self._ddp.register_comm_hook(None, self._sum.hook)
         elif self.parameters:  # DDP's own sum has no hook; the backward reaches the first parameter last, as a rule
-            self.parameters[0].register_post_accumulate_grad_hook(lambda _: self._timing.lap("backward"))
+            self.parameters[0].register_post_accumulate_grad_hook(lambda _: self.timing.lap("backward"))
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         return self._ddp(*inputs, **keywords)
@@ -146,7 +138,7 @@ class Parallel:
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch
-            self._timing.lap("exchange" if last else "backward")
+            self.timing.lap("exchange" if last else "backward")
             check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
@@ -160,11 +152,16 @@ class Parallel:
         else:
             mean = None
         self._buffers.finish_step(mean)
-        self._timing.lap("exchange")
+        self.timing.lap("exchange")
+
+    def _take(self) -> list[Tensor]:
+        """What is averaged beside the gradients. The backward is over, but for the wait for the sums."""
+        self.timing.lap("backward")
+        return self._buffers.take()
 
     def complete(self, loss: Tensor) -> Tensor:
         """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
-        self._timing.lap("forward")
+        self.timing.lap("forward")
         return with_all(loss, self.parameters) if self._options.unused else loss
 
     def rescale(self, counts: Mapping[int, int | Tensor], samples: int) -> None:
@@ -176,7 +173,7 @@ class Parallel:
         """
         total = torch.as_tensor(sum(counts.values()), dtype=torch.int64).cpu()
         factor = samples / max(1, int(self._group.all_reduce_host_(total)))
-        self._timing.lap("exchange")
+        self.timing.lap("exchange")
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def restore_buffers(self) -> None:
@@ -223,7 +220,6 @@ class _ExactSum:
         parameters: list[nn.Parameter],
         device: torch.device,
         more: Callable[[], list[Tensor]],
-        timing: NullTiming,
     ) -> None:
         self._exchange = exchange
         self._microbatches = options.microbatches
@@ -233,7 +229,7 @@ class _ExactSum:
         self._place = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._nodes: BinaryCounter[list[Tensor]] = BinaryCounter(self._microbatches, _add_lists)
         self._runner: SideThread | SideStream = SideStream(device) if device.type == "cuda" else SideThread()
-        self._more, self._timing = more, timing
+        self._more = more
         self.mean_of_more: Tensor | None = None
 
     def keep(self, number: int) -> None:
@@ -253,7 +249,6 @@ class _ExactSum:
         if bucket.is_last():
             more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
-            self._timing.lap("backward")  # what is left of it is the wait for this sum
         return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more))
 
     def _reduce(

@@ -108,7 +108,7 @@ class Account:
     @property
     def bottleneck(self) -> Bottleneck:
         """What most of the time is lost to. Of the phases, it is those of the rank that the others wait for."""
-        spent, seconds, steps = self.total.critical, self.total.seconds, self.total.steps
+        spent, seconds, steps = self.total.critical, self.total.seconds or 1.0, self.total.steps
         ranks = len(self.total.ranks)
         microbatches = -(-self._microbatches // ranks)
         computing = spent["forward"] + spent["backward"]
@@ -141,7 +141,7 @@ class Account:
         return replace(found, stage=self._stage) if kind == "input" else found
 
     def _found(self, kind: str, lost: float, sentence: str) -> Bottleneck:
-        return Bottleneck(kind=kind, seconds=lost, share=lost / self.total.seconds, sentence=sentence)
+        return Bottleneck(kind=kind, seconds=lost, share=lost / (self.total.seconds or 1.0), sentence=sentence)
 
     def _late(self, one: Late, share: float) -> str:
         each = replace(one, seconds=one.seconds / self.total.steps, share=share)
@@ -157,7 +157,7 @@ class Account:
         own, size = data.name.partition(":")[2], getattr(data, "image_size", None)
         what = f"{own}.__getitem__" if own and stage == "decode" else stage
         unit = "process" if stage == "read" else "core"
-        rate = f"{1 / loading[stage]:,.0f} samples/s a {unit}" if loading else "slow"
+        rate = f"{1 / loading[stage]:,.0f} samples/s a {unit}" if loading.get(stage) else "slow"
         wait = f"input-bound: ranks wait {100 * share:.0f} % of the time for samples; {what} is the stage ({rate})"
         spent, steps, workers = self.total.critical, self.total.steps, self.setting.workers
         samples = self.config.batch.global_size / len(self.total.ranks)
@@ -197,6 +197,6 @@ class Account:
         return f"{said}; try batch.global_size={8 * batch.global_size}"
 
     def _often(self, what: str, key: str, every: Duration, share: float) -> str:
-        times = math.ceil(share / (1 - share) / RARE_ENOUGH)
+        times = math.ceil(share / max(0.01, 1 - share) / RARE_ENOUGH)
         rarer = Duration(every.value * times, every.unit)
         return f"{what} takes {100 * share:.0f} % of the time, every {every}; try {key}='{rarer}'"

@@ -1,5 +1,6 @@
 """The phases that a rank's time is divided into, and what the ranks of an interval spent in each. No torch here."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ COLUMNS = (
 """Of a rank and an interval: how many, seconds in each phase, the median over the steps of those that MEDIANS names, in
 seconds of a microbatch for EACH and of a step for the others; the lower quartile of the wait for the others; seconds of
 loading, and how many samples that were. `core` is the time in which it waited for a core, in any phase but exchange."""
+Times = Sequence[Sequence[float]]
+"""By rank, a number for each of COLUMNS."""
 MOST_RANKS = 64
 """That a row of metrics.jsonl has; of more, those that wait least for the others."""
 
@@ -49,11 +52,8 @@ class Budget:
     loading: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: Sequence[Sequence[float]]) -> "Budget | None":
-        """
-        Args:
-            table: by rank, a number for each of COLUMNS.
-        """
+    def of(cls, table: Times) -> "Budget | None":
+        """None where no step is told of."""
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in table]
         if not rows or not rows[0]["steps"]:
             return None
@@ -105,7 +105,7 @@ class Budget:
             loading = {stage: float(row["loading"][stage]) for stage in STAGES if row["loading"]}
             more = {name: float(row[name]) for name in ("exchanging", "queued")}
             found = cls(steps=(steps := int(row["steps"])), ranks=ranks, loading=loading, **more)
-            return found if ranks and steps > 0 else None
+            return found if ranks and steps > 0 and math.isfinite(found.seconds + sum(loading.values())) else None
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_train.config.changes import differences
 from dist_train.config.recorded import read_recorded
@@ -24,6 +24,15 @@ Row = dict[str, Any]
 POSITION = ("step", "epoch", "samples_seen")
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
+
+
+class Spent(NamedTuple):
+    step: int
+    budget: Budget
+    late: list[Late]
+
+
+"""An interval of training rows that ends with `step`: where its time went, and which ranks were late."""
 _STEP, _WITH_TIME = b'{"kind": "train"', b'"budget": '
 
 
@@ -63,15 +72,6 @@ class Start:
     unix: float | None
     hosts: tuple[str, ...]
     ended: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """An interval of training rows that ends with `step`: where its time went, and which ranks were late."""
-
-    step: int
-    budget: Budget
-    late: list[Late]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class _Columns:
             return
         self._last = row
         if (budget := Budget.from_row(clock)) is not None:
-            self.spent.append(Spent(step=row["step"], budget=budget, late=Late.from_rows(clock.get("late"))))
+            self.spent.append(Spent(row["step"], budget, Late.from_rows(clock.get("late"))))
             self.setting = Setting.from_row(clock.get("setting")) or self.setting
         steps.step.append(row["step"])
         steps.unix.append(clock.get("unix") or (steps.unix[-1] if count else 0.0))

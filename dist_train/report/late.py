@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_train.report.budget import COLUMNS, EACH, MEDIANS, OF_A_STEP
+from dist_train.report.budget import COLUMNS, EACH, MEDIANS, OF_A_STEP, Times
 
 STEPS, SECONDS = 10, 1.0
 """That a look at the ranks covers at least."""
@@ -18,8 +18,6 @@ SHARE, LEAST = 0.15, 0.002
 """Of a step, and seconds, that a rank must cost the others to be called late; it keeps up again below half of that."""
 IN_A_ROW = 3
 """Looks that have to agree: a minute's disturbance is not worth a line."""
-CHANGED = 2.0
-"""The cost is told again when it has grown or fallen by this factor."""
 LONG_S = 60.0
 """Seconds that a rank must wait for a core before that is said: another program on its core comes and goes."""
 WHERE = {"input": "loader", "transfer": "transfer to the device", "core": "wait for a core"}
@@ -66,10 +64,6 @@ class Late:
         except (KeyError, TypeError, ValueError):
             return []
 
-    def differs(self, other: "Late") -> bool:
-        """Enough to be told again."""
-        return self.phase != other.phase or not 1 / CHANGED < self.seconds / (other.seconds or 1.0) < CHANGED
-
 
 class LateRanks:
     """Those of a session, found from interval to interval."""
@@ -78,19 +72,15 @@ class LateRanks:
         self._tables: list[list[dict[str, float]]] = []
         """By interval and rank, since the last look."""
         self._told: dict[int, Late] = {}
-        self._agreeing: dict[int, list[tuple[Late | None, float]]] = {}
-        """By rank, looks in a row that saw something else than was told, with the seconds that each covers."""
+        self._agreeing: dict[int, tuple[str, int, float]] = {}
+        """By rank, where looks in a row saw something else than was told: the phase, how many, and their seconds."""
 
     @property
     def late(self) -> list[Late]:
         return [self._told[rank] for rank in sorted(self._told)]
 
-    def add(self, table: Sequence[Sequence[float]]) -> list[str]:
-        """Takes in an interval, and returns what is to be said now.
-
-        Args:
-            table: by rank, a number for each of COLUMNS.
-        """
+    def add(self, table: Times) -> list[str]:
+        """Takes in an interval, and returns what is to be said now."""
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in table]
         if len(rows) < 2 or not rows[0]["steps"]:
             return []
@@ -109,18 +99,18 @@ class LateRanks:
 
     def _turn(self, rank: int, found: Late | None, seconds: float) -> list[str]:
         told = self._told.get(rank)
-        if found is not None and found.share < SHARE and told is None:
+        if found is not None and told is None and found.share < SHARE:
             found = None
-        same = found is None if told is None else found is not None and not found.differs(told)
-        if same:
-            self._agreeing.pop(rank, None)
-            return []
-        seen = self._agreeing.setdefault(rank, [])
         phase = found.phase if found is not None else ""
-        if seen and phase != (seen[-1][0].phase if seen[-1][0] is not None else ""):
-            seen.clear()
-        seen.append((found, seconds))
-        if len(seen) < IN_A_ROW or (phase == "core" and sum(took for _, took in seen) < LONG_S):
+        if phase == (told.phase if told is not None else ""):
+            self._agreeing.pop(rank, None)
+            if found is not None:
+                self._told[rank] = found
+            return []
+        before, looks, took = self._agreeing.get(rank, (phase, 0, 0.0))
+        looks, took = (looks + 1, took + seconds) if before == phase else (1, seconds)
+        self._agreeing[rank] = (phase, looks, took)
+        if looks < IN_A_ROW or (phase == "core" and took < LONG_S):
             return []
         del self._agreeing[rank]
         if found is None:
@@ -145,11 +135,8 @@ def _look(rank: int, columns: Sequence[dict[str, float]], step: float) -> Late |
         return times * (own[f"median {name}"] - statistics.median(row[f"median {name}"] for row in others))
 
     costs = {phase: more(phase) for phase in MEDIANS if phase not in ("exchange", "core")}
-    waited = max(0.0, more("core"))
-    for phase, excess in (
-        (max(costs, key=costs.__getitem__), sum(costs.values()) - waited),
-        ("core", min(waited, sum(costs.values()))),
-    ):
+    waited, every = max(0.0, more("core")), sum(costs.values())
+    for phase, excess in ((max(costs, key=costs.__getitem__), every - waited), ("core", min(waited, every))):
         cost = min(excess, -more("exchange"))
         if cost >= LEAST / 2 and cost / step >= SHARE / 2:
             return Late(rank=rank, phase=phase, seconds=cost, share=cost / step)

@@ -38,7 +38,8 @@ def section(facts: Facts) -> Iterator[Markup]:
     yield tag("figure", tag("figcaption", "Each rank's share"), _strips(total.ranks))
     sums, steps = total.sums, total.steps
     rows = [
-        [phase, f"{1000 * sums[phase] / steps:.3g}", f"{100 * sums[phase] / total.seconds:.1f} %"] for phase in PHASES
+        [phase, f"{1000 * sums[phase] / steps:.3g}", f"{100 * sums[phase] / (total.seconds or 1.0):.1f} %"]
+        for phase in PHASES
     ]
     yield table(f"Of the mean rank, over {steps:,} steps in {seconds(total.seconds)}", ["phase", "ms", "share"], rows)
     if total.loading:

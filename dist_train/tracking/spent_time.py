@@ -1,11 +1,10 @@
 """Where the time of a session goes: for metrics.jsonl, for a line on ranks that are late, and for one at the end."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dist_train.report.bottleneck import Account
-from dist_train.report.budget import Budget
+from dist_train.report.budget import Budget, Times
 from dist_train.report.late import Late, LateRanks
 from dist_train.tracking.base import RunFacts
 
@@ -21,8 +20,8 @@ class SpentTime:
         self._intervals: list[tuple[Budget, list[Late]]] = []
         self._is_new = True
 
-    def add(self, times: Sequence[Sequence[float]]) -> tuple[dict[str, Any], dict[str, float], list[str]]:
-        """Takes in an interval, by rank a number for each of COLUMNS.
+    def add(self, times: Times) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+        """Takes in an interval.
 
         Returns:
             what `time` of its last row has besides, the budget of the mean rank, and lines for people.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
+from dist_train.report.budget import Times
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Own, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
@@ -36,11 +37,9 @@ class NullTracker:
     def tick(self, step: int) -> None:
         """`step` steps are done; called after each, and takes microseconds."""
 
-    def log_steps(
-        self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Sequence[Sequence[float]] = ()
-    ) -> None:
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
         """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; the task's
-        figures over all of them; and by rank a number for each of report/budget.py's COLUMNS."""
+        figures over all of them; and what each rank spent its time on."""
 
     def log_samples(self, rows: list[Row]) -> None:
         """Rows of the same steps: {"step", "epoch", "indices": V lists of places in the training set}."""
@@ -88,9 +87,7 @@ class Tracker(NullTracker):
         self._pace.tick(step)
         self._each(lambda sink: sink.tick(step))
 
-    def log_steps(
-        self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Sequence[Sequence[float]] = ()
-    ) -> None:
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
         assert self._pace is not None and self._spent is not None
         if not rows:
             return
