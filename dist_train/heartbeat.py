@@ -8,7 +8,6 @@ from typing import Any, Literal
 Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "callback", "end"]
 _step = 0
 _phase: Phase = "init"
-_work = 0.0
 _is_muted = False
 
 
@@ -16,22 +15,6 @@ def mute() -> None:
     """For a script with a loop of its own: nobody here knows how long its phases may take."""
     global _is_muted
     _is_muted = True
-
-
-def add_work(seconds: float) -> None:
-    """This rank has worked that long on the current step without waiting for another rank."""
-    global _work
-    _work += seconds
-
-
-def finish_step(step: int, microbatches: int) -> None:
-    """A beat, with the time that the work took per microbatch, since ranks may have more or fewer of them."""
-    global _work
-    writer = _writer()
-    if writer is not None and microbatches:
-        writer.work(_work / microbatches)
-    _work = 0.0
-    beat("step", step)
 
 
 def beat(phase: Phase, step: int | None = None) -> None:

@@ -39,6 +39,7 @@ class Session:
     def close(self) -> None:
         """Ends what the trainer holds open, whatever brought the end."""
         self.trainer.checkpoints.end()
+        self.trainer.profile.close()
         self.trainer.tracker.close()
         self.trainer.parallel.close()
 

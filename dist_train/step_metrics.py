@@ -14,9 +14,11 @@ from torch import Tensor
 from dist_train.config.schema import RunConfig
 from dist_train.data.broken import Broken
 from dist_train.errors import ExitCode, UserError
-from dist_train.heartbeat import finish_step
+from dist_train.heartbeat import beat
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.report.budget import COLUMNS
+from dist_train.timing import NullTiming
 
 ADVICE = "Try a smaller optimizer.lr, a longer schedule.warmup, or train.clip_norm"
 MOST_NAMED = 64
@@ -61,6 +63,7 @@ class Report:
         skipped: one line for each step whose update was skipped.
         diverged: why the training cannot go on, if so: a step was not finite, and its update was applied.
         broken: (step, sample) of each that is newly found to be broken, in the order of the training.
+        times: by rank, what it spent its time on, as report/budget.py's COLUMNS say.
     """
 
     rows: list[dict[str, Any]]
@@ -69,13 +72,17 @@ class Report:
     skipped: list[str]
     diverged: str | None
     broken: list[tuple[int, Broken]]
+    times: list[list[float]] = field(default_factory=list)
 
 
 class StepMetrics:
     """Collects an interval of steps."""
 
-    def __init__(self, group: ProcessGroup, config: RunConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, group: ProcessGroup, config: RunConfig, steps_per_epoch: int, timing: NullTiming | None = None
+    ) -> None:
         self._group, self._config, self._steps_per_epoch = group, config, steps_per_epoch
+        self._timing = timing or NullTiming()
         self._results: list[StepResult] = []
         self._leash = Leash(group.device)
 
@@ -86,7 +93,8 @@ class StepMetrics:
 
     def add(self, result: StepResult) -> None:
         self._leash.step()
-        finish_step(result.step, len(result.losses))
+        self._timing.end_step(len(result.losses))
+        beat("step", result.step)
         self._results.append(result)
 
     def flush(self, known: Collection[int] = ()) -> Report:
@@ -101,7 +109,7 @@ class StepMetrics:
         # Every entry is filled by one rank and zero on the others, so adding them up changes no bit.
         known = set(known)
         own = [(result.step, one) for result in results for one in result.broken if one.index not in known]
-        sums = self._group.all_reduce_host_(self._own(results, len(own)))
+        sums, times = self._reduced(self._own(results, len(own)))
         broken = self._all(own) if sums[..., 2].any() else []
         norms = torch.stack([result.gradient_norm for result in results]).tolist()
         names, figures = self._figures(results, sums[..., 3])
@@ -128,7 +136,21 @@ class StepMetrics:
                 for row, indices in zip(rows, table, strict=True)
             ]
         interval = _means(names, figures[: len(rows)])
-        return Report(rows=rows, figures=interval, samples=samples, skipped=skipped, diverged=diverged, broken=broken)
+        return Report(
+            rows=rows,
+            figures=interval,
+            samples=samples,
+            skipped=skipped,
+            diverged=diverged,
+            broken=broken,
+            times=times,
+        )
+
+    def _reduced(self, own: Tensor) -> tuple[Tensor, list[list[float]]]:
+        """The ranks' tables as one, and with them, since it costs next to nothing there, where their time went."""
+        times = self._timing.table(self._group.ranks.rank, self._group.ranks.world_size)
+        both = self._group.all_reduce_host_(torch.cat([own.view(-1), times]))
+        return both[: own.numel()].view_as(own), both[own.numel() :].view(-1, len(COLUMNS)).tolist()
 
     def _all(self, own: list[tuple[int, Broken]]) -> list[tuple[int, Broken]]:
         """Those of all ranks, each sample once, in the order of the training: in a step the ranks have it already."""

@@ -1,6 +1,7 @@
 """What the training loop calls: one step's update, a report, a save, an evaluation."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -19,6 +20,7 @@ from dist_train.data.broken import Broken, most_broken
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
+from dist_train.data.workers import number_of_workers
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.heartbeat import beat
@@ -28,11 +30,17 @@ from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.profile import NullProfile
 from dist_train.randomness import Generators, key
+from dist_train.report.bottleneck import Setting
 from dist_train.step_metrics import ADVICE, StepMetrics
 from dist_train.texts import write_texts
+from dist_train.timing import Timing
 from dist_train.tracking.tracker import NullTracker
 
+FLOOR_S, LEAF_FLOOR_S = 0.0001, 0.00007
+"""Seconds of a microbatch's forward and backward, and of each layer's part in them, that pass in Python and in the
+dispatch of kernels: measured with one sample of 8 × 8 pixels."""
 MOST_SKIPPED_IN_A_ROW = 10
 """Steps that may be skipped one after another: a training that has diverged does not come back by itself."""
 
@@ -58,26 +66,49 @@ class Trainer:
         tracker: NullTracker,
         checkpoints: NullCheckpointManager,
         callbacks: NullCallbacks | None = None,
+        profile: NullProfile | None = None,
     ) -> None:
         check_deterministic(config, learner.model, group.device, group.ranks.world_size)
         if config.model.compile:
             learner.model.compile()
         self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
         self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
-        self.callbacks = callbacks or NullCallbacks()
+        self.callbacks, self.profile = callbacks or NullCallbacks(), profile or NullProfile()
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
+        self.timing = Timing(group.device)
         self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
+        self.parallel.timing = self.timing
         self.schedule = Schedule.of(config, due.steps_per_epoch)
-        self.step_metrics = StepMetrics(group, config, due.steps_per_epoch)
+        self.step_metrics = StepMetrics(group, config, due.steps_per_epoch, self.timing)
         self._gave_up = False
         """The evaluation of this step."""
         self._told: set[str] = set()
         """Of evaluation samples that are broken, which is told once."""
 
+    @property
+    def setting(self) -> Setting:
+        """What the speed of a session depends on."""
+        config, group, model = self.config, self.group, self.learner.model
+        here = group.ranks.local_world_size
+        workers = number_of_workers(config.loader, self.splits.train, group.device, here, self.due.total_steps)
+        leaves = sum(not any(module.children()) for module in model.modules())
+        return Setting(
+            cores=max(1, len(os.sched_getaffinity(0)) // here),
+            workers=workers,
+            floor=FLOOR_S + leaves * LEAF_FLOOR_S,
+            parameters=sum(parameter.numel() for parameter in self.parallel.parameters),
+            on_gpu=group.device.type == "cuda",
+        )
+
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
-        group, task = self.group, self.learner.task
-        return train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, task)
+        group, how = self.group, (self.learner.task, self.timing)
+        batches = train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, *how)
+        for step in range(first_step, last_step + 1):
+            self.profile.begin(step + 1)
+            if (microbatches := next(batches, None)) is None:
+                return
+            yield microbatches
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
         """Clips, steps the optimizer and the average, or skips the step where `train.non_finite` says so.
@@ -109,6 +140,8 @@ class Trainer:
         elif ema is not None:
             ema.update(self.learner.model)
         state.left_out_in_a_row = 0 if applied else state.left_out_in_a_row + 1
+        self.timing.lap("optimizer")
+        self.profile.end(state.step + 1)
         return norm, applied
 
     def _is_finite(self, norm: Tensor, losses: Mapping[int, Tensor]) -> bool:
@@ -148,10 +181,12 @@ class Trainer:
             UserError: on every rank, (exit 11) when one of them was not finite and was not skipped, (exit 10) when the
                 model's buffers are no function of the samples, (exit 13) when too many samples are broken.
         """
+        self.timing.lap("other")
         report = self.step_metrics.flush(state.broken)
         self.parallel.check()
+        self.timing.lap("exchange")
         self.tracker.log_samples(report.samples)
-        self.tracker.log_steps(report.rows, report.figures)
+        self.tracker.log_steps(report.rows, report.figures, report.times)
         for line in report.skipped:
             self.tracker.note(line)
         for step, one in report.broken:
@@ -183,6 +218,7 @@ class Trainer:
         Raises:
             UserError: (exit 11) on every rank, when an update has left numbers that are not finite.
         """
+        self.timing.lap("other")
         tensors = list(self.parallel.parameters)
         tensors += [value for entries in self.learner.optimizer.state.values() for value in entries.values()]
         floats = [t.detach() for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
@@ -196,6 +232,7 @@ class Trainer:
         beat("save")
         self.checkpoints.save(state, lacks_evaluation=self._gave_up)
         beat("step")
+        self.timing.lap("save")
 
     def evaluate(self, state: TrainState) -> Request:
         """Evaluates, and keeps `state`'s account of the best. Where a rank is asked to stop meanwhile, all of them give
@@ -205,6 +242,7 @@ class Trainer:
             what was asked, the same on every rank; NONE when the evaluation is done.
         """
         self._gave_up = True
+        self.timing.lap("other")
         try:
             state.metrics = self.evaluate_split("evaluation", state.step, lambda: self.agreement.is_asked_to_stop)
         except EvaluationGivenUp:
@@ -213,6 +251,7 @@ class Trainer:
         _note_best(self.config, state)
         state.finished = state.step == self.due.total_steps or stops_early(self.config, state)
         beat("step")
+        self.timing.lap("evaluation")
         return Request.NONE
 
     def evaluate_split(self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False) -> dict[str, float]:

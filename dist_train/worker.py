@@ -22,6 +22,7 @@ from dist_train.checkpoint.resume import broadcast_checkpoint, check_surrounding
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore
 from dist_train.config.problems import ConfigError
+from dist_train.config.ranges import parse_ranks, parse_steps
 from dist_train.config.recorded import given
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.config.source import load
@@ -36,6 +37,7 @@ from dist_train.heartbeat import beat
 from dist_train.learner import Learner, build_learner
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
+from dist_train.profile import NullProfile, Profile
 from dist_train.resolve_run import ResolvedRun, changed_schedule, resolve_run
 from dist_train.run_state import NullRunRecord, RunRecord
 from dist_train.rundir.layout import RunDir
@@ -73,6 +75,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|none|CHECKPOINT", help="what to begin from")
     parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="may differ on resume")
     parser.add_argument("--trust", action="store_true", help="let the config that came with a run run others' code")
+    parser.add_argument("--profile", metavar="STEPS", help="record what the ranks do in these steps, such as 20-25")
+    parser.add_argument("--profile-ranks", metavar="RANKS", default="0", help="of these ranks, such as 0,3 or all")
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(argv)
 
@@ -83,7 +87,8 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Reque
     with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         asked = (arguments.run_dir, arguments.resume, arguments.allow_change)
         resolved = group.run_on_rank0(lambda: resolve_run(config, ranks.world_size, *asked, lease))
-        with closing(build_session(resolved, group, flag)) as session:
+        profiled = (arguments.profile, arguments.profile_ranks)
+        with closing(build_session(resolved, group, flag, profiled)) as session:
             return session.run()
 
 
@@ -115,13 +120,21 @@ def set_deterministic(config: RunConfig) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) -> Session:
-    """Builds everything that this rank needs; all ranks call it together."""
+def build_session(
+    resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag, profiled: tuple[str | None, str] = (None, "0")
+) -> Session:
+    """Builds everything that this rank needs; all ranks call it together.
+
+    Args:
+        profiled: --profile and --profile-ranks.
+    """
     config, checkpoint = resolved.config, resolved.checkpoint
     own = build_callbacks(config, group.ranks)
     splits = datasets.build_all(config, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
+    steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
+    chosen = parse_ranks(profiled[1], group.ranks.world_size, "--profile-ranks") or []
     if checkpoint is None:
         models.fetch(config.model, group.local_rank0_first)
         notes = [*resolved.notes, *splits.notes]  # once is enough
@@ -147,7 +160,10 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     )
     record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker, callbacks)
     agreement = Agreement(group, flag)
-    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks)
+    profile = Profile(steps, chosen, group.ranks, RunDir(resolved.run_dir), tracker.note) if steps else NullProfile()
+    if steps and state.step >= steps[-1]:
+        notes.append(f"! --profile {profiled[0]}: the run is past these steps, nothing is recorded")
+    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks, profile)
     facts = _run_facts(resolved, trainer, state.step)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
@@ -216,4 +232,5 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunF
         classes=trainer.splits.classes,
         tokens=trainer.splits.tokens,
         stop_step=due.last_step if due.last_step < due.total_steps else None,
+        setting=trainer.setting,
     )

@@ -17,6 +17,7 @@ from dist_train.config.requests import ReplayRequest
 from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
+from dist_train.report.budget import Times
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import is_number, open_regular, parse_json
 from dist_train.tracking.base import POSITION, Row
@@ -215,7 +216,7 @@ class Comparison(NullTracker):
         self.steps = self.evaluations = self.values = 0
         self._names: dict[str, None] = {}
 
-    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
         for row in rows:
             recorded = self._recording.steps.get(row["step"])
             self.missing.discard(row["step"])

@@ -16,6 +16,7 @@ from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_
 from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.decoded import DecodedImages, Named
 from dist_train.data.failure import CapturedError, noted
+from dist_train.data.loading_time import LoadingTime
 from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
 from dist_train.data.stack import check_sample, stacked
@@ -37,12 +38,14 @@ class Loaded:
         request: with the places of the samples that were really read. Where there are none, inputs and targets are
             None.
         broken: those that were asked for and could not be read, in their order.
+        seconds: that it took to wait for storage, to compute the samples, and to augment them.
     """
 
     request: LoadRequest
     inputs: Any
     targets: Any
     broken: tuple[Broken, ...] = ()
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def plain(self) -> "Loaded":
         """Plain numbers: without an autograd graph, which cannot leave the process, and without lazy views."""
@@ -133,6 +136,7 @@ class Fetch(Dataset):
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
         self._on_error, self._pad = on_error, pad
         self._waited_in_vain = False
+        self._time = LoadingTime()
         at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, DecodedImages))
         if at_once and on_error != "stop":
             raise UserError(
@@ -158,7 +162,9 @@ class Fetch(Dataset):
     def __getitems__(self, request: LoadRequest) -> Loaded | CapturedError:
         """Whatever a user's code raises, even StopIteration or SystemExit, is returned as a CapturedError."""
         try:
+            self._time.begin()
             loaded = self._patiently(request).plain()
+            loaded = replace(loaded, seconds=self._time.end())
             return loaded if get_worker_info() is None else loaded.packed()
         except BaseException as error:
             return CapturedError.of(self._advised(error))
@@ -254,7 +260,7 @@ class Fetch(Dataset):
             return inputs, targets
         if not moved:
             augment.check_targets(targets)
-        return augment(inputs, epoch, indices), targets
+        return self._time.of_augment(augment)(inputs, epoch, indices), targets
 
     def _moved(self, samples: list[Any], epoch: int, indices: np.ndarray) -> tuple[bool, list[Any]]:
         """With targets that lie where their images will, as far as the data set says that they lie in the image; and
@@ -273,7 +279,7 @@ class Fetch(Dataset):
         """What the data set itself gives: images and targets of an ImageSet, else the samples one by one."""
         if isinstance(self._dataset, ImageSet):
             crop = self._augment.crop(request.epoch, request.indices) if self._augment else None
-            return self._batch(request, crop)
+            return self._batch(request, self._time.of_augment(crop) if crop else None)
         return self._samples(request.epoch, request.indices)
 
     def _batch(self, request: LoadRequest, crop: Crop | None) -> tuple[Any, Any]:

@@ -3,10 +3,9 @@
 import atexit
 import multiprocessing
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
@@ -26,9 +25,10 @@ from dist_train.data.fetch import Fetch, Loaded, each_array, sample_name
 from dist_train.data.sampler import LoadRequest, ShardedSampler
 from dist_train.data.workers import number_of_workers, start_method, start_worker
 from dist_train.errors import ExitCode, UserError
-from dist_train.heartbeat import add_work, stacks
+from dist_train.heartbeat import stacks
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
+from dist_train.timing import NullTiming
 
 
 def train_batches(
@@ -39,6 +39,7 @@ def train_batches(
     first_step: int,
     last_step: int,
     task: Task | None = None,
+    timing: NullTiming | None = None,
 ) -> Iterator[list[Microbatch]]:
     """This rank's microbatches, ready for the model, for each step in [first_step, last_step), across epochs.
 
@@ -46,6 +47,7 @@ def train_batches(
 
     Args:
         task: checks the targets; without one, all are accepted.
+        timing: is told how long it takes.
 
     Raises:
         UserError: at once when the training set does not fill a global batch, later when a sample can't be read.
@@ -55,7 +57,7 @@ def train_batches(
     workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
     requests = (sampler.shares if at_once else sampler.microbatches)(first_step, last_step)
-    source = Source.of_training(config, splits, device, task)
+    source = replace(Source.of_training(config, splits, device, task), timing=timing or NullTiming())
     return by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
 
 
@@ -144,6 +146,7 @@ class Source:
     transform: Callable[[Any, Any, int, int], tuple[Any, Any]]
     device: torch.device
     task: Task | None
+    timing: NullTiming = field(default_factory=NullTiming)
 
     @classmethod
     def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
@@ -198,13 +201,11 @@ def _pad(data: DataConfig) -> float | dict[str, float] | None:
 def by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
     ready: list[Microbatch] = []
     with loading:
-        begun = time.perf_counter()
         for microbatches in loading:
             ready += microbatches
             if len(ready) == share:
-                add_work(time.perf_counter() - begun)
                 yield ready
-                ready, begun = [], time.perf_counter()
+                ready = []
 
 
 def _cut(rows: slice, tensor: Tensor) -> Tensor:
@@ -249,10 +250,17 @@ class Loading:
 
     def __iter__(self) -> Iterator[list[Microbatch]]:
         """The microbatches of each request. Raises what the data set raised instead, by its name and words."""
+        timing = self._source.timing
+        timing.lap("other")
         for answer in self._batches:
+            timing.lap("input")
             if isinstance(answer, CapturedError):
                 raise answer.as_exception()
-            yield list(self._source.microbatches(answer.unpacked()))
+            microbatches = list(self._source.microbatches(answer.unpacked()))
+            timing.add_loaded(answer.seconds, len(answer.request.indices))
+            timing.lap("transfer")
+            yield microbatches
+            timing.lap("other")
 
     def close(self) -> None:
         """Ends the loading processes; what they had ready is lost."""

@@ -9,7 +9,6 @@ What happens to the model's buffers is in dist_train/parallel/buffers.py.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.shares import share
-from dist_train.heartbeat import add_work
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
@@ -31,6 +29,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.tree import BinaryCounter
 from dist_train.parallel.unused import check_all_have_gradients, with_all
 from dist_train.randomness import Generators, key
+from dist_train.timing import NullTiming
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -87,6 +86,7 @@ class Parallel:
     Attributes:
         module: the model itself, for evaluation and checkpoints.
         parameters: those that are trained.
+        timing: is told where forward, backward and the wait for the others end.
         loss_scale: what a microbatch's mean loss is multiplied by, so that the gradients become the mean over all
             microbatches: the tree divides by their number, and DDP's own sum by the number of ranks.
 
@@ -97,7 +97,7 @@ class Parallel:
     def __init__(
         self, module: nn.Module, group: ProcessGroup, options: ParallelOptions, generators: Generators | None = None
     ) -> None:
-        self.module = module
+        self.module, self.timing = module, NullTiming()
         self._options = options
         ranks, microbatches = group.ranks, options.microbatches
         shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
@@ -121,14 +121,13 @@ class Parallel:
         self._exchange = Exchange(group.for_reduction(), ranks.rank, shares, microbatches)
         self._buffers = StepBuffers(module, self._exchange, own, microbatches)
         if options.exact:
-            self._sum = _ExactSum(self._exchange, own, options, self.parameters, group.device, self._buffers.take)
+            self._sum = _ExactSum(self._exchange, own, options, self.parameters, group.device, self._take)
             self._ddp.register_comm_hook(None, self._sum.hook)
+        elif self.parameters:  # DDP's own sum has no hook; the backward reaches the first parameter last, as a rule
+            self.parameters[0].register_post_accumulate_grad_hook(lambda _: self.timing.lap("backward"))
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        begun = time.perf_counter()
-        output = self._ddp(*inputs, **keywords)
-        add_work(time.perf_counter() - begun)
-        return output
+        return self._ddp(*inputs, **keywords)
 
     def each(self, microbatches: Sequence[P]) -> Iterator[P]:
         """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
@@ -143,6 +142,7 @@ class Parallel:
             self._buffers.begin(microbatch.number)
             with nullcontext() if last else self._ddp.no_sync():
                 yield microbatch
+            self.timing.lap("exchange" if last else "backward")
             check_all_have_gradients(self._named)
             if not last:
                 self._buffers.keep()
@@ -156,9 +156,16 @@ class Parallel:
         else:
             mean = None
         self._buffers.finish_step(mean)
+        self.timing.lap("exchange")
+
+    def _take(self) -> list[Tensor]:
+        """What is averaged beside the gradients. The backward is over, but for the wait for the sums."""
+        self.timing.lap("backward")
+        return self._buffers.take()
 
     def complete(self, loss: Tensor) -> Tensor:
         """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
+        self.timing.lap("forward")
         return with_all(loss, self.parameters) if self._options.unused else loss
 
     def count(self, targets: int | Tensor) -> None:
@@ -178,6 +185,7 @@ class Parallel:
         if targets_per_sample is None:
             total, work = self._counting or self._start_counting()
             work.wait()
+            self.timing.lap("exchange")
         factor = samples / max(1, samples * targets_per_sample if targets_per_sample is not None else int(total))
         torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 

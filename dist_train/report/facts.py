@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_train.config.changes import differences
 from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
+from dist_train.report.bottleneck import Setting
+from dist_train.report.budget import Budget
+from dist_train.report.late import Late
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import open_regular, parse_json
@@ -21,7 +24,16 @@ Row = dict[str, Any]
 POSITION = ("step", "epoch", "samples_seen")
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
-_STEP = b'{"kind": "train"'
+
+
+class Spent(NamedTuple):
+    step: int
+    budget: Budget
+    late: list[Late]
+
+
+"""An interval of training rows that ends with `step`: where its time went, and which ranks were late."""
+_STEP, _WITH_TIME = b'{"kind": "train"', b'"budget": '
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,10 @@ class Facts:
     config: RunConfig | None
     config_text: str
     environment: Row
+    spent: list[Spent]
+    """In the order of the steps."""
+    setting: Setting | None
+    """What the newest start ran with."""
     before: tuple[str, list[tuple[str, Any, Any]]] | None
     """The run of the same name before this one, and how its config differs: key, there, here."""
 
@@ -104,6 +120,8 @@ def gather(run_dir: Path) -> Facts:
         verdict=next((one for one in verdicts if isinstance(one, dict)), None),
         steps=steps,
         evaluations=evaluations,
+        spent=columns.spent,
+        setting=columns.setting,
         details={split: found for split in evaluations if isinstance(found := read_json(run.evaluation(split)), dict)},
         launches=read_launches(run_dir),
         starts=list(_starts(run, steps)),
@@ -117,6 +135,8 @@ def gather(run_dir: Path) -> Facts:
 class _Columns:
     def __init__(self) -> None:
         self._steps = Steps()
+        self.spent: list[Spent] = []
+        self.setting: Setting | None = None
         self._last: Row = {}
 
     def add(self, row: Row) -> None:
@@ -126,6 +146,9 @@ class _Columns:
         if not isinstance(row.get("step"), int):
             return
         self._last = row
+        if (budget := Budget.from_row(clock)) is not None:
+            self.spent.append(Spent(row["step"], budget, Late.from_rows(clock.get("late"))))
+            self.setting = Setting.from_row(clock.get("setting")) or self.setting
         steps.step.append(row["step"])
         steps.unix.append(clock.get("unix") or (steps.unix[-1] if count else 0.0))
         steps.speed.append(clock.get("samples_per_s") or 0.0)
@@ -158,7 +181,7 @@ def _rows(path: Path) -> Iterator[Row]:
     with suppress(OSError), open(open_regular(path), "rb") as file:
         every = 1 + os.fstat(file.fileno()).st_size // MOST_READ
         for number, line in enumerate(file):
-            if number % every and line.startswith(_STEP):
+            if number % every and line.startswith(_STEP) and _WITH_TIME not in line:
                 continue
             with suppress(ValueError):
                 row = parse_json(line)

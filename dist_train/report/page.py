@@ -8,7 +8,7 @@ from typing import Any
 from dist_train.config.changes import leaves
 from dist_train.config.problems import shown as as_written
 from dist_train.config.schema import RunConfig
-from dist_train.report import words
+from dist_train.report import time, words
 from dist_train.report.curves import charts, figures, svg
 from dist_train.report.facts import Facts, Row
 from dist_train.report.html import Markup, joined, table, tag
@@ -38,6 +38,7 @@ def render(facts: Facts) -> str:
         _section("Curves", *_curves(drawn)),
         _section("Classes", *_classes(facts)),
         _section("Texts", *_texts(facts)),
+        _section("Time", *time.section(facts)),
         _section("Starts", *_starts(facts)),
         _section("Config", *_config(facts)),
     ]
@@ -272,6 +273,7 @@ def _summary(facts: Facts) -> Row:
         "state": json.loads(json.dumps(facts.state, default=vars)),
         "verdict": facts.verdict,
         "evaluations": {split: rows[-1] for split, rows in facts.evaluations.items()},
+        "time": time.summary(facts),
         "launches": json.loads(json.dumps(facts.launches, default=vars)),
         "config": facts.config.model_dump(mode="json") if facts.config else None,
         "environment": facts.environment,

@@ -111,6 +111,12 @@ class RunDir:
     def picture(self, callback: str, step: int, name: str) -> Path:
         return self.pictures / callback / name / f"{step:08d}.png"
 
+    profiles = Below("profiles")
+    """What `--profile` has recorded."""
+
+    def profile(self, first: int, last: int, rank: int) -> Path:
+        return self.profiles / f"steps-{first}-{last}-rank{rank}.json.gz"
+
     wandb = Below("wandb")
     tensorboard = Below("tensorboard")
     lease = Below(".lease")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dist_train.config.schema import RunConfig
+    from dist_train.report.bottleneck import Setting
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
@@ -48,6 +49,8 @@ class RunFacts:
     """Of one sample, where it is a text."""
     stop_step: int | None = None
     """Where this session ends when it is to end before total_steps."""
+    setting: Setting | None = None
+    """What its speed depends on."""
 
     @property
     def epochs(self) -> int:
@@ -69,6 +72,7 @@ class SessionOutcome:
         seconds: from begin to here.
         checkpoint: the newest one, if any.
         broken: training samples that could not be read; others were taken in their place.
+        time: what much of the time was lost to, where that is worth a line.
     """
 
     status: Literal["done", "stopped", "failed"]
@@ -77,6 +81,7 @@ class SessionOutcome:
     seconds: float
     checkpoint: Path | None
     broken: int = 0
+    time: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,8 @@ class Interval:
         samples_per_s: of all ranks together, evaluations not counted; None before there are two steps to compare.
         tokens_per_s: the same, where a sample is a text.
         seconds_left: to the end of this session, evaluations counted; None while that would be a guess.
+        budget: seconds of the mean rank by phase, as report/budget.py names them: of one step, and in `evaluation` and
+            `save` of the whole interval. Empty where nothing is known.
     """
 
     rows: list[Row]
@@ -96,6 +103,7 @@ class Interval:
     samples_per_s: float | None
     seconds_left: float | None
     tokens_per_s: float | None = None
+    budget: dict[str, float] = field(default_factory=dict)
 
     @property
     def speeds(self) -> dict[str, float]:

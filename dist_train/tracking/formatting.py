@@ -87,7 +87,8 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
         return [*_broken(facts, outcome), stopped, *report]
-    return [_done(facts, outcome), *_broken(facts, outcome), *report, *_checkpoint(facts, outcome)]
+    time = [f"  time        {outcome.time}"] if outcome.time else []
+    return [_done(facts, outcome), *_broken(facts, outcome), *time, *report, *_checkpoint(facts, outcome)]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
+from dist_train.report.budget import Times
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Own, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
@@ -17,6 +19,7 @@ from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
 from dist_train.tracking.pictures import PictureSink
 from dist_train.tracking.report_sink import ReportSink
+from dist_train.tracking.spent_time import SpentTime
 from dist_train.tracking.tensorboard import TensorboardSink, require_tensorboard
 from dist_train.tracking.terminal import console
 from dist_train.tracking.wandb_sink import WandbSink, wandb_mode
@@ -34,9 +37,9 @@ class NullTracker:
     def tick(self, step: int) -> None:
         """`step` steps are done; called after each, and takes microseconds."""
 
-    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
-        """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; and the task's
-        figures over all of them."""
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
+        """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; the task's
+        figures over all of them; and what each rank spent its time on."""
 
     def log_samples(self, rows: list[Row]) -> None:
         """Rows of the same steps: {"step", "epoch", "indices": V lists of places in the training set}."""
@@ -73,9 +76,10 @@ class Tracker(NullTracker):
         self._sinks = list(sinks)
         self._pace: Pace | None = None
         self._tokens: int | None = None
+        self._spent: SpentTime | None = None
 
     def begin(self, facts: RunFacts) -> None:
-        self._pace, self._tokens = Pace(facts), facts.tokens
+        self._pace, self._tokens, self._spent = Pace(facts), facts.tokens, SpentTime(facts)
         self._each(lambda sink: sink.begin(facts, self.note))
 
     def tick(self, step: int) -> None:
@@ -83,20 +87,24 @@ class Tracker(NullTracker):
         self._pace.tick(step)
         self._each(lambda sink: sink.tick(step))
 
-    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
-        assert self._pace is not None
+    def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
+        assert self._pace is not None and self._spent is not None
         if not rows:
             return
         speed = self._pace.samples_per_s()
         clock = {"unix": time.time(), "samples_per_s": speed}
+        spent, budget, notes = self._spent.add(times)
         interval = Interval(
-            rows=[{**row, "time": clock} for row in rows],
+            rows=[*({**row, "time": clock} for row in rows[:-1]), {**rows[-1], "time": clock | spent}],
             summary=_summary(rows) | dict(figures or {}),
             samples_per_s=speed,
             seconds_left=self._pace.seconds_left(),
             tokens_per_s=None if speed is None or self._tokens is None else speed * self._tokens,
+            budget=budget,
         )
         self._each(lambda sink: sink.log_steps(interval))
+        for line in notes:
+            self.note(line)
 
     def log_samples(self, rows: list[Row]) -> None:
         if rows:
@@ -115,7 +123,8 @@ class Tracker(NullTracker):
         self._each(lambda sink: sink.note(line))
 
     def finish(self, outcome: SessionOutcome) -> None:
-        self._each(lambda sink: sink.finish(outcome))
+        told = outcome if self._spent is None else replace(outcome, time=self._spent.worth_saying())
+        self._each(lambda sink: sink.finish(told))
         self.close()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dist_train.config.ranges import parse_ranks, parse_steps
 from dist_train.errors import UserError
 from dist_train.rundir.layout import FAST_DEV_RUN
 
@@ -53,6 +54,10 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
     metavar="KEY",
     help="A config key, or `torch` or `data`, that may differ from what the run began with.",
 )
+@click.option(
+    "--profile", metavar="STEPS", help="Record what is done in these steps, such as 20-25, for a trace viewer."
+)
+@click.option("--profile-ranks", metavar="RANKS", help="Of these ranks, such as 0,3 or all. Default: 0.")
 @trust_option
 @click.option("--preflight", is_flag=True, help="First look, on every node, whether it could work; see doctor.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
@@ -110,6 +115,8 @@ def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resu
     """
     if run_dir is not None or resume is not None:
         raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
+    if options["profile"] is not None:
+        raise UserError("--fast-dev-run leaves nothing, and so no profile: leave one of the two out")
     from ..supervisor import supervise
 
     with tempfile.TemporaryDirectory(prefix=FAST_DEV_RUN) as folder:
@@ -145,6 +152,8 @@ def plan_training(
     resume: str | None,
     allow_change: tuple[str, ...],
     trust: bool = False,
+    profile: str | None = None,
+    profile_ranks: str | None = None,
     **flags: Any,
 ) -> PlannedTraining:
     """From the command line to the plan.
@@ -163,16 +172,28 @@ def plan_training(
     request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
     choice = choose(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
+    passed_on = as_words({"allow_change": allow_change, "profile": profile, "profile_ranks": profile_ranks})
     plan = make_plan(
         config,
         given,
         machine,
         folder=choice.folder,
         program=program_for("dist_train", config) if of_run else ("-m", "dist_train"),
-        arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *as_words({"allow_change": allow_change})),
+        arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *passed_on),
         resume=choice.resume,
     )
+    _check_profile(config, plan, profile, profile_ranks)
     return PlannedTraining(config_path=config_path, overrides=overrides, config=config, plan=plan, note=choice.note)
+
+
+def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ranks: str | None) -> None:
+    """Raises UserError as the ranks would, but before anything is started; the steps of epochs they know alone."""
+    if ranks is not None and steps is None:
+        raise UserError(f"--profile-ranks {ranks} says of whom, and --profile of which steps: give both")
+    duration = config.train.duration
+    if steps is not None:
+        parse_steps(steps, duration.steps(1, config.batch.global_size) if duration.unit != "epochs" else None)
+    parse_ranks(ranks, plan.world_size, "--profile-ranks")
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:

@@ -43,10 +43,6 @@ class Heartbeat:
     step: int = 0
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
-    worked: int = 0
-    """Steps of which it told what its own work took."""
-    work: float = 0.0
-    """Seconds of loading and the forward pass of one microbatch, the median of the recent steps."""
     monitor: int = 0
     """Id of the thread of ours in it, whose wakings are no work."""
     main: int = 0
@@ -68,8 +64,8 @@ class Heartbeat:
 
 def read_heartbeat(page: bytes) -> Heartbeat:
     """What the head of a rank's page says; of an empty one, that nothing is known."""
-    beats, _, phase, step, slowest, main, worked, work, monitor, stacks = RECORD.unpack_from(page)
-    told = {"slowest": slowest, "worked": worked, "work": work, "monitor": monitor, "stacks": stacks}
+    beats, _, phase, step, slowest, main, monitor, stacks = RECORD.unpack_from(page)
+    told = {"slowest": slowest, "monitor": monitor, "stacks": stacks}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
     except ValueError:  # not there yet, or being written

@@ -20,7 +20,6 @@ from ..rank.page import Pages
 from .activity import Activity, activity
 from .evidence import Evidence, Heartbeat, gather, read_heartbeat
 from .nodes import Nodes
-from .stragglers import Stragglers
 
 STEP = 10.0
 """Seconds that a step may take at least; five times the slowest recent one where that is more."""
@@ -106,7 +105,6 @@ class Watchdog:
     def __init__(self, generation: GenerationDir, pages: Pages, limit: float | None, nodes: Nodes) -> None:
         self._generation, self._pages, self._limit, self._nodes = generation, pages, limit, nodes
         self._quiet: dict[int, _Quiet] = {}
-        self._stragglers = Stragglers()
         self._looked = time.monotonic()
         self._measured = 0.0
         self._all_stopped = False
@@ -163,10 +161,6 @@ class Watchdog:
     def _waited_for_all(self) -> bool:
         """For as long as any phase of a rank elsewhere may take, whatever the other nodes say."""
         return all(quiet.idle > max(PHASES.values()) for quiet in self._quiet.values())
-
-    def slow_ranks(self) -> list[str]:
-        """What there is to say of ranks that the others wait for, while all goes on."""
-        return self._stragglers.look({rank: quiet.heartbeat for rank, quiet in self._quiet.items()})
 
     def _see_work(self, seen: Mapping[int, Activity], since: float) -> None:
         """A rank that works is not idle. Waiting for a GPU can look like work; only ranks that others may wait for are

@@ -2,6 +2,7 @@
 
 import re
 
+from dist_train.config.ranges import parse_ranks
 from dist_train.errors import UserError
 
 from ..relay.request import Shown, Streams
@@ -28,28 +29,6 @@ def parse_shown(flags: Flags, world_size: int) -> Shown:
         local_ranks=parse_filter(chosen) if chosen else None,
         prefix=flags.log_line_prefix_template or "",
     )
-
-
-def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
-    """`0,3-5` as ranks, `all` as all of them; None where nothing was given.
-
-    Raises:
-        UserError: when it names none, or one that there is not.
-    """
-    if text is None:
-        return None
-    if text.strip() == "all":
-        return list(range(world_size))
-    chosen: set[int] = set()
-    for item in text.split(","):
-        span = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", item)
-        if span is None:
-            raise UserError(f"--ranks {text}: give ranks such as 0,3 or 0-3, or all")
-        low, high = int(span[1]), int(span[2] or span[1])
-        if not low <= high < world_size:
-            raise UserError(f"--ranks {text}: the ranks are 0 to {world_size - 1}")
-        chosen.update(range(low, high + 1))
-    return sorted(chosen)
 
 
 def parse_filter(text: str) -> list[int]:

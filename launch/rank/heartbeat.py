@@ -10,7 +10,6 @@ import json
 import mmap
 import os
 import signal
-import statistics
 import struct
 import sys
 import threading
@@ -24,15 +23,13 @@ MODULE = "_dist_train_heartbeat"
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
 PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect", "callback")
-RECORD = struct.Struct("<qqqqdQqdqq")
+RECORD = struct.Struct("<qqqqdQqq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
-steps whose work is known, seconds of a microbatch's own work in the recent ones (their median), thread id of our own
-monitor thread, the rank's descriptor of the file that its stacks go to."""
+thread id of our own monitor thread, the rank's descriptor of the file that its stacks go to."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/rank/collectives.py has the rest of the page."""
 RECENT = 100
-"""Beats of one phase that `slowest recent` looks back on, and steps that the median of the work does."""
-MEDIAN_EVERY = 10
+"""Beats of one phase that `slowest recent` looks back on."""
 
 
 class HeartbeatWriter:
@@ -53,8 +50,6 @@ class HeartbeatWriter:
         self._beats, self._phase = 0, ""
         self._last = time.monotonic()
         self._took: dict[str, deque[float]] = {}
-        self._works: deque[float] = deque(maxlen=RECENT)
-        self._worked, self._work = 0, 0.0
         self._main = threading.main_thread().ident or 0
         self._calls = log_of(self._memory)
         self._logs_calls = self._calls.begin()
@@ -73,18 +68,11 @@ class HeartbeatWriter:
         self._beats += 1
         self._write(step)
 
-    def work(self, seconds: float) -> None:
-        """What one microbatch of a step took this rank by itself. To be told before the step's beat."""
-        self._works.append(seconds)
-        self._worked += 1
-        if self._worked % MEDIAN_EVERY == 0:
-            self._work = statistics.median(self._works)
-
     def _write(self, step: int) -> None:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        more = (self._main, self._worked, self._work, self._monitor, self._stacks_file)
+        more = (self._main, self._monitor, self._stacks_file)
         RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
 
     def _count(self) -> None:

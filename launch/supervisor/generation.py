@@ -179,6 +179,4 @@ class Generation:
         if hang is not None and not hang.is_over:
             self._relay.say(quiet_in_words(hang, self._plan.node))
             hang = None
-        for line in self._watchdog.slow_ranks():
-            self._relay.say(f"{mark('!', 'yellow')} {line}")
         return hang

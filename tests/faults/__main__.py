@@ -19,6 +19,7 @@ from tests.faults import (
     nodes,
     power_loss,
     signals,
+    slowness,
     soak,
     syscalls,
 )
@@ -39,6 +40,8 @@ CAMPAIGNS = {
     "endings": (endings.campaign, 20),
     "soak": (soak.campaign, 5),
     "data": (data.campaign, 0),
+    "bottlenecks": (slowness.bottlenecks, 0),
+    "late": (slowness.late_ranks, 0),
     "corruption": (corruption.campaign, 200),
 }
 """Each with its usual count; those with 0 do all there are."""

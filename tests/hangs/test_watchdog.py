@@ -94,7 +94,6 @@ def test_ranks_may_begin_and_end_between_two_looks(start, dog, begun, then):
     watchdog = dog(None)
     for numbers in (begun, begun, then, then):
         assert watchdog.look([ranks[number] for number in numbers], []) is None
-    assert watchdog.slow_ranks() == []
 
 
 def test_a_rank_that_saves_holds_up_the_others_rightly(start, dog):
