@@ -21,6 +21,7 @@ from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
+from dist_train.gallery import NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
@@ -32,6 +33,7 @@ from dist_train.randomness import Generators, key
 from dist_train.step_metrics import ADVICE, StepMetrics
 from dist_train.texts import write_texts
 from dist_train.tracking.tracker import NullTracker
+from dist_train.worst import shortened
 
 MOST_SKIPPED_IN_A_ROW = 10
 """Steps that may be skipped one after another: a training that has diverged does not come back by itself."""
@@ -58,13 +60,14 @@ class Trainer:
         tracker: NullTracker,
         checkpoints: NullCheckpointManager,
         callbacks: NullCallbacks | None = None,
+        gallery: NullGallery | None = None,
     ) -> None:
         check_deterministic(config, learner.model, group.device, group.ranks.world_size)
         if config.model.compile:
             learner.model.compile()
         self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
         self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
-        self.callbacks = callbacks or NullCallbacks()
+        self.callbacks, self.gallery = callbacks or NullCallbacks(), gallery or NullGallery()
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
         self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
         self.schedule = Schedule.of(config, due.steps_per_epoch)
@@ -206,7 +209,9 @@ class Trainer:
         """
         self._gave_up = True
         try:
-            state.metrics = self.evaluate_split("evaluation", state.step, lambda: self.agreement.is_asked_to_stop)
+            state.metrics = self.evaluate_split(
+                "evaluation", state.step, lambda: self.agreement.is_asked_to_stop, is_last=self._may_be_last(state)
+            )
         except EvaluationGivenUp:
             return self.agreement.now()
         self._gave_up = False
@@ -215,8 +220,16 @@ class Trainer:
         beat("step")
         return Request.NONE
 
-    def evaluate_split(self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Evaluates one split on all ranks together, and logs it as the metrics of `step`."""
+    def _may_be_last(self, state: TrainState) -> bool:
+        """Whether the session may end with the evaluation of this step."""
+        stopping = self.config.train.early_stopping
+        return state.step >= self.due.last_step or (stopping is not None and state.stale + 1 >= stopping.patience)
+
+    def evaluate_split(
+        self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False, *, is_last: bool = True
+    ) -> dict[str, float]:
+        """Evaluates one split on all ranks together, and logs it as the metrics of `step`. The report has the pictures
+        of its worst samples for certain where it `is_last`."""
         learner, dataset = self.learner, getattr(self.splits, split)
         result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up)
         row = {
@@ -226,8 +239,10 @@ class Trainer:
             **({"broken_samples": len(result.broken)} if result.broken else {}),
             "per_class": result.per_class,
         }
+        beat("evaluate")
+        row |= self.gallery.row(split, result.worst, is_last=is_last)
+        row |= {} if result.pairs is None else {"pairs": shortened(result.pairs.tolist())}
         if split == "evaluation" and self.group.ranks.is_first:
-            beat("evaluate")
             texts = write_texts(self.config, learner, self.splits, self.group.device, step)
             row |= {"texts": texts} if texts else {}
         self.tracker.log_evaluation(row, result.confusion)

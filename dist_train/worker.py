@@ -32,6 +32,7 @@ from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
+from dist_train.gallery import Gallery, NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner, build_learner
 from dist_train.parallel.process_group import ProcessGroup
@@ -147,7 +148,8 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     )
     record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker, callbacks)
     agreement = Agreement(group, flag)
-    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks)
+    gallery = Gallery(config, splits, group, RunDir(resolved.run_dir)) if group.ranks.is_first else NullGallery()
+    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks, gallery)
     facts = _run_facts(resolved, trainer, state.step)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
