@@ -27,6 +27,7 @@ from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key
 from dist_train.sums import BatchSums
 from dist_train.tasks.base import Task
+from dist_train.worst import WorstSample, WorstSamples
 
 
 class EvaluationGivenUp(Exception):
@@ -42,12 +43,16 @@ class Evaluation:
         per_class: by class, where the task has classes.
         confusion: int64 [classes, classes], rows are the true ones; None where the task has none.
         broken: the samples that could not be read and were left out, in their order.
+        worst: the samples of the highest losses, the highest first; where the task says what there is to show.
+        pairs: truth and prediction of some samples, [samples, numbers, 2]; None where those are not numbers.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, Any]
     confusion: np.ndarray | None
     broken: tuple[Broken, ...] = ()
+    worst: tuple[WorstSample, ...] = ()
+    pairs: np.ndarray | None = None
 
 
 def own_batches(ranks: Ranks, count: int, mode: str) -> range:
@@ -79,7 +84,7 @@ def evaluate(
     count = min(count, config.eval.most_batches or count)
     sums, own = BatchSums(count), own_batches(group.ranks, count, config.eval.mode)
     batches = evaluation_batches(config, dataset, own, group.device, group.ranks.local_world_size, task)
-    leash, done = Leash(group.device), 0
+    leash, done, worst = Leash(group.device), 0, WorstSamples(config.tracking.worst_samples)
     broken: list[Broken] = []
     beat("evaluate")
     with evaluating(model, config.seed, Generators(model, task)) as begin:
@@ -91,11 +96,13 @@ def evaluate(
                 with autocast(config, group.device):
                     found = task.evaluate(model, batch)
                 sums.add(number, found)
+                worst.add(batch.indices, found)
             broken += batch.broken
             done += 1
             leash.step()
             beat("evaluate")
-    gave_up, count = group.all_reduce_host_(torch.tensor([done < len(own) and gives_up(), len(broken)]).long()).tolist()
+    told = torch.tensor([done < len(own) and gives_up(), len(broken), bool(worst.kept)])
+    gave_up, count, shows = group.all_reduce_host_(told.long()).tolist()
     if gave_up:
         raise EvaluationGivenUp
     if done < len(own):
@@ -108,6 +115,8 @@ def evaluate(
         per_class=task.per_class(total),
         confusion=task.confusion(total),
         broken=everywhere,
+        worst=worst.over_all_ranks(group) if shows else (),
+        pairs=task.pairs(total) if config.tracking.worst_samples else None,
     )
 
 

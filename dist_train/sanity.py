@@ -35,7 +35,9 @@ from dist_train.randomness import Generators, key
 from dist_train.samples import Samples, draw_samples
 from dist_train.sums import as_row_table
 from dist_train.tasks.base import Rows, Sums, Totals
+from dist_train.tasks.per_sample import PerSample
 from dist_train.texts import write_texts
+from dist_train.worst import WorstSamples
 
 _LARGEST = 4 * 2**30
 """Bytes of a state up to which a resume is tried: every rank has a copy of it in memory then."""
@@ -217,6 +219,7 @@ class Trial:
 
             guarded = self._guarded()
             sums = evaluated(batch)
+            WorstSamples(1).add(batch.indices, sums)
             if self._config.exact:
                 attributes = self._attributes()
                 evaluated(_each(_turned, batch))
@@ -230,6 +233,7 @@ class Trial:
                 if isinstance(value, Rows)
                 else value.to("cpu", torch.float64 if value.is_floating_point() else torch.int64)
                 for name, value in sums.items()
+                if not isinstance(value, PerSample)
             }
         )
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.tasks.base import Rows, Sums, Totals
+from dist_train.tasks.per_sample import PerSample
 
 
 class BatchSums:
@@ -23,6 +24,8 @@ class BatchSums:
         for name, value in sums.items():
             if isinstance(value, Rows):
                 self._rows.setdefault(name, {})[number] = as_row_table(value.values)
+            elif isinstance(value, PerSample):
+                continue  # of which no sum is wanted
             elif value.dtype.is_floating_point:
                 self._floats.setdefault(name, {})[number] = value
             else:

@@ -23,6 +23,7 @@ from dist_train.data.loader import train_batches
 from dist_train.data.workers import number_of_workers
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
+from dist_train.gallery import NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
@@ -37,6 +38,7 @@ from dist_train.step_metrics import ADVICE, StepMetrics
 from dist_train.texts import write_texts
 from dist_train.timing import Timing
 from dist_train.tracking.tracker import NullTracker
+from dist_train.worst import shortened
 
 FLOOR_S, LEAF_FLOOR_S = 0.0001, 0.00007
 """Seconds of a microbatch's forward and backward, and of each layer's part in them, that pass in Python and in the
@@ -67,6 +69,7 @@ class Trainer:
         checkpoints: NullCheckpointManager,
         callbacks: NullCallbacks | None = None,
         profile: NullProfile | None = None,
+        gallery: NullGallery | None = None,
     ) -> None:
         check_deterministic(config, learner.model, group.device, group.ranks.world_size)
         if config.model.compile:
@@ -74,6 +77,7 @@ class Trainer:
         self.config, self.group, self.splits, self.learner, self.due = config, group, splits, learner, due
         self.agreement, self.tracker, self.checkpoints = agreement, tracker, checkpoints
         self.callbacks, self.profile = callbacks or NullCallbacks(), profile or NullProfile()
+        self.gallery = gallery or NullGallery()
         self.generators = Generators(learner.model, learner.task, learner.optimizer)
         self.timing = Timing(group.device)
         self.parallel = Parallel(learner.model, group, ParallelOptions.of(config), self.generators)
@@ -244,7 +248,9 @@ class Trainer:
         self._gave_up = True
         self.timing.lap("other")
         try:
-            state.metrics = self.evaluate_split("evaluation", state.step, lambda: self.agreement.is_asked_to_stop)
+            state.metrics = self.evaluate_split(
+                "evaluation", state.step, lambda: self.agreement.is_asked_to_stop, is_last=self._may_be_last(state)
+            )
         except EvaluationGivenUp:
             return self.agreement.now()
         self._gave_up = False
@@ -254,8 +260,16 @@ class Trainer:
         self.timing.lap("evaluation")
         return Request.NONE
 
-    def evaluate_split(self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Evaluates one split on all ranks together, and logs it as the metrics of `step`."""
+    def _may_be_last(self, state: TrainState) -> bool:
+        """Whether the session may end with the evaluation of this step."""
+        stopping = self.config.train.early_stopping
+        return state.step >= self.due.last_step or (stopping is not None and state.stale + 1 >= stopping.patience)
+
+    def evaluate_split(
+        self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False, *, is_last: bool = True
+    ) -> dict[str, float]:
+        """Evaluates one split on all ranks together, and logs it as the metrics of `step`. The report has the pictures
+        of its worst samples for certain where it `is_last`."""
         learner, dataset = self.learner, getattr(self.splits, split)
         result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up)
         row = {
@@ -265,8 +279,10 @@ class Trainer:
             **({"broken_samples": len(result.broken)} if result.broken else {}),
             "per_class": result.per_class,
         }
+        beat("evaluate")
+        row |= self.gallery.row(split, result.worst, is_last=is_last)
+        row |= {} if result.pairs is None else {"pairs": shortened(result.pairs.tolist())}
         if split == "evaluation" and self.group.ranks.is_first:
-            beat("evaluate")
             texts = write_texts(self.config, learner, self.splits, self.group.device, step)
             row |= {"texts": texts} if texts else {}
         self.tracker.log_evaluation(row, result.confusion)

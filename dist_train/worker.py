@@ -33,6 +33,7 @@ from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.loader import train_sampler
 from dist_train.errors import ExitCode, UserError
+from dist_train.gallery import Gallery, NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner, build_learner
 from dist_train.parallel.process_group import ProcessGroup
@@ -163,7 +164,9 @@ def build_session(
     profile = Profile(steps, chosen, group.ranks, RunDir(resolved.run_dir), tracker.note) if steps else NullProfile()
     if steps and state.step >= steps[-1]:
         notes.append(f"! --profile {profiled[0]}: the run is past these steps, nothing is recorded")
-    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks, profile)
+    gallery = Gallery(config, splits, group, RunDir(resolved.run_dir)) if group.ranks.is_first else NullGallery()
+    shows = callbacks, profile, gallery
+    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, *shows)
     facts = _run_facts(resolved, trainer, state.step)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(

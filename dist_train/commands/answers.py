@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dist_train.config.problems import printable
 from dist_train.errors import ExitCode, UserError
+from dist_train.report.palette import palette
 from dist_train.rundir.files import write_synced
 from dist_train.tasks.base import Predictions
 
@@ -109,19 +110,11 @@ def write_mask(path: Path, classes: Tensor, height: int, width: int) -> None:
         image = Image.fromarray(mask.astype("uint16"))
     else:
         image = Image.fromarray(mask.astype("uint8"))
-        image.putpalette(_palette())
+        image.putpalette(palette())
     content = io.BytesIO()
     image.save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, content.getvalue())
-
-
-def _palette() -> list[int]:
-    """Red, green and blue of 256 classes, as Pascal VOC has them: 0 is black."""
-    bits = [
-        [number >> (3 * place + channel) & 1 for place in range(8)] for number in range(256) for channel in range(3)
-    ]
-    return [sum(bit << (7 - place) for place, bit in enumerate(of_one)) for of_one in bits]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

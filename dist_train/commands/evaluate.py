@@ -16,6 +16,7 @@ from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import evaluate
+from dist_train.gallery import Gallery
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.strict_json import to_json
@@ -45,13 +46,15 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
         task = tasks.build(config.task, splits.classes, **splits.of_tokens)
         model = saved_model(config, saved, **splits.offered)
         result = evaluate(config, model.to(group.device), task, group, dataset)
+        gallery = Gallery(config, splits, group, None)
+        worst = gallery.row(split, result.worst, is_last=True) if group.ranks.is_first else {}
     if Ranks.from_environment().is_first:
         for one in result.broken:
             print(f"! {one.reason}; it is left out", file=sys.stderr)
     row = {"checkpoint": str(found.path), "step": saved.state.step, "split": split, **result.metrics}
     row |= {"broken_samples": len(result.broken)} if result.broken else {}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
-    return {**row, "per_class": result.per_class, **confusion}
+    return {**row, "per_class": result.per_class, **confusion, **worst}
 
 
 def _splits(config: RunConfig, split: str, trained: Mapping[str, Any], group: ProcessGroup) -> Splits:

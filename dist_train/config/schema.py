@@ -968,6 +968,9 @@ class TrackingConfig(Section):
     samples: Bool = False
     """Write samples.jsonl: which samples each step's microbatches were made of."""
     texts: TextsConfig = TextsConfig()
+    worst_samples: Annotated[Int, Field(ge=0, le=40)] = 24
+    """How many samples of the highest losses the report and the trackers show of each evaluation. 0: none. No result
+    depends on it."""
     tensorboard: Bool = False
     """Event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
 

@@ -13,6 +13,7 @@ from dist_train.report.curves import charts, figures, svg
 from dist_train.report.facts import Facts, Row
 from dist_train.report.html import Markup, joined, table, tag
 from dist_train.report.sentences import headline, sentences
+from dist_train.report.worst import worst_of, worst_samples
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import LaunchRecord
 from dist_train.rundir.strict_json import to_json
@@ -37,6 +38,7 @@ def render(facts: Facts) -> str:
         _section("Verdict", *_verdict(facts)),
         _section("Curves", *_curves(drawn)),
         _section("Classes", *_classes(facts)),
+        _section("Worst samples", *worst_samples(facts)),
         _section("Texts", *_texts(facts)),
         _section("Time", *time.section(facts)),
         _section("Starts", *_starts(facts)),
@@ -66,7 +68,7 @@ def _for_a_script(value: Any) -> str:
 def _section(title: str, *content: Markup) -> Markup | None:
     if not content:
         return None
-    name = title.lower()
+    name = title.lower().replace(" ", "-")
     return tag("section", tag("h2", title, id=name), *content, aria_labelledby=name)
 
 
@@ -274,6 +276,7 @@ def _summary(facts: Facts) -> Row:
         "verdict": facts.verdict,
         "evaluations": {split: rows[-1] for split, rows in facts.evaluations.items()},
         "time": time.summary(facts),
+        "worst": worst_of(facts),
         "launches": json.loads(json.dumps(facts.launches, default=vars)),
         "config": facts.config.model_dump(mode="json") if facts.config else None,
         "environment": facts.environment,

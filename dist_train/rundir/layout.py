@@ -97,6 +97,14 @@ class RunDir:
     def evaluation(self, split: str) -> Path:
         return self.evaluations / f"{split}.json"
 
+    def evaluation_pictures(self, split: str) -> Path:
+        """Small pictures of the samples with the highest losses."""
+        return self.evaluations / split
+
+    def evaluation_picture(self, split: str, index: int, of: str) -> Path:
+        """`of` is picture, or for a mask truth or prediction."""
+        return self.evaluation_pictures(split) / f"{index:08d}-{of}.{'jpg' if of == 'picture' else 'png'}"
+
     launches = Below("lives.jsonl")
     """Every start of the launcher."""
     checkpoints = Below("checkpoints")

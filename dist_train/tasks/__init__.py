@@ -10,10 +10,11 @@ from dist_train.tasks.classification import Classification
 from dist_train.tasks.huggingface import HuggingFace
 from dist_train.tasks.language_model import LanguageModel
 from dist_train.tasks.multi_label import MultiLabel
+from dist_train.tasks.per_sample import PerSample
 from dist_train.tasks.regression import Regression
 from dist_train.tasks.segmentation import Segmentation
 
-__all__ = ["Loss", "Predictions", "Rows", "Sums", "Task", "Totals", "build"]
+__all__ = ["Loss", "PerSample", "Predictions", "Rows", "Sums", "Task", "Totals", "build"]
 
 _NEED_CLASSES: dict[str, Callable[..., Task]] = {
     "classification": Classification,

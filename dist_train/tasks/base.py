@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import ExitCode, UserError
+from dist_train.tasks.per_sample import PerSample
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -29,9 +30,10 @@ class Rows(NamedTuple):
     values: Tensor
 
 
-Sums = Mapping[str, Tensor | Rows]
+Sums = Mapping[str, Tensor | Rows | PerSample]
 """Named sums over samples, of fixed shapes: int64 for what is counted, float64 for what is measured. Those of two
-batches are added name by name, so that a metric is exact however the batches are distributed. `Rows` are joined."""
+batches are added name by name, so that a metric is exact however the batches are distributed. `Rows` are joined, and of
+`PerSample` the worst are kept."""
 
 Totals = dict[str, Tensor]
 """The same over a whole split, on the CPU: sums int64 or float64, and rows [samples, ...]."""
@@ -177,6 +179,11 @@ class Task:
 
     def confusion(self, sums: Totals) -> np.ndarray | None:
         """int64 [classes, classes], rows the true class, columns the predicted; None where there is none."""
+        return None
+
+    def pairs(self, sums: Totals) -> np.ndarray | None:
+        """Truth and prediction of samples spread over the split, [samples, numbers, 2]; None where those are not
+        numbers."""
         return None
 
 

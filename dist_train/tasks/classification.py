@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted, refused
+from dist_train.tasks.per_sample import PerSample
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -112,6 +113,7 @@ class Classification(Task):
             right, predicted, support: int64 [C], samples of the class that were recognised, samples taken for it,
                 samples of it.
             confusion: int64 [C, C], row true, column predicted; not there above 2,000 classes.
+            samples: of each its loss, class, guess and the guess's probability.
         """
         self._check(output)
         if target.ndim != 1:
@@ -124,13 +126,20 @@ class Classification(Task):
         valid = target != self._ignored
         true = torch.where(valid, target, 0)
         guess = scores.argmax(dim=1)
-        sums = {
-            "loss": self._losses(scores, target, 0.0).double().sum(),
+        losses = self._losses(scores, target, 0.0)
+        sums: dict[str, Any] = {
+            "loss": losses.double().sum(),
             "count": valid.sum(),
             "top5": (valid & (_rank(scores, true) < 5)).sum(),
             "right": _histogram(true, valid & (guess == true), self.classes),
             "predicted": _histogram(guess, valid, self.classes),
             "support": _histogram(true, valid, self.classes),
+            "samples": PerSample(
+                loss=torch.where(valid, losses, -torch.inf),
+                truth=true,
+                prediction=guess,
+                probability=self._probabilities(scores).gather(1, guess[:, None])[:, 0],
+            ),
         }
         if self.classes <= _LARGEST_CONFUSION:
             cells = _histogram(true * self.classes + guess, valid, self.classes**2)
@@ -140,8 +149,7 @@ class Classification(Task):
     def predict(self, model: Model, batch: "Microbatch") -> Predictions:
         output = self.forward(model, batch.inputs)
         self._check(output)
-        values = output.float()
-        return Predictions("probabilities", values.sigmoid() if self._kind == "bce" else values.softmax(1))
+        return Predictions("probabilities", self._probabilities(output.float()))
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss, accuracy, top5; precision, recall and f1, each the mean over all C classes (macro), where a ratio of
@@ -180,6 +188,9 @@ class Classification(Task):
             return F.binary_cross_entropy_with_logits(output, shares, reduction="none").mean(1) * valid
         log = output.log_softmax(1)
         return -(shares * (1 - log.exp()) ** self._gamma * log).sum(1) * valid
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid() if self._kind == "bce" else scores.softmax(1)
 
     def _cross_entropy(self, output: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> Tensor:
         return F.cross_entropy(

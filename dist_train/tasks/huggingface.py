@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, tensor_of
+from dist_train.tasks.per_sample import PerSample, of_numbers, of_tokens
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -16,6 +18,8 @@ _IGNORED = -100
 """The label that transformers' losses leave out."""
 _NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of models whose labels are their inputs, and are shifted by one in the model."""
+_TOKENS = (*_NEXT_TOKEN, "ForMaskedLM", "ForConditionalGeneration")
+"""Of models whose labels are tokens."""
 
 
 class HuggingFace(Task):
@@ -39,25 +43,33 @@ class HuggingFace(Task):
         return Loss(loss * count, count)
 
     def evaluate(self, model: Model, batch: "Microbatch") -> Sums:
-        """loss, count; and right, where the labels are whole numbers and the model has a score for each."""
+        """loss, count; right, where the labels are whole numbers and the model has a score for each; and what is shown
+        of each sample, where it can be told from the scores: its loss is then that of the model's kind, without what
+        the model may add to it."""
         inputs = _inputs(batch)
         output = model(**inputs)
         valid = _valid(model, inputs) if "labels" in inputs else torch.ones(len(batch.indices), dtype=torch.bool)
         count = valid.sum()
-        sums = {"loss": (output.loss * count).double(), "count": count}
+        sums: dict[str, Any] = {"loss": (output.loss * count).double(), "count": count}
         scores, labels = getattr(output, "logits", None), inputs.get("labels")
         if isinstance(scores, Tensor) and labels is not None and not labels.is_floating_point():
-            guess = scores.argmax(-1)
+            text = inputs.get("input_ids", labels) if _ends(model, (*_NEXT_TOKEN, "ForMaskedLM")) else labels
             if _is_shifted(model):
-                guess, labels = guess[:, :-1], labels[:, 1:]
+                scores, labels, text = scores[:, :-1], labels[:, 1:], text[:, 1:]
+            guess = scores.argmax(-1)
             if guess.shape == labels.shape:
                 sums["right"] = (valid & (guess == labels)).sum()
+                is_text = _ends(model, _TOKENS) and text.shape == labels.shape
+                if labels.ndim <= 2:
+                    sums["samples"] = _shown_classes(scores, guess, labels, valid, text if is_text else None)
+        elif isinstance(scores, Tensor) and labels is not None and scores.numel() == labels.numel():
+            sums["samples"] = _shown_numbers(scores.float().reshape(labels.shape), labels.float(), _problem(model))
         return sums
 
     def predict(self, model: Model, batch: "Microbatch") -> Predictions:
         """What the model's head implies: numbers, labels, a class, or one for each token or pixel."""
         scores = tensor_of(model(**_inputs(batch)), len(batch.indices))
-        problem = getattr(getattr(model, "config", None), "problem_type", None)
+        problem = _problem(model)
         if scores.ndim > 2:
             return Predictions("places", scores.argmax(1 if scores.ndim == 4 else -1))
         if problem == "multi_label_classification":
@@ -82,7 +94,34 @@ def _inputs(batch: "Microbatch") -> dict[str, Any]:
 
 
 def _is_shifted(model: Model) -> bool:
-    return type(getattr(model, "module", model)).__name__.endswith(_NEXT_TOKEN)
+    return _ends(model, _NEXT_TOKEN)
+
+
+def _ends(model: Model, names: tuple[str, ...]) -> bool:
+    return type(getattr(model, "module", model)).__name__.endswith(names)
+
+
+def _problem(model: Model) -> str | None:
+    return getattr(getattr(model, "config", None), "problem_type", None)
+
+
+def _shown_classes(scores: Tensor, guess: Tensor, labels: Tensor, valid: Tensor, text: Tensor | None) -> PerSample:
+    """Of labels [m], or [m, T] with the text, where they are tokens."""
+    scores = scores.flatten(0, -2)
+    known = torch.where(valid, labels.clamp(0, scores.shape[-1] - 1), _IGNORED)  # as a loss of one's own may have them
+    losses = F.cross_entropy(scores.float(), known.flatten(), ignore_index=_IGNORED, reduction="none")
+    if labels.ndim == 1:
+        losses = torch.where(valid, losses, -torch.inf)
+        return PerSample(losses, truth=labels, prediction=guess, probability=scores.float().softmax(1).amax(1))
+    found = of_tokens(losses, valid, scores, labels, text)
+    return found if text is not None else found._replace(text=None)
+
+
+def _shown_numbers(scores: Tensor, labels: Tensor, problem: str | None) -> PerSample:
+    if problem == "multi_label_classification":
+        losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="none").mean(1)
+        return PerSample(losses, truth=labels > 0.5, prediction=scores > 0)
+    return of_numbers((scores - labels).square().reshape(len(labels), -1).mean(1), labels, scores)
 
 
 def _valid(model: Model, inputs: Mapping[str, Any]) -> Tensor:

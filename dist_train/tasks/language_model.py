@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted, refused
+from dist_train.tasks.per_sample import of_tokens
 
 
 class LanguageModel(Task):
@@ -78,14 +79,16 @@ class LanguageModel(Task):
         return Loss(loss, (target != self._ignored).sum())
 
     def statistics(self, output: Any, target: Tensor) -> Sums:
-        """Sums for one batch: loss, count, right, and the bytes of the tokens where they are known."""
+        """Sums for one batch: loss, count, right, and the bytes of the tokens where they are known; and what is shown
+        of each sample."""
         flat, tokens = self._flat(output, target).detach().float(), target.flatten()
         valid = tokens != self._ignored
         losses = F.cross_entropy(flat, tokens, ignore_index=self._ignored, reduction="none")
-        sums = {
+        sums: dict[str, Any] = {
             "loss": losses.double().sum(),
             "count": valid.sum(),
             "right": (valid & (flat.argmax(1) == tokens)).sum(),
+            "samples": of_tokens(losses, target != self._ignored, flat, target),
         }
         if self._bytes is not None:
             sums["bytes"] = (self._bytes.to(tokens.device)[torch.where(valid, tokens, 0)] * valid).sum()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
 from dist_train.tasks.classification import ratios
+from dist_train.tasks.per_sample import PerSample
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -61,17 +62,19 @@ class MultiLabel(Task):
 
     def statistics(self, output: Tensor, target: Tensor) -> Sums:
         """Sums for one batch: loss and count; right, predicted and support, int64 [C], of the decisions at a
-        probability of 0.5; the scores and targets of each sample, for the ranking."""
+        probability of 0.5; the scores and targets of each sample, for the ranking; and what is shown of it."""
         scores = output.detach().float()
         true, guess = target > 0.5, scores > 0
+        losses = self._losses(scores, target)
         return {
-            "loss": self._losses(scores, target).double().sum(),
+            "loss": losses.double().sum(),
             "count": torch.tensor(len(target)),
             "right": (true & guess).sum(0),
             "predicted": guess.sum(0),
             "support": true.sum(0),
             "scores": Rows(scores),
             "targets": Rows(true),
+            "samples": PerSample(loss=losses, truth=true, prediction=guess),
         }
 
     def predict(self, model: Model, batch: "Microbatch") -> Predictions:

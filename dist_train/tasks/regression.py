@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
+from dist_train.tasks.per_sample import of_numbers
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
 
+_MOST_PAIRS, _MOST_CHARTS = 1_000, 4
+"""Truths and predictions that are drawn, and of how many of a sample's numbers."""
 _LARGEST = 1_024
 """Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
 
@@ -60,16 +63,18 @@ class Regression(Task):
         return Loss(self._losses(self._fitted(output, target), target).sum(), len(target))
 
     def statistics(self, output: Tensor, target: Tensor) -> Sums:
-        """Sums for one batch: loss, count, numbers, absolute and squared errors, float64; and of each sample output
-        and target, where that is at most 1,024 numbers."""
+        """Sums for one batch: loss, count, numbers, absolute and squared errors, float64; of each sample output and
+        target, where that is at most 1,024 numbers; and what is shown of it."""
         output = self._fitted(output.detach(), target)
         error = output.double() - target.double()
-        sums: dict[str, Tensor | Rows] = {
-            "loss": self._losses(output, target).double().sum(),
+        losses = self._losses(output, target)
+        sums: dict[str, Any] = {
+            "loss": losses.double().sum(),
             "count": torch.tensor(len(target)),
             "numbers": torch.tensor(target.numel()),
             "absolute": error.abs().sum(),
             "squared": error.square().sum(),
+            "samples": of_numbers(losses, target, output),
         }
         if target[0].numel() <= _LARGEST:
             sums |= {"outputs": Rows(output.reshape(len(output), -1)), "targets": Rows(target.reshape(len(target), -1))}
@@ -93,6 +98,14 @@ class Regression(Task):
         if "targets" not in sums or sums["targets"].shape[1] == 1:
             return {}
         return {name: values.tolist() for name, values in _by_output(sums).items()}
+
+    def pairs(self, sums: Totals) -> np.ndarray | None:
+        """Of at most 1,000 samples, and of the first four numbers of each."""
+        if "targets" not in sums:
+            return None
+        both = np.stack([sums["targets"].numpy(), sums["outputs"].numpy()], axis=-1)[:, :_MOST_CHARTS]
+        count = min(len(both), _MOST_PAIRS // both.shape[1])
+        return both[np.arange(count) * len(both) // count]
 
     def _fitted(self, output: Any, target: Tensor) -> Tensor:
         if isinstance(output, Tensor):

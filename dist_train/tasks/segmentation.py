@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, refused, tensor_of
+from dist_train.tasks.per_sample import of_masks
 
 if TYPE_CHECKING:
     from dist_train.data.batch import Microbatch
@@ -73,14 +74,19 @@ class Segmentation(Task):
         return Loss(total, count)
 
     def statistics(self, output: Any, target: Tensor) -> Sums:
-        """Sums for one batch: loss, count of valid pixels, confusion int64 [C, C] (row true, column predicted)."""
+        """Sums for one batch: loss, count of valid pixels, confusion int64 [C, C] (row true, column predicted); and
+        what is shown of each sample."""
         scores = self._scores(output, target).detach()
-        loss, count = self._summed(scores, target, measured=True)
-        valid = target != self._ignored
-        cells = torch.where(valid, target * self.classes + scores.argmax(1), 0)
+        losses, valid, guess = self._losses(scores, target), target != self._ignored, scores.argmax(1)
+        cells = torch.where(valid, target * self.classes + guess, 0)
         confusion = torch.zeros(self.classes**2, dtype=torch.int64, device=target.device)
         confusion.scatter_add_(0, cells.flatten(), valid.flatten().long())
-        return {"loss": loss, "count": count, "confusion": confusion.view(self.classes, self.classes)}
+        return {
+            "loss": losses.double().sum(),
+            "count": valid.sum(),
+            "confusion": confusion.view(self.classes, self.classes),
+            "samples": of_masks(losses, valid, target, guess),
+        }
 
     def predict(self, model: Model, batch: "Microbatch") -> Predictions:
         output = self.forward(model, batch.inputs)
@@ -116,17 +122,17 @@ class Segmentation(Task):
             )
         return scores
 
-    def _summed(self, scores: Tensor, target: Tensor, *, measured: bool = False) -> tuple[Tensor, Tensor]:
-        """Over pixels in one row: torch's kernel for maps has no deterministic form on a GPU.
+    def _summed(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return self._losses(scores, target).sum(), (target != self._ignored).sum()
 
-        Args:
-            measured: add up in fp64.
-        """
+    def _losses(self, scores: Tensor, target: Tensor) -> Tensor:
+        """float32 [m · H · W], 0 where a pixel is ignored. Over pixels in one row: torch's kernel for maps has no
+        deterministic form on a GPU."""
         flat = scores.float().permute(0, 2, 3, 1).reshape(-1, self.classes)
         losses = F.cross_entropy(flat, target.flatten(), ignore_index=self._ignored, reduction="none")
         if self._kind == "focal":
             losses = losses * (1 - torch.exp(-losses)) ** self._gamma
-        return (losses.double() if measured else losses).sum(), (target != self._ignored).sum()
+        return losses
 
 
 def _iou(confusion: np.ndarray) -> np.ndarray:

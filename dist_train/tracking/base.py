@@ -18,6 +18,8 @@ Note = Callable[[str], None]
 
 POSITION = ("step", "epoch", "samples_seen")
 """The keys of a row that say where it belongs; every other number in it is a metric."""
+OF_THE_NEWEST = ("worst", "pairs")
+"""The keys of an evaluation's row that are kept of the newest one alone, and not in metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +153,9 @@ class Sink:
         """Which samples the interval's steps were made of, where the config asks for it; before its log_steps."""
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        """An evaluation is finished. `row` carries "time", and "texts" that a language model has written;
-        `confusion` is int64 [actual class, predicted class]."""
+        """An evaluation is finished. `row` carries "time", "texts" that a language model has written, and what there is
+        of "worst", the samples of the highest losses, and "pairs", truth and prediction; `confusion` is int64 [actual
+        class, predicted class]."""
 
     def log_own(self, own: Own) -> None:
         """What a callback has to log. Its pictures are in their files already, where the disk has taken them."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from dist_train.rundir import strict_json
 from dist_train.rundir.files import open_to_append, replacing, sync_folder
-from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink
+from dist_train.tracking.base import OF_THE_NEWEST, Interval, Note, Own, Row, RunFacts, Sink
 
 
 class JsonlFile:
@@ -113,7 +113,7 @@ class JsonlSink(_FileSink):
         self.append([{"kind": "train", **row} for row in interval.rows])
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        self.append([{"kind": "evaluation", **row}])
+        self.append([{"kind": "evaluation", **{key: row[key] for key in row if key not in OF_THE_NEWEST}}])
 
     def log_own(self, own: Own) -> None:
         if own.values:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dist_train import report
-from dist_train.rundir.codec import write_json
+from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
-from dist_train.tracking.base import Note, Row, RunFacts, SessionOutcome, Sink
+from dist_train.rundir.strict_json import to_json
+from dist_train.tracking.base import OF_THE_NEWEST, Note, Row, RunFacts, SessionOutcome, Sink
 
 PAUSE_S = 30.0
 """Seconds from the beginning to the first page, and at least between two."""
@@ -50,20 +51,17 @@ class ReportSink(Sink):
             self._process, self._due = None, time.monotonic() + max(PAUSE_S, took / MOST_OF_THE_TIME)
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        found = {key: row[key] for key in OF_THE_NEWEST if key in row}
         if confusion is not None:
+            found["cells"] = _cells(confusion)
+        if found:
+            path = self._run.evaluation(str(row.get("split")))
             with suppress(OSError):  # the next one writes it again
-                self._keep(row, confusion)
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as temporary:
+                    temporary.write_text(to_json({"step": row["step"], "classes": self._classes, **found}) + "\n")
         if self._process is None and time.monotonic() >= self._due:
             self._begun, self._process = time.monotonic(), _start(self._run.path)
-
-    def _keep(self, row: Row, confusion: np.ndarray) -> None:
-        actual, predicted = np.nonzero(confusion)
-        counts = confusion[actual, predicted]
-        keep = np.argsort(-counts, kind="stable")[:MOST_CELLS]
-        cells = np.stack([actual, predicted, counts], axis=1)[keep].tolist()
-        path = self._run.evaluation(str(row.get("split")))
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"step": row["step"], "classes": self._classes, "cells": cells})
 
     def finish(self, outcome: SessionOutcome) -> None:
         self.close()
@@ -80,6 +78,14 @@ class ReportSink(Sink):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _cells(confusion: np.ndarray) -> list[list[int]]:
+    """[actual, predicted, count], the largest first."""
+    actual, predicted = np.nonzero(confusion)
+    counts = confusion[actual, predicted]
+    keep = np.argsort(-counts, kind="stable")[:MOST_CELLS]
+    return np.stack([actual, predicted, counts], axis=1)[keep].tolist()
 
 
 def _start(run_dir: Path) -> "subprocess.Popen[bytes]":

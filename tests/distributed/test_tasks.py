@@ -41,7 +41,7 @@ LONG = pytest.mark.long
 def test_a_task_ends_in_the_same_bits(run_ranks, tmp_path, name, loss):
     section = {"name": name, **({"loss": loss} if loss else {})}
     (tmp_path / "c.yaml").write_text(BASE.format(kind=name, task=json.dumps(section)))
-    check(run_ranks, tmp_path)
+    assert all(row["truth"] and row["prediction"] for row in check(run_ranks, tmp_path))
     row = [row for row in result(tmp_path / "1")[1] if row["kind"] != "train"][-1]
     assert set(REPORTED[name]) >= set(row) - {"kind", "split", "step", "epoch", "samples_seen", "per_class"}
     assert REPORTED[name][0] in row
@@ -75,3 +75,6 @@ def check(run_ranks, folder):
     assert run_ranks(train, 2, folder, "c.yaml", "2", "train.stop_after=3 steps") == [0, 0]
     assert run_ranks(train, 1, folder, "c.yaml", "2") == [0]
     assert result(folder / "1") == result(folder / "2") == result(folder / "3")
+    newest = [(folder / run / "evaluations/evaluation.json").read_bytes() for run in "123"]
+    assert newest == [newest[0]] * 3
+    return json.loads(newest[0]).get("worst")

@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from tests.end_to_end.test_training import run
 
@@ -46,6 +48,34 @@ def run_dir(tmp_path_factory):
     return folder / "r"
 
 
+PHOTOS = {
+    "name": "photos",
+    "data": {"name": "image_folder", "train": "train", "eval": "eval", "eval_fraction": None, "image_size": 16},
+    "augment": [{"name": "normalize", "mean": [0.45] * 3, "std": [0.25] * 3}],
+    "model": {"name": "mlp", "hidden": [32]},
+    "optimizer": {"name": "adamw", "lr": 0.01},
+    "batch": {"microbatches": 2, "global_size": 16},
+    "train": {"duration": "8 epochs", "sanity_check": False},
+    "eval": {"every": "8 epochs"},
+    "tracking": {"worst_samples": 4, "wandb": {"mode": "disabled"}},
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Of days and nights; a night lies among the days of the evaluation, under an evil name."""
+    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    dark = {"night": True, "day": False}
+    files = [(f"{split}/{kind}/{n}.jpg", dark[kind]) for split in ("train", "eval") for kind in dark for n in range(16)]
+    for name, is_dark in [*files, (f"eval/day/{EVIL.replace('</script>', '')}.jpg", True)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 100, (120, 160, 3)) + (0 if is_dark else 130)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name, "JPEG")
+    (folder / "photos.yaml").write_text(yaml.safe_dump(PHOTOS | {"data": {**PHOTOS["data"], "root": str(folder)}}))
+    run(folder, "python", "-m", "dist_train", "photos.yaml", "--run-dir", "r")
+    return folder / "r"
+
+
 @pytest.fixture
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
@@ -69,19 +99,24 @@ class Opened:
         self.path = path
 
 
-def test_in_a_browser(browser, run_dir):
+def test_in_a_browser(browser, run_dir, photos):
     """One start of the browser for all."""
     page = run_dir / "report.html"
     for width, scheme in ((360, "light"), (360, "dark"), (1440, "light"), (1440, "dark")):
         it_asks_for_nothing_fits_and_can_be_used_by_all(Opened(browser, page, width, color_scheme=scheme), width)
     its_parts_answer(Opened(browser, page, 1200).page)
+    for width, scheme in ((360, "dark"), (1440, "light")):
+        seen = Opened(browser, photos / "report.html", width, color_scheme=scheme)
+        it_asks_for_nothing_fits_and_can_be_used_by_all(seen, width)
+        the_wrong_label_is_the_first_of_the_worst_samples(seen.page)
     it_can_be_read_without_scripts_and_on_paper(Opened(browser, page, 800, java_script_enabled=False).page)
 
 
 def it_asks_for_nothing_fits_and_can_be_used_by_all(seen, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     seen.page.wait_for_selector(".chart canvas")
-    assert seen.asked == [seen.path.resolve().as_uri()] and seen.complaints == []
+    asked = [address for address in seen.asked if not address.startswith("data:")]
+    assert asked == [seen.path.resolve().as_uri()] and seen.complaints == []
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     assert axe.run(seen.page).response["violations"] == []
 
@@ -102,6 +137,16 @@ def its_parts_answer(page):
     page.click("table.sortable thead th:first-child button")
     assert {descending, page.inner_text(first)} < names and descending != page.inner_text(first)
     assert page.locator("img").count() == 0 and page.title() == "points · r"
+
+
+def the_wrong_label_is_the_first_of_the_worst_samples(page):
+    cards = page.locator(".samples li")
+    assert cards.count() == page.locator("img").count() == 4 and page.title() == "photos · r"
+    assert EVIL.replace("</script>", "") + ".jpg" in cards.first.inner_text()
+    assert cards.first.inner_text().startswith("day → night")
+    sizes = page.evaluate("[...document.images].map((one) => [one.naturalWidth, one.naturalHeight])")
+    assert sizes == [[96, 72]] * 4
+    assert page.evaluate("JSON.parse(document.getElementById('data').textContent).run.worst.evaluation.length") == 4
 
 
 def it_can_be_read_without_scripts_and_on_paper(page):

@@ -64,6 +64,7 @@ def test_figures_are_scikit_learns_for_any_cut(n, classes, seed, data):
 def test_sums_are_whole_numbers_and_float64():
     sums = Classification(classes=4).statistics(*made(9, 4, 0))
     assert sums.pop("loss").dtype == torch.float64
+    assert sums.pop("samples").loss.shape == (9,)
     assert all(value.dtype == torch.int64 for value in sums.values())
     assert int(sums["confusion"].sum()) == int(sums["support"].sum()) == int(sums["count"]) == 9
 
@@ -71,7 +72,7 @@ def test_sums_are_whole_numbers_and_float64():
 def test_thousands_of_classes_have_all_figures_but_no_matrix():
     task = Classification(classes=5_000)
     sums = task.statistics(*made(64, 5_000, 0))
-    assert max(value.numel() for value in sums.values()) == 5_000
+    assert max(value.numel() for name, value in sums.items() if name != "samples") == 5_000
     assert task.confusion(sums) is None
     assert 0 < task.metrics(sums)["accuracy"] <= task.metrics(sums)["top5"]
 
@@ -124,6 +125,7 @@ def test_ignored_targets_count_nowhere():
     assert loss.item() == pytest.approx(F.cross_entropy(scores[kept], target[kept], reduction="sum").item())
     with_holes, without = task.statistics(scores, holes), task.statistics(scores[kept], target[kept])
     assert with_holes.pop("loss").item() == pytest.approx(without.pop("loss").item())
+    assert with_holes.pop("samples").loss.isneginf().equal(~kept) and without.pop("samples").loss.isfinite().all()
     assert all(torch.equal(value, without[name]) for name, value in with_holes.items())
 
 
