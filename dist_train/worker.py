@@ -83,7 +83,10 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Reque
     with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
         asked = (arguments.run_dir, arguments.resume, arguments.allow_change)
         resolved = group.run_on_rank0(lambda: resolve_run(config, ranks.world_size, *asked, lease))
-        with closing(build_session(resolved, group, flag)) as session:
+        with (
+            build_tracker(resolved.config, ranks, resolved.run_dir, supervised=flag.supervised) as tracker,
+            closing(build_session(resolved, group, flag, tracker)) as session,
+        ):
             return session.run()
 
 
@@ -115,9 +118,10 @@ def set_deterministic(config: RunConfig) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) -> Session:
+def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag, tracker: NullTracker) -> Session:
     """Builds everything that this rank needs; all ranks call it together."""
     config, checkpoint = resolved.config, resolved.checkpoint
+    tracker.busy("loading the data")
     own = build_callbacks(config, group.ranks)
     splits = datasets.build_all(config, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
@@ -129,7 +133,9 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
+        tracker.busy("trying a few samples (train.sanity_check)")
         check_sanity(config, splits, group)
+    tracker.busy("building the model")
     learner = build_learner(config, splits, group.device, starts=checkpoint is None)
     state = TrainState()
     if checkpoint is None:
@@ -139,7 +145,6 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
-    tracker = build_tracker(config, group.ranks, resolved.run_dir, supervised=flag.supervised)
     callbacks = (
         Callbacks(own, config, group.ranks, learner, due.steps_per_epoch, tracker, resolved.run_dir)
         if own
@@ -148,7 +153,7 @@ def build_session(resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag) ->
     record, checkpoints = _build_writers(resolved, group.ranks, learner, due, provenance, tracker, callbacks)
     agreement = Agreement(group, flag)
     trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, callbacks)
-    facts = _run_facts(resolved, trainer, state.step)
+    facts = _run_facts(resolved, trainer, state)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
         trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes), begins_with_evaluation=lacks
@@ -191,7 +196,7 @@ def _build_writers(
     return record, checkpoints
 
 
-def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunFacts:
+def _run_facts(resolved: ResolvedRun, trainer: Trainer, state: TrainState) -> RunFacts:
     config, group, due = trainer.config, trainer.group, trainer.due
     return RunFacts(
         run_dir=resolved.run_dir,
@@ -210,7 +215,8 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunF
         evaluation_samples=len(trainer.splits.evaluation),
         steps_per_epoch=due.steps_per_epoch,
         total_steps=due.total_steps,
-        first_step=first_step,
+        first_step=state.step,
+        best_value=state.best_value,
         resumed_from=resolved.checkpoint.path.name if resolved.checkpoint else None,
         generation=resolved.generation,
         classes=trainer.splits.classes,

@@ -12,13 +12,13 @@ from dist_train.config.changes import differences
 from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
+from dist_train.report.words import POSITION
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
 Row = dict[str, Any]
-POSITION = ("step", "epoch", "samples_seen")
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
 _STEP = b'{"kind": "train"'

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dist_train.report.words import POSITION
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
-
-POSITION = ("step", "epoch", "samples_seen")
-"""The keys of a row that say where it belongs; every other number in it is a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,8 @@ class RunFacts:
     """Of one sample, where it is a text."""
     stop_step: int | None = None
     """Where this session ends when it is to end before total_steps."""
+    best_value: float | None = None
+    """Of the metric that picks the best checkpoint, before this session."""
 
     @property
     def epochs(self) -> int:
@@ -135,6 +136,9 @@ class Sink:
 
     def tick(self, step: int) -> None:
         """A step was done; called for every step, so it takes microseconds."""
+
+    def busy(self, what: str) -> None:
+        """Something other than steps goes on until the next tick, in a few words; may be called before begin."""
 
     def log_steps(self, interval: Interval) -> None:
         """One tracking interval has passed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
+from dist_train.report.live import summarised
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Own, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
@@ -33,6 +33,9 @@ class NullTracker:
 
     def tick(self, step: int) -> None:
         """`step` steps are done; called after each, and takes microseconds."""
+
+    def busy(self, what: str) -> None:
+        """Something other than steps goes on until the next tick: "evaluating 42 %". May be called before begin."""
 
     def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
         """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; and the task's
@@ -83,6 +86,9 @@ class Tracker(NullTracker):
         self._pace.tick(step)
         self._each(lambda sink: sink.tick(step))
 
+    def busy(self, what: str) -> None:
+        self._each(lambda sink: sink.busy(what))
+
     def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None) -> None:
         assert self._pace is not None
         if not rows:
@@ -91,7 +97,7 @@ class Tracker(NullTracker):
         clock = {"unix": time.time(), "samples_per_s": speed}
         interval = Interval(
             rows=[{**row, "time": clock} for row in rows],
-            summary=_summary(rows) | dict(figures or {}),
+            summary=summarised(rows) | dict(figures or {}),
             samples_per_s=speed,
             seconds_left=self._pace.seconds_left(),
             tokens_per_s=None if speed is None or self._tokens is None else speed * self._tokens,
@@ -146,13 +152,6 @@ class Tracker(NullTracker):
         if any(isinstance(sink, JsonlSink) for sink in self._sinks):
             return "metrics.jsonl is complete"
         return "and metrics.jsonl had stopped before"
-
-
-def _summary(rows: list[Row]) -> Row:
-    last = {key: value for key, value in rows[-1].items() if key != "time"}
-    losses = [row["loss"] for row in rows if "loss" in row and "left_out" not in row]
-    last.pop("left_out", None)
-    return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
 def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path, *, supervised: bool = False) -> NullTracker:
