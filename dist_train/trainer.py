@@ -214,28 +214,19 @@ class Trainer:
         _note_best(self.config, state)
         state.finished = state.step == self.due.total_steps or stops_early(self.config, state)
         if state.finished and state.step < self.due.total_steps:
-            self.tracker.note(self._why_early(state))
+            since = state.step - state.stale * self.due.evaluate_every
+            why = f"no improvement of {self.config.best} since step {since:,} (train.early_stopping)"
+            self.tracker.note(f"stopping early at step {state.step:,} of {self.due.total_steps:,}: {why}")
         beat("step")
         return Request.NONE
-
-    def _why_early(self, state: TrainState) -> str:
-        """Evaluations are `evaluate_every` steps apart, but for one at the end."""
-        every, stopping = self.due.evaluate_every, self.config.train.early_stopping
-        assert stopping is not None
-        since = state.step - state.stale * every
-        least = f" of more than {stopping.min_delta:g}" if stopping.min_delta else ""
-        return (
-            f"stopping early at step {state.step:,} of {self.due.total_steps:,}: no improvement of {self.config.best}"
-            f"{least} since step {since:,} (train.early_stopping.patience={stopping.patience})"
-        )
 
     def evaluate_split(self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Evaluates one split on all ranks together, and logs it as the metrics of `step`."""
         learner, dataset = self.learner, getattr(self.splits, split)
-        evaluating = "evaluating" if split == "evaluation" else f"evaluating the {split} split"
+        what = "evaluating" if split == "evaluation" else f"evaluating the {split} split"
 
         def tell(share: float) -> None:
-            self.tracker.busy(f"{evaluating} {100 * share:.0f} %")
+            self.tracker.busy(f"{what} {100 * share:.0f} %")
 
         result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up, tell)
         row = {

@@ -132,6 +132,8 @@ class _Columns:
         for name, value in row.items():
             if name in POSITION or isinstance(value, bool | str | dict | list):
                 continue
+            if isinstance(value, int) and abs(value) >= 2**63:  # no training has written it
+                continue
             steps.values.setdefault(name, [None] * count).append(value)
         for column in steps.values.values():
             if len(column) == count:
@@ -178,11 +180,11 @@ def _starts(run: RunDir, steps: Steps) -> Iterator[Start]:
             after_step=steps.step[done - 1] if done else 0,
             unix=unix,
             hosts=tuple(sorted({node.host for node in nodes if node})),
-            ended=_ended(verdict),
+            ended=ended_as(verdict),
         )
 
 
-def _ended(verdict: VerdictSummary | None) -> str:
+def ended_as(verdict: VerdictSummary | None) -> str:
     if verdict is None:
         return ""
     cause = verdict.cause

@@ -3,16 +3,19 @@ watches it. A part of a line is shown whole or not at all.
 """
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dist_train.config.schema import RunConfig
 from dist_train.report.words import POSITION, SHARES, clock, label, number, seconds, shown, telling
 
 Row = dict[str, Any]
 ALWAYS = 100
 LONGEST_BAR, SHORTEST_BAR = 24, 4
+_ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}
 BEST = "★ "
 """In front of the evaluation that is the best so far."""
 _KEPT = {"loss": 60, "f1": 42, "top5": 20}
@@ -54,6 +57,24 @@ def fitted(parts: Sequence[Part], room: int) -> list[Part]:
     return kept
 
 
+def styled(text: str, style: str) -> str:
+    """`text` with ANSI codes around it; without the colour where NO_COLOR is set (https://no-color.org)."""
+    codes = _ATTRIBUTES if os.environ.get("NO_COLOR") else _ATTRIBUTES | _COLOURS
+    chosen = ";".join(str(codes[word]) for word in style.split() if word in codes)
+    return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
+
+
+def drawn(parts: Sequence[Part], room: int) -> str:
+    """The parts in their colours; what no part can be left out of is cut."""
+    text = ""
+    for part in parts:
+        blanks, label = " " * part.gap, f"{part.label} " if part.label else ""
+        if (room := room - part.width) < 0:
+            return text + f"{blanks}{part}"[: room + part.width]
+        text += blanks + styled(label, "dim") + styled(part.text, part.style)
+    return text
+
+
 def line(parts: Sequence[Part]) -> str:
     return "".join(" " * part.gap + str(part) for part in parts)
 
@@ -83,24 +104,14 @@ class Live:
 
     Args:
         began: when this start of it did, by the same clock as each `now`, in s.
-        metric: the one that picks the best checkpoint.
-        is_max: a higher one is better.
-        best: its best value before.
+        step: steps done before, at which the metric that picks the best checkpoint was `best` at its best.
     """
 
     def __init__(
-        self,
-        *,
-        step: int,
-        total_steps: int,
-        steps_per_epoch: float,
-        began: float,
-        metric: str,
-        is_max: bool,
-        best: float | None = None,
+        self, config: RunConfig, total_steps: int, per_epoch: float, began: float, step: int = 0, best: Any = None
     ) -> None:
-        self.step, self.total_steps, self.steps_per_epoch, self.began = step, total_steps, steps_per_epoch, began
-        self._metric, self._sign, self._best = metric, 1 if is_max else -1, best
+        self.step, self.total_steps, self.steps_per_epoch, self.began = step, total_steps, per_epoch, began
+        self._metric, self._sign, self._best = config.best, 1 if config.best_is == "max" else -1, best
         self._summary: Row = {}
         self._speeds: Mapping[str, float] = {}
         self._left: float | None = None

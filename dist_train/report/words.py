@@ -36,7 +36,7 @@ def telling(row: Mapping[str, Any], classes: int | None = None) -> dict[str, int
     """
     per_class, accuracy = row.get("per_class"), row.get("accuracy")
     if classes is None and isinstance(per_class, dict):
-        classes = max((len(column) for column in per_class.values()), default=None)
+        classes = max((len(column) for column in per_class.values() if isinstance(column, list)), default=None)
     found = {}
     for name, value in row.items():
         if name in POSITION or isinstance(value, bool) or not isinstance(value, int | float):

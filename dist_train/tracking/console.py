@@ -30,26 +30,19 @@ class ConsoleSink(Sink):
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         self._facts = facts
-        self._live = Live(
-            step=facts.first_step,
-            total_steps=facts.total_steps,
-            steps_per_epoch=facts.steps_per_epoch,
-            began=time.monotonic(),
-            metric=facts.config.best,
-            is_max=facts.config.best_is == "max",
-            best=facts.best_value,
-        )
+        size, now = (facts.total_steps, facts.steps_per_epoch), time.monotonic()
+        self._live = Live(facts.config, *size, now, facts.first_step, facts.best_value)
         for line in header_lines(facts, self._room) + self._early:
             self._show(line)
 
     def log_steps(self, interval: Interval) -> None:
         if self._live is not None:
-            self._add(self._live, interval)
-            self._show(stamped(self._live.log_line(), None))
+            left, now = interval.seconds_left, time.monotonic()
+            self._live.add_steps(interval.rows, interval.summary, interval.speeds, left, now)
+            self._show_steps(self._live)
 
-    def _add(self, live: Live, interval: Interval) -> None:
-        left = interval.seconds_left
-        live.add_steps(interval.rows, interval.summary, interval.speeds, left, time.monotonic())
+    def _show_steps(self, live: Live) -> None:
+        self._show(stamped(live.log_line(), None))
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         if self._live is not None:

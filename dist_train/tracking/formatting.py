@@ -1,7 +1,7 @@
 """The first and the last lines of a session; what terminal and plain console share."""
 
 import os
-from collections.abc import Sequence
+import textwrap
 from pathlib import Path
 
 from dist_train.config.problems import printable
@@ -11,6 +11,8 @@ from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import Row, RunFacts, SessionOutcome, prefix_of
 
+_STICKY = "\xa0"
+"""A blank that no line is broken at."""
 _TEXT = 90
 """Characters of a text that the console shows."""
 _ASCII = str.maketrans(
@@ -48,22 +50,12 @@ def header_lines(facts: RunFacts, room: int | None = None) -> list[str]:
         batch += f" = {facts.microbatches:,} microbatches of {facts.global_batch // facts.microbatches:,}"
     samples = f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval"
     parts = [facts.name, f"{facts.model} {parameters}", _ranks(facts), batch, samples]
-    lines = [*_wrapped(parts, room), f"run  {shown_path(facts.run_dir)}"]
+    whole = " · ".join(part.replace(" ", _STICKY) for part in parts)
+    wrapped = textwrap.wrap(whole, room or len(whole), subsequent_indent="  ", break_on_hyphens=False)
+    lines = [*(line.replace(_STICKY, " ") for line in wrapped), f"run  {shown_path(facts.run_dir)}"]
     if facts.resumed_from is not None:
         origin = shown_path(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
         lines.append(f"↻ from step {facts.first_step:,} of {facts.total_steps:,}  ({origin})")
-    return lines
-
-
-def _wrapped(parts: Sequence[str], room: int | None) -> list[str]:
-    """The parts with a dot between them, in as many lines as they need."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        longer = f"{lines[-1]} · {part}"
-        if room is None or len(longer) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(f"  {part}")
     return lines
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.report.live import Part, fitted
+from dist_train.report.live import Live, Part, drawn, fitted, styled
 from dist_train.report.words import clock
-from dist_train.tracking.base import Interval, Note, Row, RunFacts
+from dist_train.tracking.base import Note, Row, RunFacts
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.formatting import text_lines
 
@@ -23,28 +23,9 @@ REDRAW_S = 0.25
 """Between two frames, each of which costs about 0.05 ms."""
 QUIET_S = 1.0
 """Without a frame, after which the thread draws one."""
-_ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}
 _STYLES = {"✓": "bold green", "!": "bold yellow", "✗": "bold red", "↻": "bold cyan"}
 _CONTROL = dict.fromkeys(map(ord, "\a\b\v\f\r"))
 """Characters that would move the cursor."""
-
-
-def _styled(text: str, style: str) -> str:
-    """`text` with ANSI codes around it; without the colour where NO_COLOR is set (https://no-color.org)."""
-    codes = _ATTRIBUTES if os.environ.get("NO_COLOR") else _ATTRIBUTES | _COLOURS
-    chosen = ";".join(str(codes[word]) for word in style.split() if word in codes)
-    return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
-
-
-def _drawn(parts: list[Part], room: int) -> str:
-    """The parts in their colours; what no part can be left out of is cut."""
-    text = ""
-    for part in parts:
-        blanks, label = " " * part.gap, f"{part.label} " if part.label else ""
-        if (room := room - part.width) < 0:
-            return text + f"{blanks}{part}"[: room + part.width]
-        text += blanks + _styled(label, "dim") + _styled(part.text, part.style)
-    return text
 
 
 def console() -> ConsoleSink:
@@ -120,25 +101,24 @@ class TerminalSink(ConsoleSink):
             if is_new or time.monotonic() >= self._due:
                 self._draw()
 
-    def log_steps(self, interval: Interval) -> None:
-        if self._live is not None:
-            self._add(self._live, interval)
+    def _show_steps(self, live: Live) -> None:
+        """The progress line has them."""
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         if self._live is None:
             return
         with self._lock:
             parts = fitted(self._live.add_evaluation(row, time.monotonic()), self._room)
-            self._print(_drawn(parts, self._room))
+            self._print(drawn(parts, self._room))
             for text in text_lines(row):
                 self._show(text)
 
     def _show(self, line: str) -> None:
         text = line.translate(_CONTROL)
         if text[:1] in _STYLES:
-            text = _styled(text[0], _STYLES[text[0]]) + text[1:]
+            text = styled(text[0], _STYLES[text[0]]) + text[1:]
         if text.startswith("  ") and (gap := text.find("  ", 2)) > 0:
-            text = _styled(text[:gap], "dim") + text[gap:]
+            text = styled(text[:gap], "dim") + text[gap:]
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -182,10 +162,10 @@ class TerminalSink(ConsoleSink):
         self._due = now + REDRAW_S
         if self._live is not None:
             self._live.step = self._step
-            parts = self._live.bar(room, now, self._doing)
+            parts = self._live.bar(room - len("^C"), now, self._doing)  # which the terminal puts behind it
         else:
             parts = [Part(text=self._doing, gap=0, style="cyan"), Part(text=clock(now - self._began), style="dim")]
-        self._stream.write_at_once(self._erased() + _drawn(parts, room))
+        self._stream.write_at_once(self._erased() + drawn(parts, room))
         self._is_drawn = True
 
 

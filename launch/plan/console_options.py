@@ -30,7 +30,7 @@ def parse_shown(flags: Flags, world_size: int) -> Shown:
     )
 
 
-def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
+def parse_ranks(text: str | None, world_size: int, flag: str = "--ranks") -> list[int] | None:
     """`0,3-5` as ranks, `all` as all of them; None where nothing was given.
 
     Raises:
@@ -44,10 +44,10 @@ def parse_ranks(text: str | None, world_size: int) -> list[int] | None:
     for item in text.split(","):
         span = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", item)
         if span is None:
-            raise UserError(f"--ranks {text}: give ranks such as 0,3 or 0-3, or all")
+            raise UserError(f"{flag} {text}: give ranks such as 0,3 or 0-3, or all")
         low, high = int(span[1]), int(span[2] or span[1])
         if not low <= high < world_size:
-            raise UserError(f"--ranks {text}: the ranks are 0 to {world_size - 1}")
+            raise UserError(f"{flag} {text}: the ranks are 0 to {world_size - 1}")
         chosen.update(range(low, high + 1))
     return sorted(chosen)
 

@@ -54,9 +54,8 @@ def _piped(*arguments: str, **environment: str) -> subprocess.CompletedProcess[b
 def test_a_terminal_has_a_bar_while_it_runs_and_clean_lines_after(tmp_path: Path) -> None:
     seen = _on_terminal(str(tmp_path / "run"))
     screen = _screen(seen)
-    assert re.search(
-        r"epoch .*━.*\d+/40 steps  loss 0.\d+  acc .* samples/s  0:00", re.sub(r"\x1b\[[0-9;]*m", "", seen)
-    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", seen)
+    assert re.search(r"epoch .*━.*\d+/40 steps  loss 0.\d+  acc .* samples/s  0:00", plain)
     assert not any("steps" in line for line in screen), "the bar must be gone at the end"
     assert screen[0].startswith(
         "demo · cnn 0.1 M parameters · 2 ranks on CPU (gloo) · global batch 32 = 4 microbatches"
@@ -80,10 +79,15 @@ def test_colours_are_never_the_only_carrier(tmp_path: Path) -> None:
     assert marks == [line[:11] for line in _screen(plain) if "epoch" in line]
 
 
-def test_a_narrow_terminal_is_never_wrapped(tmp_path: Path) -> None:
-    seen = re.sub(r"\x1b\[[0-9;]*m", "", _on_terminal(str(tmp_path / "run"), columns=40))
-    bars = [part for line in seen.split("\n") for part in line.split("\r\x1b[K") if part.startswith("epoch ")]
-    assert bars and all(len(bar) <= 39 for bar in bars)
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, columns: int) -> None:
+    """But for one with a path, which is never cut."""
+    seen = re.sub(r"\x1b\[[0-9;]*m", "", _on_terminal(str(tmp_path / "run"), columns=columns))
+    states = [part for line in seen.split("\n") for part in line.split("\r\x1b[K")]
+    assert [state for state in states if len(state) >= columns and str(tmp_path) not in state] == []
+    bars = [state for state in states if state.startswith("epoch ") and "loss" in state]
+    assert bars and all(re.search(r"  loss [\d.e-]+(  |$)", bar) for bar in bars)
+    assert all(re.search(r"  acc \d\d\.\d %(  |$)", bar) for bar in bars[-3:]) or columns < 60
 
 
 def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
