@@ -70,11 +70,13 @@ def evaluate(
     group: ProcessGroup,
     dataset: Any,
     gives_up: Callable[[], bool] = lambda: False,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Evaluates `model` on one split, on all ranks together; every rank gets the metrics.
 
     Args:
         gives_up: asked before each batch, whether this rank leaves it at that.
+        tell: told before each batch, which share of its own this rank has done.
 
     Raises:
         EvaluationGivenUp: on every rank, where one has left it at that.
@@ -91,6 +93,7 @@ def evaluate(
         for number, batch in batches:
             if gives_up():
                 break
+            tell(done / len(own))
             begin(number)
             if len(batch.indices):
                 with autocast(config, group.device):

@@ -234,6 +234,7 @@ class Trainer:
             )
         self.parallel.check()
         beat("save")
+        self.tracker.busy("saving")
         self.checkpoints.save(state, lacks_evaluation=self._gave_up)
         beat("step")
         self.timing.lap("save")
@@ -256,6 +257,10 @@ class Trainer:
         self._gave_up = False
         _note_best(self.config, state)
         state.finished = state.step == self.due.total_steps or stops_early(self.config, state)
+        if state.finished and state.step < self.due.total_steps:
+            since = state.step - state.stale * self.due.evaluate_every
+            why = f"no improvement of {self.config.best} since step {since:,} (train.early_stopping)"
+            self.tracker.note(f"stopping early at step {state.step:,} of {self.due.total_steps:,}: {why}")
         beat("step")
         self.timing.lap("evaluation")
         return Request.NONE
@@ -271,7 +276,12 @@ class Trainer:
         """Evaluates one split on all ranks together, and logs it as the metrics of `step`. The report has the pictures
         of its worst samples for certain where it `is_last`."""
         learner, dataset = self.learner, getattr(self.splits, split)
-        result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up)
+        what = "evaluating" if split == "evaluation" else f"evaluating the {split} split"
+
+        def tell(share: float) -> None:
+            self.tracker.busy(f"{what} {100 * share:.0f} %")
+
+        result = evaluate(self.config, learner.evaluated, learner.task, self.group, dataset, gives_up, tell)
         row = {
             **self.step_metrics.position(step),
             "split": split,
@@ -283,6 +293,7 @@ class Trainer:
         row |= self.gallery.row(split, result.worst, is_last=is_last)
         row |= {} if result.pairs is None else {"pairs": shortened(result.pairs.tolist())}
         if split == "evaluation" and self.group.ranks.is_first:
+            self.tracker.busy("writing texts")
             texts = write_texts(self.config, learner, self.splits, self.group.device, step)
             row |= {"texts": texts} if texts else {}
         self.tracker.log_evaluation(row, result.confusion)

@@ -89,7 +89,10 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Reque
         asked = (arguments.run_dir, arguments.resume, arguments.allow_change)
         resolved = group.run_on_rank0(lambda: resolve_run(config, ranks.world_size, *asked, lease))
         profiled = (arguments.profile, arguments.profile_ranks)
-        with closing(build_session(resolved, group, flag, profiled)) as session:
+        with (
+            build_tracker(resolved.config, ranks, resolved.run_dir, supervised=flag.supervised) as tracker,
+            closing(build_session(resolved, group, flag, tracker, profiled)) as session,
+        ):
             return session.run()
 
 
@@ -122,7 +125,11 @@ def set_deterministic(config: RunConfig) -> None:
 
 
 def build_session(
-    resolved: ResolvedRun, group: ProcessGroup, flag: StopFlag, profiled: tuple[str | None, str] = (None, "0")
+    resolved: ResolvedRun,
+    group: ProcessGroup,
+    flag: StopFlag,
+    tracker: NullTracker,
+    profiled: tuple[str | None, str] = (None, "0"),
 ) -> Session:
     """Builds everything that this rank needs; all ranks call it together.
 
@@ -130,6 +137,7 @@ def build_session(
         profiled: --profile and --profile-ranks.
     """
     config, checkpoint = resolved.config, resolved.checkpoint
+    tracker.busy("loading the data")
     own = build_callbacks(config, group.ranks)
     splits = datasets.build_all(config, group.local_rank0_first)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
@@ -143,7 +151,9 @@ def build_session(
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
+        tracker.busy("trying a few samples (train.sanity_check)")
         check_sanity(config, splits, group)
+    tracker.busy("building the model")
     learner = build_learner(config, splits, group.device, starts=checkpoint is None)
     state = TrainState()
     if checkpoint is None:
@@ -153,7 +163,6 @@ def build_session(
     state.finished = state.step >= due.total_steps or stops_early(config, state)
     if (limit := config.train.stop_after) is not None and limit.is_time:
         flag.limit(limit.seconds)
-    tracker = build_tracker(config, group.ranks, resolved.run_dir, supervised=flag.supervised)
     callbacks = (
         Callbacks(own, config, group.ranks, learner, due.steps_per_epoch, tracker, resolved.run_dir)
         if own
@@ -167,7 +176,7 @@ def build_session(
     gallery = Gallery(config, splits, group, RunDir(resolved.run_dir)) if group.ranks.is_first else NullGallery()
     shows = callbacks, profile, gallery
     trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, *shows)
-    facts = _run_facts(resolved, trainer, state.step)
+    facts = _run_facts(resolved, trainer, state)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
         trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes), begins_with_evaluation=lacks
@@ -210,7 +219,7 @@ def _build_writers(
     return record, checkpoints
 
 
-def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunFacts:
+def _run_facts(resolved: ResolvedRun, trainer: Trainer, state: TrainState) -> RunFacts:
     config, group, due = trainer.config, trainer.group, trainer.due
     return RunFacts(
         run_dir=resolved.run_dir,
@@ -229,7 +238,8 @@ def _run_facts(resolved: ResolvedRun, trainer: Trainer, first_step: int) -> RunF
         evaluation_samples=len(trainer.splits.evaluation),
         steps_per_epoch=due.steps_per_epoch,
         total_steps=due.total_steps,
-        first_step=first_step,
+        first_step=state.step,
+        best_value=state.best_value,
         resumed_from=resolved.checkpoint.path.name if resolved.checkpoint else None,
         generation=resolved.generation,
         classes=trainer.splits.classes,

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "Run any script, module or program on several ranks, as torchrun does.",
     "slurm": "Submit what a config describes as a SLURM job.",
     "sweep": "Train a config for many values of some keys, and rank the results.",
+    "watch": "Show a run that goes on, here or in the queue: figures, curves, logs.",
     "stop": "Save and end a run, here or in the queue.",
     "evaluate": "Metrics of a run's or a checkpoint's model on held-out data.",
     "predict": "What a model says of your own pictures, tables or texts.",

@@ -9,9 +9,10 @@ from dist_train import tasks
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.store import locate
 from dist_train.commands.common import reporting
+from dist_train.config.problems import printable
 from dist_train.config.requests import EvaluateRequest, read_request
 from dist_train.config.schema import RunConfig
-from dist_train.config.stdout import tell
+from dist_train.config.stdout import aligned, tell
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
@@ -19,9 +20,13 @@ from dist_train.evaluate import evaluate
 from dist_train.gallery import Gallery
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
+from dist_train.report.words import label, shown, telling
 from dist_train.rundir.strict_json import to_json
 from dist_train.trained import config_of_run, saved_model
 from dist_train.worker import set_deterministic
+
+MOST_CLASSES = 20
+"""Of more, the worst ones are shown."""
 
 
 def main(request: EvaluateRequest) -> int:
@@ -54,7 +59,7 @@ def _evaluate(config: RunConfig, target: Path, split: str) -> dict[str, object]:
     row = {"checkpoint": str(found.path), "step": saved.state.step, "split": split, **result.metrics}
     row |= {"broken_samples": len(result.broken)} if result.broken else {}
     confusion = {} if result.confusion is None else {"confusion": result.confusion.tolist()}
-    return {**row, "per_class": result.per_class, **confusion, **worst}
+    return {**row, "classes": splits.classes, "per_class": result.per_class, **confusion, **worst}
 
 
 def _splits(config: RunConfig, split: str, trained: Mapping[str, Any], group: ProcessGroup) -> Splits:
@@ -66,11 +71,21 @@ def _splits(config: RunConfig, split: str, trained: Mapping[str, Any], group: Pr
     return splits
 
 
-def _text(row: dict[str, object]) -> str:
-    """One metric per line."""
+def _text(row: Mapping[str, Any]) -> str:
+    """One figure a line, and a table of the classes."""
     lines = [f"{row['checkpoint']}  {row['split']} split"]
-    lines += [f"  {name:<16} {value:.4f}" for name, value in row.items() if isinstance(value, float)]
-    return "\n".join(lines)
+    figures = {name: value for name, value in telling(row).items() if name not in ("step", "broken_samples")}
+    lines += [f"  {label(name):<16} {shown(name, value)}" for name, value in figures.items()]
+    columns = row["per_class"]
+    if not columns:
+        return "\n".join(lines)
+    by, count = "f1" if "f1" in columns else next(iter(columns)), max(map(len, columns.values()))
+    names = row["classes"] or range(count)
+    order = list(range(count)) if count <= MOST_CLASSES else sorted(range(count), key=columns[by].__getitem__)
+    cells = [[printable(str(names[one]), 40), *(shown(key, columns[key][one]) for key in columns)] for one in order]
+    table = aligned([["class", *map(label, columns)], *cells[:MOST_CLASSES]], to_the_right=[*map(label, columns)])
+    left_out = f"the {MOST_CLASSES} of {count:,} classes with the lowest {label(by)}; --json has all of them"
+    return "\n".join([*lines, "", *([left_out] if count > MOST_CLASSES else []), table])
 
 
 if __name__ == "__main__":

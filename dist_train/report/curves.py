@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dist_train.report.facts import Facts, Row, Steps
+from dist_train.report.words import telling
 
 MOST_POINTS = 2_000
 """Of one curve: as many as a wide screen has columns of pixels."""
@@ -62,13 +63,8 @@ def charts(facts: Facts) -> list[dict[str, Any]]:
 
 
 def figures(rows: Sequence[Row]) -> list[str]:
-    """The names of an evaluation's numbers; of those that are equal in all rows, such as accuracy and its micro
-    averages, the first."""
-    names: dict[tuple[Any, ...], str] = {}
-    for name, value in rows[-1].items() if rows else ():
-        if name not in ("step", "epoch", "samples_seen") and _is_number(value):
-            names.setdefault(tuple(row.get(name) for row in rows), name)
-    return list(names.values())
+    """The names of an evaluation's numbers that say something."""
+    return list(telling(rows[-1])) if rows else []
 
 
 def _loss(steps: Steps, rows: Sequence[Row]) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from dist_train.errors import UserError
 from dist_train.report.bottleneck import Setting
 from dist_train.report.budget import Budget
 from dist_train.report.late import Late
+from dist_train.report.words import POSITION
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
 Row = dict[str, Any]
-POSITION = ("step", "epoch", "samples_seen")
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
 
@@ -155,6 +155,8 @@ class _Columns:
         for name, value in row.items():
             if name in POSITION or isinstance(value, bool | str | dict | list):
                 continue
+            if isinstance(value, int) and abs(value) >= 2**63:  # no training has written it
+                continue
             steps.values.setdefault(name, [None] * count).append(value)
         for column in steps.values.values():
             if len(column) == count:
@@ -201,11 +203,11 @@ def _starts(run: RunDir, steps: Steps) -> Iterator[Start]:
             after_step=steps.step[done - 1] if done else 0,
             unix=unix,
             hosts=tuple(sorted({node.host for node in nodes if node})),
-            ended=_ended(verdict),
+            ended=ended_as(verdict),
         )
 
 
-def _ended(verdict: VerdictSummary | None) -> str:
+def ended_as(verdict: VerdictSummary | None) -> str:
     if verdict is None:
         return ""
     cause = verdict.cause

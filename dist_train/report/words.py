@@ -1,10 +1,15 @@
-"""Figures, durations and times as people read them."""
+"""Figures, durations and times as people read them, and which figures are worth showing them."""
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
+POSITION = ("step", "epoch", "samples_seen")
+"""The keys of a row that say where it belongs; every other number in it is a figure."""
+
 SHARES = {"mean_average_precision": "mAP", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
-SHARES |= {"accuracy": "accuracy", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
+SHARES |= {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "top5": "top-5"}
 """Metrics between 0 and 1 that are shown in percent, in this order."""
 
 
@@ -14,7 +19,40 @@ def shown(name: str, value: Any) -> str:
         return str(value)
     if name in SHARES:
         return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return number(value)
+
+
+def number(value: float) -> str:
+    """Three significant digits; metrics.jsonl has all of them."""
+    return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < 1e15 else f"{value:.3g}"
+
+
+def telling(row: Mapping[str, Any], classes: int | None = None) -> dict[str, int | float]:
+    """The figures of an evaluation that say something. The best five of five classes always hold the right one, and
+    micro averages are the accuracy where each sample has one class.
+
+    Args:
+        classes: how many there are; without it, as many as the row has in `per_class`.
+    """
+    per_class, accuracy = row.get("per_class"), row.get("accuracy")
+    if classes is None and isinstance(per_class, dict):
+        classes = max((len(column) for column in per_class.values() if isinstance(column, list)), default=None)
+    found = {}
+    for name, value in row.items():
+        if name in POSITION or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        is_certain = name == "top5" and classes is not None and classes <= 5
+        is_twice = name.endswith("_micro") and isinstance(accuracy, float) and math.isclose(value, accuracy)
+        if not is_certain and not is_twice:
+            found[name] = value
+    return found
+
+
+def clock(value: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    whole = round(value)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def label(name: str) -> str:

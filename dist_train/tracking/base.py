@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dist_train.report.words import POSITION
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Note = Callable[[str], None]
 
-POSITION = ("step", "epoch", "samples_seen")
-"""The keys of a row that say where it belongs; every other number in it is a metric."""
 OF_THE_NEWEST = ("worst", "pairs")
 """The keys of an evaluation's row that are kept of the newest one alone, and not in metrics.jsonl."""
 
@@ -53,6 +53,8 @@ class RunFacts:
     """Where this session ends when it is to end before total_steps."""
     setting: Setting | None = None
     """What its speed depends on."""
+    best_value: float | None = None
+    """Of the metric that picks the best checkpoint, before this session."""
 
     @property
     def epochs(self) -> int:
@@ -145,6 +147,9 @@ class Sink:
 
     def tick(self, step: int) -> None:
         """A step was done; called for every step, so it takes microseconds."""
+
+    def busy(self, what: str) -> None:
+        """Something other than steps goes on until the next tick, in a few words; may be called before begin."""
 
     def log_steps(self, interval: Interval) -> None:
         """One tracking interval has passed."""

@@ -1,11 +1,13 @@
-"""What the user sees on stderr: here one key=value line an interval; on a terminal as in tracking/terminal.py."""
+"""What the user sees on stderr: here one line an interval; on a terminal as in tracking/terminal.py."""
 
 import sys
+import time
 
 import numpy as np
 
+from dist_train.report.live import Live, evaluation_line, stamped
 from dist_train.tracking.base import Interval, Note, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.formatting import header_lines, plain_evaluation, plain_interval, summary, text_lines
+from dist_train.tracking.formatting import header_lines, summary, text_lines
 from dist_train.tracking.stream import LossyStream
 
 
@@ -17,20 +19,36 @@ class ConsoleSink(Sink):
     def __init__(self) -> None:
         self._stream = LossyStream(sys.stderr)
         self._facts: RunFacts | None = None
+        self._live: Live | None = None
         self._early: list[str] = []
         """Lines that come before the run begins; they are shown after its header."""
 
+    @property
+    def _room(self) -> int | None:
+        """Cells of a line, where that is known."""
+        return None
+
     def begin(self, facts: RunFacts, note: Note) -> None:
         self._facts = facts
-        for line in header_lines(facts) + self._early:
+        size, now = (facts.total_steps, facts.steps_per_epoch), time.monotonic()
+        self._live = Live(facts.config, *size, now, facts.first_step, facts.best_value)
+        for line in header_lines(facts, self._room) + self._early:
             self._show(line)
 
     def log_steps(self, interval: Interval) -> None:
-        self._show(plain_interval(interval))
+        if self._live is not None:
+            left, now = interval.seconds_left, time.monotonic()
+            self._live.add_steps(interval.rows, interval.summary, interval.speeds, left, now)
+            self._show_steps(self._live)
+
+    def _show_steps(self, live: Live) -> None:
+        self._show(stamped(live.log_line(), None))
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
-        for line in (plain_evaluation(row), *text_lines(row)):
-            self._show(line)
+        if self._live is not None:
+            parts = self._live.add_evaluation(row, time.monotonic())
+            for line in (stamped(evaluation_line(parts, row), None), *text_lines(row)):
+                self._show(line)
 
     def note(self, line: str) -> None:
         if self._facts is None:
@@ -40,7 +58,7 @@ class ConsoleSink(Sink):
 
     def finish(self, outcome: SessionOutcome) -> None:
         self.close()
-        for line in summary(self._facts, outcome) if self._facts is not None else ():
+        for line in summary(self._facts, outcome, self._room) if self._facts is not None else ():
             self._show(line)
 
     def _show(self, line: str) -> None:

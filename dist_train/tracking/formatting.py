@@ -1,22 +1,34 @@
-"""Numbers and lines as people read them; what terminal and plain console share."""
+"""The first and the last lines of a session; what terminal and plain console share."""
 
 import os
+import textwrap
 from pathlib import Path
-from typing import Any
 
 from dist_train.config.problems import printable
-from dist_train.report.words import SHARES, seconds
+from dist_train.report.live import Part, fitted, line, measures
+from dist_train.report.words import SHARES, number, seconds
 from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
-from dist_train.tracking.base import POSITION, Interval, Row, RunFacts, SessionOutcome, metrics_of, prefix_of
+from dist_train.tracking.base import Row, RunFacts, SessionOutcome, prefix_of
 
-_NUMBERS = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
-"""Others that are shown beside these."""
-_WHOLE = ("samples_per_s", "tokens_per_s", "seconds_left")
+_STICKY = "\xa0"
+"""A blank that no line is broken at."""
 _TEXT = 90
 """Characters of a text that the console shows."""
 _ASCII = str.maketrans(
-    {"⏎": "/", "✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "...", "━": "=", "╸": "-", "\u2009": " "}
+    {
+        "⏎": "/",
+        "✓": "ok",
+        "✗": "x",
+        "·": "-",
+        "×": "x",
+        "↻": ">",
+        "…": "...",
+        "━": "=",
+        "╸": "-",
+        "★": "*",
+        "\u2009": " ",
+    }
 )
 
 
@@ -25,20 +37,12 @@ def ascii_only(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "replace").decode()
 
 
-def clock(value: float) -> str:
-    """0:07, 12:34, 1:02:03."""
-    whole = round(value)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def header_lines(facts: RunFacts, room: int | None = None) -> list[str]:
+    """The first lines of a run: what is trained, on which ranks and data, and where the run lies.
 
-
-def number(value: float) -> str:
-    """A metric to four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
-def header_lines(facts: RunFacts) -> list[str]:
-    """The first lines of a run: what is trained, on which ranks and data, and where the run lies."""
+    Args:
+        room: cells of a line; a path is never cut for it.
+    """
     count = facts.parameters
     parameters = f"{count / 1e6:,.1f} M parameters" if count >= 50_000 else f"{count:,} parameters"
     batch = f"global batch {facts.global_batch:,}"
@@ -46,7 +50,9 @@ def header_lines(facts: RunFacts) -> list[str]:
         batch += f" = {facts.microbatches:,} microbatches of {facts.global_batch // facts.microbatches:,}"
     samples = f"{facts.train_samples:,} train / {facts.evaluation_samples:,} eval"
     parts = [facts.name, f"{facts.model} {parameters}", _ranks(facts), batch, samples]
-    lines = [" · ".join(parts), f"run  {shown_path(facts.run_dir)}"]
+    whole = " · ".join(part.replace(" ", _STICKY) for part in parts)
+    wrapped = textwrap.wrap(whole, room or len(whole), subsequent_indent="  ", break_on_hyphens=False)
+    lines = [*(line.replace(_STICKY, " ") for line in wrapped), f"run  {shown_path(facts.run_dir)}"]
     if facts.resumed_from is not None:
         origin = shown_path(Path(facts.resumed_from)) if os.sep in facts.resumed_from else facts.resumed_from
         lines.append(f"↻ from step {facts.first_step:,} of {facts.total_steps:,}  ({origin})")
@@ -60,24 +66,9 @@ def _ranks(facts: RunFacts) -> str:
     return f"{count}{nodes} on {where} ({facts.backend})"
 
 
-def measures(row: Row) -> list[tuple[str, str]]:
-    """(label, value) of the metrics worth a place on the screen: loss and shares; else the first few there are."""
-    found = dict(metrics_of(row))
-    known = [(label, f"{100 * found[key]:.1f}") for key, label in SHARES.items() if key in found]
-    if known:
-        label, first = known[0]
-        known[0] = (label, f"{first} %")
-        known += [(label, number(found[key])) for key, label in _NUMBERS.items() if key in found]
-        return ([("loss", number(found["loss"]))] if "loss" in found else []) + known
-    return [(key, number(value)) for key, value in list(found.items())[:5]]
-
-
-def joined(pairs: list[tuple[str, str]]) -> str:
-    return "  ".join(f"{label} {value}" for label, value in pairs)
-
-
-def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
-    """The last lines of a session; none after a failure, which is reported where its reason is known."""
+def summary(facts: RunFacts, outcome: SessionOutcome, room: int | None = None) -> list[str]:
+    """The last lines of a session, the report's last; none after a failure, which is reported where its reason is
+    known."""
     if outcome.status == "failed":
         return []
     report = [f"  report      {shown_path(RunDir(facts.run_dir).report)}"] * is_kept(facts.run_dir)
@@ -85,10 +76,11 @@ def summary(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
         if not is_kept(facts.run_dir):
             return [*_broken(facts, outcome), "stopped"]
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
-        stopped = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}{promise}"
-        return [*_broken(facts, outcome), stopped, *report]
+        again = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}"
+        fits = room is None or len(again + promise) <= room
+        return [*_broken(facts, outcome), again + promise * fits, *report]
     time = [f"  time        {outcome.time}"] if outcome.time else []
-    return [_done(facts, outcome), *_broken(facts, outcome), *time, *report, *_checkpoint(facts, outcome)]
+    return [_done(facts, outcome, room), *_broken(facts, outcome), *time, *_checkpoints(facts, outcome), *report]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
@@ -99,21 +91,25 @@ def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     return [f"  broken      {count}: others took their place; {log} has their names"]
 
 
-def _done(facts: RunFacts, outcome: SessionOutcome) -> str:
-    line = f"✓ done in {seconds(outcome.seconds)}"
-    hidden = {"loss", "top-5"} if facts.classes is not None and len(facts.classes) <= 10 else {"loss"}
-    pairs = [pair for pair in measures(outcome.metrics) if pair[0] not in hidden] or measures(outcome.metrics)
+def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
+    done = f"✓ done in {seconds(outcome.seconds)}"
+    found = measures(outcome.metrics, len(facts.classes) if facts.classes is not None else None)
+    found = [one for one in found if one[0] != "loss"] or found
     if outcome.best and outcome.best["metric"] not in SHARES and outcome.best["metric"] in outcome.metrics:
         name = outcome.best["metric"]  # what the run was about stands first
-        pairs = [(name, number(outcome.metrics[name])), *(pair for pair in pairs if pair[0] != name)]
-    if not pairs:
-        return line
+        first = (name, name, number(outcome.metrics[name]))
+        found = [first, *(one for one in found if one[0] != name)]
+    if not found:
+        return done
     split = outcome.metrics.get("split", "evaluation")
     where = "" if split == "evaluation" else f"{prefix_of(split)} "
-    head = f"{line}: {where}{joined(pairs[:1])}"
-    best = _best(facts, outcome)
-    rest = joined(pairs[1:])
-    return "   ".join(part for part in (f"{head}  ({best})" if best else head, rest) if part)
+    (_, label, value), best = found[0], _best(facts, outcome)
+    parts = [Part(text=f"{done}: {where}{label} {value}", gap=0), *[Part(text=f"({best})", keep=50)] * bool(best)]
+    parts += [
+        Part(label=label, text=value, keep=40 - place, gap=2 + (place == 0))
+        for place, (_, label, value) in enumerate(found[1:])
+    ]
+    return line(parts if room is None else fitted(parts, room))
 
 
 def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
@@ -127,34 +123,16 @@ def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {shown}, epoch {epoch}"
 
 
-def _checkpoint(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
+def _checkpoints(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
-    path = shown_path(outcome.checkpoint)
-    return [f"  checkpoint  {path}", f"  try it      dist-train predict {path} INPUT..."]
-
-
-def plain_interval(interval: Interval) -> str:
-    """One key=value line for machines and log files."""
-    values = {**interval.summary, **interval.speeds, "seconds_left": interval.seconds_left}
-    return "train " + _key_values(values)
-
-
-def plain_evaluation(row: Row) -> str:
-    position = {key: row[key] for key in ("split", *POSITION) if key in row}
-    return "evaluation " + _key_values({**position, **dict(metrics_of(row))})
+    best = RunDir(facts.run_dir).checkpoint(outcome.best["step"]) if outcome.best else None
+    others = [f"  best        {shown_path(best)}"] if best and best != outcome.checkpoint and best.is_dir() else []
+    mark = "  (the best)" if best == outcome.checkpoint else ""
+    try_it = f"  try it      dist-train predict {shown_path(facts.run_dir)} INPUT..."
+    return [*others, f"  checkpoint  {shown_path(outcome.checkpoint)}{mark}", try_it]
 
 
 def text_lines(row: Row) -> list[str]:
     """The beginning of each text that a language model has written, in one line."""
     return [f"  text      {printable(' ⏎ '.join(text.strip().splitlines()), _TEXT)}" for text in row.get("texts", ())]
-
-
-def _key_values(values: dict[str, Any]) -> str:
-    texts = []
-    for key, value in values.items():
-        if isinstance(value, float):
-            texts.append(f"{key}={value:{'.0f' if key in _WHOLE else '.6g'}}")
-        elif isinstance(value, int | str) and not isinstance(value, bool):
-            texts.append(f"{key}={value}")
-    return " ".join(texts)

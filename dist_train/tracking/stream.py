@@ -1,6 +1,7 @@
 """Writing to stderr so that a slow or missing reader cannot stop a training."""
 
 import contextlib
+import os
 import select
 from typing import TextIO
 
@@ -19,7 +20,7 @@ class LossyStream:
         self._dropped = 0
         self._poll = _poll(output)
         try:  # the few signs that we use beyond ASCII
-            "✓·×↻…━╸".encode(getattr(output, "encoding", None) or "utf-8")
+            "✓·×↻…━╸★".encode(getattr(output, "encoding", None) or "utf-8")
             self._unicode = True
         except (UnicodeEncodeError, LookupError):
             self._unicode = False
@@ -40,6 +41,14 @@ class LossyStream:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 drop(self._output)
             self._output = None
+
+    def write_at_once(self, text: str) -> None:
+        """Writes a frame past Python's buffer, or drops it: a process that is forked meanwhile would find the buffer's
+        lock taken for good. All else is flushed, so the order stays."""
+        if self._output is None or self._poll is None or not self._is_ready(0.0):
+            return
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._output.fileno(), (text if self._unicode else ascii_only(text)).encode())
 
     def _is_ready(self, timeout_s: float) -> bool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
 from dist_train.report.budget import Times
+from dist_train.report.live import summarised
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.tracking.base import Interval, Own, Row, RunFacts, SessionOutcome, Sink
 from dist_train.tracking.jsonl import JsonlSink, SamplesSink
@@ -36,6 +36,9 @@ class NullTracker:
 
     def tick(self, step: int) -> None:
         """`step` steps are done; called after each, and takes microseconds."""
+
+    def busy(self, what: str) -> None:
+        """Something other than steps goes on until the next tick: "evaluating 42 %". May be called before begin."""
 
     def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
         """Rows of consecutive steps: {"step", "epoch", "samples_seen", "loss", "lr", "grad_norm", …}; the task's
@@ -87,6 +90,9 @@ class Tracker(NullTracker):
         self._pace.tick(step)
         self._each(lambda sink: sink.tick(step))
 
+    def busy(self, what: str) -> None:
+        self._each(lambda sink: sink.busy(what))
+
     def log_steps(self, rows: list[Row], figures: Mapping[str, float] | None = None, times: Times = ()) -> None:
         assert self._pace is not None and self._spent is not None
         if not rows:
@@ -96,7 +102,7 @@ class Tracker(NullTracker):
         spent, budget, notes = self._spent.add(times)
         interval = Interval(
             rows=[*({**row, "time": clock} for row in rows[:-1]), {**rows[-1], "time": clock | spent}],
-            summary=_summary(rows) | dict(figures or {}),
+            summary=summarised(rows) | dict(figures or {}),
             samples_per_s=speed,
             seconds_left=self._pace.seconds_left(),
             tokens_per_s=None if speed is None or self._tokens is None else speed * self._tokens,
@@ -155,13 +161,6 @@ class Tracker(NullTracker):
         if any(isinstance(sink, JsonlSink) for sink in self._sinks):
             return "metrics.jsonl is complete"
         return "and metrics.jsonl had stopped before"
-
-
-def _summary(rows: list[Row]) -> Row:
-    last = {key: value for key, value in rows[-1].items() if key != "time"}
-    losses = [row["loss"] for row in rows if "loss" in row and "left_out" not in row]
-    last.pop("left_out", None)
-    return {**last, "loss": math.fsum(losses) / len(losses)} if losses else last
 
 
 def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path, *, supervised: bool = False) -> NullTracker:

@@ -18,7 +18,7 @@ from .on_ranks import run_on_ranks
 @click.option("--split", type=click.Choice(["evaluation", "test", "train"]), default="evaluation", show_default=True)
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks. The figures do not depend on it.")
 @trust_option
-@json_option("One JSON object on stdout, with loss, accuracy, precision, … at its top level.")
+@json_option("One JSON object on stdout, with all classes, and loss, accuracy, … at its top level.")
 def command(target: str, overrides: tuple[str, ...], nproc_per_node: str | None, trust: bool, **options: Any) -> None:
     """Metrics of a run's or a checkpoint's model on data that it was not trained on.
 

@@ -1,5 +1,7 @@
 """`dist-train runs`."""
 
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dist_train.config.problems import printable
+from dist_train.config.problems import shown as as_written
 from dist_train.config.stdout import aligned, tell
 from dist_train.rundir.strict_json import to_json
 
@@ -16,24 +19,31 @@ from .common import json_option
 if TYPE_CHECKING:
     from ..runs.listing import RunSummary
 
+FEWEST = 3
+"""Columns that a terminal shows however narrow it is."""
+
 
 @click.command()
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="The folder that holds the runs.")
+@click.option("--sort", type=click.Choice(["start", "best", "duration", "name"]), default="start", show_default=True)
 @json_option("A JSON list on stdout.")
-def command(root: str, as_json: bool) -> None:
-    """List the runs: name, state, step, best metric, folder, and what SLURM's queue says, where there is one.
+def command(root: str, sort: str, as_json: bool) -> None:
+    """List the runs: state, step, best metric, how long and since when, what differs in the config from the run of
+    that name before, why it failed, folder, and what SLURM's queue says, where there is one.
 
     A state is submitted, running, done, stopped, failed, or died: recorded as running, but its processes are gone.
+    A terminal shows what has room in it; a pipe gets all of it.
     """
-    from ..runs.listing import list_runs, with_queue
+    from ..runs.listing import list_runs, place, with_changes, with_queue
 
-    found = with_queue(list_runs(Path(root)))
+    found = sorted(with_changes(with_queue(list_runs(Path(root)))), key=lambda run: place(run, sort))
     if as_json:
         tell(to_json([as_json_row(run) for run in found], indent=2))
     elif not found:
         say(f"no runs under {root}")
     else:
-        tell(aligned(rows(found)))
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        tell(table(found, room))
 
 
 def as_json_row(run: "RunSummary") -> dict[str, Any]:
@@ -43,14 +53,35 @@ def as_json_row(run: "RunSummary") -> dict[str, Any]:
     return row
 
 
-def rows(runs: "list[RunSummary]") -> list[tuple[str, ...]]:
-    """The rows of the table, header first; there is a column `queue` only if some run is in it."""
-    found = [("name", "state", "queue", "step", "best", "where"), *map(_row, runs)]
-    return found if any(run.queue for run in runs) else [row[:2] + row[3:] for row in found]
+def table(runs: "list[RunSummary]", room: int | None) -> str:
+    """Aligned columns without the empty ones; of little room, the first have it. What differs and why it failed have
+    lines of their own, which a terminal cuts."""
+    cells = [_row(run) for run in runs]
+    names = [name for name in cells[0] if any(row[name] for row in cells)]
+    while True:
+        lines = aligned([names, *([row[name] for name in names] for row in cells)]).split("\n")
+        if room is None or len(names) <= FEWEST or max(map(len, lines)) <= room:
+            break
+        names.pop()
+    shown = lines[:1]
+    for line, run in zip(lines[1:], runs, strict=True):
+        changed = [f"{key} {as_written(old)} → {as_written(new)}" for key, (old, new) in run.changed.items()]
+        shown += [line, *["    " + ", ".join(changed)] * bool(changed), *[f"    ✗ {run.why}"] * bool(run.why)]
+    shown = [printable(line, 4096) for line in shown]
+    return "\n".join(line if room is None or len(line) <= room else f"{line[: room - 1]}…" for line in shown)
 
 
-def _row(run: "RunSummary") -> tuple[str, ...]:
+def _row(run: "RunSummary") -> dict[str, str]:
+    from dist_train.report.words import date, label, seconds, shown
+
     steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
-    best = f"{printable(run.best.metric)} {run.best.value:.4g} at {run.best.step:,}" if run.best else ""
-    queued = f"{run.queue.job} {run.queue}" if run.queue else ""
-    return printable(run.name, 300), run.state, queued, steps, best, printable(run.path, 4096)
+    return {
+        "name": printable(run.name, 300),
+        "state": run.state,
+        "best": f"{printable(label(run.best.metric))} {shown(run.best.metric, run.best.value)}" if run.best else "",
+        "queue": f"{run.queue.job} {run.queue}" if run.queue else "",
+        "took": seconds(run.seconds) if run.seconds is not None else "",
+        "step": steps,
+        "started": date(run.began).removesuffix(" UTC"),
+        "where": printable(run.path, 4096),
+    }

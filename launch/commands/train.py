@@ -66,6 +66,7 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
     is_flag=True,
     help="Print what would run, or why it could not. Starts nothing; of files, only a cache of the data may be made.",
 )
+@click.option("--verbose", "full", is_flag=True, help="Of --dry-run: print the resolved config too, on stdout.")
 @click.option(
     "--fast-dev-run",
     is_flag=True,
@@ -75,6 +76,7 @@ def command(
     words: tuple[str, ...], dry_run: bool, fast_dev_run: bool, preflight: bool, as_json: bool, **options: Any
 ) -> None:
     """Train what CONFIG describes, with overrides such as optimizer.lr=0.1."""
+    full = options.pop("full")
     if fast_dev_run:
         sys.exit(_fast_dev_run(words, print_verdict if as_json else None, **options))
     everywhere(options, lambda: _folder_of(words, **options), dry_run=dry_run)
@@ -82,7 +84,7 @@ def command(
     if dry_run:
         from ..plan.dry_run import show
 
-        sys.exit(show(planned.config, planned.plan, planned.config_path, planned.overrides))
+        sys.exit(show(planned.config, planned.plan, planned.config_path, planned.overrides, full=full))
     from .. import foreign_files
 
     remember_configs([planned.config])

@@ -22,9 +22,9 @@ _ANSWER_TIMEOUT_S = 300
 """For building the model and counting the data."""
 
 
-def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str]) -> int:
-    """The plan for a person to stderr, the resolved config as YAML to stdout. Returns the exit code; of what
-    would end the training, the training's."""
+def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str], *, full: bool) -> int:
+    """The plan for a person, to stderr, and where it is asked for before that the resolved config as YAML, to stdout.
+    Returns the exit code; of what would end the training, the training's."""
     facts = describe(config, config_path, overrides)
     if facts.get("exit_code"):
         say(f"{mark('✗', 'red')} {facts['problem']}")
@@ -32,11 +32,12 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
     if plan.device == "gpu" and facts.get("not_on_a_gpu"):
         say(f"{mark('✗', 'red')} {facts['not_on_a_gpu']}")
         return ExitCode.CONFIG
+    if full:
+        tell(to_yaml(config))
     for name, text in _lines(config, plan, facts):
         say(f"{name:<9}{text}")
     say(plan.command)
     say("nothing was started, nothing was written")
-    tell(to_yaml(config))
     return ExitCode.DONE
 
 

@@ -1,13 +1,20 @@
 """Which runs there are, and what became of each."""
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.changes import differences
+from dist_train.config.recorded import read_recorded
+from dist_train.config.schema import RunConfig
+from dist_train.errors import UserError
+from dist_train.report.facts import ended_as
 from dist_train.rundir.codec import read_json, read_record, read_records
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
+from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary, read_launches
 from dist_train.rundir.runs import is_elsewhere
 
 from .. import scheduler
@@ -24,6 +31,11 @@ class RunSummary:
         updated: Unix time in s.
         jobs: ids that SLURM's queue may know.
         queue: what it says of the newest of them.
+        began: when its first launch did, Unix time in s.
+        seconds: that its launches took together.
+        why: it failed.
+        changed: key of the config, and its values in the run of the same name before and in this one.
+        is_max: whether a higher figure is a better one.
     """
 
     name: str
@@ -36,6 +48,11 @@ class RunSummary:
     path: str
     jobs: list[str]
     queue: JobStatus | None = None
+    began: float | None = None
+    seconds: float | None = None
+    why: str = ""
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    is_max: bool = True
 
 
 def list_runs(root: Path) -> list[RunSummary]:
@@ -70,15 +87,19 @@ def is_copy(folder: Path) -> bool:
 def describe(folder: Path, root: Path) -> RunSummary:
     state, copied = RunState.of(folder), is_copy(folder)
     ids = [] if copied else scheduler.of_run(folder)
-    status = state.status or "starting"
+    status, why = state.status or "starting", ""
     generation = RunDir(folder).newest_generation()
     if status in ("running", "starting") and generation is not None:
         launchers = [] if copied else read_records(NodeRecord, generation.nodes)
         if all(node.lives() is False for node in launchers):  # as far as can be seen from here
             verdicts = [read_record(VerdictSummary, path) for path in generation.verdicts()]
             status = "failed" if any(verdict is None or verdict.outcome == "failed" for verdict in verdicts) else "died"
+            why = ended_as(next(iter(verdicts), None)).removeprefix("failed (").removesuffix(")")
     if state == RunState() and generation is None and ids:
         status = "submitted"
+    launches, now = read_launches(folder), time.time() if status == "running" else state.updated
+    began = [launch.began.unix or now for launch in launches]
+    ended = [launch.ended.unix or now if launch.ended else now for launch in launches]
     return RunSummary(
         name=str(folder.relative_to(root)),
         state=status,
@@ -89,7 +110,32 @@ def describe(folder: Path, root: Path) -> RunSummary:
         updated=state.updated or None,
         path=str(folder),
         jobs=ids,
+        began=began[0] if launches else None,
+        seconds=max(0.0, sum(ended) - sum(began)) if launches else None,
+        why=why,
     )
+
+
+def with_changes(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The same with what differs between the configs of runs of one name, which come in the order of their starts."""
+    before: dict[Path, RunConfig] = {}
+    found = []
+    for run in runs:
+        with suppress(UserError):
+            config = read_recorded(Path(run.path)).alone
+            old = before.get(Path(run.path).parent, config)
+            changed = {key: (was, now) for key, was, now in differences(old, config)}
+            before[Path(run.path).parent] = config
+            run = replace(run, changed=changed, is_max=config.best_is == "max")
+        found.append(run)
+    return found
+
+
+def place(run: RunSummary, key: str) -> tuple[Any, ...]:
+    """What runs are sorted by: by start, as they come; the longest duration and the best figure first."""
+    sign = -1 if run.is_max else 1
+    best: tuple[Any, ...] = (0, run.best.metric, sign * run.best.value) if run.best else (1,)
+    return {"start": (), "name": (run.name,), "duration": (-(run.seconds or 0.0),), "best": best}[key]
 
 
 def with_queue(runs: Sequence[RunSummary]) -> list[RunSummary]:

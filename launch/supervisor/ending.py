@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dist_train.errors import ExitCode
 from dist_train.rundir.codec import read_record, read_records
-from dist_train.rundir.layout import GenerationDir, is_kept, rank_log
+from dist_train.rundir.layout import GenerationDir, RunDir, is_kept, rank_log
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import newest_checkpoint, shown_path
@@ -98,14 +98,12 @@ class Ending:
         if self._stopping.others.is_void and stop is None:
             return Ended(code=ExitCode.REQUEUE, is_no_failure=True)
         if self._stopping.had_nothing_to_save and stop is not None:
+            self._say_how_to_go_on()
             return Ended(code=stopped_code(self._plan, stop))
         if hang is not None:
             return self._hung(hang)
         if self._signals.kill is not None:
-            kept = self._plan.is_training and is_kept(self._plan.folder)
-            if kept and (newest := newest_checkpoint(self._plan.folder)):
-                again = f"dist-train train --resume {shown_path(self._plan.folder)}"
-                say(f"ended at once; the last checkpoint is {newest}. To go on from it: {again}")
+            self._say_how_to_go_on()
             return self._wrote("stopped", forced_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
@@ -119,6 +117,13 @@ class Ending:
         if number is None or state.status == "done":
             return self._wrote("done", ExitCode.DONE)
         return self._wrote("stopped", stopped_code(self._plan, number))
+
+    def _say_how_to_go_on(self) -> None:
+        """After an end without a save."""
+        folder, newest = self._plan.folder, newest_checkpoint(self._plan.folder)
+        left = f"the last checkpoint is {newest}. To go on from it" if newest else "nothing was saved. To begin again"
+        if self._plan.is_training and is_kept(folder) and (newest or RunDir(folder).config.is_file()):
+            say(f"ended at once; {left}: dist-train train --resume {shown_path(folder)}")
 
     def _has_done_its_part(self) -> bool:
         """Whether all ranks of this node have ended well, and a training has come to its end."""

@@ -52,7 +52,7 @@ def start(folder):
         said = []
         for line in process.stderr:
             said.append(line)
-            if re.match(r"train step=[3-9]", line):
+            if re.match(r"[\d:]{8} step [3-9]/", line):
                 return process
         raise AssertionError("".join(said))
 

@@ -93,6 +93,8 @@ def test_early_stopping_ends_the_training_and_it_stays_ended(run_ranks, folder):
     run_ranks(train, 2, folder, "base.yaml", "run", *patient)
     state = _state(folder)
     assert state["status"] == "done" and state["step"] == state["best"]["step"] + 2 < 22
+    said = f"stopping early at step {state['step']} of 22: no improvement of loss since step {state['best']['step']} ("
+    assert (folder / "run/logs/rank0.log").read_text().count(said) == 1
     before = result(folder / "run")
     run_ranks(train, 1, folder, "base.yaml", "run", *patient)
     assert result(folder / "run") == before

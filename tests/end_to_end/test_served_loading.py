@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_signals_to_every_process_save_and_stop_and_nothing_is_lost(folder):
     with subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as launcher:
-        next(line for line in launcher.stderr if line.startswith("train step="))
+        next(line for line in launcher.stderr if re.match(r"[\d:]{8} step ", line))
         session = json.loads((folder / "pieces" / "generations" / "1" / "ranks" / "0.json").read_text())
         server = next(pid for pid in descendants(session["pid"]) if b"forkserver" in _command_of(pid))
         workers = descendants(server)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 
 from benchmarks import shards
 from dist_train.checkpoint.store import locate
@@ -70,7 +71,7 @@ def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
         assert done.returncode == code, done.stderr
         assert "To go on" not in done.stderr, "its folder is removed"
         if code == 0:
-            assert done.stderr.count("evaluation split=") == 1 and "train step=3" in done.stderr
+            assert done.stderr.count(" evaluation step ") == 1 and " step 3/" in done.stderr
         assert sorted(folder.iterdir()) == before
         assert not [path for path in (folder / "tmp").iterdir() if path.name.startswith("dist-train")]
 
@@ -196,7 +197,7 @@ def _stopped_by(number, code, folder):
     command = [BIN / "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "pieces"]
     with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as started:
         for line in started.stderr:
-            if line.startswith("train step="):
+            if re.match(r"[\d:]{8} step ", line):
                 break
         started.send_signal(number)
         rest = started.stderr.read()
@@ -214,10 +215,9 @@ def test_a_mistake_costs_nothing(folder):
 
 def test_a_dry_run_tells_all_and_writes_nothing(folder):
     before = sorted(folder.rglob("*"))
-    out, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--dry-run")
-    told = out + said
-    assert "torchrun" in told and "nothing was started, nothing was written" in told
-    assert re.search(r"22 an epoch", told) and "44" in told
+    out, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--dry-run", "--verbose")
+    assert "torchrun" in said and said.endswith("nothing was started, nothing was written\n")
+    assert re.search(r"22 an epoch", said) and "44" in said and yaml.safe_load(out)["batch"]["global_size"] == 64
     assert sorted(folder.rglob("*")) == before
 
 

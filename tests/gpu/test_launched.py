@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def _first_step(launcher):
     said = []
     for line in launcher.stderr:
         said.append(line)
-        if line.startswith("train step="):
+        if re.match(r"[\d:]{8} step ", line):
             return
     raise AssertionError("".join(said))
 

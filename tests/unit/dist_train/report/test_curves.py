@@ -51,7 +51,7 @@ def test_a_smoothed_line_is_the_weighted_mean_of_all_before():
     assert smoothed(values)[-1] == pytest.approx(mean)
 
 
-def test_figures_that_are_one_and_the_same_are_shown_once():
+def test_figures_that_say_nothing_are_not_shown():
     rows = [{"step": 1, "loss": 2.0, "accuracy": 0.5, "f1_micro": 0.5, "per_class": {}, "split": "evaluation"}]
     assert figures(rows) == ["loss", "accuracy"]
     assert figures([*rows, {**rows[0], "f1_micro": 0.6}]) == ["loss", "accuracy", "f1_micro"]

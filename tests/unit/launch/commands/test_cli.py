@@ -51,6 +51,8 @@ def test_help_imports_nothing_heavy():
         (["train", CONFIG, "optimizer.lrr=1"], "Did you mean lr?"),
         (["evaluate", "nowhere"], "nowhere"),
         (["predict", "nowhere"], "nowhere"),
+        (["watch", "nowhere"], "nowhere: no such run"),
+        (["watch"], "runs: no runs"),
         (["config", "validate", CONFIG, "seed=-1"], "seed"),
     ],
 )
@@ -84,7 +86,7 @@ def test_runs(tmp_path):
     state = {"status": "done", "step": 20, "total_steps": 20, "best": best}
     (folder / "state.json").write_text(json.dumps(state))
     table = dist_train("runs", cwd=tmp_path).stdout.splitlines()
-    assert table[1].split() == ["digits/one", "done", "20/20", "accuracy", "0.98", "at", "20", "runs/digits/one"]
+    assert table[1].split() == ["digits/one", "done", "accuracy", "98.0", "%", "20/20", "runs/digits/one"]
     assert json.loads(dist_train("runs", "--json", cwd=tmp_path).stdout)[0]["state"] == "done"
     assert dist_train("runs", "--root", "none", cwd=tmp_path).stderr == "no runs under none\n"
 
