@@ -174,6 +174,9 @@ def _build_writers(
     def saved(state: TrainState) -> None:
         record.update("running", state)
         callbacks.call("on_checkpoint", state.step, state.metrics, path=checkpoints.last)
+        if checkpoints.last is not None:
+            row = {"step": state.step, **state.metrics}
+            tracker.log_checkpoint(checkpoints.last, row, is_best=state.best_step == state.step)
 
     checkpoints = CheckpointManager(
         CheckpointStore(

@@ -87,14 +87,7 @@ class Facts:
 def gather(run_dir: Path) -> Facts:
     """What there is; a file that is missing or damaged leaves its part empty."""
     run = RunDir(run_dir)
-    evaluations: dict[str, list[Row]] = {}
-    columns = _Columns()
-    for row in _rows(run.metrics):
-        if row.get("kind") == "train":
-            columns.add(row)
-        elif row.get("kind") == "evaluation" and isinstance(row.get("step"), int):
-            evaluations.setdefault(str(row.get("split")), []).append(row)
-    steps = columns.steps()
+    steps, evaluations = read_metrics(run.metrics)
     config = _config(run_dir)
     newest = run.newest_generation()
     verdicts = [read_json(path) for path in newest.verdicts()] if newest else []
@@ -112,6 +105,18 @@ def gather(run_dir: Path) -> Facts:
         environment=found if isinstance(found := read_json(run.environment), dict) else {},
         before=_before(run_dir, config),
     )
+
+
+def read_metrics(path: Path) -> tuple[Steps, dict[str, list[Row]]]:
+    """The training rows as columns, and the evaluations by split."""
+    evaluations: dict[str, list[Row]] = {}
+    columns = _Columns()
+    for row in each_row(path):
+        if row.get("kind") == "train":
+            columns.add(row)
+        elif row.get("kind") == "evaluation" and isinstance(row.get("step"), int):
+            evaluations.setdefault(str(row.get("split")), []).append(row)
+    return columns.steps(), evaluations
 
 
 class _Columns:
@@ -152,11 +157,11 @@ class _Columns:
         )
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def each_row(path: Path, *, whole: bool = False) -> Iterator[Row]:
     """Those of a file that may still be written: a line that is cut off is left out. Of a very large one, all
-    evaluations and every so many steps."""
+    evaluations and every so many steps, unless it is wanted as a `whole`."""
     with suppress(OSError), open(open_regular(path), "rb") as file:
-        every = 1 + os.fstat(file.fileno()).st_size // MOST_READ
+        every = 1 if whole else 1 + os.fstat(file.fileno()).st_size // MOST_READ
         for number, line in enumerate(file):
             if number % every and line.startswith(_STEP):
                 continue

@@ -1,5 +1,6 @@
 """Figures, durations and times as people read them."""
 
+import math
 import time
 from typing import Any
 
@@ -19,6 +20,15 @@ def shown(name: str, value: Any) -> str:
 
 def label(name: str) -> str:
     return SHARES.get(name, name.replace("_", " "))
+
+
+def change(name: str, value: float, half: float = 0.0, *, signed: bool = True) -> str:
+    """A difference of figures, as fine as it is known: to the second digit of `half` of its interval. Shares are in
+    percentage points, without the word."""
+    scale = 100 if name in SHARES else 1
+    fine = 1 - math.floor(math.log10(scale * half)) if half > 0 else 1
+    digits = min(9, max(fine, 1 if name in SHARES else 0))
+    return f"{scale * value:{'+' if signed else ''}.{digits}f}"
 
 
 def seconds(value: float) -> str:

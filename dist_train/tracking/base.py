@@ -98,6 +98,11 @@ class Interval:
     tokens_per_s: float | None = None
 
     @property
+    def times(self) -> dict[str, float]:
+        """The speeds, and the seconds of a step by what they went into, where that is known."""
+        return {**self.speeds, **getattr(self, "budget", {})}
+
+    @property
     def speeds(self) -> dict[str, float]:
         """What is known of these, by name."""
         found = {"samples_per_s": self.samples_per_s, "tokens_per_s": self.tokens_per_s}
@@ -145,6 +150,10 @@ class Sink:
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         """An evaluation is finished. `row` carries "time", and "texts" that a language model has written;
         `confusion` is int64 [actual class, predicted class]."""
+
+    def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
+        """A checkpoint is complete. `row` has "step" and the figures of the last evaluation; the folder may be gone
+        when later ones are."""
 
     def log_own(self, own: Own) -> None:
         """What a callback has to log. Its pictures are in their files already, where the disk has taken them."""
