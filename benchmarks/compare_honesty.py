@@ -4,8 +4,9 @@
 
 False alarms: for each of N disjoint groups of seeds, digits with `mlp` and dropout as A, and as B the same with half as
 many microbatches, which draws other dropout masks and changes nothing that matters. In 5 % of the groups a 95 %
-interval must leave out zero, of paired and of unpaired runs, and not much more or less: the interval of Clopper and
-Pearson (https://doi.org/10.1093/biomet/26.4.404) says how well N groups can tell.
+interval must leave out zero, of paired and of unpaired runs (those of B have the seeds of the next group), and not much
+more or less: the interval of Clopper and Pearson (https://doi.org/10.1093/biomet/26.4.404) says how well N groups can
+tell.
 
 Power: `configs/digits.yaml` with optimizer.lr 0.1 and 0.03; from how many seeds on is the difference seen?
 
@@ -77,29 +78,29 @@ def train(folder: Path, seed: int, overrides: Sequence[str]) -> None:
     print(folder, flush=True)
 
 
-def compared(folder: Path, names: Iterable[str], seeds: range, metric: str) -> dict[str, Estimate | None]:
-    [found] = compare([folder / name / str(seed) for name in names for seed in seeds], metric).judgements
-    return {"paired": found.paired, "unpaired": found.unpaired}
-
-
 def false_alarms(folder: Path, groups: Sequence[range]) -> None:
     for metric in METRICS:
-        found = [compared(folder, FALSE_ALARMS, group, metric) for group in groups]
-        for name in ("paired", "unpaired"):
-            tells = [test.tells for one in found if (test := one[name]) is not None]
+        for name, seeds_of_b in (("paired", groups), ("unpaired", [*groups[1:], groups[0]])):
+            pairs = zip(groups, seeds_of_b, strict=True)
+            tells = [compared(folder, (("a", of_a), ("b", of_b)), metric)[name].tells for of_a, of_b in pairs]
             low, high = (f"{100 * share:.1f}" for share in clopper_pearson(sum(tells), len(tells)))
             share = f"{100 * sum(tells) / len(tells):.1f} % (95 %: {low} … {high})"
             print(f"false alarms   {metric:<9} {name:<9} {sum(tells)} of {len(tells)} groups  {share}")
 
 
+def compared(folder: Path, groups: Iterable[tuple[str, range]], metric: str) -> dict[str, Estimate]:
+    [found] = compare([folder / name / str(seed) for name, seeds in groups for seed in seeds], metric).judgements
+    both = {"paired": found.paired, "unpaired": found.unpaired}
+    return {name: test for name, test in both.items() if test is not None}
+
+
 def power(folder: Path, most: int) -> None:
     for metric in METRICS:
         for count in range(2, most + 1):
-            for name, test in compared(folder, POWER, range(count), metric).items():
-                if test is not None:
-                    interval = f"{test.difference:+.5f} ({test.low:+.5f} … {test.high:+.5f})"
-                    tells = "tells" if test.tells else f"about {test.more} more"
-                    print(f"lr 0.1 → 0.03  {metric:<9} {name:<9} {count:>2} seeds  {interval}  {tells}")
+            for name, test in compared(folder, [(name, range(count)) for name in POWER], metric).items():
+                interval = f"{test.difference:+.5f} ({test.low:+.5f} … {test.high:+.5f})"
+                tells = "tells" if test.tells else f"about {test.more or 'a thousand'} more"
+                print(f"lr 0.1 → 0.03  {metric:<9} {name:<9} {count:>2} seeds  {interval}  {tells}")
 
 
 def clopper_pearson(hits: int, tries: int) -> tuple[float, float]:

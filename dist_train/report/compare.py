@@ -163,7 +163,9 @@ def _common_metric(configs: dict[Path, RunConfig]) -> str:
     for other, config in others:
         if (config.best, config.best_is) != (first.best, first.best_is):
             ways = [f"{shown_path(path)} by the {c.best_is} of {c.best}" for path, c in ((one, first), (other, config))]
-            raise UserError(f"{', '.join(ways)}: compare runs of one task, or name a figure of all by --metric")
+            raise UserError(
+                f"{printable(', '.join(ways), 500)}: compare runs of one task, or name a figure of all by --metric"
+            )
     return first.best
 
 
@@ -174,11 +176,11 @@ def _read(folder: Path, config: RunConfig, metric: str, better: str) -> Run:
     if not rows:
         raise UserError(f"{name} has no evaluation yet: there is nothing to compare it by")
     if all(metric not in row for row in rows):
-        raise UserError(f"{name} has no figure {metric}; it has {', '.join(numbers(rows[-1]))}")
+        raise UserError(printable(f"{name} has no figure {metric}; it has {', '.join(numbers(rows[-1]))}", 4096))
     sign = 1 if better == "max" else -1
-    known = [row for row in rows if isinstance(row.get(metric), int | float)]
+    known = [row for row in rows if isinstance(row.get(metric), int | float) and abs(row[metric]) < 1e100]
     if not known:
-        raise UserError(f"{name}: its {metric} was finite in no evaluation")
+        raise UserError(f"{name}: its {printable(metric)} was finite in no evaluation")
     best = max(known, key=lambda row: sign * row[metric])
     return Run(
         name=name,
@@ -223,17 +225,19 @@ def _same_seed(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 def meet(a: Run, b: Run) -> Meeting:
     """Up to which step two runs are the same."""
-    left, right = (
-        (row for row in each_row(RunDir(run.path).metrics, whole=True) if row.get("kind") == "train") for run in (a, b)
-    )
+    left, right = (each_row(RunDir(run.path).metrics, whole=True) for run in (a, b))
     equal = 0
-    for one, other in zip(left, right, strict=False):
+    for one, other in zip(filter(_is_step, left), filter(_is_step, right), strict=False):
         for name in ("step", *COMPARED):
             values = one.get(name), other.get(name)
             if repr(values[0]) != repr(values[1]):
                 return Meeting(runs=(a.name, b.name), equal=equal, step=one.get("step"), name=name, values=values)
         equal += 1
     return Meeting(runs=(a.name, b.name), equal=equal)
+
+
+def _is_step(row: Row) -> bool:
+    return row.get("kind") == "train" and type(row.get("step")) is int
 
 
 def _judge(first: Group, group: Group, better: str) -> Judgement:

@@ -45,8 +45,7 @@ def render(comparison: Comparison) -> str:
     same = {"samplesPerStep": {one.samples for one in steps}, "stepsPerEpoch": {one.per_epoch for one in steps}}
     axes = {key: found.pop() if len(found) == 1 else 0 for key, found in same.items()}
     data = {"charts": drawn, "marks": [], **axes, "hours": 0, "comparison": as_record(comparison)}
-    names = {run.config.name for run in comparison.runs}
-    heading = f"{len(comparison.runs)} runs of {', '.join(sorted(names))}"
+    heading = f"{len(comparison.runs)} runs of {', '.join(sorted({run.config.name for run in comparison.runs}))}"
     return document(heading, heading, f"compared by {words.label(comparison.metric)} at its best", parts, data)
 
 

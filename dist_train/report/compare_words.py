@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from dist_train.report import words
 from dist_train.report.compare import Comparison, Meeting, numbers
@@ -17,7 +16,8 @@ WHAT = "loss and norm of the gradient"
 
 def sentences(comparison: Comparison) -> list[str]:
     """What there is to say, the most important first."""
-    return [*_judged(comparison), *_met(comparison), *_left_out(comparison)]
+    left_out = [f"not done, and left out of the test: {run.name}" for run in comparison.runs if not run.is_done]
+    return [*_judged(comparison), *_met(comparison), *left_out]
 
 
 def _judged(comparison: Comparison) -> Iterator[str]:
@@ -80,12 +80,6 @@ def _met(comparison: Comparison) -> Iterator[str]:
             yield f"{who} differ in bits from the first step on ({WHAT} compared)"
 
 
-def _left_out(comparison: Comparison) -> Iterator[str]:
-    names = [run.name for run in comparison.runs if not run.is_done]
-    if names:
-        yield f"not done, and left out of the test: {', '.join(names)}"
-
-
 def figures_of(comparison: Comparison) -> list[list[str]]:
     """A table of the runs, its head first: the compared figure at its best, and all of the last evaluation."""
     metric = comparison.metric
@@ -103,9 +97,9 @@ def figures_of(comparison: Comparison) -> list[list[str]]:
 
 def _shown(comparison: Comparison) -> list[str]:
     """Names of figures that differ from each other, the compared one and the loss in front."""
-    distinct: dict[tuple[Any, ...], str] = {}
+    distinct: dict[str, str] = {}
     for name in sorted(numbers(comparison.runs[0].last), key=lambda name: (name != comparison.metric, name != "loss")):
-        distinct.setdefault(tuple(run.last.get(name) for run in comparison.runs), name)
+        distinct.setdefault(repr([run.last.get(name) for run in comparison.runs]), name)
     return list(distinct.values())[:MOST_FIGURES]
 
 

@@ -65,10 +65,10 @@ def charts(facts: Facts) -> list[dict[str, Any]]:
 def figures(rows: Sequence[Row]) -> list[str]:
     """The names of an evaluation's numbers; of those that are equal in all rows, such as accuracy and its micro
     averages, the first."""
-    names: dict[tuple[Any, ...], str] = {}
+    names: dict[str, str] = {}
     for name, value in rows[-1].items() if rows else ():
         if name not in ("step", "epoch", "samples_seen") and _is_number(value):
-            names.setdefault(tuple(row.get(name) for row in rows), name)
+            names.setdefault(repr([row.get(name) for row in rows]), name)
     return list(names.values())
 
 

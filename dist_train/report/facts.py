@@ -21,6 +21,7 @@ Row = dict[str, Any]
 POSITION = ("step", "epoch", "samples_seen")
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
+_CLOCK = ("unix", "samples_per_s")
 _STEP = b'{"kind": "train"'
 
 
@@ -132,8 +133,9 @@ class _Columns:
             return
         self._last = row
         steps.step.append(row["step"])
-        steps.unix.append(clock.get("unix") or (steps.unix[-1] if count else 0.0))
-        steps.speed.append(clock.get("samples_per_s") or 0.0)
+        unix, speed = (known if isinstance(known := clock.get(key), int | float) else 0.0 for key in _CLOCK)
+        steps.unix.append(unix or (steps.unix[-1] if count else 0.0))
+        steps.speed.append(speed)
         for name, value in row.items():
             if name in POSITION or isinstance(value, bool | str | dict | list):
                 continue

@@ -41,7 +41,7 @@ def paired(differences: Sequence[float]) -> Estimate:
     and the sign test decides.
     """
     count, mean, spread = len(differences), statistics.fmean(differences), statistics.stdev(differences)
-    if spread == 0:
+    if spread <= 1e-9 * abs(mean):  # equal, but for their last bits
         tells = mean != 0 and count >= _SIGN_TEST
         more = 0 if tells else None if mean == 0 else _SIGN_TEST - count
         return Estimate(difference=mean, low=mean, high=mean, seeds=count, tells=tells, more=more)

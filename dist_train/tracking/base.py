@@ -169,9 +169,11 @@ class Sink:
 
 
 def metrics_of(row: Row) -> Iterator[tuple[str, int | float]]:
-    """The (name, number) pairs of a row's metrics: no position, no text, nothing nested."""
+    """The (name, number) pairs of a row's metrics: no position, no text, nothing nested, and no micro average that is
+    the accuracy once more, as it is where each sample has one class."""
     for key, value in row.items():
-        if key not in POSITION and isinstance(value, int | float) and not isinstance(value, bool):
+        is_repeated = key.endswith("_micro") and value == row.get("accuracy")
+        if key not in POSITION and isinstance(value, int | float) and not isinstance(value, bool) and not is_repeated:
             yield key, value
 
 

@@ -64,4 +64,5 @@ def _text(comparison: "Comparison") -> str:
         parts.append(aligned([("what differs", *labels), *rows]))
     head, *rows_of_runs = figures_of(comparison)
     parts.append(aligned([head, *rows_of_runs], to_the_right=head[2:3] + head[4:]))
-    return "\n\n".join([*parts, "\n".join(sentences(comparison))])
+    text = "\n\n".join([*parts, "\n".join(sentences(comparison))])
+    return "\n".join(printable(line, 4096) for line in text.split("\n"))  # names in it are from the runs

@@ -13,6 +13,7 @@ from dist_train.report.compare import compare
 from dist_train.report.compare_words import as_record, figures_of, sentences
 from dist_train.rundir.layout import RunDir
 from dist_train.tracking.jsonl import row_to_json
+from launch.commands.compare import _text
 
 CONFIG = {"name": "pages", "data": {"name": "synthetic"}, "model": {"name": "mlp"}}
 STEPS = 8
@@ -27,7 +28,7 @@ def write_run(folder, seed, accuracy, *, lr=0.1, differs_at=99, status="done", t
     load(str(run.config))  # it is a config
     rows = []
     for step in range(1, STEPS + 1):
-        loss = 1 / step + seed + (lr if step >= differs_at else 0)
+        loss = 1 / step + seed + (lr + seed / 50 if step >= differs_at else 0)
         position = {"step": step, "epoch": step / 4, "samples_seen": 32 * step}
         rows.append({"kind": "train", **position, "loss": loss, "lr": lr, "grad_norm": loss / 3})
         if step % 4 == 0 and accuracy is not None:
@@ -129,6 +130,17 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, how, said):
 def test_a_figure_that_nobody_has_is_named_beside_those_there_are(five_seeds):
     with pytest.raises(UserError, match="has no figure acc; it has loss, accuracy"):
         compare(five_seeds, "acc")
+
+
+def test_a_run_of_somebody_else_writes_nothing_into_the_terminal_and_no_tag_into_the_page(five_seeds):
+    metrics = RunDir(five_seeds[0]).metrics
+    metrics.write_text(metrics.read_text().replace('"accuracy": 0.9', '"\\u001b[31m<img>": 1, "accuracy": 0.9'))
+    metrics.write_text(metrics.read_text().replace('"accuracy": 0.8', '"accuracy": 1e400, "x": 0.8'))
+    found = compare(five_seeds)
+    assert found.runs[0].best == (0.9, STEPS)
+    text, page = _text(found), compare_page.render(found)
+    assert "[31m<img>" in text and "\x1b" not in text
+    assert "<img>" not in page and "&lt;img&gt;" in page
 
 
 def test_the_page_and_the_record_hold_the_same(five_seeds):

@@ -56,6 +56,8 @@ def test_with_that_many_seeds_the_power_is_what_it_says(mean, spread):
 def test_figures_that_are_counts_do_not_pretend_to_have_no_spread():
     """Equal differences: half a percent in each of two seeds is no proof."""
     assert not paired([0.005] * 2).tells and paired([0.005] * 2).more == 4
+    but_for_their_last_bits = [354 / 359 - 353 / 359, 348 / 359 - 347 / 359]
+    assert len({*but_for_their_last_bits}) == 2 and not paired(but_for_their_last_bits).tells
     assert paired([0.005] * 6).tells and paired([0.005] * 6).more == 0
     assert not paired([0.0] * 6).tells and paired([0.0] * 6).more is None
     assert not unpaired([0.9, 0.9], [0.8, 0.8]).tells

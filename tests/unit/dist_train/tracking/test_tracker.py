@@ -15,7 +15,7 @@ import pytest
 
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Interval, Sink
+from dist_train.tracking.base import Interval, Sink, metrics_of
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.formatting import summary
 from dist_train.tracking.jsonl import JsonlSink
@@ -171,6 +171,12 @@ def test_tensorboard_has_the_confusion_and_the_worst_samples_as_pictures(tmp_pat
     [text] = events.Tensors("eval/worst/2/text_summary")
     said = b"loss: 2.5<br>truth: cat<br>prediction: dog<br>probability: 0.9<br>name: &lt;b&gt;"
     assert text.tensor_proto.string_val[0] == said
+
+
+def test_what_is_the_accuracy_once_more_is_shown_once() -> None:
+    row = {"step": 3, "accuracy": 0.5, "f1_micro": 0.5, "recall_micro": 0.25, "split": "test", "per_class": {}}
+    assert dict(metrics_of(row)) == {"accuracy": 0.5, "recall_micro": 0.25}
+    assert dict(metrics_of({"f1_micro": 0.5})) == {"f1_micro": 0.5}
 
 
 def test_a_confusion_is_darkest_where_a_row_is_all_in_one_place() -> None:
