@@ -1,7 +1,6 @@
 """What the training loop calls: one step's update, a report, a save, an evaluation."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -20,7 +19,6 @@ from dist_train.data.broken import Broken, most_broken
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
-from dist_train.data.workers import number_of_workers
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.gallery import NullGallery
@@ -29,20 +27,17 @@ from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
+from dist_train.parallel.bucket import aligned
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.profile import NullProfile
 from dist_train.randomness import Generators, key
-from dist_train.report.bottleneck import Setting
 from dist_train.step_metrics import ADVICE, StepMetrics
 from dist_train.texts import write_texts
 from dist_train.timing import Timing
 from dist_train.tracking.tracker import NullTracker
 from dist_train.worst import shortened
 
-FLOOR_S, LEAF_FLOOR_S = 0.0001, 0.00007
-"""Seconds of a microbatch's forward and backward, and of each layer's part in them, that pass in Python and in the
-dispatch of kernels: measured with one sample of 8 × 8 pixels."""
 MOST_SKIPPED_IN_A_ROW = 10
 """Steps that may be skipped one after another: a training that has diverged does not come back by itself."""
 
@@ -88,21 +83,6 @@ class Trainer:
         """The evaluation of this step."""
         self._told: set[str] = set()
         """Of evaluation samples that are broken, which is told once."""
-
-    @property
-    def setting(self) -> Setting:
-        """What the speed of a session depends on."""
-        config, group, model = self.config, self.group, self.learner.model
-        here = group.ranks.local_world_size
-        workers = number_of_workers(config.loader, self.splits.train, group.device, here, self.due.total_steps)
-        leaves = sum(not any(module.children()) for module in model.modules())
-        return Setting(
-            cores=max(1, len(os.sched_getaffinity(0)) // here),
-            workers=workers,
-            floor=FLOOR_S + leaves * LEAF_FLOOR_S,
-            parameters=sum(parameter.numel() for parameter in self.parallel.parameters),
-            on_gpu=group.device.type == "cuda",
-        )
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""

@@ -33,6 +33,7 @@ COMMANDS = {
     "checkpoints": "What a run has saved, and whether it is sound.",
     "doctor": "Would a training work here, and is every rank as fast as the others?",
     "report": "A run on one page: curves, classes, why it ended, what to try.",
+    "compare": "What differs between runs, and is one config better than another?",
     "runs": "The runs there are: state, step, best metric, folder.",
 }
 """Name and one line; the command itself is `commands/NAME.py:command`."""
@@ -93,9 +94,10 @@ def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) ->
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="dist-train COMMAND --help tells more. Exit codes: 0 done, 1 replay: not the same, doctor: a problem, 2 "
-    "config or usage, 3 run directory in use, 4 cannot resume, 10 user code failed, 11 non-finite, 12 out of memory, "
-    "13 data, 14 checkpoint I/O, 15 hang, 75 saved, start me again, 130/143 stopped and saved.",
+    epilog="dist-train COMMAND --help tells more. Exit codes: 0 done, 1 replay: not the same, compare: not better, "
+    "doctor: a problem, 2 config or usage, 3 run directory in use, 4 cannot resume, 10 user code failed, "
+    "11 non-finite, 12 out of memory, 13 data, 14 checkpoint I/O, 15 hang, 75 saved, start me again, "
+    "130/143 stopped and saved.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."

@@ -18,9 +18,10 @@ from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
 from dist_train.report.budget import Times
+from dist_train.report.words import POSITION
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import is_number, open_regular, parse_json
-from dist_train.tracking.base import POSITION, Row
+from dist_train.tracking.base import Row
 from dist_train.tracking.jsonl import row_to_json
 from dist_train.tracking.tracker import NullTracker
 

@@ -943,6 +943,14 @@ class WandbConfig(Section):
     """Runs shown together. Without it, WANDB_RUN_GROUP's."""
     tags: list[str] = []
     """Labels. Without any, WANDB_TAGS's."""
+    name: str | None = None
+    """What the run is called there. Without it, WANDB_NAME's, else the config's name and the run directory's."""
+    notes: str | None = None
+    """A description. Without it, WANDB_NOTES's."""
+    job_type: str | None = None
+    """What kind of run it is among those of its group. Without it, WANDB_JOB_TYPE's."""
+    artifacts: Literal["none", "best", "all"] = "none"
+    """Checkpoints kept as W&B's artifacts: those that are the best when they are saved, or all."""
 
 
 class TextsConfig(Section):

@@ -14,7 +14,7 @@ from dist_train.checkpoint.model_state import bytes_of
 from dist_train.errors import ExitCode, UserError
 from dist_train.exact.state import flattened, state_of
 from dist_train.exact.world import world
-from dist_train.parallel.data_parallel import aligned
+from dist_train.parallel.bucket import aligned
 from dist_train.randomness import key, seed_all
 
 Found = Tensor | float | Mapping[str, Tensor | float]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from dist_train.config.shares import check_even, share
 from dist_train.errors import ExitCode, UserError
 from dist_train.exact.world import world
+from dist_train.parallel.bucket import aligned
 from dist_train.parallel.buffers import BufferSet, settle_buffers
-from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Place, aligned
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Place
 from dist_train.randomness import Generators, key
 
 P = TypeVar("P", bound=Place)

@@ -22,6 +22,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.shares import share
+from dist_train.parallel.bucket import in_bucket
 from dist_train.parallel.buffers import StepBuffers
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.overlap import SideStream, SideThread
@@ -297,32 +298,6 @@ class _ExactSum:
 
     def close(self) -> None:
         self._runner.close()
-
-
-def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Each parameter's gradient in the memory of a bucket of DDP, where it lies in its parameter's memory format,
-    unless that has gaps or overlaps. (GradBucket.gradients() takes them all for contiguous.)
-
-    Args:
-        flat: [n], the bucket, or memory like it.
-        parameters: the bucket's, in its order.
-    """
-    if parameters[0].is_complex() and not flat.is_complex():  # a bucket has one dtype, and a hook gets pairs of reals
-        flat = torch.view_as_complex(flat.view(-1, 2))
-    parts = flat.split([parameter.numel() for parameter in parameters])
-    return [
-        part.as_strided(parameter.shape, parameter.stride())
-        if torch.ops.aten.is_non_overlapping_and_dense(parameter)
-        else part.view(parameter.shape)
-        for part, parameter in zip(parts, parameters, strict=True)
-    ]
-
-
-def aligned(gradient: Tensor) -> Tensor:
-    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and sums may be
-    added in another order from an address that is no multiple of a vector's size: CUDA's norm of four numbers
-    (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS's products of a cache line."""
-    return gradient if gradient.data_ptr() % 64 == 0 else gradient.clone()
 
 
 _SMALL = 1 << 19

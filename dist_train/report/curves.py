@@ -13,7 +13,8 @@ MOST_IN_SVG = 400
 HALF_LIFE_SHARE = 0.01
 """Of all steps, after which a smoothed value has forgotten half."""
 Curve = dict[str, Any]
-"""{"label", "y": numbers or None, "is": "raw", "line" or "points"}; its chart has the x of all."""
+"""{"label", "y": numbers or None, "is": "raw", "line" or "points"}, and "colour" from 0 to 5 where its place does not
+say it; its chart has the x of all."""
 
 
 def decimated(values: Sequence[float | None], most: int) -> list[int]:
@@ -78,15 +79,15 @@ def _loss(steps: Steps, rows: Sequence[Row]) -> dict[str, Any]:
     nothing = (None, None, None)
     unix = [points.get(step, nothing)[2] or times.get(step) for step in at]
     curves = [
-        {"label": "training", "is": "raw", "y": [_short(points.get(step, nothing)[0]) for step in at]},
-        {"label": "training, smoothed", "is": "line", "y": [_short(points.get(step, nothing)[1]) for step in at]},
-        {"label": "evaluation", "is": "points", "y": [_short(evaluated.get(step)) for step in at]},
+        {"label": "training", "is": "raw", "y": [short(points.get(step, nothing)[0]) for step in at]},
+        {"label": "training, smoothed", "is": "line", "y": [short(points.get(step, nothing)[1]) for step in at]},
+        {"label": "evaluation", "is": "points", "y": [short(evaluated.get(step)) for step in at]},
     ]
     return {"title": "Loss", "step": at, "hours": _hours(unix, steps), "curves": curves}
 
 
 def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps: Steps) -> dict[str, Any]:
-    curves = [{"label": name, "is": "points", "y": [_short(row.get(name)) for row in rows]} for name in names]
+    curves = [{"label": name, "is": "points", "y": [short(row.get(name)) for row in rows]} for name in names]
     hours = _hours([_unix(row) for row in rows], steps)
     return {"title": title, "step": [row["step"] for row in rows], "hours": hours, "curves": curves}
 
@@ -94,10 +95,10 @@ def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps
 def _of_steps(title: str, column: Sequence[float | None], steps: Steps, *, smooth: bool) -> dict[str, Any]:
     values = _finite(column)
     keep = decimated(values, MOST_POINTS)
-    curves = [{"label": title, "is": "raw" if smooth else "line", "y": [_short(values[place]) for place in keep]}]
+    curves = [{"label": title, "is": "raw" if smooth else "line", "y": [short(values[place]) for place in keep]}]
     if smooth:
         means = smoothed(values)
-        curves.append({"label": "smoothed", "is": "line", "y": [_short(means[place]) for place in keep]})
+        curves.append({"label": "smoothed", "is": "line", "y": [short(means[place]) for place in keep]})
     at = [steps.step[place] for place in keep]
     return {"title": title, "step": at, "hours": _hours([steps.unix[place] for place in keep], steps), "curves": curves}
 
@@ -124,7 +125,7 @@ def _finite(values: Sequence[Any]) -> list[float | None]:
     return [value if _is_number(value) else None for value in values]
 
 
-def _short(value: Any) -> float | None:
+def short(value: Any) -> float | None:
     """Five significant digits, as no screen shows more."""
     return float(f"{value:.5g}") if _is_number(value) else None
 
@@ -145,7 +146,7 @@ def svg(chart: dict[str, Any], width: int = 640, height: int = 220) -> str:
         for number, curve in enumerate(curves):
             keep = decimated(curve["y"], MOST_IN_SVG)
             points = " ".join(place(xs[at], curve["y"][at]) for at in keep if curve["y"][at] is not None)
-            yield f'<polyline class="curve c{number % 6} {curve["is"]}" points="{points}"/>'
+            yield f'<polyline class="curve c{curve.get("colour", number % 6)} {curve["is"]}" points="{points}"/>'
 
     texts = [(left - 6, 14, "end", f"{high:.4g}"), (left - 6, height - bottom, "end", f"{low:.4g}")]
     texts += [(left, height - 4, "start", f"{xs[0]:,}"), (width - 10, height - 4, "end", f"{xs[-1]:,} steps")]

@@ -2,7 +2,7 @@
 
 import bisect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,15 @@ MOST_READ = 64 * 2**20
 
 
 class Spent(NamedTuple):
+    """An interval of training rows that ends with `step`: where its time went, and which ranks were late."""
+
     step: int
     budget: Budget
     late: list[Late]
 
 
-"""An interval of training rows that ends with `step`: where its time went, and which ranks were late."""
 _STEP, _WITH_TIME = b'{"kind": "train"', b'"budget": '
+_CLOCK = ("unix", "samples_per_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +105,7 @@ class Facts:
 def gather(run_dir: Path) -> Facts:
     """What there is; a file that is missing or damaged leaves its part empty."""
     run = RunDir(run_dir)
-    evaluations: dict[str, list[Row]] = {}
-    columns = _Columns()
-    for row in _rows(run.metrics):
-        if row.get("kind") == "train":
-            columns.add(row)
-        elif row.get("kind") == "evaluation" and isinstance(row.get("step"), int):
-            evaluations.setdefault(str(row.get("split")), []).append(row)
-    steps = columns.steps()
+    metrics = read_metrics(run.metrics)
     config = _config(run_dir)
     newest = run.newest_generation()
     verdicts = [read_json(path) for path in newest.verdicts()] if newest else []
@@ -118,18 +113,42 @@ def gather(run_dir: Path) -> Facts:
         run_dir=run_dir,
         state=RunState.of(run_dir),
         verdict=next((one for one in verdicts if isinstance(one, dict)), None),
-        steps=steps,
-        evaluations=evaluations,
-        spent=columns.spent,
-        setting=columns.setting,
-        details={split: found for split in evaluations if isinstance(found := read_json(run.evaluation(split)), dict)},
+        steps=metrics.steps,
+        evaluations=metrics.evaluations,
+        spent=metrics.spent,
+        setting=metrics.setting,
+        details=_details(run, metrics.evaluations),
         launches=read_launches(run_dir),
-        starts=list(_starts(run, steps)),
+        starts=list(_starts(run, metrics.steps)),
         config=config,
         config_text=_text(run.config),
         environment=found if isinstance(found := read_json(run.environment), dict) else {},
         before=_before(run_dir, config),
     )
+
+
+class Metrics(NamedTuple):
+    """What metrics.jsonl has: the training rows as columns, the evaluations by split, and where time went."""
+
+    steps: Steps
+    evaluations: dict[str, list[Row]]
+    spent: list[Spent]
+    setting: Setting | None
+
+
+def _details(run: RunDir, splits: Iterable[str]) -> dict[str, Row]:
+    return {split: found for split in splits if isinstance(found := read_json(run.evaluation(split)), dict)}
+
+
+def read_metrics(path: Path) -> Metrics:
+    evaluations: dict[str, list[Row]] = {}
+    columns = _Columns()
+    for row in each_row(path):
+        if row.get("kind") == "train":
+            columns.add(row)
+        elif row.get("kind") == "evaluation" and isinstance(row.get("step"), int):
+            evaluations.setdefault(str(row.get("split")), []).append(row)
+    return Metrics(columns.steps(), evaluations, columns.spent, columns.setting)
 
 
 class _Columns:
@@ -150,8 +169,9 @@ class _Columns:
             self.spent.append(Spent(row["step"], budget, Late.from_rows(clock.get("late"))))
             self.setting = Setting.from_row(clock.get("setting")) or self.setting
         steps.step.append(row["step"])
-        steps.unix.append(clock.get("unix") or (steps.unix[-1] if count else 0.0))
-        steps.speed.append(clock.get("samples_per_s") or 0.0)
+        unix, speed = (known if isinstance(known := clock.get(key), int | float) else 0.0 for key in _CLOCK)
+        steps.unix.append(unix or (steps.unix[-1] if count else 0.0))
+        steps.speed.append(speed)
         for name, value in row.items():
             if name in POSITION or isinstance(value, bool | str | dict | list):
                 continue
@@ -177,11 +197,11 @@ class _Columns:
         )
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def each_row(path: Path, *, whole: bool = False) -> Iterator[Row]:
     """Those of a file that may still be written: a line that is cut off is left out. Of a very large one, all
-    evaluations and every so many steps."""
+    evaluations and every so many steps, unless it is wanted as a `whole`."""
     with suppress(OSError), open(open_regular(path), "rb") as file:
-        every = 1 + os.fstat(file.fileno()).st_size // MOST_READ
+        every = 1 if whole else 1 + os.fstat(file.fileno()).st_size // MOST_READ
         for number, line in enumerate(file):
             if number % every and line.startswith(_STEP) and _WITH_TIME not in line:
                 continue

@@ -1,7 +1,7 @@
 """report.html: one file that opens anywhere, asks nobody for anything, and can be read without scripts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -28,30 +28,35 @@ def render(facts: Facts) -> str:
     """The whole page."""
     drawn = charts(facts)
     name = facts.config.name if facts.config else facts.run_dir.name
+    parts = [
+        section("Verdict", *_verdict(facts)),
+        section("Curves", *chart_boxes(drawn)),
+        section("Classes", *_classes(facts)),
+        section("Worst samples", *worst_samples(facts)),
+        section("Texts", *_texts(facts)),
+        section("Time", *time.section(facts)),
+        section("Starts", *_starts(facts)),
+        section("Config", *_config(facts)),
+    ]
+    data = {"charts": drawn, "marks": _marks(facts), **_positions(facts), "run": _summary(facts)}
+    return document(f"{name} · {facts.run_dir.name}", name, str(facts.run_dir), parts, data)
+
+
+def document(title: str, heading: str, path: str, parts: Sequence[Markup | None], data: Row) -> str:
+    """A page that loads nothing. `data` is what its script draws, and what programs read."""
     head = joined(
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-        tag("title", f"{name} · {facts.run_dir.name}"),
+        tag("title", title),
         tag("style", Markup(_asset("uPlot.min.css") + _asset("report.css"))),
     )
-    parts = [
-        _section("Verdict", *_verdict(facts)),
-        _section("Curves", *_curves(drawn)),
-        _section("Classes", *_classes(facts)),
-        _section("Worst samples", *worst_samples(facts)),
-        _section("Texts", *_texts(facts)),
-        _section("Time", *time.section(facts)),
-        _section("Starts", *_starts(facts)),
-        _section("Config", *_config(facts)),
-    ]
-    title = tag("header", tag("h1", name), tag("p", str(facts.run_dir), class_="path"))
-    data = Markup(_for_a_script({"charts": drawn, "marks": _marks(facts), **_positions(facts), "run": _summary(facts)}))
+    header = tag("header", tag("h1", heading), tag("p", path, class_="path"))
     scripts = [
-        tag("script", data, type="application/json", id="data"),
+        tag("script", Markup(_for_a_script(data)), type="application/json", id="data"),
         tag("script", Markup(_asset("uPlot.iife.min.js"))),
         tag("script", Markup(_asset("report.js"))),
     ]
-    body = tag("body", title, tag("main", *parts), *scripts)
+    body = tag("body", header, tag("main", *parts), *scripts)
     return f'<!doctype html>\n<html lang="en">{tag("head", head)}{body}</html>\n'
 
 
@@ -65,7 +70,7 @@ def _for_a_script(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _section(title: str, *content: Markup) -> Markup | None:
+def section(title: str, *content: Markup) -> Markup | None:
     if not content:
         return None
     name = title.lower().replace(" ", "-")
@@ -91,7 +96,8 @@ def _verdict(facts: Facts) -> Iterator[Markup]:
 # ---------------------------------------------------------------- curves
 
 
-def _curves(drawn: list[dict[str, Any]]) -> Iterator[Markup]:
+def chart_boxes(drawn: list[dict[str, Any]]) -> Iterator[Markup]:
+    """Where the script draws them, and pictures for readers without scripts."""
     if not drawn:
         return
     options = [tag("option", text, value=value) for value, text in _AXES.items()]

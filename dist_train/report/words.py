@@ -59,6 +59,15 @@ def label(name: str) -> str:
     return SHARES.get(name, name.replace("_", " "))
 
 
+def change(name: str, value: float, half: float = 0.0, *, signed: bool = True) -> str:
+    """A difference of figures, as fine as it is known: to the second digit of `half` of its interval. Shares are in
+    percentage points, without the word."""
+    scale = 100 if name in SHARES else 1
+    fine = 1 - math.floor(math.log10(scale * half)) if half > 0 else 1
+    digits = min(9, max(fine, 1 if name in SHARES else 0))
+    return f"{scale * value:{'+' if signed else ''}.{digits}f}"
+
+
 def seconds(value: float) -> str:
     """0.3 s, 12 s, 1 m 38 s, 2 h 5 m, 3 d 4 h."""
     if value < 10:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_train.report.words import POSITION
+from dist_train.report.words import telling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,11 @@ class Interval:
     budget: dict[str, float] = field(default_factory=dict)
 
     @property
+    def times(self) -> dict[str, float]:
+        """The speeds, and the seconds of a step by what they went into, where that is known."""
+        return {**self.speeds, **self.budget}
+
+    @property
     def speeds(self) -> dict[str, float]:
         """What is known of these, by name."""
         found = {"samples_per_s": self.samples_per_s, "tokens_per_s": self.tokens_per_s}
@@ -162,6 +167,10 @@ class Sink:
         of "worst", the samples of the highest losses, and "pairs", truth and prediction; `confusion` is int64 [actual
         class, predicted class]."""
 
+    def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
+        """A checkpoint is complete. `row` has "step" and the figures of the last evaluation; the folder may be gone
+        when later ones are."""
+
     def log_own(self, own: Own) -> None:
         """What a callback has to log. Its pictures are in their files already, where the disk has taken them."""
 
@@ -176,10 +185,8 @@ class Sink:
 
 
 def metrics_of(row: Row) -> Iterator[tuple[str, int | float]]:
-    """The (name, number) pairs of a row's metrics: no position, no text, nothing nested."""
-    for key, value in row.items():
-        if key not in POSITION and isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, value
+    """The (name, number) pairs of a row's figures that say something."""
+    yield from telling(row).items()
 
 
 def prefix_of(split: str) -> str:

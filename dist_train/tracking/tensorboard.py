@@ -9,6 +9,11 @@ import numpy as np
 
 from dist_train.errors import UserError
 from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink, metrics_of, prefix_of
+from dist_train.tracking.pictures import confusion_picture, opened
+
+LARGEST_MATRIX = 100
+"""Classes of a confusion matrix that is drawn."""
+_OF_A_SAMPLE = ("loss", "truth", "prediction", "probability", "name", "text")
 
 
 def require_tensorboard() -> None:
@@ -27,11 +32,13 @@ class TensorboardSink(Sink):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._facts: RunFacts | None = None
         self._writer: Any = None
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._facts = facts
         purge = facts.first_step + 1 if facts.first_step else None  # hides what an earlier session had gone on to
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
         if facts.first_step == 0:
@@ -41,12 +48,22 @@ class TensorboardSink(Sink):
         step = interval.summary["step"]
         for key, value in metrics_of(interval.summary):
             self._writer.add_scalar(f"train/{key}", value, step)
-        for key, value in interval.speeds.items():
-            self._writer.add_scalar(f"train/{key}", value, step)
+        for key, value in interval.times.items():
+            self._writer.add_scalar(f"time/{key}", value, step)
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
+        assert self._facts is not None
+        prefix, step = prefix_of(row.get("split", "evaluation")), row["step"]
         for key, value in metrics_of(row):
-            self._writer.add_scalar(f"{prefix_of(row.get('split', 'evaluation'))}/{key}", value, row["step"])
+            self._writer.add_scalar(f"{prefix}/{key}", value, step)
+        if confusion is not None and len(confusion) <= LARGEST_MATRIX:
+            drawn = confusion_picture(confusion, self._facts.classes)
+            self._writer.add_image(f"{prefix}/confusion_matrix", drawn, step, dataformats="HWC")
+        for place, sample in enumerate(row.get("worst") or (), 1):
+            words = [html.escape(f"{name}: {sample[name]}") for name in _OF_A_SAMPLE if sample.get(name) is not None]
+            self._writer.add_text(f"{prefix}/worst/{place}", "<br>".join(words), step)
+            if sample.get("picture") and (picture := opened(self._facts.run_dir / sample["picture"])) is not None:
+                self._writer.add_image(f"{prefix}/worst/{place}", picture, step, dataformats="HWC")
         for number, text in enumerate(row.get("texts", ())):
             self._writer.add_text(f"texts/{number}", f"<pre>{html.escape(text)}</pre>", row["step"])
         self._writer.flush()

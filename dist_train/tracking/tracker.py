@@ -53,6 +53,9 @@ class NullTracker:
         `confusion` holds counts, int64 [actual class, predicted class].
         """
 
+    def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
+        """A checkpoint is complete. `row` has "step" and the figures of the last evaluation."""
+
     def log_own(self, own: Own) -> None:
         """What a callback has to log."""
 
@@ -122,6 +125,9 @@ class Tracker(NullTracker):
         timed = {**row, "time": {"unix": time.time()}}
         self._each(lambda sink: sink.log_evaluation(timed, confusion))
 
+    def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
+        self._each(lambda sink: sink.log_checkpoint(path, row, is_best=is_best))
+
     def log_own(self, own: Own) -> None:
         self._each(lambda sink: sink.log_own(own))
 
@@ -186,6 +192,6 @@ def build_tracker(config: RunConfig, ranks: Ranks, run_dir: Path, *, supervised:
         sinks.append(TensorboardSink(run.tensorboard))
     mode = wandb_mode(config.tracking.wandb.mode)
     if mode != "disabled":
-        sinks.append(WandbSink(mode))
+        sinks.append(WandbSink(mode, rank_log(run.logs, 0)))
     sinks.append(ReportSink(run, makes_the_last=not supervised))
     return Tracker([*sinks, console()])

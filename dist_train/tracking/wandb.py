@@ -1,10 +1,12 @@
 """W&B's own process, `python -m dist_train.tracking.wandb`: the only code that imports wandb. See wandb_sink.py.
 
-Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}, "texts": […], "pictures": {…}}, at
-the end {"summary": {…}, "finish": exit code}. Writes JSON lines on stdout: {"note": line for the user}, {"error":
-reason}, {"over": true}. Whatever wandb prints goes to stderr, which is wandb/process.log in the run directory.
+Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}, "per_class": {…}, "worst": {…},
+"texts": […], "pictures": {…}, "summary": {…}} or {"checkpoint": {…}}, at the end {"summary": {…}, "finish": exit code}.
+Writes JSON lines on stdout: {"offline": true} as soon as nothing waits for the network, {"note": line for the user},
+{"error": reason}, {"over": true}. Whatever wandb prints goes to stderr, wandb/process.log in the run directory.
 
-SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. SIGINT is
+SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. What needs no
+network is never given up: on a busy machine it takes its time, and what is not written yet would be lost. SIGINT is
 W&B's "stop this run" from the web page, and is passed on to the training, which saves and stops.
 """
 
@@ -12,20 +14,25 @@ import html
 import json
 import os
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.rundir.runs import shown_path
+from dist_train.tracking.tail import Tail
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""
 LONGEST_INIT_S = 86_400
 """A day; the alarm that ends it has no room for more than some decades."""
+LOCAL_INIT_S = 600  # needs no network, on a machine that may be busy
 FLUSH_S = 1.0
 """Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
 ORPHAN_CHECK_S = 5.0
@@ -46,6 +53,7 @@ class _Signals:
         signal.signal(signal.SIGTERM, self._hurry)
         signal.signal(signal.SIGALRM, self._hurry)
         signal.signal(signal.SIGINT, lambda *_: os.kill(training_pid, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     @contextmanager
     def may_give_up(self, after_s: int = 0) -> Iterator[None]:
@@ -74,6 +82,8 @@ def main() -> None:
         return
     # Before the import: these hold for wandb's every part, in any version.
     os.environ.update(WANDB_SILENT="true", WANDB_CONSOLE="off")
+    # For what waits to be uploaded, else in the user's home.
+    os.environ.setdefault("WANDB_DATA_DIR", ENVIRONMENT.get("WANDB_DIR") or begin["data_dir"])
     sys.argv = begin["argv"]
     try:
         _serve(begin, messages, signals, out)
@@ -91,11 +101,17 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
     run = _open(begin, signals, out)
     run.define_metric("train/step")
     run.define_metric("*", step_metric="train/step")
+    _save_code(run, begin["code"])
     exit_code = 1  # an input that ends without a word is a training that was killed
+    log = Tail(Path(begin["log"]), begin["log_from"])
     for message in messages:
         if "log" in message:
-            own = {**_chart(message.get("confusion")), **_texts(message.get("texts", []))}
-            run.log({**message["log"], **own, **_images(message.get("pictures", {}))})
+            built = [build(message[kind]) for kind, build in _PANELS.items() if message.get(kind)]
+            run.log(dict(ChainMap(message["log"], *built)))
+        if "checkpoint" in message:
+            _log_checkpoint(run, **message["checkpoint"])
+        if text := log.news():
+            run.write_logs(text)
         if "summary" in message:
             run.summary.update(message["summary"])
         if "finish" in message:
@@ -119,8 +135,8 @@ def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
             print(f"no online run: {error!r}", file=sys.stderr)
             reason = f"not reachable ({_short(error)}), "
             _stop_service(signals)
-    with signals.may_give_up(2 * _init_s()):
-        run = _init(begin, "offline")
+    _say(out, offline=True)
+    run = _init(begin, "offline")
     _say(out, note=f"wandb  {reason}offline; to upload: wandb sync {shown_path(Path(run.settings.sync_dir))}")
     return run
 
@@ -170,12 +186,12 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         "program": begin["argv"][0],
         "x_stats_pid": begin["training_pid"],
         "x_transaction_log_flush_interval": FLUSH_S,
+        "x_service_wait": LOCAL_INIT_S,
     }
     fields = wandb.Settings.model_fields  # the x_ ones come and go with wandb's versions
-    ours = {
-        key: value for key, value in settings.items() if key in fields and f"WANDB_{key.upper()}" not in ENVIRONMENT
-    }
-    ours["init_timeout"] = _init_s()  # as the variable says, where wandb can do with that
+    wanted = [key for key in settings if key in fields and f"WANDB_{key.upper()}" not in ENVIRONMENT]
+    ours = {key: settings[key] for key in wanted}
+    ours["init_timeout"] = _init_s() if mode == "online" else LOCAL_INIT_S  # where wandb can do with the variable
     known = wandb.setup().settings  # W&B's variables (WANDB_PROJECT, …) and settings files
     theirs = {"name": known.run_name, "project": known.project, "dir": ENVIRONMENT.get("WANDB_DIR")}
     defaults = {key: value for key, value in begin["defaults"].items() if not theirs[key]}
@@ -193,25 +209,22 @@ def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:
 
     folder, offline = Path(run.settings.sync_dir), run.offline
     try:
-        with signals.may_give_up():
+        with nullcontext() if offline else signals.may_give_up():
             run.finish(exit_code=exit_code)
             wandb.teardown()
     except _Hurry:
         time.sleep(2 * FLUSH_S)
         _kill_service()
-        if not offline:
-            _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {shown_path(folder)}")
+        _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {shown_path(folder)}")
         _say(out, over=True)
         os._exit(0)  # past wandb's exit hook, which would wait for the upload after all
     _say(out, over=True)
 
 
-def _chart(confusion: dict[str, Any] | None) -> dict[str, Any]:
+def _chart(confusion: dict[str, Any]) -> dict[str, Any]:
     """W&B's confusion matrix from counts; its own function wants a list with every sample."""
     import wandb
 
-    if confusion is None:
-        return {}
     columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
     chart = wandb.plot_table(
         vega_spec_name="wandb/confusion_matrix/v1",
@@ -222,6 +235,53 @@ def _chart(confusion: dict[str, Any] | None) -> dict[str, Any]:
     return {confusion["key"]: chart}
 
 
+def _per_class(found: dict[str, Any]) -> dict[str, Any]:
+    """A bar for each class, over a table with all its figures."""
+    import wandb
+
+    shown = "f1" if "f1" in found["columns"] else found["columns"][1]
+    table = wandb.Table(columns=found["columns"], data=found["rows"])
+    return {found["key"]: wandb.plot.bar(table, "class", shown, title=f"{shown} of each class")}
+
+
+def _worst(found: dict[str, Any]) -> dict[str, Any]:
+    """The samples of highest loss as a table; its first column holds pictures."""
+    import wandb
+
+    rows = [[_image(picture), *rest] for picture, *rest in found["rows"]]
+    return {found["key"]: wandb.Table(columns=["picture", *found["columns"]], data=rows)}
+
+
+def _image(path: str | None) -> Any:
+    import wandb
+
+    return wandb.Image(path) if path and Path(path).is_file() else None
+
+
+def _save_code(run: Any, files: dict[str, str]) -> None:
+    """For the "Code" tab. Copied together first: wandb would walk through all that lies in the working folder."""
+    if run.settings.save_code is False or run.settings.disable_code:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in files.items():
+            with suppress(OSError):  # gone meanwhile
+                to = Path(folder, name)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+        run.log_code(folder, name=f"source-{run.id}", include_fn=lambda path: True)
+
+
+def _log_checkpoint(run: Any, path: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+    import wandb
+
+    model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
+    try:
+        model.add_dir(path)
+        run.log_artifact(model, aliases=["latest", *aliases])
+    except (OSError, ValueError) as error:  # newer ones have taken its place
+        print(f"{path} is not kept as an artifact: {error}", file=sys.stderr)
+
+
 def _texts(texts: list[str]) -> dict[str, Any]:
     import wandb
 
@@ -229,10 +289,12 @@ def _texts(texts: list[str]) -> dict[str, Any]:
 
 
 def _images(pictures: dict[str, str]) -> dict[str, Any]:
-    """What callbacks have logged, by the files that it is kept in, which a full disk has not taken."""
-    import wandb
+    """What callbacks have logged; a full disk has not taken all files."""
+    return {key: image for key, path in pictures.items() if (image := _image(path)) is not None}
 
-    return {key: wandb.Image(path) for key, path in pictures.items() if Path(path).is_file()}
+
+_PANELS: dict[str, Callable[[Any], dict[str, Any]]] = {"confusion": _chart, "per_class": _per_class, "worst": _worst}
+_PANELS |= {"texts": _texts, "pictures": _images}
 
 
 def _messages(parent: int) -> Iterator[dict[str, Any]]:

@@ -16,17 +16,21 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from dist_train.report.words import POSITION
 from dist_train.rundir.files import open_to_append, write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
+from dist_train.rundir.records import Best, RunState
 from dist_train.tracking import base
-from dist_train.tracking.base import POSITION, Interval, Note, Own, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, SessionOutcome, Sink
 
 PROJECT = "dist-train"
 """Of runs for which no project is given."""
@@ -38,11 +42,12 @@ UPLOAD_TIMEOUT_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
 """How long finish waits for the upload. Somebody, or a scheduler with a limit, waits for a stop."""
 OPEN_TIMEOUT_S = 5.0
 """How long it waits at most where the run is not open yet, as when the server does not answer."""
+LOCAL_TIMEOUT_S = {"done": 120.0, "stopped": 30.0, "failed": 30.0}
+"""How long finish waits for what needs no network: a busy machine takes that long to start W&B's programs, and what is
+not written by then is lost. From the start it is all there is to wait for where the run is offline."""
 SILENT_S = 2.0
 """How long it waits before it tells the user."""
-HURRY_TIMEOUT_S = 8.0
-"""How long finish waits after asking it to leave the rest to `wandb sync`."""
-CLOSE_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 10.0
 """How long close waits for it after an error of the training, to mark the run as failed."""
 
 NOT_SENT = {"run_dir", "config", "name", "first_step", "stop_step", "classes"}
@@ -71,8 +76,9 @@ class WandbSink(Sink):
 
     name = "wandb"
 
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
+    def __init__(self, mode: str, log: Path) -> None:
+        self._mode, self._log = mode, log
+        self._log_from = log.stat().st_size if log.is_file() else 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stdin = self._stdout = -1
         self._facts: RunFacts | None = None
@@ -80,19 +86,23 @@ class WandbSink(Sink):
         self._outgoing = bytearray()
         self._incoming = b""
         self._opened = False
-        self._hurried = False
+        self._is_offline = mode == "offline"
+        self._was_waited_for = False
+        self._best: Best | None = None
 
     def begin(self, facts: RunFacts, note: Note) -> None:
         folder = RunDir(facts.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         self._facts, self._note = facts, note
+        self._best = RunState.of(facts.run_dir).best if facts.first_step else None
         self._process, self._stdin, self._stdout = _start(folder / "process.log")
-        self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")))
+        log = {"log": str(self._log.absolute()), "log_from": self._log_from if facts.first_step else 0}
+        self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")) | log)
 
     def log_steps(self, interval: Interval) -> None:
         row = interval.summary
         values = {**_group("train", row), **{f"train/{key}": row.get(key) for key in POSITION}}
-        self._send(log=values | {f"train/{key}": value for key, value in interval.speeds.items()})
+        self._send(log=values | {f"time/{key}": value for key, value in interval.times.items()})
 
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
@@ -101,8 +111,32 @@ class WandbSink(Sink):
         if confusion is not None:
             cells = base.confusion_cells(confusion, self._facts.classes, MOST_CELLS)
             chart = {"key": f"{prefix}/confusion_matrix", "cells": cells}
-        texts = row.get("texts", [])
-        self._send(log={"train/step": row["step"], **_group(prefix, row)}, confusion=chart, texts=texts)
+        self._send(
+            log={"train/step": row["step"], **_group(prefix, row)},
+            confusion=chart,
+            per_class=_per_class(prefix, row, self._facts.classes),
+            worst=_worst(prefix, row, self._facts.run_dir),
+            texts=row.get("texts", []),
+            summary=self._summary(row) if prefix == "eval" else {},
+        )
+
+    def _summary(self, row: Row) -> Row:
+        """The last figures and the best, as the run's table in W&B shows them."""
+        assert self._facts is not None
+        config, best = self._facts.config, self._best
+        value, sign = row.get(config.best), 1 if config.best_is == "max" else -1
+        before = -math.inf if best is None or not math.isfinite(best.value) else sign * best.value
+        if isinstance(value, int | float) and math.isfinite(value) and sign * value > before:
+            self._best = best = Best(metric=config.best, value=value, step=row["step"])
+        found = {f"final/{key}": value for key, value in base.metrics_of(row)}
+        return found if best is None else {**found, f"best/{best.metric}": best.value, "best/step": best.step}
+
+    def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
+        assert self._facts is not None
+        wanted = self._facts.config.tracking.wandb.artifacts
+        if wanted == "all" or (wanted == "best" and is_best):
+            aliases = [f"step-{row['step']}", *(["best"] * is_best)]
+            self._send(checkpoint={"path": str(path.absolute()), "aliases": aliases, "metadata": row})
 
     def log_own(self, own: Own) -> None:
         values = {f"{own.key}/{name}": value for name, value in own.values.items()}
@@ -115,17 +149,20 @@ class WandbSink(Sink):
             summary[f"best/{outcome.best['metric']}"] = outcome.best["value"]
             summary["best/step"] = outcome.best["step"]
         self._send(summary={**summary, "status": outcome.status}, finish=int(outcome.status == "failed"))
-        timeout_s = min(UPLOAD_TIMEOUT_S[outcome.status], math.inf if self._opened else OPEN_TIMEOUT_S)
         if self._ends_within(SILENT_S):
             return
-        doing = "uploading" if self._opened else "connecting"
-        self._note(f"wandb  still {doing}, {timeout_s - SILENT_S:.0f} s more at most")
-        if self._ends_within(timeout_s - SILENT_S):
-            return
-        self._hurried = True
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-        if not self._ends_within(HURRY_TIMEOUT_S):
+        self._was_waited_for = True
+        if self._is_offline:
+            self._note(f"wandb  still writing, {LOCAL_TIMEOUT_S[outcome.status]:.0f} s more at most")
+        else:
+            timeout_s = min(UPLOAD_TIMEOUT_S[outcome.status], math.inf if self._opened else OPEN_TIMEOUT_S)
+            doing = "uploading" if self._opened else "connecting"
+            self._note(f"wandb  still {doing}, {timeout_s - SILENT_S:.0f} s more at most")
+            if self._ends_within(timeout_s - SILENT_S):
+                return
+            if self._process is not None:
+                self._process.send_signal(signal.SIGTERM)
+        if not self._ends_within(LOCAL_TIMEOUT_S[outcome.status]):
             raise RuntimeError("it did not end in time")
 
     def close(self) -> None:
@@ -135,8 +172,8 @@ class WandbSink(Sink):
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         process.stdout.close()
-        try:  # its input is closed, which ends it, unless it was asked to hurry and did not
-            process.wait(0 if self._hurried else CLOSE_TIMEOUT_S)
+        try:  # its input is closed, which ends it, unless it was waited for and did not
+            process.wait(0 if self._was_waited_for else CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -162,6 +199,7 @@ class WandbSink(Sink):
                     raise RuntimeError("its process ended; the reason is in wandb/process.log")
                 *lines, self._incoming = (self._incoming + chunk).split(b"\n")
                 for message in map(json.loads, lines):
+                    self._is_offline |= "offline" in message
                     if "note" in message:
                         self._opened = True
                         self._note(message["note"])
@@ -195,7 +233,7 @@ def run_id(path: Path) -> str:
 def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
     """The arguments of wandb.init: `given` by the config, and `defaults`, which W&B's own variables and settings
     override."""
-    ours = facts.config.tracking.wandb.model_dump(exclude={"mode"})
+    ours = facts.config.tracking.wandb.model_dump(exclude={"mode", "artifacts"})
     found = {field.name: getattr(facts, field.name) for field in fields(facts) if field.name not in NOT_SENT}
     config = {**facts.config.model_dump(mode="json"), "facts": found}
     name, folder = f"{facts.name}-{facts.run_dir.name}", str(facts.run_dir.absolute())
@@ -203,9 +241,42 @@ def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
         "mode": mode,
         "given": {"id": identity, "config": config} | {key: ours[key] for key in ours if ours[key] not in (None, [])},
         "defaults": {"name": name, "project": PROJECT, "dir": folder},
+        "data_dir": str(RunDir(facts.run_dir).wandb.absolute()),
+        "code": _code(facts.run_dir),
         "argv": sys.argv,
         "training_pid": os.getpid(),
     }
+
+
+def _code(run_dir: Path) -> dict[str, str]:
+    """The config, and every module that was loaded from the working folder: by the name that it is kept under."""
+    here, ours = Path.cwd(), {"dist_train", "launch"}
+    found = {"config.yaml": RunDir(run_dir).config}
+    for name, module in list(sys.modules.items()):
+        path = Path((isinstance(module, ModuleType) and vars(module).get("__file__")) or "/")
+        theirs = name.partition(".")[0] not in ours and "site-packages" not in path.parts
+        if theirs and path.suffix == ".py" and path.is_relative_to(here):
+            found[str(path.relative_to(here))] = path
+    return {name: str(path.absolute()) for name, path in found.items()}
+
+
+def _per_class(prefix: str, row: Row, classes: tuple[str, ...] | None) -> Row | None:
+    columns = {name: column for name, column in (row.get("per_class") or {}).items() if isinstance(column, Sequence)}
+    if not columns:
+        return None
+    count = max(map(len, columns.values()))
+    names = classes if classes and len(classes) == count else tuple(map(str, range(count)))
+    rows = [list(one) for one in zip(names, *columns.values(), strict=False)][:MOST_CELLS]
+    return {"key": f"{prefix}/per_class", "columns": ["class", *columns], "rows": rows}
+
+
+def _worst(prefix: str, row: Row, run_dir: Path) -> Row | None:
+    if not row.get("worst"):
+        return None
+    columns = ("name", "truth", "prediction", "probability", "loss", "text", "index")
+    pictures = [str((run_dir / one["picture"]).absolute()) if one.get("picture") else None for one in row["worst"]]
+    rows = [[picture, *map(one.get, columns)] for picture, one in zip(pictures, row["worst"], strict=True)]
+    return {"key": f"{prefix}/worst", "columns": columns, "rows": rows}
 
 
 def _group(prefix: str, row: Row) -> Row:
@@ -223,6 +294,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int, int]:
 
     root = str(Path(dist_train.__file__).parents[1])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until it can answer it
     with os.fdopen(open_to_append(log), "ab") as chatter:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dist_train.tracking.wandb"],
@@ -233,6 +305,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int, int]:
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert process.stdin is not None and process.stdout is not None
     pipes = process.stdin.fileno(), process.stdout.fileno()
     for pipe in pipes:

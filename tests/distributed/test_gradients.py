@@ -9,7 +9,8 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
-from dist_train.parallel.data_parallel import Parallel, ParallelOptions, aligned
+from dist_train.parallel.bucket import aligned
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions
 from dist_train.parallel.process_group import ProcessGroup
 from tests.distributed.training import train, write_configs
 
@@ -169,7 +170,7 @@ def _views_and_gradients(ranks):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from dist_train.parallel.data_parallel import in_bucket
+    from dist_train.parallel.bucket import in_bucket
 
     torch.manual_seed(0)
     dist.init_process_group("gloo")

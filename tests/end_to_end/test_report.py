@@ -167,6 +167,23 @@ def test_the_command_writes_it_for_any_run_and_names_the_file(run_dir, tmp_path)
     assert "No such file" in complaint and complaint.count("\n") == 1
 
 
+def test_runs_beside_each_other(run_dir, tmp_path, browser):
+    """Another rate in the same seed: the same bits until it has had its effect. A page of both in a real browser."""
+    folder = run_dir.parent
+    words = ("optimizer.lr=0.9", "train.stop_after=7 steps", "--run-dir", str(tmp_path / "b"))
+    run(folder, "python", "-m", "dist_train", "points.yaml", *words)
+    page = tmp_path / "c.html"
+    said, _ = run(folder, "dist-train", "compare", "r", str(tmp_path / "b"), "--html", str(page))
+    assert "optimizer.lr  0.1  0.9" in said and said.endswith(f"\n{page}\n")
+    assert "loss and norm of the gradient are the same bits up to step 1; then loss differs: " in said
+    said, _ = run(folder, "dist-train", "compare", "r", str(tmp_path / "b"), "--require-better", "--json", code=1)
+    assert json.loads(said)["differing"] == {"optimizer.lr": {"A": 0.1, "B": 0.9}}
+    _, complaint = run(folder, "dist-train", "compare", "r", "away", code=2)
+    assert "does not exist" in complaint and complaint.count("\n") == 1
+    for width in (360, 1440):
+        it_asks_for_nothing_fits_and_can_be_used_by_all(Opened(browser, page, width), width)
+
+
 def test_a_run_that_fails_has_a_page_that_says_why(tmp_path):
     (tmp_path / "points.py").write_text(DATA.replace("int(self.targets[index])", "[][index]"))
     (tmp_path / "points.yaml").write_text(

@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "checkpoints": ("checkpoints", "run"),
     "checkpoints --verify": ("checkpoints", "run", "--verify"),
     "runs": ("runs", "--root", "."),
+    "report": ("report", "run", "--out", "report.html"),
+    "compare": ("compare", "run", "../base/run", "--html", "compare.html"),
     "stop": ("stop", "run"),
     "doctor": ("doctor", "run/config.yaml", "--nproc-per-node", "1"),
     "train --dry-run": ("train", "--resume", "run", "--dry-run", "--nproc-per-node", "1"),

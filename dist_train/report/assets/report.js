@@ -34,7 +34,7 @@
       const positive = chart.curves.every((curve) => curve.y.every((y) => y == null || y > 0));
       const order = xs.map((_, at) => at).filter((at) => xs[at] != null).sort((a, b) => xs[a] - xs[b]);
       const series = chart.curves.map((curve, number) => ({
-        label: curve.label, stroke: colour(`--c${chart.curves.length > 1 ? number % 6 : 1}`),
+        label: curve.label, stroke: colour(`--c${curve.colour ?? (chart.curves.length > 1 ? number % 6 : 1)}`),
         width: curve.is === "raw" ? 1 : 2, spanGaps: true, points: { show: curve.is === "points" },
         value: (_, value) => (value == null ? "–" : value.toPrecision(4)),
       }));
@@ -51,7 +51,7 @@
 
   if (axis) {
     for (const option of [...axis.options]) {
-      const known = { epoch: data.stepsPerEpoch, samples: data.samplesPerStep }[option.value];
+      const known = { epoch: data.stepsPerEpoch, samples: data.samplesPerStep, hours: data.hours }[option.value];
       if (known === 0) option.remove();
     }
     axis.addEventListener("change", draw);

@@ -8,7 +8,7 @@ from launch.cli import commands
 
 ROOT = Path(__file__).parents[3]
 ALL = {1, *map(int, ExitCode)}
-"""1 is no end of a training: replay has found a difference, or doctor a problem."""
+"""1 is no end of a training: replay has found a difference, compare nothing better, or doctor a problem."""
 
 
 def test_the_table_for_people_has_each_once():

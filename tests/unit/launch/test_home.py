@@ -15,7 +15,7 @@ from dist_train.errors import UserError
 from launch import cli
 
 NO_PATHS = {
-    "name", "best", "project", "entity", "group", "tags", "prefix", "options",
+    "name", "best", "project", "entity", "group", "tags", "notes", "job_type", "prefix", "options",
     "partition", "account", "qos", "constraint", "array", "time", "mem", "gpus_per_node",
     "pattern", "inputs", "targets", "image", "target", "target_field", "decode", "classes",
     "pretrained", "freeze", "reinit", "match", "prompt",

@@ -74,8 +74,10 @@ def _position(step: int) -> Row:
     return {"step": step, "epoch": step / EPOCH, "samples_seen": step * BATCH}
 
 
-def told(tracker: NullTracker, run_dir: Path, chosen: RunConfig, *, first: int = 0, last: int = TOTAL) -> None:
-    """Tells `tracker` of the steps after `first` up to `last`, without finish."""
+def told(
+    tracker: NullTracker, run_dir: Path, chosen: RunConfig, *, first: int = 0, last: int = TOTAL, **more: Any
+) -> None:
+    """Tells `tracker` of the steps after `first` up to `last`, without finish. `more` is in each evaluation."""
     tracker.begin(facts(run_dir, chosen, first))
     rows = []
     for step in range(first + 1, last + 1):
@@ -85,7 +87,7 @@ def told(tracker: NullTracker, run_dir: Path, chosen: RunConfig, *, first: int =
             tracker.log_steps(rows)
             rows = []
         if step % EPOCH == 0:
-            tracker.log_evaluation(evaluation_row(step), np.diag(np.arange(10)))
+            tracker.log_evaluation(evaluation_row(step) | more, np.diag(np.arange(10)))
 
 
 def outcome(last: int, run_dir: Path, status: Any = "done") -> SessionOutcome:

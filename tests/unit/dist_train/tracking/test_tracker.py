@@ -1,5 +1,6 @@
 """The tracker: no sink's failure reaches the training, only the first rank speaks, speeds are what a clock says."""
 
+import io
 import json
 import logging
 import re
@@ -9,16 +10,18 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Interval, Sink
+from dist_train.tracking.base import Interval, Sink, metrics_of
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.formatting import summary
 from dist_train.tracking.jsonl import JsonlSink
 from dist_train.tracking.log_file import LogFileSink
 from dist_train.tracking.pace import Pace
+from dist_train.tracking.pictures import confusion_picture
 from dist_train.tracking.tensorboard import TensorboardSink
 from dist_train.tracking.tracker import Tracker, build_tracker
 from tests.unit.dist_train.tracking.runs import (
@@ -146,7 +149,41 @@ def test_tensorboard_has_the_scalars_by_step_also_over_a_resume(tmp_path: Path) 
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("eval/accuracy")] == [10, 20, 30, 40]
     assert [event.step for event in events.Scalars("train/loss")] == list(range(5, TOTAL + 1, 5))
-    assert events.Scalars("train/samples_per_s")[0].value > 0
+    assert events.Scalars("time/samples_per_s")[0].value > 0
+
+
+def test_tensorboard_has_the_confusion_and_the_worst_samples_as_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("RGB", (7, 5), (255, 0, 0)).save(tmp_path / "3.png")
+    sample = {"index": 3, "name": "<b>", "loss": 2.5, "truth": "cat", "prediction": "dog", "text": None}
+    sample |= {"probability": 0.9}
+    worst = [sample | {"picture": "3.png"}, sample | {"picture": "away.png"}]
+    tracker = Tracker([TensorboardSink(tmp_path / "events")])
+    told(tracker, tmp_path, config(), last=EPOCH, worst=worst)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert events.Tags()["images"] == ["eval/confusion_matrix", "eval/worst/1"]
+    [event] = events.Images("eval/worst/1")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (event.step, picture.size, picture.getpixel((0, 0))) == (EPOCH, (7, 5), (255, 0, 0))
+    [text] = events.Tensors("eval/worst/2/text_summary")
+    said = b"loss: 2.5<br>truth: cat<br>prediction: dog<br>probability: 0.9<br>name: &lt;b&gt;"
+    assert text.tensor_proto.string_val[0] == said
+
+
+def test_what_is_the_accuracy_once_more_is_shown_once() -> None:
+    row = {"step": 3, "accuracy": 0.5, "f1_micro": 0.5, "recall_micro": 0.25, "split": "test", "per_class": {}}
+    assert dict(metrics_of(row)) == {"accuracy": 0.5, "recall_micro": 0.25}
+    assert dict(metrics_of({"f1_micro": 0.5})) == {"f1_micro": 0.5}
+
+
+def test_a_confusion_is_darkest_where_a_row_is_all_in_one_place() -> None:
+    picture = confusion_picture(np.array([[4, 0], [1, 1]]), ("cat", "dog"))
+    cells = [picture[91 + 40 * row, 91 + 40 * column].tolist() for row in (0, 1) for column in (0, 1)]
+    assert cells == [[0, 0, 255], [255, 255, 255], [128, 128, 255], [128, 128, 255]]
+    assert confusion_picture(np.eye(60, dtype=int), None).shape == (810, 810, 3)
 
 
 def test_texts_and_tokens_a_second_reach_every_sink(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +206,7 @@ def test_texts_and_tokens_a_second_reach_every_sink(tmp_path: Path, capsys: pyte
     found = re.search(r" ([\d,]+) samples/s ([\d,]+) tokens/s", shown.replace(",", ""))
     assert found and int(found[2]) == pytest.approx(8 * int(found[1]), abs=5)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert events.Scalars("train/tokens_per_s")[0].value == 8 * events.Scalars("train/samples_per_s")[0].value
+    assert events.Scalars("time/tokens_per_s")[0].value == 8 * events.Scalars("time/samples_per_s")[0].value
     [event] = events.Tensors("texts/0/text_summary")
     assert b"To &lt;be&gt;" in event.tensor_proto.string_val[0]
 
