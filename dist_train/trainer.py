@@ -273,7 +273,8 @@ class Trainer:
         row |= self.gallery.row(split, result.worst, is_last=is_last)
         row |= {} if result.pairs is None else {"pairs": shortened(result.pairs.tolist())}
         if split == "evaluation" and self.group.ranks.is_first:
-            self.tracker.busy("writing texts")
+            if self.config.tracking.texts.count:
+                self.tracker.busy("writing texts")
             texts = write_texts(self.config, learner, self.splits, self.group.device, step)
             row |= {"texts": texts} if texts else {}
         self.tracker.log_evaluation(row, result.confusion)

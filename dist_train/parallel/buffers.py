@@ -127,7 +127,13 @@ class BufferSet:
         self.integers = [buffer for buffer in self.buffers if not buffer.is_float]
         real = [dtype.to_real() for dtype in dict.fromkeys(buffer.tensor.dtype for buffer in self.floats)]
         self._widest = real[0] if len(real) == 1 else reduce(torch.promote_types, real, torch.bfloat16)
-        self._held = [(module, dict(module._buffers)) for module in model.modules()]
+        self._all = [(module, dict(module._buffers)) for module in model.modules()]
+        self._some = [(module, held) for module, held in self._all if held]
+        self._others = [module._buffers for module, held in self._all if not held]
+
+    def _held(self) -> list[tuple[nn.Module, dict[str, Tensor | None]]]:
+        """The modules that have buffers, and what they had at first. Most have none, and this is asked in each step."""
+        return self._all if any(self._others) else self._some
 
     @torch.no_grad()
     def values(self) -> Values:
@@ -143,7 +149,7 @@ class BufferSet:
         """
         new = [
             name
-            for module, held in self._held
+            for module, held in self._held()
             for name, tensor in module._buffers.items()
             if tensor is not None and held.get(name) is None and name not in module._non_persistent_buffers_set
         ]
@@ -158,7 +164,7 @@ class BufferSet:
     @torch.no_grad()
     def restore(self, values: Values) -> None:
         """Makes the buffers what they were when `values` were copied."""
-        for module, held in self._held:
+        for module, held in self._held():
             for name in module._buffers.keys() - held.keys():  # caches, which are made again
                 del module._buffers[name]
             module._buffers.update(held)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from dist_train.report.facts import gather
-from dist_train.report.page import render
 from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 
@@ -14,6 +12,10 @@ def write(run_dir: Path, to: Path | None = None) -> Path:
     Raises:
         OSError: when it cannot be written.
     """
+    # Here, since a rank knows of budgets and does without what a page needs: YAML, pydantic, the schema.
+    from dist_train.report.facts import gather
+    from dist_train.report.page import render
+
     path = to or RunDir(run_dir).report
     text = render(gather(run_dir))
     with replacing(path) as temporary:

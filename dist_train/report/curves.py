@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dist_train.report.facts import Facts, Row, Steps
-from dist_train.report.words import telling
+from dist_train.report.words import label, telling
 
 MOST_POINTS = 2_000
 """Of one curve: as many as a wide screen has columns of pixels."""
@@ -87,7 +87,7 @@ def _loss(steps: Steps, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps: Steps) -> dict[str, Any]:
-    curves = [{"label": name, "is": "points", "y": [short(row.get(name)) for row in rows]} for name in names]
+    curves = [{"label": label(name), "is": "points", "y": [short(row.get(name)) for row in rows]} for name in names]
     hours = _hours([_unix(row) for row in rows], steps)
     return {"title": title, "step": [row["step"] for row in rows], "hours": hours, "curves": curves}
 

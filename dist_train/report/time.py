@@ -27,7 +27,7 @@ def section(facts: Facts) -> Iterator[Markup]:
     if found is None:
         return
     sentence, total = found.bottleneck.sentence, found.total
-    yield tag("p", f"{sentence[0].upper()}{sentence[1:]}.", class_="headline")
+    yield tag("p", f"{sentence[0].upper()}{sentence[1:]}.", class_="bottleneck")
     if lines := list(_late(facts.spent)):
         yield tag("ul", *(tag("li", line) for line in lines))
     keys = (tag("li", _swatch(number), f" {phase}") for number, phase in enumerate(PHASES))

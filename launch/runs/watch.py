@@ -254,7 +254,7 @@ def _rows(lines: list[bytes]) -> Iterator[Row]:
             row = parse_json(line)
             if isinstance(row, dict) and row.get("kind") in ("train", "evaluation") and is_number(row.get("step")):
                 known = {key: float(value) for key, value in row.items() if _is_figure(value)}
-                times = {key: float(value) for key, value in dict(row.get("time") or {}).items()}
+                times = {key: float(value) for key, value in dict(row.get("time") or {}).items() if _is_figure(value)}
                 rest = {key: row[key] for key in ("kind", "step", "split", "per_class") if key in row}
                 yield {"epoch": 0.0, **known, **rest, "time": {"unix": 0.0, **times}}
 

@@ -52,6 +52,7 @@ def start(folder: Path, run: str, *words: str) -> subprocess.Popen:
     return started
 
 
+@pytest.mark.long
 def test_a_training_goes_on_when_its_data_is_back_and_ends_in_the_same_bits(folder):
     with start(folder, "away") as started:
         log = folder / "away/logs/rank0.log"

@@ -40,6 +40,7 @@ def train(folder, before, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
 @pytest.mark.timeout(300)
 def test_a_run_goes_its_way_and_says_once_what_is_missing(tmp_path):

@@ -165,6 +165,7 @@ def differences(seen: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[st
     return found
 
 
+@pytest.mark.long
 def test_every_difference_is_a_row_of_the_table(seen):
     page = (ROOT / "docs" / "launching.md").read_text().split("## What differs from torchrun")[1].split("\n## ")[0]
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")}

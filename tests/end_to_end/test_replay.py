@@ -64,6 +64,7 @@ def contents(folder):
     return {path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.long
 def test_a_run_of_two_ranks_is_replayed_and_left_as_it_is(folder):
     before = contents(folder / "run")
     window = ["replay", "run", "--from-step", "13", "--to-step", "24"]

@@ -44,6 +44,7 @@ def facts(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
 
 
+@pytest.mark.long
 def test_a_script_ends_as_under_torchrun_however_it_loads(tmp_path):
     """With loading processes that import the script anew, and such that are forked from a clean process."""
     script = str(SCRIPTS / "plain_ddp.py")
@@ -54,7 +55,10 @@ def test_a_script_ends_as_under_torchrun_however_it_loads(tmp_path):
     assert go(tmp_path / "e", *OURS, "--nproc_per_node=2", "--start=exec", script).stdout == expected
 
 
-@pytest.mark.parametrize(("name", "module"), [("accelerated", "accelerate"), ("fabric", "lightning_fabric")])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("accelerated", "accelerate"), pytest.param("fabric", "lightning_fabric", marks=pytest.mark.long)],
+)
 def test_scripts_of_others_end_as_under_torchrun(tmp_path, name, module):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")

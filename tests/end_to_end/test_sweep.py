@@ -119,6 +119,7 @@ def states(out: str) -> dict[str, str]:
     return {point["point"][:3]: point["state"] for point in json.loads(out)["points"]}
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_killed_and_stopped_is_whole_after_resume(sweep, tmp_path):
     """In turn: the second point is killed, the third cannot be trained, the fourth is interrupted. Then two at once."""
     first = sweep("digits.yaml", "--list", "points.yaml", "--json")

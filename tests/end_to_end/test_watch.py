@@ -43,7 +43,10 @@ def start(tmp_path):
             subprocess.Popen(
                 [BIN / "dist-train", *words],
                 cwd=tmp_path,
-                env={**ENVIRONMENT, "TERM": "xterm-256color"},
+                env={
+                    **{name: value for name, value in ENVIRONMENT.items() if name != "COLUMNS"},
+                    "TERM": "xterm-256color",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if terminal is None else output,
@@ -84,7 +87,9 @@ def test_a_run_is_seen_in_its_own_terminal_and_from_others_which_leave_it_alone(
         assert [line for line in shown if len(line) >= columns and "/" not in line.split()[-1]] == []
         epoch = re.compile(r"[★ ] epoch \d   train loss [\d.]+ +loss [\d.]+ +accuracy [\d.]+ %")
         assert sum(epoch.match(line) is not None for line in shown) == 3, "\n".join(shown)
-        bar = re.compile(r"epoch \d/3 [━╸]+  \d+/66( steps)?  loss [\d.]+  .*\d:\d\d(<\d:\d\d)?")
+        bar = re.compile(
+            r"epoch \d/3 [━╸]+  \d+/66( steps)?(  evaluating \d+ %|  saving)?  loss [\d.]+  .*\d:\d\d(<\d:\d\d)?"
+        )
         assert any(map(bar.fullmatch, shown))
     doing = " ".join(lines(own))
     assert all(what in doing for what in ("loading", "evaluating 0 %", "saving")) and "\x1b[?25l" not in own.text()

@@ -53,11 +53,13 @@ def test_a_killed_launcher_leaves_nothing_and_a_killed_rank_comes_back(campaign,
     assert_nothing_lost(campaign(Order(folder=tmp_path, count=3)))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_launcher_of_two_nodes_that_is_killed_and_started_again_rejoins(tmp_path):
     assert_nothing_lost(nodes.campaign(Order(folder=tmp_path, count=1)))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_signals_to_anybody_stop_all_ranks_after_one_step_saved_once(tmp_path):
     assert_nothing_lost(signals.campaign(Order(folder=tmp_path, count=4)))

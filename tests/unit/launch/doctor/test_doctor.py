@@ -369,6 +369,7 @@ def left(folder):
     return [path.name for path in found if path.name not in own and not path.name.startswith("torchinductor")]
 
 
+@pytest.mark.long
 def test_ranks_that_cannot_work_are_a_problem_and_their_logs_are_kept(folder):
     script = (
         "import json\nfrom dataclasses import asdict\nfrom pathlib import Path\nfrom launch.plan import host\n"
