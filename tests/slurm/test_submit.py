@@ -90,7 +90,7 @@ def test_one_command_trains_on_two_nodes_to_the_bits_of_one_process(desk, alone_
 
 
 def test_a_running_and_a_waiting_job_are_stopped_saved_and_not_requeued(desk):
-    (running,) = desk.submit("--nodes", "2")
+    (running,) = desk.submit("--nodes", "2", "train.duration=200 epochs")  # longer than the commands below take
     (waiting,) = desk.submit("slurm.options=[--hold]")
     desk.wait_for_training(running)
     assert desk.runs()[running["run_dir"]]["queue"]["state"] == "RUNNING"
