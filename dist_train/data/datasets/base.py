@@ -31,6 +31,8 @@ class ImageSet(ABC):
     by_row = False
     """Whether an image depends on its index alone, and not on what is read in the same call: several microbatches may
     then be read at once."""
+    is_whole = False
+    """Whether a target is a window of tokens, none of which is left out."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -133,7 +135,8 @@ class Splits:
     @property
     def of_tokens(self) -> dict[str, Any]:
         """What tasks.build is told; `window` where no sample may leave a token out."""
-        window = self.tokens if getattr(self.train, "is_whole", False) else None
+        # A set of the user's may have an attribute of this name that means something else.
+        window = self.tokens if isinstance(self.train, ImageSet) and self.train.is_whole else None
         return {"vocabulary": self.vocabulary, "token_bytes": self.token_bytes, "window": window}
 
     @property

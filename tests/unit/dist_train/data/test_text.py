@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_how_many_targets_a_window_has_is_known_where_none_may_be_left_out(verse
     inputs, targets = splits.train.__getitems__(np.arange(3))
     scores = torch.zeros(*targets.shape, splits.vocabulary)
     assert known is None or int(task.loss(scores, targets).count) == 3 * known
+
+
+def test_a_set_of_ones_own_is_counted_whatever_its_attributes_are_called(verse):
+    class Own:
+        is_whole = True
+
+    splits = replace(datasets.build(Text(root=str(verse), context=8)), train=Own())
+    assert splits.of_tokens["vocabulary"] == 256 and splits.of_tokens["window"] is None
 
 
 def test_a_stride_is_for_training_alone(verse):
