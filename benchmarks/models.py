@@ -3,11 +3,11 @@
 from torch import nn
 
 from dist_train import models
-from dist_train.config.schema import Cnn, Gpt, ResnetCifar
+from dist_train.config.schema import Cnn, Gpt, Mlp, ResnetCifar
 
 CONTEXT, VOCABULARY = 64, 65
 """Of the language model: configs/char_lm.yaml's."""
-CONFIGS = {"cnn": Cnn(), "resnet20": ResnetCifar(depth=20)}
+CONFIGS = {"cnn": Cnn(), "resnet20": ResnetCifar(depth=20), "mlp": Mlp(name="mlp", hidden=[32])}
 
 
 def build(name: str) -> nn.Module:

@@ -1,6 +1,6 @@
 """What does dist-train add to a step? The same model, data and batch here and in a plain torchrun + DDP script.
 
-    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20|gpt] [--exact false] [--json]
+    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20|mlp|gpt] [--exact false] [--json]
 
 Both sides run on 2 ranks of one thread each, from images in memory, or from a file of tokens, alternately
 (benchmarks/pairs.py). With `--tree FOLDER`, the other side is dist-train as another checkout has it. A step lasts
@@ -26,7 +26,12 @@ RANKS, GLOBAL_BATCH, WARM_UP, SLICES = 2, 64, 15, 8
 ENDLESS = 1_000_000
 """Steps of either training: it is ended from outside."""
 CONFIG, GPT_CONFIG = (str(Path(__file__).with_name(f"step_overhead{end}.yaml")) for end in ("", "_gpt"))
-WORKS = {"cnn": ("model=cnn", 20), "resnet20": ("model=resnet_cifar", 10), "gpt": ("model=gpt", 20)}
+WORKS = {
+    "cnn": ("model=cnn", 20),
+    "resnet20": ("model=resnet_cifar", 10),
+    "mlp": ("model={name: mlp, hidden: [32]}", 300),
+    "gpt": ("model=gpt", 20),
+}
 """For each model the override that chooses it, and the steps of a slice: a second or two on a CPU core."""
 
 

@@ -67,6 +67,7 @@ def resolve_run(
     if newest is not None:
         notes.insert(0, f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}")
     config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
+    config = _settle_layout(config, before)
     if before is not None:
         notes += check_config_unchanged(before, config, allowed)
     return ResolvedRun(
@@ -111,6 +112,14 @@ def changed_schedule(checkpoint: VerifiedCheckpoint, config: RunConfig, steps_pe
         f"schedule: {config.schedule.name} over {length}: after step {step:,} the learning rate is {new.lr(step):.3g}, "
         f"and would have been {old.lr(step):.3g}"
     ]
+
+
+def _settle_layout(config: RunConfig, before: RunConfig | None) -> RunConfig:
+    """A run keeps the memory layout that it began with, also one from before there was an `auto`."""
+    kept = (before or config).model.is_channels_last
+    if config.model.channels_last != "auto":
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"channels_last": kept})})
 
 
 def _settle_microbatches(config: RunConfig, before: int | str | None, world_size: int) -> RunConfig:

@@ -483,8 +483,10 @@ class _ModelSwitches(Section):
     transformers."""
     freeze: list[str] = []
     """Patterns of parameters that are not trained (`layer1.*`). BatchNorm keeps its statistics where they match too."""
-    channels_last: Bool = False
-    """Use the memory layout NHWC, which is faster for convolutions in low precision on a GPU."""
+    channels_last: Bool | Literal["auto"] = "auto"
+    """Use the memory layout NHWC, which is faster for convolutions. `auto`: for the models with convolutions that the
+    config names; a run keeps what it began with. A model of your own must ask for it: its `forward` may depend on the
+    layout, as `view` does."""
     compile: Bool = False
     """Compile the model with torch.compile."""
     sync_batchnorm: Bool = False
@@ -498,6 +500,12 @@ class _ModelSwitches(Section):
         if self.reinit and not pretrained and self.start_weights is None:
             raise PydanticCustomError("rule", "reinit is for what start_weights would give: without, all is new")
         return self
+
+    @property
+    def is_channels_last(self) -> bool:
+        """`channels_last` with `auto` settled."""
+        is_known = isinstance(self, Cnn | ResnetCifar | TorchvisionModel)
+        return is_known if self.channels_last == "auto" else self.channels_last
 
 
 class Mlp(_ModelSwitches):

@@ -1,5 +1,6 @@
 """How the ranks agree on what was asked of any of them, without waiting for each other."""
 
+import time
 from typing import Any
 
 import torch
@@ -7,22 +8,38 @@ import torch
 from dist_train.control.stop import Request, StopFlag
 from dist_train.parallel.process_group import ProcessGroup
 
+EVERY_S = 0.1
+"""Seconds between two agreements, where that is no more than so many steps: the next ones may be much longer."""
+MOST_STEPS = 4
+
 
 class Agreement:
-    """The maximum of all ranks' requests, one step late: it travels while the next step computes."""
+    """The maximum of all ranks' requests, a step after it was asked for: it travels while that step computes."""
 
     def __init__(self, group: ProcessGroup, flag: StopFlag) -> None:
         self._group = group
         self._flag = flag
-        self._value = torch.zeros((), dtype=torch.int64)
+        self._values = torch.zeros(2, dtype=torch.int64)
+        """The request, and the microseconds of a step: the slowest rank's, so that all count the same steps."""
         self._under_way: Any = None
+        self._steps, self._asked_at = 1, time.monotonic() - EVERY_S
+        """From one agreement to the next, and when the last one began."""
+        self._left = 0
+        """Steps until the next one."""
 
     def next(self) -> Request:
         """The same answer on every rank; to be called by all of them after every step."""
         agreed = self.close()
-        self._value.fill_(int(self._flag.take()))
-        self._under_way = self._group.start_all_reduce_(self._value, maximum=True)
+        self._left -= 1
+        if self._left <= 0:
+            self._ask()
         return agreed
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        took, self._asked_at = (now - self._asked_at) / self._steps, now
+        self._values[0], self._values[1] = int(self._flag.take()), int(took * 1e6)
+        self._under_way = self._group.start_all_reduce_(self._values, maximum=True)
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -31,7 +48,8 @@ class Agreement:
 
     def now(self) -> Request:
         """As `next`, without the delay: all ranks wait for each other."""
-        before = self.next()
+        before = self.close()
+        self._ask()
         return max(before, self.close())
 
     def close(self) -> Request:
@@ -40,4 +58,6 @@ class Agreement:
             return Request.NONE
         self._under_way.wait()
         self._under_way = None
-        return Request(int(self._value))
+        request, microseconds = self._values.tolist()
+        self._steps = self._left = min(max(1, int(EVERY_S * 1e6) // max(1, microseconds)), MOST_STEPS)
+        return Request(request)

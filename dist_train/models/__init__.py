@@ -93,7 +93,7 @@ def build(
         freeze(model, config.freeze, note)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if config.channels_last:
+    if config.is_channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
 

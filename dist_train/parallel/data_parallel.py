@@ -267,7 +267,8 @@ class _ExactSum:
         if bucket.is_last():
             more, self.mean_of_more = self._more(), None
             self._nodes = BinaryCounter(self._microbatches, _add_lists)
-        return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more))
+        is_last = bucket.is_last()
+        return self._runner.submit(lambda: self._reduce(flat, parameters, folded, beside, more), is_last=is_last)
 
     def _reduce(
         self, flat: Tensor, parameters: list[Tensor], folded: _Gradients, beside: _Gradients, more: list[Tensor]

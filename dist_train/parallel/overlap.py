@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,25 +16,44 @@ class SideThread:
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[tuple[Any, Future[Tensor]] | None] = queue.SimpleQueue()
+        self._before: Future[Tensor] | None = None
+        """Of the last sum that the thread was given."""
         self._thread = threading.Thread(target=self._run, name="exact-sum", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Any) -> Future[Tensor]:
+    def submit(self, work: Any, *, is_last: bool = False) -> Future[Tensor]:
+        """`is_last`: the backward is over but for this sum, so that there is nothing to run beside."""
         future: Future[Tensor] = Future()
-        self._work.put((work, future))
+        if is_last:  # it would take the calling thread as long to wake the other one, and to be woken
+            if self._before is not None:
+                _settled(self._before)
+            self._before = None
+            _do(work, future)
+        else:
+            self._before = future
+            self._work.put((work, future))
         return future
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            work, future = item
-            try:
-                future.set_result(work())
-            except Exception as error:  # it is raised where the main thread waits
-                future.set_exception(error)  # type: ignore[arg-type]
+            _do(*item)
 
     def close(self) -> None:
         self._work.put(None)
         self._thread.join()
+
+
+def _do(work: Any, future: Future[Tensor]) -> None:
+    try:
+        future.set_result(work())
+    except Exception as error:  # it is raised where the main thread waits
+        future.set_exception(error)  # type: ignore[arg-type]
+
+
+def _settled(future: Future[Tensor]) -> None:
+    """Waits for it. What it has failed with is raised by DDP, which waits for all of them in their order."""
+    with suppress(Exception):
+        future.wait()
 
 
 class SideStream:
@@ -43,7 +63,7 @@ class SideStream:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def submit(self, work: Any) -> Future[Tensor]:
+    def submit(self, work: Any, *, is_last: bool = False) -> Future[Tensor]:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         future: Future[Tensor] = Future(devices=[self._device])
         with torch.cuda.stream(self._stream):

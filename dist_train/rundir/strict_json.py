@@ -9,7 +9,10 @@ _TAG = "float"
 
 def to_json(value: Any, **layout: Any) -> str:
     """For readers of all kinds: what JSON has no number for is "nan", "inf" or "-inf"; floats come back bit for bit."""
-    return json.dumps(_spelled(value, repr), allow_nan=False, **layout)
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_spelled(value, repr), allow_nan=False, **layout)
 
 
 def tagged(value: Any) -> Any:

@@ -65,7 +65,7 @@ def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterat
 
 def _plan(config: RunConfig, plan: LaunchPlan) -> str:
     words = [f"{_count(plan.nodes, 'node')} × {_count(plan.ranks_per_node, 'rank')} = {plan.world_size}", plan.backend]
-    words += [config.train.precision, *["channels_last"] * config.model.channels_last]
+    words += [config.train.precision, *["channels_last"] * config.model.is_channels_last]
     return ", ".join(
         [*words, *["compiled"] * config.model.compile, f"{_count(plan.threads_per_rank, 'thread')} a rank"]
     )

@@ -5,8 +5,10 @@ import shutil
 import sys
 
 import pytest
+from torch import nn
 
 from dist_train.checkpoint.store import CheckpointStore, read_file, verify
+from dist_train.config.source import load
 from dist_train.errors import ExitCode, UserError
 from tests.distributed.test_switches import write_images
 from tests.distributed.training import result, train, write_configs
@@ -19,6 +21,12 @@ from torch import nn
 def net(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
 """
+
+
+def net(shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 2, 3), nn.Flatten(), nn.Linear(2 * (shape[1] - 2) * (shape[2] - 2), classes)
+    )
 
 
 @pytest.fixture
@@ -192,3 +200,25 @@ def test_a_config_that_this_version_cannot_read_says_so(run_ranks, folder):
     config = verify(next((folder / "run" / "checkpoints").iterdir()))["config"]
     _rewrite(folder, config={**config, "seed": "today"})
     assert "another version of dist-train" in _refused(run_ranks, folder)
+
+
+# ---------------------------------------------------------------- what a run has settled
+
+
+@pytest.mark.parametrize(
+    ("model", "began", "kept"),
+    [
+        ("{name: cnn, width: 4}", None, True),
+        ("{name: cnn, width: 4}", False, False),  # as a run from before there was an `auto`
+        ("{name: mlp, hidden: [4]}", None, False),
+        (f"{{name: '{__name__}:net'}}", None, False),
+    ],
+)
+def test_a_run_keeps_the_memory_layout_that_it_began_with(run_ranks, folder, model, began, kept):
+    given = [f"model={model}", "train.duration=4 steps", "eval.every=4 steps"]
+    _begin(run_ranks, folder, *given, *([] if began is None else [f"model.channels_last={str(began).lower()}"]))
+    assert load(folder / "run" / "config.yaml", recorded=True).model.channels_last is kept
+    assert run_ranks(_attempt, 2, folder, "base.yaml", *given) == [None, None]
+    assert load(folder / "run" / "config.yaml", recorded=True).model.channels_last is kept
+    other = f"model.channels_last={str(not kept).lower()}"
+    assert "model.channels_last" in _refused(run_ranks, folder, *given, other)

@@ -107,15 +107,18 @@ class TokenWindows(ImageSet):
         found = np.empty((len(indices), self.shape[0] + 1), dtype=self._tokens.dtype)
         starts = (self._tokens.first + indices * self._stride) * found.itemsize
         try:
-            with self._tokens.path.open("rb", buffering=0) as file:
-                whole = [os.preadv(file.fileno(), [found[k]], start) for k, start in enumerate(starts.tolist())]
+            descriptor = os.open(self._tokens.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                whole = [os.preadv(descriptor, [found[k]], start) for k, start in enumerate(starts.tolist())]
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise UserError(f"cannot read the tokens {self._tokens.path}: {error.strerror}", ExitCode.DATA) from error
         if min(whole) < found[0].nbytes:
             raise UserError(f"{self._tokens.path} has become shorter since the run began", ExitCode.DATA)
         _check(found, self._vocabulary, self._tokens.path)
-        tokens = torch.from_numpy(found.astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        tokens = torch.from_numpy(found)
+        return tokens[:, :-1].to(torch.int64), tokens[:, 1:].to(torch.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens.
