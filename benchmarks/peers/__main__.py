@@ -60,10 +60,6 @@ def command(side: str, job: str, data: Path, out: Path, workers: int) -> list[st
     module += ["--workers", str(workers), *(["--photos", str(PIXELS)] if job == "photos" else [])]
     if side == "lightning":
         return [sys.executable, *module]
-    if side == "accelerate":
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", str(RANKS)]
-        launch += ["--num_machines", "1", "--machine_rank", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        return [sys.executable, *launch, "--num_cpu_threads_per_process", "1", *module]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *module]
 
 

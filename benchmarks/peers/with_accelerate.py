@@ -1,6 +1,8 @@
 """Hugging Face Accelerate, after its examples.
 
-accelerate launch --cpu --multi_cpu … -m benchmarks.peers.with_accelerate DATA OUT --epochs 2 --batch 64
+torchrun --standalone --nproc-per-node 2 -m benchmarks.peers.with_accelerate DATA OUT --epochs 2 --batch 64
+
+(accelerate launch knows several processes on a CPU under MPI alone.)
 """
 
 import torch
