@@ -8,6 +8,7 @@ ends it with the server.
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ from ..torch_patches import end_ranks_by, start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
+MORE_DESCRIPTORS = 256
+"""Of the process that has the store, beside one for each rank and agent."""
 RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
@@ -107,6 +110,8 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
         arguments.standalone = False
     arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
     config, python, _ = config_from_args(arguments)
+    if arguments.node_rank == 0:
+        allow_descriptors(config.max_nodes * (config.nproc_per_node + 1) + MORE_DESCRIPTORS)
     config.logs_specs = rank_files(request, config.signals_to_handle)
     config.max_restarts = 0
     if request.signals == "default":
@@ -121,6 +126,22 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     except ChildFailedError as failed:
         return [RankEnd(rank=rank, pid=one.pid, exit_code=one.exitcode) for rank, one in failed.failures.items()]
     return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
+
+
+def allow_descriptors(needed: int) -> None:
+    """The store takes one for each process, and the limit is 1,024 as a rule. The ranks' own stays as it is.
+
+    Raises:
+        RuntimeError: when the limit cannot be raised.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and needed > hard:
+        raise RuntimeError(
+            f"the first node's store needs {needed} open files for so many ranks, and at most {hard} are allowed here: "
+            "raise the hard limit (ulimit -Hn)"
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class ForkedRank:
