@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ def _on_nodes(ranks: Ranks, per_node: int) -> Ranks:
     return Ranks.from_environment()
 
 
+def _store() -> dist.TCPStore:
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
 def fastest(work: Callable[[], Any], times: int) -> float:
     """Seconds of the fastest tenth: others work on the machine."""
     took = []
@@ -75,41 +80,39 @@ def busy(ranks: Ranks) -> float:
         return (time.process_time() - begun) / TIMES / (ranks.world_size - 1)
 
 
-def connect(ranks: Ranks, many: int) -> tuple[float, float, int, int]:
-    """Until all groups are there: seconds, processor time, connections, bytes from and to the store."""
+def connect(ranks: Ranks, many: int) -> tuple[float, int, int]:
+    """Until all groups are there: processor time, connections, bytes from and to the store."""
     from torch.distributed.elastic.utils import store as elastic
 
     process_group.MANY = many
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    elastic.barrier(store, ranks.world_size, "here")
-    del store
-    begun, work = time.monotonic(), time.process_time()
+    elastic.barrier(_store(), ranks.world_size, "here")
+    begun = time.process_time()
     with ProcessGroup(_on_nodes(ranks, 8), DistributedConfig()) as group:
         group.for_reduction()
-        took = time.monotonic() - begun, time.process_time() - work
+        took = time.process_time() - begun
         group.barrier()
         held = connections()
         with_store = sum(one.sent + one.received for one in held if one.ends[1][1] == int(os.environ["MASTER_PORT"]))
         group.barrier()
-        return *took, len(held), with_store
+        return took, len(held), with_store
 
 
 def meet(ranks: Ranks) -> float:
     """Seconds of what torch's agents do before they start ranks, and when these have ended."""
-    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent, WorkerSpec
+    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
     from torch.distributed.elastic.utils import store as elastic
 
+    store, mine, count = _store(), SimpleNamespace(role="default", local_world_size=8), ranks.world_size
+    elastic.barrier(store, count, "here")
     begun = time.monotonic()
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    spec = WorkerSpec(role="default", local_world_size=8, rdzv_handler=None, max_restarts=0)  # type: ignore[arg-type]
-    SimpleElasticAgent._assign_worker_ranks(None, store, ranks.rank, ranks.world_size, spec)  # type: ignore[arg-type]
-    elastic.barrier(store, ranks.world_size, "ended")
+    SimpleElasticAgent._assign_worker_ranks(None, store, ranks.rank, count, mine)  # type: ignore[arg-type]
+    elastic.barrier(store, count, "ended")
     return time.monotonic() - begun
 
 
 def look_up(ranks: Ranks) -> float:
     """Seconds of one look-up in the store, while the other ranks make theirs."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = _store()
     store.set("key", "value")
     return fastest(lambda: store.get("key"), 5 * TIMES)
 
@@ -170,6 +173,18 @@ class Measured:
     import_bytes: int
     line_s: float
 
+    def show(self) -> None:
+        print("| measured here | |\n|---|---|")
+        print(f"| a small message of gloo between two ranks | {1e6 * self.message_s:.0f} µs |")
+        print(f"| processor time of a rank for one, in an all-to-all of 8 | {1e6 * self.busy_s:.0f} µs |")
+        print(f"| a sum of 64 MiB over two ranks | {self.loopback / 1e9:.1f} GB/s |")
+        print(f"| a look-up in the store, with 8 at the same time | {1e6 * self.look_up_s:.0f} µs |")
+        print(f"| one agent more, until all have met | {1e3 * self.agent_s:.1f} ms |")
+        print(f"| a heartbeat | {1e6 * self.beat_s:.1f} µs |")
+        libraries = f"{self.import_files:,} files, {self.import_bytes / 1e6:,.0f} MB"
+        print(f"| imports of a fork server | {self.import_s:.1f} s of a processor, {libraries} |")
+        print(f"| a line through the relay, to log and console | {1e6 * self.line_s:.0f} µs |\n", flush=True)
+
 
 _IMPORT = """
 import importlib, os, sys, time
@@ -178,14 +193,20 @@ sys.addaudithook(lambda event, _: event == "open" and opened.__setitem__(0, open
 begun = time.process_time()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-files = {line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(".so") or ".so." in line}
-read = int(open("/proc/self/io").read().split()[1]) + sum(map(os.path.getsize, filter(os.path.exists, files)))
-print(time.process_time() - begun, opened[0] + len(files), read)
+spent, files, read, in_library = time.process_time() - begun, set(), int(open("/proc/self/io").read().split()[1]), False
+for line in open("/proc/self/smaps"):
+    words = line.split()
+    if "-" in words[0]:
+        in_library = ".so" in words[-1]
+        files |= {words[-1]} if in_library else set()
+    elif in_library and words[0] == "Rss:":
+        read += 1024 * int(words[1])
+print(spent, opened[0] + len(files), read)
 """
 
 
 def importing() -> tuple[float, int, int]:
-    """Of what a fork server imports: processor time, files opened, bytes read or mapped."""
+    """Of a fork server: processor time, files opened, bytes read, and of libraries the pages that were touched."""
     modules = [name for name in PRELOADED if name.split(".")[0] not in ("pytest", "tests")]
     told = subprocess.run([sys.executable, "-c", _IMPORT, *modules], capture_output=True, text=True, check=True)
     seconds, files, read = told.stdout.split()
@@ -237,18 +258,17 @@ def show_links() -> None:
 
 
 def show_connections(most: int) -> None:
-    """What it takes to open all groups of W real ranks, connected all to all, or as ranks above MANY are."""
+    """What it takes to open all groups of W real ranks, connected all to all, or as more than MANY are."""
     print(
-        "\n| ranks | | until connected, s | processor s a rank | connections of a rank | KB of a rank with the store |"
+        "\n| ranks | | processor time of a rank | its connections | between it and the store |\n|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|")
     for world_size in (8, 16, 32, 64, 128):
         for name, many in (("all to all", 10**6), ("as needed", 2)):
             if world_size > most or (many > world_size > 64):
                 continue
-            seconds, work, held, stored = zip(*run_ranks(connect, world_size, many, timeout=600), strict=True)
-            row = (f"{max(seconds):.1f}", f"{sum(work) / world_size:.2f}", str(max(held)))
-            print(f"| {world_size} | {name} | " + " | ".join(row) + f" | {sum(stored) / world_size / 1000:.1f} |")
+            work, held, stored = zip(*run_ranks(connect, world_size, many, timeout=600), strict=True)
+            row = f"{sum(work) / world_size:.2f} s | {max(held)} | {sum(stored) / world_size / 1000:.0f} KB"
+            print(f"| {world_size} | {name} | {row} |", flush=True)
 
 
 # ---------------------------------------------------------------- what follows for many ranks
@@ -276,7 +296,7 @@ def messages(sizes: Sequence[int]) -> int:
     return sum(2 * (members - 1) for members in sizes)
 
 
-def pieces(world_size: int, numbers: float) -> int:
+def pieces(numbers: float) -> int:
     """Exchange.mean_into adds so many bytes at a time."""
     return math.ceil(numbers * 4 / _PIECE)
 
@@ -285,35 +305,32 @@ def rows(world_size: int, per_node: int, numbers: float, measured: Measured, nod
     """Each row of the table, for one number of ranks."""
     nodes = world_size // per_node
     sizes = level_sizes([(rank % per_node, per_node) for rank in range(world_size)])
-    many, ring = world_size > process_group.MANY, 2 * (world_size - 1)
-    before, now = ((world_size,), sizes)
+    many, ring, tree = world_size > process_group.MANY, 2 * (world_size - 1), math.ceil(math.log2(world_size))
+    one, two = (world_size,), (per_node, nodes)
     yield " × ".join(map(str, sizes))
-    gb = [4e-9 * sent_by_node(world_size, per_node, which, numbers) for which in (before, now)]
-    least = 4e-9 * 2 * numbers * (nodes - 1) / nodes
-    yield f"{gb[0]:.1f} → {gb[1]:.1f} ({least:.1f})"
+    gb = [4e-9 * sent_by_node(world_size, per_node, which, numbers) for which in (one, sizes)]
+    yield f"{gb[0]:.1f} → {gb[1]:.1f} ({4e-9 * 2 * numbers * (nodes - 1) / nodes:.1f})"
     yield f"{1e9 * gb[0] / node_bytes_s:.2f} → {1e9 * gb[1] / node_bytes_s:.2f}"
-    count = pieces(world_size, numbers)
-    told = [messages(which) * count for which in (before, now)]
-    yield f"{told[0]:,} → {told[1]:,}"
-    yield f"{told[0] * measured.busy_s:.2f} → {told[1] * measured.busy_s:.2f}"
-    in_levels = messages(sizes) if many else ring
-    yield f"{ring:,} → {in_levels:,}"
-    yield f"{1e3 * ring * measured.message_s:.1f} → {1e3 * in_levels * measured.message_s:.1f}"
-    mesh = 1 + 3 * (world_size - 1)
-    tree = math.ceil(math.log2(world_size))
-    lazily = 1 + 2 + 2 + 3 * tree + sum(members - 1 for members in sizes) + 2 * 2 * len(sizes)
-    yield f"{mesh:,} → {min(mesh, lazily) if many else mesh:,}"
-    groups = 3 * world_size * (world_size - 1)
-    asked = world_size * lazily if many else groups
-    yield f"{groups:,} → {min(groups, asked):,}"
-    yield f"{groups * measured.look_up_s / 8:.1f} → {min(groups, asked) * measured.look_up_s / 8:.1f}"
+    told = [messages(which) * pieces(numbers) for which in (one, two, sizes)]
+    yield " → ".join(f"{count:,}" for count in told)
+    yield " → ".join(f"{count * measured.busy_s:.2f}" for count in told)
+    in_turn = messages(sizes) if many else ring
+    yield f"{ring:,} → {in_turn:,}"
+    yield f"{1e3 * ring * measured.message_s:.0f} → {1e3 * in_turn * measured.message_s:.0f}"
+    mesh = 1 + 2 * (world_size - 1) + messages(two) // 2
+    lazily = 1 + 2 + 2 + 3 * tree + messages(sizes) // 2 + 2 * 2 * len(sizes)
+    held = [mesh, lazily if many else mesh]
+    yield " → ".join(f"{count:,}" for count in held)
+    asked = [world_size * (count - 1) for count in held]
+    yield " → ".join(f"{count:,}" for count in asked)
+    yield " → ".join(f"{count * measured.look_up_s / 8:.1f}" for count in asked)
     yield f"{world_size + nodes:,}"
     yield f"{nodes * measured.agent_s:.1f}"
     yield f"{world_size * measured.import_bytes / 1e9:,.0f} → {nodes * measured.import_bytes / 1e9:,.0f}"
     yield f"{world_size * measured.import_files:,} → {nodes * measured.import_files:,}"
     state = 12 * numbers
     yield f"{world_size * state / 1e9:,.0f} → {state / 1e9:,.0f}"
-    yield f"{(world_size - 1) * state / 1e9:,.0f} → {(nodes - 1) * state / 1e9:,.0f}"
+    yield f"{(world_size - per_node) * state / 1e9:,.0f} → {(nodes - 1) * state / 1e9:,.0f}"
     yield f"{sum(math.ceil(math.log2(members)) for members in sizes[1:]) * state / node_bytes_s:.0f}"
     yield f"{(FLUSHED * world_size * 4 + world_size * len(COLUMNS)) * 8 / 1e6:.1f}"
     yield f"{world_size:,} → 1"
@@ -323,7 +340,7 @@ ROWS = (
     "levels of the exchange",
     "GB out of a node in a step (least)",
     "s of that",
-    "messages of a rank in a step",
+    "messages of a rank in a step: one level, two, now",
     "s of processor time for them",
     "messages one after another, to agree on a stop",
     "ms of that",
@@ -351,10 +368,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--most-ranks", type=int, default=128, help="real ones that are connected (default 128)")
     args = parser.parse_args(argv)
     measured = measure()
-    print("| measured here | |\n|---|---|")
-    for name, value in vars(measured).items():
-        print(f"| {name} | {value:.3g} |" if isinstance(value, float) else f"| {name} | {value:,} |")
-    print(flush=True)
+    measured.show()
     show_links()
     show_connections(args.most_ranks)
     counts = [int(one) for one in args.ranks.split(",")]

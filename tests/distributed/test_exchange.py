@@ -132,17 +132,23 @@ def test_chunks_are_aligned_and_pieces_bounded(run_ranks):
 
 def _sent(ranks, per_node, numbers):
     """This rank's connections before, between and after three sums of `numbers`: in one level, in those of its place,
-    by a ring."""
+    by a ring; and a broadcast."""
     ranks, microbatches = _on_nodes(ranks, per_node), ranks.world_size
     shares = [share(rank, microbatches, microbatches) for rank in range(microbatches)]
     with ProcessGroup(ranks, DistributedConfig()) as group:
-        chosen, seen = group.for_reduction(), [connections()]
-        for lanes in (_lanes(group, (microbatches,)), chosen, None):
-            value = torch.ones(numbers)
-            if lanes is not None:
-                Exchange(lanes, ranks.rank, shares, microbatches).mean_into(value, [value])
-            else:
-                dist.all_reduce(value)
+        value, chosen = torch.ones(numbers), group.for_reduction()
+        group.broadcast_tensors({"first": value[:1]} if ranks.is_first else None)  # which makes its groups
+        one_level = _lanes(group, (microbatches,))
+        works = [
+            lambda: Exchange(one_level, ranks.rank, shares, microbatches).mean_into(value, [value]),
+            lambda: Exchange(chosen, ranks.rank, shares, microbatches).mean_into(value, [value]),
+            lambda: dist.all_reduce(value),
+            lambda: group.broadcast_tensors({"value": value} if ranks.is_first else None),
+        ]
+        group.barrier()
+        seen = [connections()]
+        for work in works:
+            work()
             group.barrier()
             seen.append(connections())
             group.barrier()
@@ -155,12 +161,34 @@ def test_between_nodes_as_many_bytes_travel_as_in_a_ring(run_ranks, per_node, no
     numbers = 16 * 25_000
     of_ranks = run_ranks(_sent, per_node * nodes, per_node, numbers)
     counts = [bytes_between(sent_by_link(held), per_node) for held in zip(*of_ranks, strict=True)]
-    one_level, levels, ring = (after - before for before, after in itertools.pairwise(counts))
+    one_level, levels, ring, broadcast = (after - before for before, after in itertools.pairwise(counts))
     # A ring's last rank of a node sends all but one of the W chunks, twice.
-    in_a_ring = nodes * 2 * 4 * numbers * (1 - 1 / (per_node * nodes))
-    assert ring == pytest.approx(in_a_ring, rel=0.02)
+    assert ring == pytest.approx(nodes * 2 * 4 * numbers * (1 - 1 / (per_node * nodes)), rel=0.02)
     assert levels == pytest.approx(2 * 4 * numbers * (nodes - 1), rel=0.02) and levels < 1.02 * ring
     assert one_level == pytest.approx(per_node * levels, rel=0.02)
+    assert broadcast == pytest.approx(4 * numbers * (nodes - 1), rel=0.02)
+
+
+def _handed_on(ranks, per_node):
+    """Whether each rank has rank 0's tensors, and how many collectives it has begun."""
+    ranks, draw = _on_nodes(ranks, per_node), torch.Generator().manual_seed(3)
+    dtypes = (torch.bool, torch.int64, torch.bfloat16, torch.float32, torch.float64)
+    tensors = {
+        f"{dtype} {shape}": (torch.rand(shape, generator=draw) * 9).to(dtype)
+        for dtype in dtypes
+        for shape in ((), (0, 3), (5,), (3, 4))
+    }
+    with ProcessGroup(ranks, DistributedConfig()) as group:
+        found = group.broadcast_tensors(tensors if ranks.is_first else None)
+        begun = sum(one._get_sequence_number_for_group() for one in dist.distributed_c10d._world.pg_map)
+    return [*found] == [*tensors] and all(torch.equal(found[name], tensors[name]) for name in tensors), begun
+
+
+@pytest.mark.parametrize("per_node", [1, 2, 3])
+def test_every_rank_receives_rank_0s_tensors_and_begins_as_many_collectives(run_ranks, per_node):
+    """Whoever has begun the fewest is taken for the one that is waited for."""
+    ((right, _),) = set(run_ranks(_handed_on, 6, per_node))
+    assert right
 
 
 # ---------------------------------------------------------------- which levels
