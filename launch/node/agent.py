@@ -32,7 +32,7 @@ from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
 MORE_DESCRIPTORS = 256
-"""Of the process that has the store, beside one for each rank and agent."""
+"""Of the process that has the store, beside those of ranks and agents."""
 RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
@@ -111,7 +111,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
     config, python, _ = config_from_args(arguments)
     if arguments.node_rank == 0:
-        allow_descriptors(config.max_nodes * (config.nproc_per_node + 1) + MORE_DESCRIPTORS)
+        allow_descriptors(config.max_nodes * (config.nproc_per_node + 1))
     config.logs_specs = rank_files(request, config.signals_to_handle)
     config.max_restarts = 0
     if request.signals == "default":
@@ -128,20 +128,21 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
 
 
-def allow_descriptors(needed: int) -> None:
-    """The store takes one for each process, and the limit is 1,024 as a rule. The ranks' own stays as it is.
+def allow_descriptors(clients: int) -> None:
+    """The store takes one for each rank and agent, and the limit is 1,024 as a rule. The ranks' own stays as it is.
 
     Raises:
-        RuntimeError: when the limit cannot be raised.
+        RuntimeError: when the limit cannot be raised so far.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in (soft, hard) and needed > hard:
+    most = float("inf") if hard == resource.RLIM_INFINITY else hard
+    if clients > most:
         raise RuntimeError(
-            f"the first node's store needs {needed} open files for so many ranks, and at most {hard} are allowed here: "
-            "raise the hard limit (ulimit -Hn)"
+            f"the first node's store needs {clients:,} open files, one for each rank and agent, and at most {hard:,} "
+            "are allowed here: raise the hard limit (ulimit -Hn)"
         )
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if soft not in (resource.RLIM_INFINITY, hard) and clients + MORE_DESCRIPTORS > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(clients + MORE_DESCRIPTORS, most)), hard))
 
 
 class ForkedRank:
