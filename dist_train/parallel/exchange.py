@@ -2,13 +2,16 @@
 (dist_train/parallel/tree.py).
 
 Each rank receives one chunk of everybody's nodes (all-to-all), adds it along the tree, and gives the sum to all
-(all-gather), which moves as many bytes as a ring all-reduce. On several nodes of as many ranks each, it goes in two
-levels: the ranks of a node add up what their node knows of the tree, those with the same place on their nodes add up
-the nodes', each for its own chunk. Between nodes every number then travels once each way, not once for each rank.
+(all-gather), which moves as many bytes as a ring all-reduce. On several nodes it goes in two levels: the ranks of a
+node add up what their node knows of the tree, those with the same place on their nodes add up the nodes', each for its
+own chunk. Between nodes every number then travels once each way, not once for each rank. Many nodes make more levels of
+the same kind: as many bytes in fewer messages (docs/scale.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from math import gcd, isqrt
 
 import torch
 import torch.distributed as dist
@@ -22,19 +25,22 @@ _ALIGNED = 16
 """Bytes at whose multiples every rank's chunk begins: what vector instructions and NCCL's kernels want."""
 
 
+_LEVEL = 32
+"""Messages that a further level has to save: it costs two more collectives a piece, and copies between them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
-    """The groups that the sum travels on.
+    """The groups that something travels on between all ranks, the innermost first.
 
     Attributes:
-        inside: the ranks of this rank's node; of all nodes where `across` is None.
-        across: the ranks with the same place on their nodes, in the order of the nodes.
-        per_node: ranks in `inside`.
+        groups: by level, the one that this rank is in. Written with the `sizes` as bases, the lowest digit first, the
+            ranks of a level's group differ in that level's digit alone, and are in its order.
+        sizes: by level, the members of a group; their product is the number of ranks.
     """
 
-    inside: dist.ProcessGroup
-    across: dist.ProcessGroup | None = None
-    per_node: int
+    groups: tuple[dist.ProcessGroup, ...]
+    sizes: tuple[int, ...]
 
 
 class Exchange:
@@ -57,19 +63,18 @@ class Exchange:
     ) -> None:
         self._ranks, self._microbatches = len(shares), microbatches
         self._piece, self._all_gather = piece, all_gather
-        root, per_node = (0, microbatches), lanes.per_node
-        first = rank - rank % per_node
-        here = [cover(share, root) for share in shares[first : first + per_node]]
-        if lanes.across is None:
-            self._levels = [_Level(group=lanes.inside, brought=here, wanted=[root])]
-        else:
-            # A node's ranks are neighbours, so their shares are one range.
-            ends = [(shares[at].start, shares[at + per_node - 1].stop) for at in range(0, self._ranks, per_node)]
-            nodes = [cover(range(*end), root) for end in ends]
-            self._levels = [
-                _Level(group=lanes.inside, brought=here, wanted=nodes[rank // per_node]),
-                _Level(group=lanes.across, brought=nodes, wanted=[root]),
-            ]
+        root, block = (0, microbatches), 1
+
+        def known(at: int) -> list[Node]:
+            """To the ranks of a block together. They are neighbours, so their shares are one range."""
+            return cover(range(shares[at * block].start, shares[(at + 1) * block - 1].stop), root)
+
+        self._levels = []
+        for group, size in zip(lanes.groups, lanes.sizes, strict=True):
+            outer = rank // (block * size)
+            brought = [known(at) for at in range(outer * size, (outer + 1) * size)]
+            block *= size
+            self._levels.append(_Level(group=group, brought=brought, wanted=known(outer)))
 
     def mean_into(self, target: Tensor, values: Sequence[Tensor], divisor: int | None = None) -> None:
         """Writes the mean over all V microbatches into `target`.
@@ -177,12 +182,24 @@ def _by_destination(values: Sequence[Tensor], members: int, chunk: int) -> Tenso
     return out.view(len(values), members, chunk).transpose(0, 1).reshape(-1)
 
 
-def regular(places: Sequence[tuple[int, int]]) -> int | None:
-    """Ranks on each node, where there are several nodes of as many and a node's ranks are neighbours; else None.
+def level_sizes(places: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Members of a group by level, the innermost first. The first level stays inside the nodes, where their ranks are
+    neighbours: a node is one group, or of nodes of 8 and 4 each four ranks are one.
 
     Args:
         places: by rank, its place on its node and the number of ranks there.
     """
-    per_node = places[0][1]
-    as_many = all(place == (rank % per_node, per_node) for rank, place in enumerate(places))
-    return per_node if as_many and 1 < per_node < len(places) and len(places) % per_node == 0 else None
+    inside = at = 0
+    while at < len(places):
+        here = places[at][1]
+        if list(places[at : at + here]) != [(place, here) for place in range(here)]:
+            return _split(len(places))
+        inside, at = gcd(inside, here), at + here
+    return (inside, *_split(len(places) // inside)) if 1 < inside < len(places) else _split(len(places))
+
+
+@cache
+def _split(members: int) -> tuple[int, ...]:
+    """Sizes with that product, whose levels need the fewest messages."""
+    divided = [(size, *_split(members // size)) for size in range(2, isqrt(members) + 1) if members % size == 0]
+    return min([(members,), *divided], key=lambda sizes: sum(sizes) + _LEVEL * len(sizes))

@@ -7,7 +7,7 @@ does, uses a gloo group on the host with a long time limit: a rank that waits th
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,13 +20,17 @@ from torch import Tensor
 from dist_train.config.problems import ConfigError
 from dist_train.errors import UserError
 from dist_train.heartbeat import beat
-from dist_train.parallel.exchange import Lanes, regular
+from dist_train.parallel.exchange import Lanes, level_sizes
+from dist_train.parallel.overlap import SideThread
 from dist_train.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from dist_train.config.schema import DistributedConfig
 
 T = TypeVar("T")
+MANY = 64
+"""Ranks above which gloo connects only those that talk to each other, since all to all are W² look-ups in one store;
+and above which the host's sums go in levels, since a ring takes 2(W - 1) messages, one after another: docs/scale.md."""
 HOST_TIMEOUT = timedelta(days=30)
 """Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is still noticed
 at once, by its closed connection."""
@@ -48,13 +52,17 @@ class ProcessGroup:
         self.device = _choose_device(self.backend, ranks)
         self._timeout = timedelta(seconds=config.timeout.seconds)
         self._host: Any = None
-        self._lanes: Lanes | None = None
+        self._lanes: dict[str, Lanes] = {}
+        self._behind: SideThread | None = None
+        """Runs sums in levels; None where there are not so many ranks."""
 
     def __enter__(self) -> "ProcessGroup":
         if self.ranks.nodes == 1:
             _stay_on_loopback()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if self.ranks.world_size > MANY:
+            os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         beat("connect")  # no work: the library looks around for the others as busily as it would compute
         if self._is_ours:
             alone: dict[str, Any] = (
@@ -62,48 +70,56 @@ class ProcessGroup:
             )
             dist.init_process_group(self.backend, timeout=self._timeout, **alone)
         self._host = dist.new_group(None, HOST_TIMEOUT, "gloo")
-        self._connect(dist.group.WORLD)
+        self._connect(dist.group.WORLD, self.device)
         beat("init")
+        if self.ranks.world_size > MANY:
+            self._lanes_on_host()
+            self._lanes_on_host("behind")
+            self._behind = SideThread()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After a failure the peers may be gone, and an orderly end would wait for them.
+        if kind is None and self._behind is not None:
+            self._behind.close()
         if kind is None and self._is_ours and dist.is_initialized():
             dist.destroy_process_group()
 
     def for_reduction(self) -> Lanes:
-        """Groups for the exact sum, whose thread must not share one with DDP; by node, where all nodes have the same
-        number of ranks. The same ones each time: models that are trained in turn share them."""
-        if self._lanes is not None:
-            return self._lanes
-        beat("connect")
-        ranks, places = self.ranks, torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
-        places[ranks.rank] = torch.tensor([ranks.local_rank, ranks.local_world_size])
-        per_node = regular([(place, here) for place, here in self.all_reduce_host_(places).tolist()])
-        inside = across = None
-        if per_node is None:
-            per_node, inside = ranks.world_size, self._new_group()
-        else:
-            node, place = divmod(ranks.rank, per_node)
-            inside = self._new_group(range(node * per_node, (node + 1) * per_node))
-            across = self._new_group(range(place, ranks.world_size, per_node))
-        beat("init")
-        self._lanes = Lanes(inside=inside, across=across, per_node=per_node)
-        return self._lanes
+        """Groups for the exact sum, whose thread must not share one with DDP. The same ones each time: models that are
+        trained in turn share them."""
+        return self._lanes_for("sums", self.backend, self._timeout)
 
-    def _new_group(self, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
-        """On the device. Of all ranks; or of `ranks`, while the others make theirs at the same time."""
-        group = dist.new_group(ranks, self._timeout, self.backend, use_local_synchronization=ranks is not None)
+    def _lanes_for(self, use: str, backend: str, timeout: timedelta) -> Lanes:
+        """Groups of their own for each use; all ranks ask for them in the same order."""
+        if use not in self._lanes:
+            beat("connect")
+            ranks, places = self.ranks, torch.zeros(self.ranks.world_size, 2, dtype=torch.int64)
+            places[ranks.rank] = torch.tensor([ranks.local_rank, ranks.local_world_size])
+            dist.all_reduce(places, group=self._host)
+            sizes, groups, block = level_sizes([(place, here) for place, here in places.tolist()]), [], 1
+            for size in sizes:
+                first = ranks.rank - ranks.rank // block % size * block
+                members = range(first, first + block * size, block)
+                groups.append(self._new_group(members if size < ranks.world_size else None, backend, timeout))
+                block *= size
+            beat("init")
+            self._lanes[use] = Lanes(groups=tuple(groups), sizes=sizes)
+        return self._lanes[use]
+
+    def _new_group(self, ranks: Sequence[int] | None, backend: str, timeout: timedelta) -> dist.ProcessGroup:
+        """Of all ranks; or of `ranks`, while the others make theirs at the same time."""
+        group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
         assert isinstance(group, dist.ProcessGroup)
-        self._connect(group)
+        self._connect(group, self.device if backend == self.backend else torch.device("cpu"))
         return group
 
-    def _connect(self, group: Any) -> None:
+    def _connect(self, group: Any, device: torch.device) -> None:
         """The first collective of a group makes its connections. NCCL may hang there, and nothing else watches it
         (pytorch/pytorch#88103), so it is called here, where the watchdog knows the phase."""
-        dist.all_reduce(torch.zeros(1, device=self.device), group=group)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def barrier(self) -> None:
         """Returns when every rank has called it, however long one of them takes."""
@@ -149,19 +165,30 @@ class ProcessGroup:
         return gathered
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Rank 0's CPU tensors, on every rank's CPU, so that a checkpoint is read once."""
+        """Rank 0's CPU tensors, on every rank's CPU, so that a checkpoint is read once. A node receives them once and
+        hands them on; several tensors are on their way at the same time."""
         mine = dict(tensors or {})
         layout = self.broadcast_object([(name, t.shape, t.dtype) for name, t in mine.items()])
         everyone = {name: mine[name] if mine else torch.empty(shape, dtype=dtype) for name, shape, dtype in layout}
+        several = self.ranks.nodes > 1
+        lanes = self._lanes_on_host() if several else Lanes(groups=(self._host,), sizes=(self.ranks.world_size,))
         for tensor in everyone.values():
-            dist.broadcast(tensor.view(-1).view(torch.uint8) if tensor.dim() else tensor, src=0, group=self._host)
+            flat, block = tensor.view(-1).view(torch.uint8), self.ranks.world_size
+            for group, size in zip(lanes.groups[::-1], lanes.sizes[::-1], strict=True):
+                block //= size
+                # The others' turn has not come; they call as often, which is how the watchdog sees who is behind.
+                part = flat if self.ranks.rank % block == 0 else flat[:0]
+                dist.broadcast(part, dist.get_global_rank(group, 0), group)
         return everyone
+
+    def _lanes_on_host(self, use: str = "host") -> Lanes:
+        return self._lanes_for(use, "gloo", HOST_TIMEOUT)
 
     def all_reduce_host_(self, tensor: Tensor) -> Tensor:
         """Adds a CPU tensor over all ranks, in place, without a time limit. Exact for integers, and for floats that at
         most one rank has."""
-        dist.all_reduce(tensor, group=self._host)
-        return tensor
+        groups = [self._host] if self._behind is None else self._lanes_on_host().groups
+        return _all_reduce(tensor, groups, dist.ReduceOp.SUM)
 
     def all_reduce_device_(self, tensor: Tensor) -> Tensor:
         """Adds a tensor on the device over all ranks, in place, the way gradients travel, within their time limit."""
@@ -178,7 +205,17 @@ class ProcessGroup:
         """Begins the sum of a CPU tensor over all ranks, or the maximum, in place, without a time limit; wait() on what
         is returned before reading it."""
         op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
-        return dist.all_reduce(tensor, op=op, group=self._host, async_op=True)
+        if self._behind is None:
+            return dist.all_reduce(tensor, op=op, group=self._host, async_op=True)
+        groups = self._lanes_on_host("behind").groups  # which the thread alone uses, so in one order on all ranks
+        return self._behind.submit(lambda: _all_reduce(tensor, groups, op))
+
+
+def _all_reduce(tensor: Tensor, groups: Iterable[Any], op: Any) -> Tensor:
+    """In place, one group after another."""
+    for group in groups:
+        dist.all_reduce(tensor, op=op, group=group)
+    return tensor
 
 
 def _backend_of_others(ranks: Ranks) -> str:

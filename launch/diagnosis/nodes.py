@@ -75,8 +75,9 @@ class Nodes:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / f"{self._name}.json", NodeEvidence(ranks=mine))
         deadline = time.monotonic() + OTHERS_WRITE_S
-        while len(found := read_records(NodeEvidence, folder)) < self._count and time.monotonic() < deadline:
+        # Counted by their names: each node reads those of all, and so does it once.
+        while len(list(folder.glob("[!.]*.json"))) < self._count and time.monotonic() < deadline:
             time.sleep(0.1)
-        known = {one.rank: one for node in found for one in node.ranks}
+        known = {one.rank: one for node in read_records(NodeEvidence, folder) for one in node.ranks}
         known |= {one.rank: one for one in mine}
         return [known[rank] for rank in sorted(known)]

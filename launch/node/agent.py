@@ -8,6 +8,7 @@ ends it with the server.
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ from ..torch_patches import end_ranks_by, start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
+MORE_DESCRIPTORS = 256
+"""Of the process that has the store, beside those of ranks and agents."""
 RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
@@ -107,6 +110,8 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
         arguments.standalone = False
     arguments.log_dir = os.devnull  # else torch makes a folder in TMPDIR, and leaves it there
     config, python, _ = config_from_args(arguments)
+    if arguments.node_rank == 0:
+        allow_descriptors(config.max_nodes * (config.nproc_per_node + 1))
     config.logs_specs = rank_files(request, config.signals_to_handle)
     config.max_restarts = 0
     if request.signals == "default":
@@ -121,6 +126,23 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     except ChildFailedError as failed:
         return [RankEnd(rank=rank, pid=one.pid, exit_code=one.exitcode) for rank, one in failed.failures.items()]
     return [RankEnd(rank=rank, pid=0, exit_code=0) for rank in ended]
+
+
+def allow_descriptors(clients: int) -> None:
+    """The store takes one for each rank and agent, and the limit is 1,024 as a rule. The ranks' own stays as it is.
+
+    Raises:
+        RuntimeError: when the limit cannot be raised so far.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = float("inf") if hard == resource.RLIM_INFINITY else hard
+    if clients > most:
+        raise RuntimeError(
+            f"the first node's store needs {clients:,} open files, one for each rank and agent, and at most {hard:,} "
+            "are allowed here: raise the hard limit (ulimit -Hn)"
+        )
+    if soft not in (resource.RLIM_INFINITY, hard) and clients + MORE_DESCRIPTORS > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(clients + MORE_DESCRIPTORS, most)), hard))
 
 
 class ForkedRank:
