@@ -44,6 +44,6 @@ def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequen
     """
     keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(
-        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path == "batch.microbatches" and new == "auto")
+        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path == "batch.microbatches" and new in ("auto", "fit"))
         for path, _, new in differences(recorded, config)
     )
