@@ -41,7 +41,7 @@ from dist_train.tracking.tracker import NullTracker
 from dist_train.trainer import Trainer
 from dist_train.worker import set_deterministic
 
-WARM_UP, TRACED = 8, 3
+TRACED = 3
 PEAK = 989e12
 """Multiplications and additions a second of an H100 or H200 in bf16, without sparsity (NVIDIA's data sheets)."""
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -50,20 +50,20 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 class Clock(NullTracker):
     """Is told of every step; times those in the middle, traces the last."""
 
-    def __init__(self, device: torch.device, steps: int) -> None:
-        self._device, self._steps, self.seconds = device, steps, 0.0
+    def __init__(self, device: torch.device, warm_up: int, steps: int) -> None:
+        self._device, self._warm_up, self._steps, self.seconds = device, warm_up, steps, 0.0
         self._trace = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + torch.cuda.is_available()])
         self.launches = self.waits = 0.0
 
     @property
     def last(self) -> int:
-        return WARM_UP + self._steps + TRACED
+        return self._warm_up + self._steps + TRACED
 
     def tick(self, step: int) -> None:
-        if step == WARM_UP:
+        if step == self._warm_up:
             self._wait()
             self.seconds = -time.perf_counter()
-        elif step == WARM_UP + self._steps:
+        elif step == self._warm_up + self._steps:
             self._wait()
             self.seconds += time.perf_counter()
             self._trace.start()
@@ -88,7 +88,7 @@ class Clock(NullTracker):
         return ", ".join([f"{rate:,.1f} samples/s, {asked}{memory / 1e9:.2f} GB at the most", *(text for text in more)])
 
 
-def ours(config_path: str, overrides: list[str], steps: int, tokens: Path | None) -> str:
+def ours(config_path: str, overrides: list[str], warm_up: int, steps: int, tokens: Path | None) -> str:
     if tokens is not None:
         write_tokens(tokens)
     config = load(config_path, overrides)
@@ -96,7 +96,7 @@ def ours(config_path: str, overrides: list[str], steps: int, tokens: Path | None
     with ProcessGroup(Ranks.from_environment(), config.distributed) as group:
         splits = datasets.build_all(config)
         of_data = train_sampler(config, splits.train, group.ranks).steps_per_epoch
-        clock, never = Clock(group.device, steps), 10**9
+        clock, never = Clock(group.device, warm_up, steps), 10**9
         due = Due(
             log_every=10, evaluate_every=never, save_every=never, steps_per_epoch=of_data, total_steps=never,
             last_step=clock.last,
@@ -127,7 +127,7 @@ def write_tokens(folder: Path) -> None:
         np.random.default_rng(0).integers(0, 50_000, count).astype(np.uint16).tofile(folder / name)
 
 
-def plain(images: int, batch: int, steps: int) -> str:
+def plain(images: int, batch: int, warm_up: int, steps: int) -> str:
     import torchvision
 
     cuda = torch.cuda.is_available()
@@ -140,7 +140,7 @@ def plain(images: int, batch: int, steps: int) -> str:
     inner = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
     model = DistributedDataParallel(inner, device_ids=[device] if cuda else None, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    clock = Clock(device, steps)
+    clock = Clock(device, warm_up, steps)
     order = (np.random.default_rng(step).integers(0, len(data), batch) for step in range(clock.last))
     fetch: Callable[[np.ndarray], object] = data.__getitems__
     loader = DataLoader(
@@ -177,15 +177,16 @@ def main() -> None:
     parser.add_argument("side", choices=("ours", "plain"))
     parser.add_argument("config", nargs="?")
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--warm-up", type=int, default=8, help="steps before those that are timed")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--images", type=int, default=224)
     parser.add_argument("--batch", type=int, default=128)
     args = parser.parse_intermixed_args()
     if args.side == "plain":
-        print(plain(args.images, args.batch, args.steps))
+        print(plain(args.images, args.batch, args.warm_up, args.steps))
     else:
-        print(ours(args.config, args.overrides, args.steps, args.tokens))
+        print(ours(args.config, args.overrides, args.warm_up, args.steps, args.tokens))
 
 
 if __name__ == "__main__":

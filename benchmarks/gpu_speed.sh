@@ -62,7 +62,7 @@ side=224 batch=256 images=1281167 samples=50000 recipe=() gpt=(batch.global_size
 sizes=(model.layers=12 model.heads=12 model.width=768 data.context=1024)
 if [[ $on == cpu ]]; then
     export CUDA_VISIBLE_DEVICES=
-    steps=(--steps 1)
+    steps=(--warm-up 1 --steps 1)
     side=32 batch=4 images=64 samples=64
     recipe=(batch.global_size=8 "model.args={widths: [8, 8, 8]}")
     gpt=(batch.global_size=4 batch.microbatches=2)
