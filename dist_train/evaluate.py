@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
@@ -26,7 +26,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key
 from dist_train.sums import BatchSums
-from dist_train.tasks.base import Task
+from dist_train.tasks.base import Model, Task
 from dist_train.worst import WorstSample, WorstSamples
 
 
@@ -97,7 +97,7 @@ def evaluate(
             begin(number)
             if len(batch.indices):
                 with autocast(config, group.device):
-                    found = task.evaluate(model, batch)
+                    found = task.evaluate(both_ways(model) if config.eval.flips else model, batch)
                 sums.add(number, found)
                 worst.add(batch.indices, found)
             broken += batch.broken
@@ -131,6 +131,24 @@ def _check_broken(config: RunConfig, broken: Sequence[Broken], size: int) -> Non
             f"{most}: mend the data, or raise data.max_broken. The first: {broken[0].reason}",
             ExitCode.DATA,
         )
+
+
+def both_ways(model: Model) -> Model:
+    """`eval.flips`: the mean of what `model` says of images [m, C, H, W] as they are and mirrored from left to right.
+
+    Raises:
+        UserError: when the inputs are no such images, or what it says is no tensor.
+    """
+
+    def mean(images: Any) -> Tensor:
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise UserError("eval.flips mirrors images [channels, height, width], and the data has other inputs")
+        plain, mirrored = model(images), model(images.flip(-1))
+        if not isinstance(plain, Tensor):
+            raise UserError(f"eval.flips takes a tensor from the model, which gave {type(plain).__name__}")
+        return (plain + mirrored) / 2
+
+    return mean
 
 
 @contextmanager

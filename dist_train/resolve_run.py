@@ -7,7 +7,10 @@ from pathlib import Path
 
 from dist_train.checkpoint.resume import check_config_unchanged, recorded_config
 from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, locate
+from dist_train.config.changes import is_the_same_training
+from dist_train.config.recorded import of_file
 from dist_train.config.schema import RunConfig
+from dist_train.config.shares import at_least, check_fits
 from dist_train.errors import UserError
 from dist_train.optim.schedule import Schedule
 from dist_train.rundir.files import remove_tree
@@ -66,7 +69,7 @@ def resolve_run(
     notes = [f"{line}, going on from {checkpoint.path.name}" for line in checkpoint.skipped] if checkpoint else []
     if newest is not None:
         notes.insert(0, f"--resume auto: going on with {newest.run_dir} from {newest.checkpoint}")
-    config = _settle_microbatches(config, before.batch.microbatches if before else None, world_size)
+    config = _settle_microbatches(config, before or _begun(run_dir, config, world_size), world_size)
     config = _settle_layout(config, before)
     if before is not None:
         notes += check_config_unchanged(before, config, allowed)
@@ -122,11 +125,27 @@ def _settle_layout(config: RunConfig, before: RunConfig | None) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"channels_last": kept})})
 
 
-def _settle_microbatches(config: RunConfig, before: int | str | None, world_size: int) -> RunConfig:
-    """`auto` is the world size of the run's first session, and stays that."""
-    if config.batch.microbatches != "auto":
+def _begun(run_dir: Path, config: RunConfig, world_size: int) -> RunConfig | None:
+    """What an earlier start of the same run, which has saved nothing yet, has found to fit."""
+    if config.batch.microbatches != "fit" or not RunDir(run_dir).config.is_file():
+        return None
+    try:
+        begun = of_file(RunDir(run_dir).config).alone
+    except UserError:
+        return None
+    return begun if is_the_same_training(begun, config, ()) and at_least(begun, world_size) >= world_size else None
+
+
+def _settle_microbatches(config: RunConfig, before: RunConfig | None, world_size: int) -> RunConfig:
+    """`auto` is the world size of the run's first session, and stays that. `fit` stays what it has been found to be;
+    in a new run it is still to be found."""
+    given, known = config.batch.microbatches, before.batch.microbatches if before else None
+    if given not in ("auto", "fit"):
         return config
-    content, parts = config.model_dump(mode="json"), before or world_size
+    if given == "fit" and not isinstance(known, int):
+        check_fits(config, world_size, at_least(config, world_size))
+        return config
+    content, parts = config.model_dump(mode="json"), known or world_size
     content["batch"]["microbatches"] = parts
     try:
         return RunConfig.model_validate(content)

@@ -24,7 +24,7 @@ from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import each_array
 from dist_train.errors import ExitCode, UserError
-from dist_train.evaluate import evaluating
+from dist_train.evaluate import both_ways, evaluating
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
@@ -215,7 +215,8 @@ class Trial:
             def evaluated(batch: Microbatch) -> Sums:
                 begin(0)
                 with autocast(self._config, self._device):
-                    return self.learner.task.evaluate(self._model, _copied(batch))
+                    model = both_ways(self._model) if self._config.eval.flips else self._model
+                    return self.learner.task.evaluate(model, _copied(batch))
 
             guarded = self._guarded()
             sums = evaluated(batch)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
+from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.data.workers import number_of_workers
 from dist_train.errors import ExitCode, UserError
+from dist_train.fit import fit_microbatches, trial_config
 from dist_train.gallery import Gallery, NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner, build_learner
@@ -142,23 +145,20 @@ def build_session(
     Args:
         profiled: --profile and --profile-ranks.
     """
-    config, checkpoint = resolved.config, resolved.checkpoint
     tracker.busy("loading the data")
-    own = build_callbacks(config, group.ranks)
-    splits = datasets.build_all(config, group.local_rank0_first)
-    provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
-    due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
+    own = build_callbacks(resolved.config, group.ranks)
+    splits = datasets.build_all(resolved.config, group.local_rank0_first)
+    due = Due.of(resolved.config, train_sampler(resolved.config, splits.train, group.ranks).steps_per_epoch)
     steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
     chosen = parse_ranks(profiled[1], group.ranks.world_size, "--profile-ranks") or []
+    resolved = _tried(resolved, splits, group, tracker)
+    config, checkpoint = resolved.config, resolved.checkpoint
+    provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     if checkpoint is None:
-        models.fetch(config.model, group.local_rank0_first)
         notes = [*resolved.notes, *splits.notes]  # once is enough
     else:
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
-    if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
-        tracker.busy("trying a few samples (train.sanity_check)")
-        check_sanity(config, splits, group)
     tracker.busy("building the model")
     learner = build_learner(config, splits, group.device, starts=checkpoint is None)
     state = TrainState()
@@ -187,6 +187,21 @@ def build_session(
     return Session(
         trainer=trainer, state=state, facts=facts, record=record, notes=tuple(notes), begins_with_evaluation=lacks
     )
+
+
+def _tried(resolved: ResolvedRun, splits: Splits, group: ProcessGroup, tracker: NullTracker) -> ResolvedRun:
+    """A run whose sanity is checked, where that is due, and whose number of microbatches is settled."""
+    config, fits = resolved.config, resolved.config.batch.microbatches == "fit"
+    if resolved.checkpoint is None:
+        models.fetch(config.model, group.local_rank0_first)
+        if config.train.sanity_check and resolved.generation <= 1:
+            tracker.busy("trying a few samples (train.sanity_check)")
+            check_sanity(trial_config(config, group.ranks.world_size) if fits else config, splits, group)
+    if not fits:
+        return resolved
+    tracker.busy("finding out how large microbatches may be (batch.microbatches: fit)")
+    config, line = fit_microbatches(config, splits, group)
+    return replace(resolved, config=config, notes=(*resolved.notes, line))
 
 
 def _build_writers(

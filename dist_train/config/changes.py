@@ -8,7 +8,7 @@ from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
 SURROUNDINGS = ("torch", "data")
 """What may be allowed to change besides keys of the config: a run's surroundings."""
 SETTLED = ("batch.microbatches", "model.channels_last")
-"""Keys whose `auto` a run turns into a value when it begins, which it then keeps."""
+"""Keys whose `auto` or `fit` a run turns into a value when it begins, which it then keeps."""
 
 
 def differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -46,6 +46,6 @@ def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequen
     """
     keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(
-        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path in SETTLED and new == "auto")
+        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path in SETTLED and new in ("auto", "fit"))
         for path, _, new in differences(recorded, config)
     )

@@ -394,6 +394,9 @@ class HorizontalFlip(Section):
     name: Literal["horizontal_flip"] = "horizontal_flip"
     p: Fraction = 0.5
     """How probable that is."""
+    alternate: Bool = False
+    """Draw for the first epoch alone, and mirror in every other epoch the images that were not mirrored in the one
+    before (Jordan, 2024, section 3.6), so that two epochs show each image both ways."""
 
 
 class RandomResizedCrop(Section):
@@ -756,6 +759,8 @@ class Muon(_Grouped):
     """Share of the running mean of the gradient that is kept."""
     nesterov: Bool = True
     """Nesterov's form of momentum."""
+    filters: Bool = False
+    """Take convolutions' filters too, each as a matrix [out, in × height × width]."""
     weight_decay: NonNegative = 0.0
     """Decoupled decay of the matrices."""
     adjust_lr: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original"
@@ -842,10 +847,11 @@ ScheduleConfig = Annotated[Constant | Cosine | OneCycle | Step | Polynomial, Fie
 class BatchConfig(Section):
     """How many samples one optimizer step sees, whatever the number of ranks."""
 
-    microbatches: Count | Literal["auto"] = "auto"
+    microbatches: Count | Literal["auto", "fit"] = "auto"
     """V: the fixed number of slices that a global batch is cut into. Each is one forward and backward. There are at
-    least as many as ranks. `auto` is the world size that the run began with; a number makes runs of different sizes
-    equal to the bit."""
+    least as many as ranks. `auto` is the world size that the run began with; `fit` the smallest number that fits into
+    memory, found before the first step and then kept (docs/exactness.md). A number makes runs of different sizes equal
+    to the bit."""
     global_size: Count = 64
     """Samples of one optimizer step, over all ranks. A multiple of microbatches."""
 
@@ -913,6 +919,8 @@ class EvalConfig(Section):
     """Time between evaluations; there is always one at the end."""
     batch_size: Count = 128
     """Samples of one forward pass. The result depends on it, in its last bits."""
+    flips: Bool = False
+    """Evaluate each image both as it is and mirrored from left to right, by the mean of the two outputs."""
     most_batches: Count | None = None
     """Evaluate no more than the first so many batches of each split. The figures are then those of a part."""
     mode: Literal["sharded", "rank0"] = "sharded"
@@ -1171,6 +1179,8 @@ def _contradictions(config: RunConfig) -> Any:
         yield "eval.best", f"must be one of {alternatives(reported)}, which the task reports, not {shown(best)}{hint}"
     if config.exact and config.model.sync_batchnorm:
         yield "model.sync_batchnorm", "its sums depend on the number of ranks; set exact: false, or leave it out"
+    if config.eval.flips and config.task.name not in ("classification", "multi_label"):
+        yield "eval.flips", f"is for classes of whole images, and the task is {config.task.name}: leave it out"
     segments, named = config.model.name in SEGMENTS, isinstance(config.model, TorchvisionModel)
     if named and reported is not None and segments != (config.task.name == "segmentation"):
         gives, other = ("pixel", "resnet18") if segments else ("image", "fcn_resnet50")

@@ -33,6 +33,37 @@ def check_even(world_size: int, microbatches: int) -> None:
         )
 
 
+def choices(config: "RunConfig", world_size: int) -> list[int]:
+    """The numbers of microbatches that `fit` chooses from, ascending: those that give every rank as many, where the
+    size of the global batch allows that. Empty where there are more ranks than samples."""
+    size = config.batch.global_size
+    found = [parts for parts in range(world_size, size + 1) if size % parts == 0]
+    even = [parts for parts in found if parts % world_size == 0]
+    return even if even or config.model.sync_batchnorm else found
+
+
+def at_least(config: "RunConfig", world_size: int) -> int:
+    """The number of microbatches that the config gives, else the smallest that it may become when the run begins."""
+    given = config.batch.microbatches
+    if given == "fit":
+        return next(iter(choices(config, world_size)), world_size)
+    return world_size if given == "auto" else given
+
+
+def settled(config: "RunConfig", microbatches: int) -> "RunConfig":
+    """With that number of microbatches, which is one of its choices."""
+    return config.model_copy(update={"batch": config.batch.model_copy(update={"microbatches": microbatches})})
+
+
+def smaller(config: "RunConfig", world_size: int) -> str:
+    """What a run that has no memory for its microbatches can do to have smaller ones, in words."""
+    now, size = at_least(config, world_size), config.batch.global_size
+    more = next((parts for parts in choices(config, world_size) if parts > now), None)
+    if more is None:
+        return "The microbatches are of one sample each: a smaller model or smaller samples"
+    return f"A new run with batch.microbatches={more} ({size // more} samples each, not {size // now})"
+
+
 def check_fits(config: "RunConfig", world_size: int, microbatches: int) -> None:
     """Raises UserError when a global batch cannot be shared out among so many ranks."""
     share(0, world_size, microbatches)  # which says so when there are too few

@@ -161,7 +161,8 @@ def horizontal_flip(item: HorizontalFlip, images: Tensor, seed: int, epoch: int,
 
 def _flipped(item: HorizontalFlip, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """The rows that are."""
-    return np.flatnonzero(uniform(seed, "horizontal_flip", epoch, indices)[:, 0] < item.p)
+    chosen = uniform(seed, "horizontal_flip", 0 if item.alternate else epoch, indices)[:, 0] < item.p
+    return np.flatnonzero(chosen ^ (item.alternate and epoch % 2 == 1))
 
 
 def rand_augment(item: RandAugment, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import CustomData, DataConfig, LoaderConfig, RunConfig
+from dist_train.config.shares import at_least
 from dist_train.data.augment import Augment
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
@@ -66,7 +67,7 @@ def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampl
     return ShardedSampler(
         dataset,
         global_batch=config.batch.global_size,
-        microbatches=ranks.world_size if config.batch.microbatches == "auto" else config.batch.microbatches,
+        microbatches=at_least(config, ranks.world_size),
         num_replicas=ranks.world_size,
         rank=ranks.rank,
         seed=config.seed,

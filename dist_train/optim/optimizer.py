@@ -11,7 +11,7 @@ from dist_train.config.imports import construct
 from dist_train.config.schema import AdamW, Muon, MuonRest, OptimizerConfig, Sgd
 from dist_train.errors import ExitCode, UserError
 from dist_train.optim.groups import check_rules, layer_factors, parameter_groups
-from dist_train.optim.muon import Together, hidden_matrices
+from dist_train.optim.muon import FilterMuon, Together, hidden_matrices
 
 Note = Callable[[str], None]
 
@@ -63,7 +63,7 @@ def _adamw(config: AdamW | MuonRest, groups: list[dict[str, Any]]) -> torch.opti
 
 def _muon(config: Muon, model: nn.Module, grouped: Any, note: Note) -> torch.optim.Optimizer:
     """Raises UserError when the model has no matrices for it."""
-    hidden = hidden_matrices(model, config.adamw.match)
+    hidden = hidden_matrices(model, config.adamw.match, config.filters)
     if not hidden:
         raise UserError(
             "optimizer muon is for the matrices of hidden layers, and the model has none: take adamw or sgd"
@@ -72,7 +72,7 @@ def _muon(config: Muon, model: nn.Module, grouped: Any, note: Note) -> torch.opt
     others = grouped(config.adamw.weight_decay, lr=config.adamw.lr, takes=lambda name: name not in hidden)
     rest = sum(len(group["params"]) for group in others)
     note(f"optimizer muon: {len(hidden)} matrices of hidden layers; adamw has {rest} other parameters")
-    muon = torch.optim.Muon(
+    muon = (FilterMuon if config.filters else torch.optim.Muon)(
         matrices, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, adjust_lr_fn=config.adjust_lr
     )
     return Together([muon, *([_adamw(config.adamw, others)] if others else [])])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode
+from dist_train.memory import Memory
 from dist_train.rundir.records import ErrorRecord
 
 from ..console import size
-from ..plan.host import Memory
 from ..scheduler import kill_hint
 from .collectives import sides
 from .failures import Failure, calls_that_differ, is_mismatch
@@ -35,6 +35,8 @@ class FailureContext:
     memory: Memory | None = None
     job: str | None = None
     """Of the scheduler."""
+    smaller: str | None = None
+    """Of a training: how its microbatches get smaller."""
 
 
 def advice(cause: Failure, found: list[Failure], context: FailureContext) -> list[str]:
@@ -47,7 +49,7 @@ def advice(cause: Failure, found: list[Failure], context: FailureContext) -> lis
     if cause.kind == "mismatch" or is_mismatch(message):
         return _mismatch(found)
     if report is not None and report.code == ExitCode.OUT_OF_MEMORY:
-        return [_out_of_memory(report, context.memory)]
+        return [_out_of_memory(report, context)]
     number = report.errno if report else None
     if number in (errno.EMFILE, errno.ENFILE) or "too many open files" in message.lower():
         most = report.limits.get("nofile") if report else None
@@ -74,7 +76,7 @@ def killed(context: FailureContext) -> str:
     if context.out_of_memory:
         peak = f", {size(memory.peak or memory.used)} used at the most" if memory else ""
         limit = f"limit {size(memory.limit)}{' (cgroup)' if memory.is_cgroup else ''}{peak}. " if memory else ""
-        return f"{limit}Fewer or smaller loading processes, a smaller batch, or more memory"
+        return f"{limit}{context.smaller or 'A smaller batch'}, fewer or smaller loading processes, or more memory"
     used = f": {size(memory.used)} of {size(memory.limit)} used" if memory else ""
     return f"not the OOM killer{used}; {kill_hint(context.job) if context.job else 'someone sent it'}"
 
@@ -94,16 +96,19 @@ def _mismatch(found: list[Failure]) -> list[str]:
     return [f"{what}, and collective {number:,} is the first that differs", *lines]
 
 
-def _out_of_memory(report: ErrorRecord, memory: Memory | None) -> str:
+def _out_of_memory(report: ErrorRecord, context: FailureContext) -> str:
+    memory = context.memory
     if report.type == "OutOfMemoryError":
         gpu = report.gpu
         peak = f"peak {size(gpu['peak'])} of {size(gpu['total'])}, {size(gpu['reserved'])} reserved. " if gpu else ""
-        return f"{peak}Smaller batches: raise batch.microbatches, or lower the batch per rank; bf16 halves activations"
+        by_hand = "Smaller batches: raise batch.microbatches, or lower the batch per rank"
+        return f"{peak}{context.smaller or by_hand}; bf16 halves activations"
     limit = f"{size(memory.used)} of {size(memory.limit)} used" if memory else "no limit known"
     if most := report.limits.get("as"):
         limit = f"address space is limited to {size(most)} (ulimit -v)"
     had = size(report.limits.get("peak", 0))
-    return f"{limit}, this rank had {had} at the most. A smaller batch, fewer loader workers, or a higher limit"
+    smaller = context.smaller or "A smaller batch"
+    return f"{limit}, this rank had {had} at the most. {smaller}, fewer loader workers, or a higher limit"
 
 
 def _space(place: Path) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_train.config.shares import check_fits
+from dist_train.config.shares import at_least, check_fits
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
 from dist_train.rundir.records import Round
@@ -151,8 +151,10 @@ def make_plan(
     requirements = config if isinstance(config, Requirements) else Requirements.of(config)
     nodes, node = _place(flags, host)
     device, backend, ranks = _ranks(requirements, flags, host, nodes)
-    microbatches = nodes * ranks if requirements.microbatches == "auto" else requirements.microbatches
+    given = requirements.microbatches
+    microbatches = given if isinstance(given, int) else nodes * ranks
     if resume is not None:  # a training
+        microbatches = at_least(config, nodes * ranks)
         check_fits(config, nodes * ranks, microbatches)
     threads = threads_of_a_rank(requirements, device, ranks, host)
     rendezvous = choose(flags, host, nodes, node)

@@ -73,6 +73,8 @@ def _plan(config: RunConfig, plan: LaunchPlan) -> str:
 
 def _batch(config: RunConfig, plan: LaunchPlan) -> str:
     size, parts = config.batch.global_size, plan.microbatches
+    if config.batch.microbatches == "fit":
+        return f"{size:,} = as few microbatches as fit into memory, {parts} at least: found before the first step"
     shares = {len(share(rank, plan.world_size, parts)) for rank in range(plan.world_size)}
     each = " or ".join(str(number) for number in sorted(shares))
     return f"{size:,} = {parts} microbatches of {size // parts}; {each} a rank"

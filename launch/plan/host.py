@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dist_train.memory import cgroup_folders, text_in
+
 from ..scheduler import Place, find_place
 
 
@@ -49,84 +51,24 @@ def look(environ: Mapping[str, str] = os.environ) -> Host:
 
 def cpu_quota(groups: str, mount: Path) -> int | None:
     """Whole cores that the cgroups of `groups` (/proc/self/cgroup) allow, at least 1; None without a limit."""
-    allowed = [quota for folder in _cgroup_folders(groups, mount, "cpu") if (quota := _quota(folder)) is not None]
+    allowed = [quota for folder in cgroup_folders(groups, mount, "cpu") if (quota := _quota(folder)) is not None]
     return max(1, int(min(allowed))) if allowed else None
 
 
-def _cgroup_folders(groups: str, mount: Path, controller: str) -> list[Path]:
-    """Every folder whose limit of `controller` holds for us, from our own up to the root, versions 1 and 2."""
-    folders: list[Path] = []
-    for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        roots = [mount / controllers, mount / controller] if controllers else [mount]
-        root = next((folder for folder in roots if folder.is_dir()), mount)
-        own = root / path.lstrip("/")
-        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
-    return folders
-
-
 def _quota(folder: Path) -> float | None:
-    words = _text_in(folder / "cpu.max").split()
-    words = words or [_text_in(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    words = text_in(folder / "cpu.max").split()
+    words = words or [text_in(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
     return int(words[0]) / int(words[1]) if all(word.isdigit() for word in words) else None
 
 
 def oom_kills() -> int:
     """How often the kernel has killed a process of our cgroup for want of memory; 0 where it does not count."""
     groups = Path("/proc/self/cgroup").read_text()
-    for folder in _cgroup_folders(groups, Path("/sys/fs/cgroup"), "memory"):
+    for folder in cgroup_folders(groups, Path("/sys/fs/cgroup"), "memory"):
         for name in ("memory.events", "memory.oom_control"):
-            if match := re.search(r"^oom_kill (\d+)$", _text_in(folder / name), re.MULTILINE):
+            if match := re.search(r"^oom_kill (\d+)$", text_in(folder / name), re.MULTILINE):
                 return int(match[1])
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Of our cgroup where it has a limit below the machine's, else of the machine; in bytes."""
-
-    limit: int
-    used: int
-    peak: int | None
-    """The most that the cgroup has ever used."""
-    is_cgroup: bool
-
-
-def memory(groups: str | None = None, mount: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> Memory:
-    """How much of the memory that we may have is used now."""
-    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-    facts = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-    machine = Memory(
-        limit=facts["MemTotal"], used=facts["MemTotal"] - facts["MemAvailable"], peak=None, is_cgroup=False
-    )
-    own = (proc / "self" / "cgroup").read_text() if groups is None else groups
-    limited = [found for folder in _cgroup_folders(own, mount, "memory") if (found := _memory_of(folder))]
-    return min([machine, *limited], key=lambda found: found.limit)
-
-
-def _memory_of(folder: Path) -> Memory | None:
-    """None where the cgroup has no limit."""
-    for version in (("max", "current", "peak"), ("limit_in_bytes", "usage_in_bytes", "max_usage_in_bytes")):
-        limit, used, peak = (_number_in(folder / f"memory.{name}") for name in version)
-        if limit is not None:
-            return Memory(limit=limit, used=used or 0, peak=peak, is_cgroup=True)
-    return None
-
-
-def _number_in(path: Path) -> int | None:
-    """None for `max`, and where there is no such file."""
-    text = _text_in(path).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _text_in(path: Path) -> str:
-    """Empty where there is no such file."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 # ---------------------------------------------------------------- GPUs

@@ -13,7 +13,7 @@ class Requirements:
     backend: str = "auto"
     threads: int | None = None
     """Of each rank on a CPU; None: its share of the cores."""
-    microbatches: int | Literal["auto"] = "auto"
+    microbatches: int | Literal["auto", "fit"] = "auto"
     exact: bool = False
     preload: tuple[str, ...] = ()
     """What the process imports, besides torch, that ranks are forked from."""

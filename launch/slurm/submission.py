@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig, SlurmConfig
-from dist_train.config.shares import check_fits
+from dist_train.config.shares import at_least, check_fits
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.codec import write_json
@@ -88,8 +88,7 @@ def _check_startable(run: Training, slurm: SlurmConfig) -> None:
     """
     if slurm.gpus_per_node is not None:
         ranks = slurm.nodes * int(str(slurm.gpus_per_node).rpartition(":")[2])
-        microbatches = run.config.batch.microbatches
-        check_fits(run.config, ranks, ranks if microbatches == "auto" else microbatches)
+        check_fits(run.config, ranks, at_least(run.config, ranks))
     if run.folder.is_dir():
         refuse_owned(run.folder.resolve())
     for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():

@@ -4,7 +4,11 @@ import signal
 import time
 from dataclasses import dataclass, replace
 
-from dist_train.errors import ExitCode
+from dist_train.config.problems import ConfigError
+from dist_train.config.shares import smaller
+from dist_train.config.source import load
+from dist_train.errors import ExitCode, UserError
+from dist_train.memory import Memory, memory
 from dist_train.rundir.codec import read_record, read_records
 from dist_train.rundir.layout import GenerationDir, RunDir, is_kept, rank_log
 from dist_train.rundir.process_id import ProcessId
@@ -21,7 +25,7 @@ from ..diagnosis.native_crash import native_death, tail
 from ..diagnosis.verdict import as_record
 from ..diagnosis.watchdog import Hang
 from ..plan import LaunchPlan
-from ..plan.host import Memory, memory, oom_kills
+from ..plan.host import oom_kills
 from .agent_starter import AgentStarter
 from .exit_watcher import errors_of, outcome_of, ranks_of
 from .other_nodes import Agreed
@@ -202,6 +206,7 @@ class Ending:
             out_of_memory=out_of_memory,
             here=ProcessId.myself().host,
             memory=before,
+            smaller=_smaller_batches(self._plan),
             job=self._plan.environment.get("DIST_TRAIN_JOB"),
         )
         if cause is None:
@@ -227,6 +232,15 @@ class Ending:
         if "Address already in use" in why and self._plan.rendezvous.master_port:
             why = port_taken(self._plan.rendezvous.master_port)
         return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self._plan.agent_log}"
+
+
+def _smaller_batches(plan: LaunchPlan) -> str | None:
+    """What to set where a training has run out of memory; None where its config is not written yet, or not readable."""
+    try:
+        config = load(str(RunDir(plan.folder).config), (), recorded=True) if plan.is_training else None
+    except (OSError, UserError, ConfigError):
+        return None
+    return None if config is None else smaller(config, plan.world_size)
 
 
 def stopped_code(plan: LaunchPlan, number: int) -> int:

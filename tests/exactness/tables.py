@@ -131,7 +131,10 @@ LEVELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "optimizer.muon.lr": ((0.005, 0.05), "a training that goes well, and one that may not"),
     "optimizer.muon.adamw.lr": ((0.001, 0.02), "a training that goes well, and one that may not"),
     "schedule.step.milestones": ((["2 steps"], ["1 steps", "48 samples"]), "inside of a short training"),
-    "batch.microbatches": ((3, 4, 6, 12, "auto"), "at least as many as ranks, and no powers of two"),
+    "batch.microbatches": (
+        (3, 4, 6, 12, "auto"),
+        "as many as ranks, no powers of two; of `fit`, tests/failures/test_fit.py",
+    ),
     "batch.global_size": ((24,), "divides by all numbers of microbatches"),
     "train.duration": (("3 steps", "70 samples"), "short"),
     "train.clip_norm": ((None, 0.5, 100.0), "one that clips and one that does not"),

@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.failures.cgroups import memory_cgroup
 from tests.failures.test_ways import PATIENCE, ROOT
 
 START = [sys.executable, str(Path(__file__).with_name("start.py"))]
@@ -21,20 +21,8 @@ LIMIT = 1_500_000_000
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup of version 1 or 2 with a limit; the test is skipped where none can be had."""
-    name = f"dist-train-test-{uuid.uuid4()}"
-    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
-        folder = Path(root) / name
-        try:
-            folder.mkdir()
-        except OSError:
-            continue
-        if (folder / limit).exists():
-            (folder / limit).write_text(str(LIMIT))
-            yield folder
-            folder.rmdir()
-            return
-        folder.rmdir()
-    pytest.skip("no memory cgroup can be made here: needs root and the memory controller")
+    with memory_cgroup(LIMIT) as folder:
+        yield folder
 
 
 def run(folder: Path, before: str, *words: str, inside: tuple[str, ...] = ()) -> tuple[int, dict, str]:

@@ -55,6 +55,15 @@ def test_horizontal_flip_flips_the_share_asked_for():
     assert torch.equal(horizontal_flip(HorizontalFlip(p=0.0), pixels, 0, 0, indices), pixels)
 
 
+def test_alternating_flips_draw_once_and_turn_every_image_around_in_the_next_epoch():
+    pixels, indices = images(200), np.arange(200)
+    flip = HorizontalFlip(alternate=True)
+    epochs = [horizontal_flip(flip, pixels, 0, epoch, indices) for epoch in range(4)]
+    assert torch.equal(epochs[0], horizontal_flip(HorizontalFlip(), pixels, 0, 0, indices))
+    assert torch.equal(epochs[1], epochs[0].flip(-1))
+    assert torch.equal(epochs[2], epochs[0]) and torch.equal(epochs[3], epochs[1])
+
+
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_draws_depend_on_seed_epoch_and_sample_alone(step):
     pixels, indices = images(), np.arange(100, 132)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dist_train.memory import Memory
 from dist_train.rundir.codec import decode
 from dist_train.rundir.records import ErrorRecord, ExceptionName, Frame, RankEnd, RankRecord
 from launch.console import ranges
@@ -18,7 +19,6 @@ from launch.diagnosis.collectives import Call
 from launch.diagnosis.explain import FailureContext, explain, short
 from launch.diagnosis.failures import Failure, exit_code, find_failures, first_cause, is_peer_loss
 from launch.diagnosis.native_crash import native_death
-from launch.plan.host import Memory
 from launch.rank import exceptions
 
 PEER = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242"
@@ -318,6 +318,15 @@ def test_memory_is_told_with_limit_and_peak(tmp_path):
     assert "limit 64 MB (cgroup), 63.9 MB used at the most" in text
     text = explain(found, [found], scene(tmp_path, memory=memory, job="77"))
     assert "not the OOM killer: 10 MB of 64 MB used; SLURM may have: sacct -j 77" in text
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "OutOfMemoryError", None])
+def test_out_of_memory_says_what_to_set(tmp_path, kind):
+    """Of a GPU, of a process, of the kernel."""
+    found = cause(1, [report(0, kind, "out", code=12)] if kind else [], [(0, 12 if kind else -9)])
+    smaller = "A new run with batch.microbatches=32 (2 samples each, not 4)"
+    text = explain(found, [found], scene(tmp_path, out_of_memory=kind is None, smaller=smaller))
+    assert smaller in text
 
 
 def test_the_owner_of_a_taken_port_is_named():

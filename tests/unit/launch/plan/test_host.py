@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.errors import UserError
+from dist_train.memory import memory
 from launch.plan import host
 from launch.slurm import hostlist
 from launch.slurm.place import INTERACTIVE_STEP, find_place
@@ -162,7 +163,7 @@ def test_memory_is_the_tightest_limit_of_both_cgroup_versions(tmp_path, groups, 
     (tmp_path / folder).mkdir(parents=True)
     for name, value in zip(names, (1000, 300, 900), strict=True):
         (tmp_path / folder / name).write_text(f"{value}\n")
-    found = host.memory(groups, tmp_path)
+    found = memory(groups, tmp_path)
     assert (found.limit, found.used, found.peak, found.is_cgroup) == (1000, 300, 900, True)
     (tmp_path / folder / names[0]).write_text("max\n" if "max" in names[0].split(".") else str(1 << 62))
-    assert not host.memory(groups, tmp_path).is_cgroup
+    assert not memory(groups, tmp_path).is_cgroup

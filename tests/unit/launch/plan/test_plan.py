@@ -63,6 +63,14 @@ def test_a_program_of_others_may_have_more_ranks_than_there_are_gpus():
     assert (made.device, made.ranks_per_node) == ("gpu", 2)
 
 
+def test_microbatches_fit_is_at_least_what_every_rank_needs():
+    batch = {"global_size": 64, "microbatches": "fit"}
+    assert plan(given=config(batch=batch), nproc_per_node="4").microbatches == 4
+    assert plan(given=config(batch=batch), nproc_per_node="3").microbatches == 4, "it has no choice that is even"
+    with pytest.raises(UserError, match="does not divide into 65 microbatches"):
+        plan(given=config(batch=batch), nproc_per_node="65")
+
+
 def test_microbatches_auto_is_the_world_size():
     assert plan(given=config(batch={"global_size": 64}), nproc_per_node="4").microbatches == 4
 
