@@ -27,6 +27,7 @@ _WAITS = 0.2
 """Share of loading that is waiting for storage, from which on a thread pays that has no core of its own."""
 _END_S = 5.0
 """For a thread to end; one that is stuck in the kernel cannot be ended."""
+_LOOK_S = 0.001
 _FORK_S = 2.0
 """For a thread to be done with what it is at, before this process is forked."""
 
@@ -62,6 +63,8 @@ class Ahead(Iterator[Any]):
         self._threads: list[tuple[threading.Thread, threading.Lock]] = []
         self._trial: list[tuple[float, float, float]] | None = [] if threads is None else None
         self._ended: float | None = None
+        self._rests = False
+        self._resting: list[threading.Lock] = []
         self._start(threads or 0)
 
     def __next__(self) -> Any:
@@ -119,6 +122,8 @@ class Ahead(Iterator[Any]):
         load = self._load_of(self._stopped)
         while (job := self._jobs.get()) is not None and not self._stopped.is_set():
             future, request = job
+            while self._rests:  # else this thread would take its lock again before who waits for it does
+                time.sleep(_LOOK_S)
             with at_work:
                 try:
                     future.set_result(load(request))
@@ -128,11 +133,13 @@ class Ahead(Iterator[Any]):
 
     def rest(self) -> None:
         """Waits until no thread is at work, and lets none begin until `go_on`."""
+        self._rests = True
         self._resting = [at_work for _, at_work in self._threads if at_work.acquire(timeout=_FORK_S)]
 
     def go_on(self) -> None:
         for at_work in self._resting:
             at_work.release()
+        self._rests = False
 
 
 def threads_that_pay(waited: float, worked: float, rest: float, free: int) -> int:

@@ -151,16 +151,18 @@ def test_no_thread_is_at_work_in_a_forked_process(folder: Path):
     data = ImageFolder(root=str(folder), eval_fraction=0.1, image_size=64)
     batches = train_batches(threaded(config(data), 3, prefetch=50), datasets.build(data), rank_of(0, 1), CPU, 0, 500)
     next(batches)
-    for _ in range(5):
-        read, write = os.pipe()
-        if (pid := os.fork()) == 0:
-            os.write(write, b"free" if all(lock.acquire(blocking=False) for lock in locks()) else b"held")
-            os._exit(0)
-        os.waitpid(pid, 0)
-        assert os.read(read, 9) == b"free"
-        os.close(read), os.close(write)
-    list(zip(range(3), batches, strict=False))  # and they go on
-    batches.close()
+    try:
+        for _ in range(5):
+            read, write = os.pipe()
+            if (pid := os.fork()) == 0:
+                os.write(write, b"free" if all(lock.acquire(blocking=False) for lock in locks()) else b"held")
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert os.read(read, 9) == b"free"
+            os.close(read), os.close(write)
+        assert len(list(zip(range(60), batches, strict=False))) == 60  # and they go on
+    finally:
+        batches.close()
 
 
 def locks() -> list:
