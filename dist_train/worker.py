@@ -147,6 +147,7 @@ def build_session(
     tracker.busy("loading the data")
     own = build_callbacks(config, group.ranks)
     splits = datasets.build_all(config, group.local_rank0_first)
+    on_device = resident_splits(config, splits, group.device)
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
     steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
@@ -182,8 +183,7 @@ def build_session(
         notes.append(f"! --profile {profiled[0]}: the run is past these steps, nothing is recorded")
     gallery = Gallery(config, splits, group, RunDir(resolved.run_dir)) if group.ranks.is_first else NullGallery()
     shows = callbacks, profile, gallery
-    splits = resident_splits(config, splits, group.device)
-    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, *shows)
+    trainer = Trainer(config, group, on_device, learner, due, agreement, tracker, checkpoints, *shows)
     facts = _run_facts(resolved, trainer, state)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
