@@ -22,7 +22,7 @@ from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets import Splits
-from dist_train.data.fetch import each_array
+from dist_train.data.loaded import each_array
 from dist_train.errors import ExitCode, UserError
 from dist_train.evaluate import both_ways, evaluating
 from dist_train.heartbeat import beat

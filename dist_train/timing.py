@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,14 +24,26 @@ def queued_s() -> float:
     """Seconds in which the calling thread would have run if a core had been free; 0 where the kernel does not count
     them. The second number of schedstat: see the kernel's Documentation/scheduler/sched-stats.rst."""
     with suppress(OSError, ValueError, IndexError):
-        return int(os.pread(_schedstat(threading.get_native_id()), 64, 0).split()[1]) / 1e9
+        own = getattr(_OF_THREAD, "schedstat", None)
+        if own is None or own.thread != threading.get_native_id():  # of the process that this one was forked from
+            own = _OF_THREAD.schedstat = _Schedstat()
+        return int(os.pread(own.descriptor, 64, 0).split()[1]) / 1e9
     return 0.0
 
 
-@cache
-def _schedstat(thread: int) -> int:
-    """A descriptor of the calling thread's file, which is read in each step."""
-    return os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+class _Schedstat:
+    """The calling thread's file, which is read in each step, and closed when the thread ends."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_native_id()
+        self.descriptor = os.open(f"/proc/self/task/{self.thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # there was no such file
+            os.close(self.descriptor)
+
+
+_OF_THREAD = threading.local()
 
 
 class _Lap(NamedTuple):

@@ -34,7 +34,8 @@ from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
-from dist_train.data.workers import number_of_workers
+from dist_train.data.resident import resident_splits
+from dist_train.data.source import Source
 from dist_train.errors import ExitCode, UserError
 from dist_train.fit import fit_microbatches, trial_config
 from dist_train.gallery import Gallery, NullGallery
@@ -148,6 +149,7 @@ def build_session(
     tracker.busy("loading the data")
     own = build_callbacks(resolved.config, group.ranks)
     splits = datasets.build_all(resolved.config, group.local_rank0_first)
+    on_device = resident_splits(resolved.config, splits, group.device)
     due = Due.of(resolved.config, train_sampler(resolved.config, splits.train, group.ranks).steps_per_epoch)
     steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
     chosen = parse_ranks(profiled[1], group.ranks.world_size, "--profile-ranks") or []
@@ -181,7 +183,7 @@ def build_session(
         notes.append(f"! --profile {profiled[0]}: the run is past these steps, nothing is recorded")
     gallery = Gallery(config, splits, group, RunDir(resolved.run_dir)) if group.ranks.is_first else NullGallery()
     shows = callbacks, profile, gallery
-    trainer = Trainer(config, group, splits, learner, due, agreement, tracker, checkpoints, *shows)
+    trainer = Trainer(config, group, on_device, learner, due, agreement, tracker, checkpoints, *shows)
     facts = _run_facts(resolved, trainer, state)
     lacks = checkpoint is not None and bool(checkpoint.manifest.get(LACKS_EVALUATION))
     return Session(
@@ -277,7 +279,8 @@ def _setting(trainer: Trainer) -> Setting:
     """What the speed of a session depends on."""
     config, group, model = trainer.config, trainer.group, trainer.learner.model
     here = group.ranks.local_world_size
-    workers = number_of_workers(config.loader, trainer.splits.train, group.device, here, trainer.due.total_steps)
+    source = Source.of_training(config, trainer.splits, group.device, None)
+    workers = source.number_of_workers(config.loader, here, trainer.due.total_steps)
     leaves = sum(not any(module.children()) for module in model.modules())
     return Setting(
         cores=max(1, len(os.sched_getaffinity(0)) // here),

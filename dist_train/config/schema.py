@@ -111,7 +111,14 @@ class _SeededSplit(_DataSwitches):
     """The seed that draws them."""
 
 
-class Digits(_SeededSplit):
+class OnDevice(Section):
+    """Images that are held in memory."""
+
+    cache: Literal["device"] | None = None
+    """`device`: all images stay on the rank's device as bytes, and are cropped, flipped and normalised there."""
+
+
+class Digits(_SeededSplit, OnDevice):
     """scikit-learn's 1,797 handwritten digits, 8×8 pixels, in the package: no download."""
 
     name: Literal["digits"] = "digits"
@@ -149,7 +156,7 @@ class ImageFolder(_SeededSplit):
         return self
 
 
-class _TorchvisionData(_SeededSplit):
+class _TorchvisionData(_SeededSplit, OnDevice):
     root: UserPath = "data"
     """Folder of the files. Missing files are downloaded into it."""
     download: Bool = True
@@ -183,7 +190,7 @@ class FashionMnist(_TorchvisionData):
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
 
-class Synthetic(_DataSwitches):
+class Synthetic(_DataSwitches, OnDevice):
     """Generated images that can be learned, of any shape and number. Each is a function of its index."""
 
     name: Literal["synthetic"] = "synthetic"
@@ -410,6 +417,19 @@ class RandomResizedCrop(Section):
     """Smallest and largest ratio of width to height."""
 
 
+class ColorJitter(Section):
+    """Brightness, contrast and saturation changed at random, in an order drawn for each image, as torchvision's
+    ColorJitter does on uint8 images."""
+
+    name: Literal["color_jitter"] = "color_jitter"
+    brightness: NonNegative = 0.4
+    """The factor is drawn from 1 - x, or 0, to 1 + x. At 0 there is no change; the same goes for the others."""
+    contrast: NonNegative = 0.4
+    """Of the factor's range: away from the mean grey of the image, or towards it."""
+    saturation: NonNegative = 0.4
+    """Of the factor's range: away from the grey of each pixel, or towards it. Grey images have none."""
+
+
 class RandAugment(Section):
     """RandAugment (Cubuk et al., 2019) as torchvision.transforms.v2 has it."""
 
@@ -453,7 +473,7 @@ class Cutmix(Section):
 
 
 Augmentation = Annotated[
-    RandomCrop | HorizontalFlip | RandomResizedCrop | RandAugment | Normalize | Mixup | Cutmix,
+    RandomCrop | HorizontalFlip | RandomResizedCrop | ColorJitter | RandAugment | Normalize | Mixup | Cutmix,
     Field(discriminator="name"),
 ]
 
@@ -462,10 +482,13 @@ class LoaderConfig(Section):
     """How samples reach the ranks. Nothing here changes the samples."""
 
     workers: Annotated[Int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loading processes per rank; 0 loads in the rank itself. `auto`: 0 for data held in memory, else the cores divided
-    among the node's ranks, less the rank's own on a CPU, at most 8."""
+    """Loading processes per rank; 0 loads in the rank itself. `auto`: 0 for data held in memory and for what threads
+    can load, else the cores divided among the node's ranks, less the rank's own on a CPU, at most 8."""
+    threads: Annotated[Int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Threads of a rank without loading processes that load while it computes; 0 loads in the step. Code of your own
+    and rand_augment never run in them. `auto`: as many as pay, by what the first steps take."""
     prefetch: Count = 2
-    """Microbatches that each loading process keeps ready."""
+    """Microbatches that each loading process or thread keeps ready."""
     pin_memory: Bool = True
     """Use page-locked memory, which copies faster to a GPU. It has no effect on a CPU."""
     retry: TimeDuration = Duration(4.0, "min")

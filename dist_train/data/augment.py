@@ -1,8 +1,9 @@
-"""Augmentation of single images, on uint8 in the loading process; every draw is keyed by (seed, epoch, sample).
+"""Augmentation of single images, on uint8 where they are loaded; every draw is keyed by (seed, epoch, sample).
 
 The steps follow the order of the config's list, except that random_resized_crop always comes first: it replaces the
-resize from the file's size to the model's, so it is done while reading. What needs a whole microbatch, or is better
-done on the device, is in dist_train/data/device_transform.py.
+resize from the file's size to the model's, so it is done while reading. Crops and flips that follow each other are one
+copy (dist_train/data/windows.py). What needs a whole microbatch, or is better done on the device, is in
+dist_train/data/device_transform.py.
 """
 
 import math
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from dist_train.config.schema import HorizontalFlip, RandAugment, RandomCrop, RandomResizedCrop
+from dist_train.config.schema import ColorJitter, HorizontalFlip, RandAugment, RandomCrop, RandomResizedCrop
+from dist_train.data.color import color_jitter
 from dist_train.data.datasets.base import Crop
 from dist_train.data.resize import resize
+from dist_train.data.windows import Windows, cut
 from dist_train.errors import UserError
 from dist_train.randomness import key, seed_all, seeded, uniform
 
@@ -35,8 +37,9 @@ class Augment:
     def __init__(self, items: Sequence[Any], seed: int, outside: int = 0) -> None:
         self._seed, self._outside = seed, outside
         self._crop = next((item for item in items if isinstance(item, RandomResizedCrop)), None)
-        self._steps = [(_STEPS[item.name], item) for item in items if item.name in _STEPS]
-        self._moving = next((item.name for item in items if item is self._crop or item.name in _STEPS), None)
+        self._steps = [item for item in items if isinstance(item, _STEPS)]
+        moving = (item for item in items if isinstance(item, (RandomResizedCrop, *_STEPS)))
+        self._moving = next((item.name for item in moving if not isinstance(item, ColorJitter)), None)
 
     def crop(self, epoch: int, indices: np.ndarray) -> Crop | None:
         """The random resized crop of each of the samples `indices`, where the config has one."""
@@ -83,25 +86,54 @@ class Augment:
             if self._crop is not None:
                 draws = _crop_draws(self._seed, epoch, row)[0]
                 part = functional.resized_crop(part, *crop_box(self._crop, *size, draws), list(size), antialias=True)
-            for _, item in self._steps:
+            for item in self._steps:
                 if isinstance(item, RandAugment):
                     raise UserError(f"augment: {item.name} would move the images and not their {kind}: {_ADVICE}")
                 if isinstance(item, RandomCrop):
                     [[top, left]] = _places(item, self._seed, epoch, row)
                     part = functional.pad(part, [item.padding] * 4, fill=fill)
                     part = functional.crop(part, int(top), int(left), *size)
-                elif len(_flipped(item, self._seed, epoch, row)):
+                elif isinstance(item, HorizontalFlip) and _flipped(item, self._seed, epoch, row)[0]:
                     part = functional.horizontal_flip(part)
             return part
 
         return move
 
-    def __call__(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
-        """Images [m, C, H, W] of any dtype to the same shape and dtype; `indices` is int64 [m]."""
-        for step, item in self._steps:
+    @property
+    def on_host(self) -> str | None:
+        """The step that needs its images on the host: of another device it would have other bits."""
+        kinds = (RandomResizedCrop, RandAugment)
+        return next(
+            (item.name for item in [*filter(None, [self._crop]), *self._steps] if isinstance(item, kinds)), None
+        )
+
+    @property
+    def draws_globally(self) -> bool:
+        """Whether a step draws from the global generators, which no other thread may do meanwhile."""
+        return any(isinstance(item, RandAugment) for item in self._steps)
+
+    def __call__(self, images: Tensor, epoch: int, indices: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
+        """Images [m, C, H, W] of any dtype to the same shape and dtype; `indices` is int64 [m].
+
+        Args:
+            rows: where `images` are all of a data set, the place of each of the m in there, int64.
+        """
+        windows: Windows | None = None
+        for item in self._steps:
             check_images(images, item.name)
-            images = step(item, images, self._seed, epoch, indices)
-        return images
+            if isinstance(item, RandomCrop):
+                down, right = _places(item, self._seed, epoch, indices).T - item.padding
+                windows = (windows or Windows.whole(len(indices))).moved(down, right)
+            elif isinstance(item, HorizontalFlip):
+                chosen = _flipped(item, self._seed, epoch, indices)
+                windows = (windows or Windows.whole(len(indices))).flipped(chosen)
+            else:
+                images, windows, rows = cut(images, rows, windows), None, None
+                if isinstance(item, ColorJitter):
+                    images = color_jitter(item, images, self._seed, epoch, indices)
+                else:
+                    images = rand_augment(item, images, self._seed, epoch, indices)
+        return cut(images, rows, windows)
 
 
 _ADVICE = (
@@ -136,33 +168,15 @@ def check_images(images: Any, name: str) -> None:
         raise UserError(f"augment: {name} works on images [channels, height, width], and the data set gives {given}")
 
 
-def random_crop(item: RandomCrop, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Pads each side with zeros, then crops to the original size at a place that is drawn uniformly."""
-    height, width = images.shape[-2:]
-    padded = torch.nn.functional.pad(images, (item.padding,) * 4).numpy()
-    top, left = _places(item, seed, epoch, indices).T
-    # Indexing windows of the padded images copies row by row; torch's index, element by element, is 4 times slower.
-    windows = sliding_window_view(padded, (height, width), axis=(2, 3))
-    return torch.from_numpy(windows[np.arange(len(images)), :, top, left])
-
-
 def _places(item: RandomCrop, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """int64 [m, 2]: top and left in the padded image."""
     return (uniform(seed, "random_crop", epoch, indices, draws=2) * (2 * item.padding + 1)).astype(np.int64)
 
 
-def horizontal_flip(item: HorizontalFlip, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Mirrors each image with probability p."""
-    chosen = _flipped(item, seed, epoch, indices)
-    flipped = images.numpy().copy()
-    flipped[chosen] = flipped[chosen, ..., ::-1]
-    return torch.from_numpy(flipped)
-
-
 def _flipped(item: HorizontalFlip, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """The rows that are."""
-    chosen = uniform(seed, "horizontal_flip", 0 if item.alternate else epoch, indices)[:, 0] < item.p
-    return np.flatnonzero(chosen ^ (item.alternate and epoch % 2 == 1))
+    """bool [m]: those that are."""
+    chosen: np.ndarray = uniform(seed, "horizontal_flip", 0 if item.alternate else epoch, indices)[:, 0] < item.p
+    return chosen ^ (item.alternate and epoch % 2 == 1)
 
 
 def rand_augment(item: RandAugment, images: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
@@ -178,11 +192,7 @@ def rand_augment(item: RandAugment, images: Tensor, seed: int, epoch: int, indic
     return out
 
 
-_STEPS: dict[str, Callable[[Any, Tensor, int, int, np.ndarray], Tensor]] = {
-    "random_crop": random_crop,
-    "horizontal_flip": horizontal_flip,
-    "rand_augment": rand_augment,
-}
+_STEPS = (RandomCrop, HorizontalFlip, ColorJitter, RandAugment)
 
 
 def resized_crop(item: RandomResizedCrop, seed: int, epoch: int, indices: np.ndarray) -> Crop:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from dist_train.config.schema import Cutmix, Mixup, Normalize
 from dist_train.errors import UserError
@@ -36,11 +35,17 @@ class DeviceTransform:
         uint8 [m, C, H, W] becomes float32 in [0, 1]; other inputs stay as the data set gives them. After mixing,
         targets are float32 [m, classes].
         """
-        if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4:
+        fresh = is_bytes(inputs)
+        if fresh:
             inputs = inputs.to(torch.float32).div_(255)
         if self._scale:
-            inputs = _normalized(inputs, *self._scale)
+            inputs = _normalized(inputs, self._scale[0], self._scale[1], in_place=fresh)
         return (inputs, targets) if self._mix is None else self._mix(inputs, targets, step, number)
+
+
+def is_bytes(inputs: Any) -> bool:
+    """Whether these are images that become floats, in memory of their own."""
+    return isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4
 
 
 class Mix:
@@ -77,7 +82,8 @@ class Mix:
             inputs = inputs * weight + partners * (1 - weight)
         else:
             inputs, weight = cutmix(inputs, partners, weight, draw)
-        soft = one_hot(targets, self._classes).to(torch.float32)
+        # torch's one_hot has the host look at the targets, on some devices.
+        soft = (targets[:, None] == torch.arange(self._classes, device=targets.device)).to(torch.float32)
         return inputs, soft * weight + soft.roll(shift, 0) * (1 - weight)
 
 
@@ -95,12 +101,12 @@ def cutmix(inputs: Tensor, partners: Tensor, weight: float, draw: np.random.Gene
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _normalized(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def _normalized(inputs: Tensor, mean: Tensor, std: Tensor, in_place: bool) -> Tensor:
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.is_floating_point():
         raise UserError("augment: normalize works on images [channels, height, width], uint8 or float")
     if inputs.shape[1] != len(mean):
         raise UserError(f"augment: normalize has {len(mean)} means, and the images have {inputs.shape[1]} channels")
-    return (inputs - mean).div_(std)
+    return (inputs.sub_(mean) if in_place else inputs - mean).div_(std)
 
 
 def _check_mixable(inputs: Any, targets: Any, name: str) -> None:

@@ -1,111 +1,28 @@
 """What a loading process does with a request for samples: read them, augment them, stack them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from multiprocessing.reduction import ForkingPickler
+import copy
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images, lies_in_image
 from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_of
-from dist_train.data.datasets.base import Crop, ImageSet, crop_each
+from dist_train.data.datasets.base import Crop, ImageSet, TensorImages, crop_each
 from dist_train.data.datasets.decoded import DecodedImages, Named
 from dist_train.data.failure import CapturedError, noted
+from dist_train.data.loaded import Loaded, each_array
 from dist_train.data.loading_time import LoadingTime
 from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
 from dist_train.data.stack import check_sample, stacked
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
-
-_SMALL = 1 << 20
-"""Bytes of the largest array that goes through the pipe. That is less work than to pass the file descriptor of shared
-memory, which takes half a millisecond on each side."""
-_ALIGNED = 64
-"""Bytes. What torch's allocator returns on a CPU begins at a multiple of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """The answer to a request, still on the CPU and still uint8.
-
-    Attributes:
-        request: with the places of the samples that were really read. Where there are none, inputs and targets are
-            None.
-        broken: those that were asked for and could not be read, in their order.
-        seconds: that it took to wait for storage, to compute the samples, and to augment them.
-    """
-
-    request: LoadRequest
-    inputs: Any
-    targets: Any
-    broken: tuple[Broken, ...] = ()
-    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def plain(self) -> "Loaded":
-        """Plain numbers: without an autograd graph, which cannot leave the process, and without lazy views."""
-        return self._each(lambda array: torch.as_tensor(array).detach().resolve_conj().resolve_neg())
-
-    def packed(self) -> "Loaded":
-        """Ready to leave a loading process: small tensors as arrays, large ones already in shared memory.
-
-        The queue's own thread would move the large ones, but an error there would be lost, and the rank would wait
-        forever.
-        """
-        packed = self._each(_packed)
-        _check_travels((packed.inputs, packed.targets))
-        return packed
-
-    def unpacked(self) -> "Loaded":
-        return self._each(_settled)
-
-    def pin_memory(self) -> "Loaded":
-        """The DataLoader calls this, in a thread, on the way to a GPU."""
-        return self._each(lambda array: torch.as_tensor(array).pin_memory())
-
-    def _each(self, function: Callable[[Any], Any]) -> "Loaded":
-        return replace(self, inputs=each_array(function, self.inputs), targets=each_array(function, self.targets))
-
-
-def _packed(tensor: Tensor) -> Tensor | np.ndarray:
-    if tensor.nbytes > _SMALL:
-        return tensor.share_memory_()
-    try:
-        return tensor.numpy()
-    except TypeError:  # NumPy knows no bfloat16, and nothing smaller
-        return tensor
-
-
-def _settled(array: Tensor | np.ndarray) -> Tensor:
-    """The array as a contiguous tensor, in memory that is aligned as torch aligns it.
-
-    The place of numbers in memory may decide which kernel runs and in which order it adds, and so the last bit. It must
-    not depend on how the numbers got here.
-    """
-    tensor = torch.as_tensor(array)
-    # `is_contiguous` allows any stride where a size is 1, and kernels look at those too.
-    strides = torch.empty(tensor.shape, device="meta").stride()
-    if tensor.stride() == strides and tensor.data_ptr() % _ALIGNED == 0:
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-
-
-def _check_travels(value: Any) -> None:
-    """Raises UserError if a part of a sample cannot be sent: an object whose class another process cannot find would be
-    lost silently."""
-    try:
-        ForkingPickler.dumps(each_array(lambda _: None, value))
-    except Exception as error:
-        raise UserError(
-            f"a sample holds what cannot be handed over by a loading process ({error}): define its class at the top of "
-            "a module, or set loader.workers=0",
-            ExitCode.USER_CODE,
-        ) from error
 
 
 class Fetch(Dataset):
@@ -136,7 +53,7 @@ class Fetch(Dataset):
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
         self._on_error, self._pad = on_error, pad
         self._waited_in_vain = False
-        self._time = LoadingTime()
+        self._time, self._wait = LoadingTime(), time.sleep
         at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, DecodedImages))
         if at_once and on_error != "stop":
             raise UserError(
@@ -148,8 +65,20 @@ class Fetch(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    @property
+    def may_thread(self) -> bool:
+        """Whether threads may load: never the user's own code, and nothing that draws from the global generators."""
+        draws = self._augment is not None and self._augment.draws_globally
+        return getattr(self._dataset, "threads", False) is True and not draws
+
+    def of_thread(self, stopped: threading.Event) -> "Fetch":
+        """The same for one thread, which waits for no storage any more once it is `stopped`."""
+        own = copy.copy(self)
+        own._time, own._wait = LoadingTime(), stopped.wait  # type: ignore[assignment]
+        return own
+
     def prepare(self) -> None:
-        """Must be called before processes are forked from this one.
+        """Must be called before processes are forked from this one, or threads started.
 
         A forked process inherits the locks that other threads hold, those of imports and of libraries, without the
         threads that would release them. So whatever it needs is imported and set up here.
@@ -173,7 +102,7 @@ class Fetch(Dataset):
         """Storage that is away is waited for. When that was in vain it is a matter of these samples, if others can be
         read, and from then on others take their place at once: a folder that has gone would cost hours otherwise."""
         try:
-            return with_patience(lambda: self._load(request), self._retry_s)
+            return with_patience(lambda: self._load(request), self._retry_s, self._wait)
         except Exception as error:
             if self._on_error == "stop" or storage_error(error) is None:
                 raise
@@ -244,7 +173,11 @@ class Fetch(Dataset):
 
     def _read(self, request: LoadRequest) -> tuple[Any, Any]:
         """Inputs and targets, stacked and augmented."""
-        epoch, indices, augment = request.epoch, request.indices, self._augment
+        epoch, indices, augment, dataset = request.epoch, request.indices, self._augment, self._dataset
+        if augment is not None and _is_store(dataset) and augment.crop(epoch, indices) is None:
+            targets = dataset.targets_of(indices)
+            augment.check_targets(targets)
+            return self._time.of_augment(augment)(dataset.images, epoch, indices, indices), targets
         raw = self._raw(request)
         moved = False
         if isinstance(self._dataset, ImageSet):
@@ -308,17 +241,9 @@ class Fetch(Dataset):
         return samples
 
 
-def each_array(function: Callable[[Any], Any], value: Any) -> Any:
-    """`value` with every tensor and array in its dicts, lists and tuples replaced by `function` of it."""
-    if isinstance(value, Tensor | np.ndarray):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {name: each_array(function, item) for name, item in value.items()}
-    if hasattr(value, "_fields"):
-        return type(value)(*(each_array(function, item) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(each_array(function, item) for item in value)
-    return value
+def _is_store(dataset: Any) -> bool:
+    """Whether it is one tensor, read as it is, so that a crop need not read it twice."""
+    return isinstance(dataset, TensorImages) and type(dataset).__getitems__ is TensorImages.__getitems__
 
 
 def sample_name(dataset: Any, index: int) -> str:

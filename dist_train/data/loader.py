@@ -1,30 +1,30 @@
-"""From samples to microbatches on the rank's device: one DataLoader for a whole session of the training."""
+"""From samples to microbatches on the rank's device: one loader for a whole session of the training."""
 
 import atexit
 import multiprocessing
 import os
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dist_train.config.schema import CustomData, DataConfig, LoaderConfig, RunConfig
+from dist_train.config.schema import LoaderConfig, RunConfig
 from dist_train.config.shares import at_least
-from dist_train.data.augment import Augment
+from dist_train.data.ahead import Ahead, Load
 from dist_train.data.batch import Microbatch
 from dist_train.data.datasets.base import Splits
-from dist_train.data.device_transform import DeviceTransform, Mix
 from dist_train.data.failure import CapturedError
-from dist_train.data.fetch import Fetch, Loaded, each_array, sample_name
+from dist_train.data.loaded import Loaded
 from dist_train.data.sampler import LoadRequest, ShardedSampler
-from dist_train.data.workers import number_of_workers, start_method, start_worker
+from dist_train.data.source import Source
+from dist_train.data.workers import free_cores, number_of_threads, start_method, start_worker
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import stacks
 from dist_train.parallel.ranks import Ranks
@@ -53,13 +53,13 @@ def train_batches(
     Raises:
         UserError: at once when the training set does not fill a global batch, later when a sample can't be read.
     """
-    sampler = train_sampler(config, splits.train, ranks)
+    sampler, here = train_sampler(config, splits.train, ranks), ranks.local_world_size
     batches = (last_step - first_step) * len(sampler.share)
-    workers = number_of_workers(config.loader, splits.train, device, ranks.local_world_size, batches)
+    source = replace(Source.of_training(config, splits, device, task), timing=timing or NullTiming())
+    workers = source.number_of_workers(config.loader, here, batches)
     at_once = not workers and getattr(splits.train, "by_row", False) is True
     requests = (sampler.shares if at_once else sampler.microbatches)(first_step, last_step)
-    source = replace(Source.of_training(config, splits, device, task), timing=timing or NullTiming())
-    return by_step(Loading(source, requests, config.loader, workers), len(sampler.share))
+    return by_step(Loading(source, requests, config.loader, workers, here), len(sampler.share))
 
 
 def train_sampler(config: RunConfig, dataset: Any, ranks: Ranks) -> ShardedSampler:
@@ -94,9 +94,9 @@ def evaluation_batches(
     size = config.eval.batch_size
     indices = ((number, np.arange(number * size, min((number + 1) * size, len(dataset)))) for number in numbers)
     requests = (LoadRequest(step=0, number=number, parts=1, epoch=0, indices=rows) for number, rows in indices)
-    workers = number_of_workers(config.loader, dataset, device, local_world_size, len(numbers))
     source = Source.of_evaluation(config, dataset, device, task)
-    with Loading(source, requests, config.loader, workers) as loading:
+    workers = source.number_of_workers(config.loader, local_world_size, len(numbers))
+    with Loading(source, requests, config.loader, workers, local_world_size) as loading:
         for [microbatch] in loading:
             yield microbatch.number, microbatch
 
@@ -132,71 +132,10 @@ def evaluation_samples(
     return found
 
 
-def _answers(source: "Source", requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
-    workers = min(1, number_of_workers(config.loader, source.dataset, source.device, 1, len(requests)))
+def _answers(source: Source, requests: list[LoadRequest], config: RunConfig) -> list[Microbatch]:
+    workers = min(1, source.number_of_workers(config.loader, 1, len(requests)))
     with Loading(source, requests, config.loader, workers) as loading:
         return [microbatch for [microbatch] in loading]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set, and everything that is done to its samples on the way to the model."""
-
-    dataset: Any
-    fetch: Fetch
-    transform: Callable[[Any, Any, int, int], tuple[Any, Any]]
-    device: torch.device
-    task: Task | None
-    timing: NullTiming = field(default_factory=NullTiming)
-
-    @classmethod
-    def of_training(cls, config: RunConfig, splits: Splits, device: torch.device, task: Task | None) -> "Source":
-        classes = len(splits.classes) if splits.classes else None
-        augment = Augment(config.augment, config.seed, getattr(config.task, "ignore_index", None) or 0)
-        retry_s = config.loader.retry.seconds
-        fetch = Fetch(splits.train, config.seed, augment, retry_s, config.data.on_error, _pad(config.data))
-        mix = Mix.from_config(config.augment, config.seed, classes)
-        transform = DeviceTransform(config.augment, device, mix)
-        return cls(dataset=splits.train, fetch=fetch, transform=transform, device=device, task=task)
-
-    @classmethod
-    def of_evaluation(cls, config: RunConfig, dataset: Any, device: torch.device, task: Task | None) -> "Source":
-        retry_s = config.loader.retry.seconds
-        fetch = Fetch(dataset, config.seed, None, retry_s, config.eval.on_error, _pad(config.evaluated_data))
-        transform = DeviceTransform(config.augment, device)
-        return cls(dataset=dataset, fetch=fetch, transform=transform, device=device, task=task)
-
-    @classmethod
-    def of_own_loop(cls, dataset: Any, seed: int, training: bool, device: torch.device) -> "Source":
-        """Samples as the data set gives them."""
-        fetch = Fetch(dataset, seed, Augment((), seed) if training else None, LoaderConfig().retry.seconds, "stop")
-        return cls(dataset=dataset, fetch=fetch, transform=lambda *given: given[:2], device=device, task=None)
-
-    def microbatches(self, loaded: Loaded) -> Iterator[Microbatch]:
-        """What was loaded, checked, on the device and ready for the model."""
-        request, targets = loaded.request, loaded.targets
-        # Here, on the CPU: on a GPU it would be too late to look at the targets.
-        if self.task and (targets is not None or (self.task.needs_targets and len(request.indices))):
-            targets = self.task.check_targets(targets, lambda row: sample_name(self.dataset, int(request.indices[row])))
-        size = len(request.indices) // request.parts
-        here = each_array(lambda tensor: tensor.to(self.device, non_blocking=True), (loaded.inputs, targets))
-        for part in range(request.parts):
-            rows, number = slice(part * size, (part + 1) * size), request.number + part
-            inputs, targets = here if request.parts == 1 else each_array(partial(_cut, rows), here)
-            if len(request.indices):
-                inputs, targets = self.transform(inputs, targets, request.step, number)
-            yield Microbatch(
-                step=request.step,
-                number=number,
-                indices=torch.tensor(request.indices[rows]),
-                inputs=inputs,
-                targets=targets,
-                broken=loaded.broken if part == 0 else (),
-            )
-
-
-def _pad(data: DataConfig) -> float | dict[str, float] | None:
-    return data.pad if isinstance(data, CustomData) else None
 
 
 def by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
@@ -209,39 +148,59 @@ def by_step(loading: "Loading", share: int) -> Iterator[list[Microbatch]]:
                 ready = []
 
 
-def _cut(rows: slice, tensor: Tensor) -> Tensor:
-    """A copy, not a view: where a tensor begins in memory may decide in which order a kernel adds."""
-    return tensor[rows].clone()
-
-
 class Loading:
-    """A DataLoader at work: iterate over it to get what was requested, in order, ready for the model; close it to end
-    its processes."""
+    """A DataLoader or threads at work: iterate over it to get what was requested, in order, ready for the model; close
+    it to end its processes and threads.
 
-    def __init__(self, source: Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> None:
-        pins = config.pin_memory and source.device.type == "cuda"
-        how = start_method(source.device) if workers else None
-        if how == "fork":
-            source.fetch.prepare()
-        loader: Iterable[Any] = DataLoader(
-            source.fetch,
-            batch_sampler=requests,  # type: ignore[arg-type]  # torch asks for lists of indices, and needs none
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pins,
-            generator=torch.Generator(),  # otherwise it would draw from the global one
-            prefetch_factor=config.prefetch if workers else None,
-            multiprocessing_context=how,
-            worker_init_fn=partial(_start, stacks=stacks()) if workers else None,
-        )
-        if not workers and not pins:  # a DataLoader would do this, and take a fifth of a millisecond for it
-            loader = map(source.fetch.__getitems__, requests)
+    Args:
+        ranks_here: of the machine, which share its cores.
+    """
+
+    def __init__(
+        self, source: Source, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int, ranks_here: int = 1
+    ) -> None:
         self._source = source
+        self._pins = config.pin_memory and source.device.type == "cuda"
         others = set(multiprocessing.active_children())
-        self._batches: Any = iter(loader)
+        self._batches: Any = (
+            iter(self._processes(requests, config, workers)) if workers else self._threads(requests, config, ranks_here)
+        )
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
         # Its processes ignore SIGTERM. At exit, multiprocessing would send them one and wait for them forever.
         atexit.register(self.close)
+
+    def _processes(self, requests: Iterable[LoadRequest], config: LoaderConfig, workers: int) -> DataLoader:
+        how = start_method(self._source.device)
+        if how == "fork":
+            self._source.fetch.prepare()
+        return DataLoader(
+            self._source.fetch,
+            batch_sampler=requests,  # type: ignore[arg-type]  # torch asks for lists of indices, and needs none
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pins,
+            generator=torch.Generator(),  # otherwise it would draw from the global one
+            prefetch_factor=config.prefetch,
+            multiprocessing_context=how,
+            worker_init_fn=partial(_start, stacks=stacks()),
+        )
+
+    def _threads(self, requests: Iterable[LoadRequest], config: LoaderConfig, ranks_here: int) -> Ahead:
+        source = self._source
+        threads = number_of_threads(config, source.dataset, source.fetch.may_thread)
+        if threads != 0:
+            source.fetch.prepare()
+        free = free_cores(source.device, ranks_here)
+        return Ahead(self._of_thread, _seconds, requests, threads, free, config.prefetch)
+
+    def _of_thread(self, stopped: threading.Event) -> Load:
+        fetch = self._source.fetch.of_thread(stopped)
+
+        def load(request: LoadRequest) -> Loaded | CapturedError:
+            loaded = fetch.__getitems__(request)
+            return loaded.pin_memory() if self._pins and isinstance(loaded, Loaded) else loaded
+
+        return load
 
     def __enter__(self) -> "Loading":
         return self
@@ -264,14 +223,21 @@ class Loading:
             timing.lap("other")
 
     def close(self) -> None:
-        """Ends the loading processes; what they had ready is lost."""
+        """Ends what loads; what was ready is lost."""
         atexit.unregister(self.close)
+        if isinstance(self._batches, Ahead):
+            self._batches.close()
         # Dropping the iterator would do the same, but not while a traceback still holds it.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
         for process in self._workers:
             if process.is_alive():  # stuck in the user's code
                 process.kill()
             process.join()
+
+
+def _seconds(answer: Loaded | CapturedError) -> tuple[float, float] | None:
+    """In which loading has waited for storage, and computed."""
+    return (answer.seconds[0], sum(answer.seconds[1:])) if isinstance(answer, Loaded) else None
 
 
 def _start(number: int, stacks: tuple[str, int] | None) -> None:

@@ -20,9 +20,12 @@ AWAY = {
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 10.0
 
 
-def with_patience(read: Callable[[], T], seconds: float) -> T:
+def with_patience(read: Callable[[], T], seconds: float, wait: Callable[[float], object] = time.sleep) -> T:
     """What `read` returns. While it fails because the storage is away it is called again, ever more seldom, and the
     first failure is told on stderr.
+
+    Args:
+        wait: for so many seconds; what it returns is true where nobody wants the answer any more.
 
     Raises:
         Exception: what it raised, when that has another reason, or the time is over.
@@ -40,11 +43,12 @@ def with_patience(read: Callable[[], T], seconds: float) -> T:
                 where = f": {os.fsdecode(reason.filename)}" if reason.filename else ""
                 print(f"! the data is away ({reason.strerror}{where}); trying again for {seconds:g} s", file=sys.stderr)
             is_told = True
+            if wait(pause):
+                raise
         else:
             if is_told:
                 print("! the data is back", file=sys.stderr)
             return found
-        time.sleep(pause)
         pause = min(2 * pause, MOST_PAUSE_S)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from dist_train.config.problems import printable
 from dist_train.data.datasets.decoded import DecodedImages, Named
 from dist_train.data.failure import CapturedError
-from dist_train.data.fetch import Fetch, each_array, sample_name
+from dist_train.data.fetch import Fetch, sample_name
+from dist_train.data.loaded import each_array
 from dist_train.data.resize import resize
 from dist_train.data.sampler import LoadRequest
 from dist_train.data.workers import start_method, start_worker

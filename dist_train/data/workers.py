@@ -21,19 +21,36 @@ _MOST = 8
 """For `auto`: more of them rarely load faster, and each takes memory."""
 
 
-def number_of_workers(config: LoaderConfig, dataset: Any, device: torch.device, ranks_here: int, batches: int) -> int:
+def number_of_workers(
+    config: LoaderConfig, dataset: Any, device: torch.device, ranks_here: int, batches: int, may_thread: bool = False
+) -> int:
     """Loading processes for one of `ranks_here` ranks; never more than there are batches to load.
 
-    `auto` is 0 for data held in memory. Otherwise it is the rank's share of the machine's cores, without the core that
-    a rank on a CPU computes on itself, and at most 8.
+    `auto` is 0 for data held in memory, and where threads load. Otherwise it is the rank's share of the machine's
+    cores, without the core that a rank on a CPU computes on itself, and at most 8.
     """
+    if getattr(dataset, "is_resident", False) is True:
+        return 0
     if config.workers != "auto":
         return min(config.workers, batches)
-    if getattr(dataset, "in_memory", False):
+    if getattr(dataset, "in_memory", False) or (may_thread and config.threads != 0):
         return 0
     cores = len(os.sched_getaffinity(0)) // ranks_here
     spare = cores - 1 if device.type == "cpu" else max(cores, 1)
     return max(0, min(spare, _MOST, batches))
+
+
+def number_of_threads(config: LoaderConfig, dataset: Any, may_thread: bool) -> int | None:
+    """Threads for a rank without loading processes; None where the first requests have to tell."""
+    if not may_thread or getattr(dataset, "is_resident", False) is True:
+        return 0
+    return None if config.threads == "auto" else config.threads
+
+
+def free_cores(device: torch.device, ranks_here: int) -> int:
+    """Of the rank's share of the machine's cores, those that it does not compute on, or drive a GPU with."""
+    own = torch.get_num_threads() if device.type == "cpu" else 1
+    return len(os.sched_getaffinity(0)) // ranks_here - own
 
 
 def start_method(device: torch.device) -> str:

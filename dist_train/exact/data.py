@@ -116,7 +116,8 @@ def _evaluation_batches(dataset: Any, size: int, batch: int, seed: int, workers:
 def _loading(dataset: Any, seed: int, training: bool, requests: Any, workers: int, batches: int) -> "Loading":
     # The config's own libraries, which a script that loads nothing with us does without.
     from dist_train.config.schema import LoaderConfig
-    from dist_train.data.loader import Loading, Source
+    from dist_train.data.loader import Loading
+    from dist_train.data.source import Source
 
     source = Source.of_own_loop(dataset, seed, training, world().group.device)
     return Loading(source, requests, LoaderConfig(workers=workers), min(workers, batches))

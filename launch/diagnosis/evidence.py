@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,7 +26,9 @@ ANSWER_S = 5.0
 SETTLED_S = 0.1
 """Seconds without a new byte after which it is complete."""
 _COLLECTIVE = re.compile(r"/torch/(distributed/|nn/parallel/distributed\.py)")
-_LOADER = re.compile(r"/torch/utils/data/")
+_AHEAD = "/dist_train/data/ahead.py"
+"""Whose `_work` a loading thread is in; it calls what loads."""
+_LOADER = re.compile(rf"/torch/utils/data/|{re.escape(_AHEAD)}$")
 _GPU_OR_WORK = re.compile(
     r"\.wait\(|\.item\(|\.tolist\(|\.numpy\(|\.cpu\(|\.to\(\s*(device\s*=\s*)?(torch\.device\(\s*)?[\"']cpu|"
     r"\.nonzero\(|\.is_nonzero\(|isfinite\(|isnan\(|torch\.equal\(|\.copy_\(|synchronize\("
@@ -88,6 +90,8 @@ class Process:
     """Where the kernel has it wait, as /proc calls it; empty where it does not say."""
     frames: list[Frame]
     """Its main thread, innermost first; empty where it did not answer."""
+    others: list[list[Frame]] = field(default_factory=list)
+    """Its other threads."""
 
     @property
     def own(self) -> Frame | None:
@@ -159,6 +163,7 @@ def gather(
         rank, main, children = record.rank, hearts[record.rank].main, []
         process = asked[rank](main) if rank in asked else None
         if process is not None:
+            children += loading_threads(process)
             for child in descendants(record.pid):  # into the same file, so one after another
                 children.append(ask(child, files[rank], "child process")(main))
             _keep(files[rank], generation.stack(rank))
@@ -190,9 +195,21 @@ def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
         if not text:
             why = {"T": "it is stopped", "Z": "it has ended", "D": "it waits in the kernel"}
             _add(stacks, f"no stack: {why.get(state, 'it does not answer')}\n")
-        return Process(pid=pid, state=state, syscall=syscall, frames=main_thread(text, main))
+        frames = main_thread(text, main)
+        others = [found for _, found in stacks_in(text.splitlines()) if found != frames]
+        return Process(pid=pid, state=state, syscall=syscall, frames=frames, others=others)
 
     return answer
+
+
+def loading_threads(process: Process) -> list[Process]:
+    """The threads of a rank that load something right now, each as if it were a process of its own."""
+    at_work = [frames for frames in process.others if any(map(_is_loading, frames[1:]))]  # else it waits for work
+    return [replace(process, frames=frames, others=[]) for frames in at_work]
+
+
+def _is_loading(frame: Frame) -> bool:
+    return frame.file.endswith(_AHEAD) and frame.function == "_work"
 
 
 def _new_text(stacks: Path, before: int) -> str:

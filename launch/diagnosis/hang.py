@@ -74,10 +74,13 @@ def _elsewhere(evidence: list[Evidence]) -> Finding | None:
     process = odd[0].running
     if process.waits != "loader":
         return _odd(odd, _at(process), process.place)
-    stuck = next((child for child in odd[0].children if child.own is not None), None)
+    threads = [child for child in odd[0].children if child.pid == process.pid]
+    in_own_code = (child for child in odd[0].children if child.own is not None)
+    stuck = next(in_own_code, threads[0] if threads else None)
     if stuck is None:
         return _odd(odd, "waits for its loader: " + _at(process))
-    return _odd(odd, f"its loader process {stuck.pid} is at {_at(stuck)}", stuck.place)
+    what = "loading thread" if stuck.pid == process.pid else f"loader process {stuck.pid}"
+    return _odd(odd, f"its {what} is at {_at(stuck)}", stuck.place)
 
 
 def _far(one: Evidence) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dist_train.data.datasets import ImageSet
 from tests.hangs import plain
 
 
@@ -28,3 +30,19 @@ class Stuck(Dataset):
         if self.split == "evaluation" and action == "evaluate":
             plain.time.sleep(float(os.environ["EVALUATION_SECONDS"]) / 64)
         return torch.full((4,), float(index % 2)), index % 2
+
+
+class StuckImages(ImageSet):
+    """The same, read a batch at a time, by a thread."""
+
+    shape, by_row, threads, classes = (4,), True, True, ("a", "b")
+
+    def __init__(self, split: str) -> None:
+        self._points = Stuck(split)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __getitems__(self, indices: np.ndarray, crop=None) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = zip(*(self._points[index] for index in indices.tolist()), strict=True)
+        return torch.stack(inputs), torch.tensor(targets)

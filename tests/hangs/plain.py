@@ -66,6 +66,7 @@ ACTS = {
     "stop": stop_itself,
     "sleep": sleep_in_dataset,
     "loader": sleep_in_dataset,
+    "thread": sleep_in_dataset,
     "gil": hold_the_gil,
     "lock": take_a_lock,
     "spin": spin,

@@ -25,7 +25,7 @@ CONFIG = """
 name: t
 data: {name: "tests.hangs.data:Stuck"}
 model: {name: mlp, hidden: [8]}
-loader: {workers: WORKERS}
+loader: {workers: WORKERS, threads: THREADS}
 batch: {microbatches: 4, global_size: 16}
 train: {duration: 400 steps}
 eval: {every: 200 steps}
@@ -33,7 +33,7 @@ checkpoint: {every: 200 steps}
 tracking: {wandb: {mode: disabled}}
 """
 LINE_OF = {"sleep": "LINE sleep", "loader": "LINE sleep", "gil": "LINE gil", "lock": "LINE lock", "spin": "LINE spin"}
-LINE_OF |= {"skip": "LINE skip"}
+LINE_OF |= {"skip": "LINE skip", "thread": "LINE sleep"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,11 @@ class Launches:
     def train(self, action: str, victim: int, *flags: str, seconds: float = 280, **more: str) -> Ended:
         folder = self._new()
         config = folder / "t.yaml"
-        config.write_text(CONFIG.replace("WORKERS", "1" if action == "loader" else "0"))
+        text = CONFIG.replace("Stuck", "StuckImages") if action == "thread" else CONFIG
+        counts = {"WORKERS": int(action == "loader"), "THREADS": int(action == "thread")}
+        for name, count in counts.items():
+            text = text.replace(name, str(count))
+        config.write_text(text)
         command = [sys.executable, "-m", "dist_train.launch", "train", str(config), "--nproc-per-node", "2", *flags]
         hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
         return self.run([*command, "--run-dir", str(folder)], seconds, **hang, **more)
@@ -84,7 +88,7 @@ class Launches:
         """One rank each."""
         folder = self._new()
         config = folder / "t.yaml"
-        config.write_text(CONFIG.replace("WORKERS", "0"))
+        config.write_text(CONFIG.replace("WORKERS", "0").replace("THREADS", "0"))
         hang = {"HANG_ACTION": action, "HANG_VICTIM": str(victim), "HANG_FOLDER": str(folder)}
         command = [
             sys.executable,
@@ -169,12 +173,14 @@ def test_a_rank_that_computes_while_the_others_wait_is_no_hang(launches):
     assert (ended.code, ended.said) == (0, "")
 
 
-@pytest.mark.parametrize("action", ["spin", "loader"])
+@pytest.mark.parametrize("action", ["spin", "loader", "thread"])
 def test_a_stuck_rank_of_a_training_is_named_and_it_starts_again(launches, action):
     ended = launches.train(action, 1, "--hang-timeout", SHORT, "--max-restarts", "1" if action == "spin" else "0")
     check(ended, action, 1)
     assert "! no rank has finished a step for " in ended.said
     assert "rank 0 waits in " in ended.said
+    if action == "thread":
+        assert "its loading thread is at tests/hangs/plain.py" in ended.said
     if action == "spin":
         assert "starting again, attempt 2 of at most 2" in ended.said
 
@@ -204,7 +210,7 @@ def test_a_slow_rank_is_told_while_the_run_goes_on(launches):
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("action", ["stop", "sleep", "gil", "lock", "spin", "loader"])
+@pytest.mark.parametrize("action", ["stop", "sleep", "gil", "lock", "spin", "loader", "thread"])
 def test_every_hang_of_a_training_is_named(launches, action):
     for number in range(TIMES):
         check(launches.train(action, number % 2, "--hang-timeout", LONG_TRAINING), action, number % 2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_train.data.permutation import Permutation
+from dist_train.data.windows import cut
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key
 
@@ -31,6 +32,10 @@ class ImageSet(ABC):
     by_row = False
     """Whether an image depends on its index alone, and not on what is read in the same call: several microbatches may
     then be read at once."""
+    threads = False
+    """Whether several threads may read at once, beside the training: no draw from global generators, no state."""
+    is_resident = False
+    """Whether it lies on the rank's device, which loads it itself."""
     is_whole = False
     """Whether a target is a window of tokens, none of which is left out."""
 
@@ -49,7 +54,7 @@ class ImageSet(ABC):
 class TensorImages(ImageSet):
     """Images held in memory: uint8 [N, C, H, W], targets int64 [N]; or other tensors of N rows."""
 
-    in_memory = by_row = True
+    in_memory = by_row = threads = True
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images, self.targets = images, targets
@@ -59,9 +64,10 @@ class TensorImages(ImageSet):
         return len(self.targets)
 
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(indices)
-        images = self.images.index_select(0, rows)
-        return crop_each(images, crop), self.targets.index_select(0, rows)
+        return crop_each(cut(self.images, indices, None), crop), self.targets_of(indices)
+
+    def targets_of(self, indices: np.ndarray) -> Tensor:
+        return self.targets.index_select(0, torch.from_numpy(indices))
 
     def fingerprint(self) -> str:
         """Of all targets and all images; of a set larger than 16 MiB, of images evenly spread over it."""

@@ -57,6 +57,8 @@ class FileList:
 class FolderImages(DecodedImages):
     """The samples `rows` of a list of files."""
 
+    threads = True
+
     def __init__(self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None) -> None:
         super().__init__(image_size, resize)
         self._files, self._rows = files, rows

@@ -51,6 +51,8 @@ class _OfTars(Named):
 class ShardImages(_OfTars, DecodedImages):
     """Samples that are an image and its class."""
 
+    threads = True
+
     def __init__(self, tars: TarSamples, part: Part, config: Shards, classes: Sequence[str] | None) -> None:
         _OfTars.__init__(self, tars, part)
         DecodedImages.__init__(self, config.image_size, config.resize)

@@ -21,7 +21,7 @@ class SyntheticImages(ImageSet):
     Making an image is two copies: its class's wave, and a window of one fixed store of noise, each at half strength.
     """
 
-    in_memory = by_row = True
+    in_memory = by_row = threads = True
 
     def __init__(self, config: Synthetic, first: int, size: int) -> None:
         self.shape = (config.shape[0], config.shape[1], config.shape[2])

@@ -83,7 +83,7 @@ class TokenWindows(ImageSet):
         UserError: when there is none.
     """
 
-    by_row = is_whole = True
+    by_row = is_whole = threads = True
 
     def __init__(
         self, tokens: TokenFile, context: int, stride: int, vocabulary: int, tokenizer: Tokenizer | None

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -40,12 +41,16 @@ class TarSamples:
             tar.tar: tar.samples - size for tar, size in zip(tars, sizes, strict=True) if size < tar.samples
         }
         self._open: OrderedDict[int, tuple[int, Tables]] = OrderedDict()
+        self._reading = threading.RLock()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_reading")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open=OrderedDict(), _reading=threading.RLock())
 
     def __del__(self) -> None:
         for descriptor, _ in self.__dict__.get("_open", {}).values():
@@ -61,10 +66,11 @@ class TarSamples:
         number, row = self._place(index)
         tar = self._tars[number]
         try:
-            descriptor, tables = self._opened(number)
-            found = tables.of(row, tar.kinds)
-            places = {name: (at, size) for name, (_, at, size) in found.items() if wanted is None or name in wanted}
-            return _read(descriptor, places)
+            with self._reading:  # else another thread could close the descriptor meanwhile
+                descriptor, tables = self._opened(number)
+                found = tables.of(row, tar.kinds)
+                places = {name: (at, size) for name, (_, at, size) in found.items() if wanted is None or name in wanted}
+                return _read(descriptor, places)
         except (OSError, EOFError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise UserError(f"cannot read {self.name(index)}: {reason}", ExitCode.DATA) from error
@@ -74,7 +80,8 @@ class TarSamples:
         number, row = self._place(index)
         tar = self._tars[number]
         try:
-            headers = self._opened(number)[1].of(row, tar.kinds)
+            with self._reading:
+                headers = self._opened(number)[1].of(row, tar.kinds)
             return f"{tar.tar}!{key_at(tar.tar, min(headers.values())[0])}"
         except (OSError, UserError, StopIteration):
             return f"{tar.tar}, sample {row:,}"

@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from dist_train.config.schema import (
+    ColorJitter,
     Cutmix,
     HorizontalFlip,
     Mixup,
@@ -16,14 +17,15 @@ from dist_train.config.schema import (
     RandomCrop,
     RandomResizedCrop,
 )
-from dist_train.data.augment import Augment, crop_box, horizontal_flip, random_crop, resized_crop
+from dist_train.data.augment import Augment, crop_box, resized_crop
 from dist_train.data.device_transform import DeviceTransform, Mix
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
+from dist_train.data.windows import Windows, cut_each, cut_together
 from dist_train.errors import UserError
 from dist_train.randomness import uniform
 
 CPU = torch.device("cpu")
-STEPS = [RandomCrop(padding=3), HorizontalFlip(), RandAugment()]
+STEPS = [RandomCrop(padding=3), HorizontalFlip(), ColorJitter(), RandAugment()]
 
 
 def images(count: int = 32, channels: int = 3, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -33,7 +35,7 @@ def images(count: int = 32, channels: int = 3, height: int = 12, width: int = 10
 
 def test_random_crop_is_a_window_of_the_padded_image_and_every_place_occurs():
     pixels, indices = images(500), np.arange(500)
-    cropped = random_crop(RandomCrop(padding=2), pixels, 0, 0, indices)
+    cropped = Augment([RandomCrop(padding=2)], 0)(pixels, 0, indices)
     padded = reference.pad(pixels, [2, 2, 2, 2])
     seen = set()
     for row in range(500):
@@ -46,20 +48,20 @@ def test_random_crop_is_a_window_of_the_padded_image_and_every_place_occurs():
 
 def test_horizontal_flip_flips_the_share_asked_for():
     pixels, indices = images(1000), np.arange(1000)
-    flipped = horizontal_flip(HorizontalFlip(p=0.3), pixels, 0, 0, indices)
+    flipped = Augment([HorizontalFlip(p=0.3)], 0)(pixels, 0, indices)
     mirrored = reference.horizontal_flip(pixels)
     changed = torch.tensor([torch.equal(a, b) for a, b in zip(flipped, mirrored, strict=True)])
     assert torch.equal(flipped[~changed], pixels[~changed])
     assert abs(changed.float().mean() - 0.3) < 5 * math.sqrt(0.21 / 1000)
-    assert torch.equal(horizontal_flip(HorizontalFlip(p=1.0), pixels, 0, 0, indices), mirrored)
-    assert torch.equal(horizontal_flip(HorizontalFlip(p=0.0), pixels, 0, 0, indices), pixels)
+    assert torch.equal(Augment([HorizontalFlip(p=1.0)], 0)(pixels, 0, indices), mirrored)
+    assert torch.equal(Augment([HorizontalFlip(p=0.0)], 0)(pixels, 0, indices), pixels)
 
 
 def test_alternating_flips_draw_once_and_turn_every_image_around_in_the_next_epoch():
     pixels, indices = images(200), np.arange(200)
-    flip = HorizontalFlip(alternate=True)
-    epochs = [horizontal_flip(flip, pixels, 0, epoch, indices) for epoch in range(4)]
-    assert torch.equal(epochs[0], horizontal_flip(HorizontalFlip(), pixels, 0, 0, indices))
+    flips = Augment([HorizontalFlip(alternate=True)], 0)
+    epochs = [flips(pixels, epoch, indices) for epoch in range(4)]
+    assert torch.equal(epochs[0], Augment([HorizontalFlip()], 0)(pixels, 0, indices))
     assert torch.equal(epochs[1], epochs[0].flip(-1))
     assert torch.equal(epochs[2], epochs[0]) and torch.equal(epochs[3], epochs[1])
 
@@ -87,8 +89,75 @@ def test_an_image_drawn_twice_in_different_epochs_differs_but_the_input_is_left_
 def test_steps_are_done_in_the_order_of_the_list():
     pixels, indices = images(), np.arange(32)
     crop, flip = RandomCrop(padding=2), HorizontalFlip()
-    expected = horizontal_flip(flip, random_crop(crop, pixels, 0, 0, indices), 0, 0, indices)
-    assert torch.equal(Augment([crop, flip], seed=0)(pixels, 0, indices), expected)
+    for first, second in ((crop, flip), (flip, crop)):
+        expected = Augment([second], seed=0)(Augment([first], seed=0)(pixels, 0, indices), 0, indices)
+        assert torch.equal(Augment([first, second], seed=0)(pixels, 0, indices), expected)
+
+
+def test_crops_and_flips_are_those_of_the_padded_image_at_the_places_drawn():
+    pixels, indices = images(), np.arange(32)
+    top, left = (uniform(5, "random_crop", 2, indices, draws=2) * 7).astype(int).T
+    mirrored = uniform(5, "horizontal_flip", 2, indices)[:, 0] < 0.5
+    found = Augment([RandomCrop(padding=3), HorizontalFlip()], seed=5)(pixels, 2, indices)
+    for row in range(32):
+        expected = reference.crop(reference.pad(pixels[row], [3] * 4), top[row], left[row], 12, 10)
+        assert torch.equal(found[row], reference.horizontal_flip(expected) if mirrored[row] else expected)
+    assert torch.equal(
+        Augment([RandomCrop(padding=3), HorizontalFlip()], 5)(pixels, 2, indices[5:9], indices[5:9]), found[5:9]
+    )
+
+
+def test_windows_are_the_same_by_an_index_for_each_pixel():
+    """The way that a GPU takes; also where a window lies outside of its image."""
+    draw, pixels = np.random.default_rng(0), images(40)
+    rows, mirrored = draw.integers(0, 40, 64), draw.random(64) < 0.5
+    windows = Windows(top=draw.integers(-14, 15, 64), left=draw.integers(-14, 15, 64), mirrored=mirrored)
+    assert torch.equal(cut_together(pixels, rows, windows), cut_each(pixels, rows, windows))
+    half = pixels.to(torch.bfloat16)
+    assert torch.equal(cut_together(half, rows, windows), cut_each(half, rows, windows))
+
+
+CHANGES = {"brightness": reference.adjust_brightness, "contrast": reference.adjust_contrast}
+CHANGES |= {"saturation": reference.adjust_saturation}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_jitter_is_torchvisions(channels: int):
+    """But for the last bit before rounding: torchvision fuses a multiplication and an addition."""
+    pixels, indices = images(64, channels), np.arange(64)
+    draws = uniform(0, "color_jitter", 0, indices, draws=6)
+    for number, (name, change) in enumerate(CHANGES.items()):
+        item = ColorJitter(**{"brightness": 0, "contrast": 0, "saturation": 0, name: 1.5})
+        found = Augment([item], seed=0)(pixels, 0, indices)
+        for row in range(64):
+            expected = change(pixels[row], 2.5 * draws[row, number])
+            assert (found[row].int() - expected.int()).abs().max() <= 1
+    together = Augment([ColorJitter()], seed=0)(pixels, 0, indices)
+    for row in range(64):
+        expected = pixels[row]
+        for number in np.argsort(draws[row, 3:]):
+            expected = list(CHANGES.values())[number](expected, 0.6 + 0.8 * draws[row, number])
+        assert (together[row].int() - expected.int()).abs().max() <= 3
+    assert torch.equal(
+        Augment([ColorJitter(brightness=0, contrast=0, saturation=0)], seed=0)(pixels, 0, indices), pixels
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(13, 11), (160, 97)])
+def test_color_jitter_of_an_image_depends_on_it_alone(height: int, width: int):
+    """However a batch is split: no sum in another order, no vector of numbers that rounds otherwise than its rest."""
+    pixels, indices = images(64, 3, height, width), np.arange(64)
+    whole = Augment([ColorJitter()], seed=1)(pixels, 0, indices)
+    for size in (1, 3):
+        parts = [
+            Augment([ColorJitter()], 1)(pixels[k : k + size], 0, indices[k : k + size]) for k in range(0, 64, size)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_color_jitter_of_what_is_no_uint8_image_says_so():
+    with pytest.raises(UserError, match=r"color_jitter works on uint8 images of 1 or 3 channels.*float32 of 3"):
+        Augment([ColorJitter()], 0)(torch.zeros(2, 3, 4, 4), 0, np.arange(2))
 
 
 def test_rand_augment_leaves_the_global_generators_alone():
