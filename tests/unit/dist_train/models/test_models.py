@@ -84,7 +84,7 @@ def test_start_weights(tmp_path):
     trained = build(Cnn(width=4), seed=5)
     trained.state_dict()["block1.1.running_mean"].fill_(3.0)
     file = tmp_path / "weights.safetensors"
-    save_file(trained.state_dict(), file)
+    save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, file)
     model = build(Cnn(width=4, start_weights=str(file)))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
 
@@ -92,7 +92,8 @@ def test_start_weights(tmp_path):
 def test_start_weights_in_low_precision_become_fp32(tmp_path):
     file = tmp_path / "weights.safetensors"
     state = {
-        n: t.bfloat16() if t.is_floating_point() else t for n, t in build(Cnn(width=4), seed=5).state_dict().items()
+        n: t.bfloat16().contiguous() if t.is_floating_point() else t
+        for n, t in build(Cnn(width=4), seed=5).state_dict().items()
     }
     save_file(state, file)
     model = build(Cnn(width=4, start_weights=str(file)))
@@ -101,7 +102,7 @@ def test_start_weights_in_low_precision_become_fp32(tmp_path):
 
 
 def test_start_weights_that_do_not_fit_are_named(tmp_path):
-    state = build(Cnn(width=4)).state_dict()
+    state = {name: tensor.contiguous() for name, tensor in build(Cnn(width=4)).state_dict().items()}
     state["block2.0.weight"] = torch.zeros(5, 16)
     state["extra"] = state.pop("block1.0.weight")
     file = tmp_path / "weights.safetensors"
