@@ -37,7 +37,7 @@ from dist_train.trainer import Trainer
 _STEPS = 3
 """Of one size: the first sends the whole model in one bucket and makes the optimizer's state, the second makes new
 buckets, the third is like all later ones."""
-_RESERVE, _LEAST_RESERVE = 0.06, 64 * 2**20
+_RESERVE, _LEAST_RESERVE = 0.06, 128 * 2**20
 """What is left free, of all memory, and in bytes: for what grows slowly, and for the processes that come later."""
 _GROWTH = 4
 """The largest step from one size to the next that is foretold by it."""
@@ -56,7 +56,7 @@ class Need:
     Attributes:
         size: samples of a microbatch.
         loads: of each rank, its need as a share of its room.
-        fixed: of each rank, the part of its load that does not depend on the size: what has been there before the step.
+        fixed: of each rank, the part of its load that does not depend on the size: what it holds between two steps.
         used: of the node or device with the least room, all that is used at the peak.
         limit: of the same.
     """
@@ -81,6 +81,9 @@ def fit_microbatches(config: RunConfig, splits: Splits, group: ProcessGroup) -> 
     chosen, place, bound = 0, 0, len(parts)
     while place < bound:
         try:
+            if not needs:  # the very first steps take more, once: libraries set themselves up
+                _measured(settled(config, parts[place]), splits, group, meter)
+                meter = Meter(group)
             needs.append(_measured(settled(config, parts[place]), splits, group, meter))
         except ValueError:
             if sizes[place] > 1 or len(parts) == 1:
@@ -94,6 +97,7 @@ def fit_microbatches(config: RunConfig, splits: Splits, group: ProcessGroup) -> 
             chosen = place
         needs.sort(key=lambda need: need.size)
         place = _next(sizes, chosen, bound, needs)
+    _give_back(group.device)  # loading processes are forked from here, and would keep what is free
     found = next(need for need in needs if need.size == sizes[chosen])
     line = f"fit: {parts[chosen]:,} microbatches of {sizes[chosen]:,}: {_gb(found.used)} of {_gb(found.limit)}"
     if found.load > 1:
@@ -136,26 +140,27 @@ def _measured(config: RunConfig, splits: Splits, group: ProcessGroup, meter: "Me
     weights = sum(p.nbytes for p in learner.model.parameters() if p.requires_grad)
     sums = [_sums(ranks.world_size, count)[ranks.rank] for count in (parts, tried)]
     more = weights * max(0, sums[0] - sums[1])
-    processes = _train(trial, splits, group, learner)
+    held, processes = _train(trial, splits, group, learner, meter)
     state = learner.state_tensors(TrainState())
     saved = sum(tensor.nbytes for file in state.tensor_files().values() for tensor in file.values())
     del state
     copy = 0 if group.device.type == "cuda" else saved / ranks.local_world_size  # one on each node, to be safe
     need = meter.peak() + processes + more + copy
     del learner
-    row = (need / meter.room, (weights + saved) / meter.room, meter.before + need * meter.sharing, meter.limit)
+    row = (need / meter.room, (held + more + copy) / meter.room, meter.before + need * meter.sharing, meter.limit)
     rows = group.gather_objects(row)
     loads, fixed, used, limits = zip(*rows, strict=True)
     worst = loads.index(max(loads))
     return Need(size=size, loads=[*loads], fixed=[*map(min, fixed, loads)], used=used[worst], limit=limits[worst])
 
 
-def _train(config: RunConfig, splits: Splits, group: ProcessGroup, learner: Learner) -> int:
-    """Trains for a few steps; returns what the loading processes have taken beyond what they share with the rank."""
+def _train(config: RunConfig, splits: Splits, group: ProcessGroup, learner: Learner, meter: "Meter") -> tuple[int, int]:
+    """Trains for a few steps; returns the bytes that this rank holds after them, and those that the loading processes
+    have taken beyond what they share with it."""
     due = Due.of(config, train_sampler(config, splits.train, group.ranks).steps_per_epoch)
     agreement = Agreement(group, StopFlag())
     trainer = Trainer(config, group, splits, learner, due, agreement, NullTracker(), NullCheckpointManager())
-    state, taken = TrainState(), 0
+    state, taken, held = TrainState(), 0, 0
     try:
         for microbatches in trainer.batches(0, max(_STEPS, due.total_steps)):  # read ahead as far as in the training
             train_step(trainer, state, microbatches)
@@ -163,14 +168,16 @@ def _train(config: RunConfig, splits: Splits, group: ProcessGroup, learner: Lear
             beat("init")
             taken = max(taken, sum(_own_memory(child.pid) for child in multiprocessing.active_children()))
             if state.step == _STEPS:
+                held = meter.now()
                 break
     finally:
         trainer.parallel.close()
-    return 0 if group.device.type == "cuda" else taken
+    return held, 0 if group.device.type == "cuda" else taken
 
 
 def _sums(world_size: int, microbatches: int) -> list[int]:
-    """Of each rank, how many partial sums of gradients it holds at the most: while it computes, and when it sends."""
+    """Of each rank, how many partial sums of gradients there is room for: those that it holds while it computes, and
+    those that it sends, each with a copy of it."""
     found = []
     for rank in range(world_size):
         own = share(rank, world_size, microbatches)
@@ -179,7 +186,7 @@ def _sums(world_size: int, microbatches: int) -> list[int]:
         for number in own[:-1]:
             counter.push(number, 0)
             held = max(held, len(counter.nodes))
-        found.append(max(held, 2 * len(cover(own, (0, microbatches)))))
+        found.append(held + 2 * len(cover(own, (0, microbatches))))
     return found
 
 
@@ -219,6 +226,14 @@ class Meter:
         else:
             with suppress(OSError):  # the peak of all is then that of the largest size, which is the last one
                 Path("/proc/self/clear_refs").write_text("5")
+
+    def now(self) -> int:
+        """As `peak`, of what is held now."""
+        _give_back(self._device)
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved(self._device) - self._base
+        status = status_of()
+        return max(0, status["VmRSS"] + status.get("VmSwap", 0) - self._base)
 
     def peak(self) -> int:
         """Bytes beyond those at the beginning; with any that were swapped out."""

@@ -202,6 +202,7 @@ UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("data.custom.name", f"{PACKAGE}.components:Ready", "eval.on_error", "skip", "it reads whole batches"),
     ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
     ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
+    ("eval.flips", True, "task", "custom", "a task of one's own may be none of whole images' classes"),
     ("train.precision", "bf16", "model", "torchvision", UNWRITTEN),
     ("train.precision", "bf16", "model.custom.name", "torchvision.models:Shuffle", UNWRITTEN),
     ("optimizer", "muon", "model", "cnn", "no matrix but the last"),

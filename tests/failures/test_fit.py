@@ -63,7 +63,7 @@ def bits(folder, run):
 
 @pytest.mark.timeout(1000)
 def test_what_fits_is_found_recorded_and_kept(folder):
-    code, said, _, swap = train(folder, "run", "train.stop_after=1 steps", limit=560 * MB)
+    code, said, _, swap = train(folder, "run", "train.stop_after=1 steps", limit=720 * MB)
     assert (code, swap) == (0, 0), said
     parts, size = map(int, FOUND.search(said).groups()[:2])
     assert parts * size == 128 and 1 < parts < 128, "neither all at once nor one by one: the limit counts"

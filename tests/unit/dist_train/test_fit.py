@@ -67,9 +67,9 @@ def test_a_need_that_is_affine_is_foretold_and_never_exceeded():
 
 
 def test_partial_sums_are_counted_as_the_tree_holds_them():
-    assert _sums(1, 1) == [2] and _sums(1, 2) == [2] and _sums(1, 64) == [6]
-    assert _sums(2, 64) == [5, 5]
-    assert max(_sums(3, 8)) == 4, "a share that is no node of the tree sends several"
+    assert _sums(1, 1) == [2] and _sums(1, 2) == [3] and _sums(1, 64) == [2 + 6]
+    assert _sums(2, 64) == [2 + 5, 2 + 5]
+    assert max(_sums(3, 8)) == 4 + 2, "a share that is no node of the tree sends several"
     assert settled(config(64), 8).batch.settled == 8
 
 
