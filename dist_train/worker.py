@@ -31,6 +31,7 @@ from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
+from dist_train.data.cache.survey import holding, parts
 from dist_train.data.loader import train_sampler
 from dist_train.data.workers import number_of_workers
 from dist_train.errors import ExitCode, UserError
@@ -41,6 +42,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.profile import NullProfile, Profile
 from dist_train.report.bottleneck import Setting
+from dist_train.report.words import holding_in_words
 from dist_train.resolve_run import ResolvedRun, changed_schedule, resolve_run
 from dist_train.run_state import NullRunRecord, RunRecord
 from dist_train.rundir.layout import RunDir
@@ -156,6 +158,8 @@ def build_session(
     else:
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
+    if group.ranks.is_first and (kept := [holding(part) for part in parts(splits)]):
+        notes.append(f"cache  {holding_in_words(kept)}")
     if config.train.sanity_check and checkpoint is None and resolved.generation <= 1:
         tracker.busy("trying a few samples (train.sanity_check)")
         check_sanity(config, splits, group)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.errors import ExitCode
+from dist_train.report.words import size
 from dist_train.rundir.records import ErrorRecord
 
-from ..console import size
 from ..plan.host import Memory
 from ..scheduler import kill_hint
 from .collectives import sides
