@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import has_manifest, locate
 from dist_train.control.stop import Request
+from dist_train.data.cache.survey import counts
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
 from dist_train.loop import train
@@ -87,6 +90,10 @@ class Session:
         status: Literal["done", "stopped"] = "done" if state.finished else "stopped"
         trainer.callbacks.call("on_end", state.step, metrics, status=status)
         self.record.update(status, state, SIGNALS.get(request))
+        cached = counts(trainer.splits)
+        if cached:
+            told = trainer.group.all_reduce_host_(torch.tensor([*cached.values()]))
+            cached = dict(zip(cached, told.tolist(), strict=True))
         newest = RunDir(self.facts.run_dir).checkpoint(state.step)
         trainer.tracker.finish(
             SessionOutcome(
@@ -94,6 +101,7 @@ class Session:
                 metrics=metrics,
                 best=state.best(trainer.config.best),
                 broken=len(state.broken),
+                cached=cached,
                 seconds=time.monotonic() - started,
                 checkpoint=trainer.checkpoints.last or (newest if has_manifest(newest) else None),
             )

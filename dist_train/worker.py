@@ -32,6 +32,7 @@ from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import EXIT_CODES, Request, StopFlag
 from dist_train.data import datasets
+from dist_train.data.cache.survey import holding, parts
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
 from dist_train.data.resident import resident_splits
@@ -45,6 +46,7 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.profile import NullProfile, Profile
 from dist_train.report.bottleneck import Setting
+from dist_train.report.words import holding_in_words
 from dist_train.resolve_run import ResolvedRun, changed_schedule, resolve_run
 from dist_train.run_state import NullRunRecord, RunRecord
 from dist_train.rundir.layout import RunDir
@@ -153,6 +155,7 @@ def build_session(
     due = Due.of(resolved.config, train_sampler(resolved.config, splits.train, group.ranks).steps_per_epoch)
     steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
     chosen = parse_ranks(profiled[1], group.ranks.world_size, "--profile-ranks") or []
+    kept = [holding(part) for part in parts(splits)] if group.ranks.is_first else []
     resolved = _tried(resolved, splits, group, tracker)
     config, checkpoint = resolved.config, resolved.checkpoint
     provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
@@ -161,6 +164,8 @@ def build_session(
     else:
         notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
         notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
+    if kept:
+        notes.append(f"cache  {holding_in_words(kept)}")
     tracker.busy("building the model")
     learner = build_learner(config, splits, group.device, starts=checkpoint is None)
     state = TrainState()

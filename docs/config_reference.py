@@ -75,9 +75,16 @@ def _component(key: str, node: shape.Node, note: str) -> Iterator[str]:
         yield f"Every {key} has these keys besides its own:\n"
         yield _table(shared, set())
     tables: dict[str, str] = {}
+    nested: dict[str, shape.Node] = {}
     for option in shape.options(node):
+        nested |= {name: child for name, child in shape.keys(option).items() if _is_nested(child)}
         own = {name: child for name, child in shape.keys(option).items() if name not in shared and name != "name"}
         yield from _option(key, option, _table(own, _required(option)) if own else "", tables)
+    for name, child in nested.items():
+        section = _with_note(child)
+        yield f"### {key}.{name}\n"
+        yield f"{section['description']}\n"
+        yield _table(shape.keys(section), _required(section))
 
 
 def _shared(node: shape.Node) -> dict[str, shape.Node]:

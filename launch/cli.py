@@ -31,6 +31,7 @@ COMMANDS = {
     "replay": "Compute recorded steps again: do they come out the same, to the last bit?",
     "fingerprint": "One hash over all model and optimizer tensors, to compare runs.",
     "checkpoints": "What a run has saved, and whether it is sound.",
+    "cache": "Decoded images that are kept: show, build, verify, drop.",
     "doctor": "Would a training work here, and is every rank as fast as the others?",
     "report": "A run on one page: curves, classes, why it ended, what to try.",
     "compare": "What differs between runs, and is one config better than another?",
@@ -95,7 +96,8 @@ def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) ->
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="dist-train COMMAND --help tells more. Exit codes: 0 done, 1 replay: not the same, compare: not better, "
-    "doctor: a problem, 2 config or usage, 3 run directory in use, 4 cannot resume, 10 user code failed, "
+    "doctor: a problem, cache: images missing or damaged, 2 config or usage, 3 run directory in use, 4 cannot "
+    "resume, 10 user code failed, "
     "11 non-finite, 12 out of memory, 13 data, 14 checkpoint I/O, 15 hang, 75 saved, start me again, "
     "130/143 stopped and saved.",
 )

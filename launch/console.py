@@ -60,12 +60,3 @@ def ranges(ranks: list[int]) -> str:
         else:
             runs.append([rank, rank])
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `205 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -19,6 +19,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.control.due import Due
 from dist_train.data import datasets
+from dist_train.data.cache.survey import holding, parts
 from dist_train.data.datasets import Splits
 from dist_train.errors import ExitCode, UserError
 from dist_train.models.deterministic import explain_nondeterministic, without_deterministic_form
@@ -40,10 +41,18 @@ def describe(config: RunConfig) -> dict[str, Any]:
     facts: dict[str, Any] = dict.fromkeys(
         ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "parameters", "trainable_parameters")
     )
-    facts |= {"model": config.model.name, "state_bytes": None, "lr": [], "problem": None, "exit_code": None}
+    facts |= {
+        "model": config.model.name,
+        "state_bytes": None,
+        "lr": [],
+        "cache": [],
+        "problem": None,
+        "exit_code": None,
+    }
     try:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
+        facts |= {"cache": [holding(part) for part in parts(splits)]}
         facts |= _length(config, len(splits.train))
         build_callbacks(config, Ranks.from_environment())
         tasks.build(config.task, splits.classes, **splits.of_tokens)

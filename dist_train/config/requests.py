@@ -29,6 +29,18 @@ class CheckpointsRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    """What is there of the decoded images of a config's data?"""
+
+    target: str
+    """A config, or a run directory."""
+    overrides: tuple[str, ...] = ()
+    action: str = "show"
+    """`show`, `build`, `verify` or `drop`."""
+    as_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class FingerprintRequest:
     """One hash over all tensors of a checkpoint."""
 

@@ -4,6 +4,7 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 `name`: one of ours, or the user's own `package.module:Thing`, built with `args`.
 """
 
+import os
 import shlex
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ from dist_train.config.torchvision_names import SEGMENTS, TorchvisionName
 from dist_train.config.types import (
     AnyDuration,
     Bool,
+    Bytes,
     CommandPath,
     CommandWords,
     Count,
@@ -126,6 +128,42 @@ class Digits(_SeededSplit, OnDevice):
     """Share of the samples held out for evaluation."""
 
 
+class ImageCache(Section):
+    """Decoded images on disk, so that each file is decoded once; all ranks of a node, and later runs, read the same.
+    `disk` stands for this section with its defaults."""
+
+    folder: UserPath | None = None
+    """Where they are kept. Without it, dist-train/images in XDG_CACHE_HOME, else in ~/.cache."""
+    side: Count | None = None
+    """Shorter side of what random_resized_crop cuts from, in pixels; larger images are made smaller first. Needed with
+    random_resized_crop, and for it alone. The result depends on it."""
+    limit: Bytes | None = None
+    """The most that is kept on disk. Without it, as much as leaves 5 % of the file system free."""
+    check: Literal["time", "content"] = "time"
+    """How a file that has changed is noticed when its image is first read from the cache. `time`: by its size and time
+    of modification. `content`: by a hash of all its bytes, which are read for it."""
+
+
+def _section_of_cache(value: Any) -> Any:
+    if isinstance(value, str) and value != "disk":
+        raise PydanticCustomError("value", "must be disk, a section of keys, or null")
+    return {} if value == "disk" else value
+
+
+_WORDS_OF_CACHE = ImageCache | Literal["disk"] | None
+CacheOfImages = Annotated[ImageCache | None, BeforeValidator(_section_of_cache, json_schema_input_type=_WORDS_OF_CACHE)]
+
+
+def _folder_of_before(value: Any) -> Any:
+    """Earlier runs have the folder of their tokens or tables under `cache`."""
+    if not isinstance(value, dict) or "cache" not in value or "cache_folder" in value:
+        return value
+    folder = value["cache"]
+    if not (isinstance(folder, str) and os.sep in folder) and (folder is not None or value.get("name") != "text"):
+        return value
+    return {**{key: item for key, item in value.items() if key != "cache"}, "cache_folder": folder}
+
+
 class ImageFolder(_SeededSplit):
     """JPEG, PNG, BMP, WebP, TIFF or GIF files in one folder per class."""
 
@@ -144,6 +182,8 @@ class ImageFolder(_SeededSplit):
     """Height and width of the images that the model gets, in pixels."""
     resize: Count | None = None
     """Shorter side before the centre crop, in pixels. Without it, image_size."""
+    cache: CacheOfImages = None
+    """Keep decoded images on disk, so that a file is decoded once: `disk`, or a section with the keys of data.cache."""
 
     @model_validator(mode="after")
     def _one_way_to_evaluate(self) -> "ImageFolder":
@@ -240,8 +280,10 @@ class Text(_Files, _Windows):
     needs the extra `text`."""
     eval_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.1
     """Share of the tokens held out for evaluation, at the end of the text, where `eval` names nothing."""
-    cache: UserPath | None = None
+    cache_folder: UserPath | None = None
     """Folder of the tokenised texts. Without it, dist-train/tokens in XDG_CACHE_HOME, else in ~/.cache."""
+
+    _folder_of_before = model_validator(mode="before")(_folder_of_before)
 
 
 class Table(_Files, _SeededSplit):
@@ -294,6 +336,8 @@ class _Parts(_DataSwitches):
     """Height and width of the images that the model gets, in pixels."""
     resize: Count | None = None
     """Shorter side before the centre crop, in pixels. Without it, image_size."""
+    cache: CacheOfImages = None
+    """Keep decoded images on disk, so that a file is decoded once: `disk`, or a section with the keys of data.cache."""
 
     @model_validator(mode="after")
     def _one_way_to_evaluate(self) -> "_Parts":
@@ -329,6 +373,12 @@ class Shards(_Parts):
     """Folder for the indices. Without it they are kept beside the tars, or in ~/.cache/dist-train where that cannot be
     written."""
 
+    @model_validator(mode="after")
+    def _keeps_images(self) -> "Shards":
+        if self.cache is not None and self.decode is not None:
+            raise PydanticCustomError("rule", "cache keeps images, and with decode a sample may be anything: drop one")
+        return self
+
 
 class HuggingFaceData(_Parts):
     """Hugging Face's `datasets` on disk, Parquet, Arrow or JSON lines, by columns."""
@@ -344,8 +394,10 @@ class HuggingFaceData(_Parts):
     """The column that is the input; of several, the input is a dict."""
     targets: str | Annotated[list[str], Field(min_length=1)]
     """The column that is the target, or several."""
-    cache: UserPath | None = None
+    cache_folder: UserPath | None = None
     """Folder for the Arrow files that Parquet and JSON lines are converted to. Without it, that of `datasets`."""
+
+    _folder_of_before = model_validator(mode="before")(_folder_of_before)
 
 
 class CustomData(Custom, _DataSwitches):
@@ -1215,10 +1267,25 @@ def _contradictions(config: RunConfig) -> Any:
     for index, name in enumerate(names):
         if name in names[:index]:
             yield f"augment.{index}", f"{name} is there twice"
+    yield from _unfit_caches(config, crops="random_resized_crop" in names)
     order = {"normalize": 1, "mixup": 2, "cutmix": 2}
     for index, (left, right) in enumerate(zip(names, names[1:], strict=False)):
         if order.get(left, 0) > order.get(right, 0):
             yield f"augment.{index + 1}", f"{right} must come before {left}"
+
+
+def _unfit_caches(config: RunConfig, *, crops: bool) -> Any:
+    """What `_contradictions` yields of the sections data.cache and eval.data.cache."""
+    for key, data, cuts in (("data", config.data, crops), ("eval.data", config.eval.data, False)):
+        if not isinstance(cache := getattr(data, "cache", None), ImageCache):
+            continue
+        size = getattr(data, "image_size", 0)
+        if cuts and (cache.side is None or cache.side < size):
+            given = "is not set" if cache.side is None else f"is {cache.side}, smaller than image_size {size}"
+            words = f"{given}: random_resized_crop cuts from images whose shorter side has so many pixels, such as"
+            yield f"{key}.cache.side", f"{words} {size * 8 // 7}"
+        if not cuts and cache.side is not None:
+            yield f"{key}.cache.side", "is for random_resized_crop in augment; without that, leave it out"
 
 
 SAFE_TO_CHANGE = (
@@ -1230,9 +1297,13 @@ SAFE_TO_CHANGE = (
     "checkpoint",
     "data.on_error",
     "data.max_broken",
-    "data.cache",
+    "data.cache_folder",
+    "data.cache.folder",
+    "data.cache.limit",
+    "data.cache.check",
     "eval.data.on_error",
     "eval.data.max_broken",
+    "eval.data.cache_folder",
     "eval.data.cache",
     "eval.mode",
     "eval.on_error",

@@ -43,6 +43,16 @@ UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Files = UserPath | Annotated[list[UserPath], Field(min_length=1)]
 """A pattern for files, or several."""
 
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+Bytes = Annotated[str, _text(r"^[0-9]{1,9}(\.[0-9]{1,3})? ?[kMGT]B$", "a size such as 20GB")]
+"""A size in kB, MB, GB or TB."""
+
+
+def in_bytes(size: str) -> int:
+    """Of what `Bytes` takes."""
+    return round(float(size[:-2]) * _BYTES[size[-2:]])
+
+
 Extension = Annotated[str, AfterValidator(lambda name: name.lower().removeprefix("."))]
 """Of a file's name, in any case, with or without its dot."""
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,13 @@ _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "J
 def decode_file(path: str | bytes) -> Tensor:
     """RGB uint8 [3, height, width] of an image file; raises as `decode_bytes` does, also when it can't be read."""
     with _told(lambda: os.fsdecode(path)):
-        return _decoded(_read(path))
+        return _decoded(_read(path)[0])
+
+
+def read_file(path: str | bytes) -> tuple[bytearray, tuple[int, int]]:
+    """The bytes of an image file, its size and its time of modification in ns; raises as `decode_file` does."""
+    with _told(lambda: os.fsdecode(path)):
+        return _read(path)
 
 
 def decode_bytes(content: bytes | bytearray, name: Callable[[], str] = lambda: "of these bytes") -> Tensor:
@@ -76,6 +83,15 @@ def decoder_name() -> str:
     return _jpeg_decoder()[0]
 
 
+@cache
+def decoder_identity() -> str:
+    """Everything that decides how a file becomes pixels, and how these are resized."""
+    versions = (f"{name} {metadata.version(name)}" for name in ("torch", "pillow"))
+    name = decoder_name()
+    own = f"{name} {metadata.version(name)}"
+    return ", ".join([own, *versions, torch.backends.cpu.get_cpu_capability()])
+
+
 def load_decoders() -> None:
     """Loads the decoders, as the first file would."""
     _jpeg_decoder()
@@ -90,9 +106,9 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^.*\.cpp:\d+, ", "", first_line) or type(error).__name__
 
 
-def _read(path: str | bytes) -> bytearray:
-    """Reads the whole file with os.open, which costs half as much as open: with thousands of small files a second, that
-    shows."""
+def _read(path: str | bytes) -> tuple[bytearray, tuple[int, int]]:
+    """The whole file, its size and its time of modification. os.open costs half as much as open: with thousands of
+    small files a second, that shows."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:
         found = os.fstat(descriptor)
@@ -105,7 +121,7 @@ def _read(path: str | bytes) -> bytearray:
             if not count:
                 raise ValueError("the file became shorter while it was read")
             view = view[count:]
-        return content
+        return content, (found.st_size, found.st_mtime_ns)
     finally:
         os.close(descriptor)
 

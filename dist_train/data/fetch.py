@@ -85,6 +85,7 @@ class Fetch(Dataset):
         """
         if isinstance(self._dataset, DecodedImages):
             decode.load_decoders()
+            self._dataset.prepare()
         if self._augment is not None:
             self._augment.prepare()
 

@@ -163,6 +163,8 @@ class Account:
         samples = self.config.batch.global_size / len(self.total.ranks)
         rest = max(1e-6, (sum(spent.values()) - spent["input"]) / steps)
         needed = max(workers + 1, math.ceil(sum(loading.values()) * samples / rest))
+        if stage != "augment" and (cache := self._cache) is not None:
+            return f"{wait}; try {cache}, which reads and decodes each file once"
         if stage == "read":  # a process that waits needs no core
             most, else_ = MOST_WORKERS, "try a faster disk, or fewer and larger files (data.name=shards)"
         else:
@@ -173,6 +175,16 @@ class Account:
         if workers < most:
             return f"{wait}; try loader.workers={min(needed, most)}"
         return f"{wait}; {else_}"
+
+    @property
+    def _cache(self) -> str | None:
+        """What switches the cache of decoded images on, where there can be one and is none."""
+        data, names = self.config.data, [item.name for item in self.config.augment]
+        images = {"image_folder": True, "shards": getattr(data, "decode", None) is None, "huggingface": bool(names)}
+        if not images.get(data.name) or getattr(data, "cache", None) is not None:
+            return None
+        size = getattr(data, "image_size", 0)
+        return f"data.cache.side={size * 8 // 7}" if "random_resized_crop" in names else "data.cache=disk"
 
     def _exchange(self, share: float) -> str:
         return (

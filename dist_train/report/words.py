@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 POSITION = ("step", "epoch", "samples_seen")
@@ -80,6 +80,26 @@ def seconds(value: float) -> str:
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60} m"
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `205 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def holding_in_words(found: Sequence[Mapping[str, Any]]) -> str:
+    """`3,670 images, 120 are there: 18 MB of about 550 MB, 66 GB free in /home/me/.cache/dist-train/images`, of what
+    data/cache/survey.py says."""
+    images, there, taken, whole = (
+        sum(one[name] for one in found) for name in ("images", "there", "bytes", "estimated_bytes")
+    )
+    have = "all" if there == images else f"{there:,}" if there else "none"
+    free = f"{size(found[0]['free_bytes'])} free in {found[0]['folder'].rpartition('/')[0]}"
+    return f"{images:,} images, {have} are there: {size(taken)} of about {size(whole)}, {free}"
 
 
 def date(unix: float | None) -> str:

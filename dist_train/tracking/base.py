@@ -76,6 +76,7 @@ class SessionOutcome:
         seconds: from begin to here.
         checkpoint: the newest one, if any.
         broken: training samples that could not be read; others were taken in their place.
+        cached: what data.cache did for all ranks, as data/cache/survey.py counts it.
         time: what much of the time was lost to, where that is worth a line.
     """
 
@@ -85,6 +86,7 @@ class SessionOutcome:
     seconds: float
     checkpoint: Path | None
     broken: int = 0
+    cached: dict[str, int] = field(default_factory=dict)
     time: str | None = None
 
 

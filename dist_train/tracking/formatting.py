@@ -74,13 +74,20 @@ def summary(facts: RunFacts, outcome: SessionOutcome, room: int | None = None) -
     report = [f"  report      {shown_path(RunDir(facts.run_dir).report)}"] * is_kept(facts.run_dir)
     if outcome.status == "stopped":
         if not is_kept(facts.run_dir):
-            return [*_broken(facts, outcome), "stopped"]
+            return [*_broken(facts, outcome), *_cached(outcome), "stopped"]
         promise = "   (same bits as if it had not stopped)" if facts.config.exact else ""
         again = f"stopped. To go on: dist-train train --resume {shown_path(facts.run_dir)}"
         fits = room is None or len(again + promise) <= room
-        return [*_broken(facts, outcome), again + promise * fits, *report]
+        return [*_broken(facts, outcome), *_cached(outcome), again + promise * fits, *report]
     time = [f"  time        {outcome.time}"] if outcome.time else []
-    return [_done(facts, outcome, room), *_broken(facts, outcome), *time, *_checkpoints(facts, outcome), *report]
+    return [
+        _done(facts, outcome, room),
+        *_broken(facts, outcome),
+        *_cached(outcome),
+        *time,
+        *_checkpoints(facts, outcome),
+        *report,
+    ]
 
 
 def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
@@ -89,6 +96,15 @@ def _broken(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     log = shown_path(rank_log(RunDir(facts.run_dir).logs, 0))
     count = f"{outcome.broken:,} of {facts.train_samples:,} training samples"
     return [f"  broken      {count}: others took their place; {log} has their names"]
+
+
+def _cached(outcome: SessionOutcome) -> list[str]:
+    """What data.cache did, and what of that is worth saying."""
+    if not any(outcome.cached.values()):  # loading processes that a fork server starts count for themselves
+        return []
+    counted = {"decoded": 0, "read": 0} | outcome.cached
+    more = "".join(f", {n:,} {what}" for what, n in counted.items() if n and what not in ("decoded", "read"))
+    return [f"  cache       {counted['decoded']:,} images decoded, {counted['read']:,} read from it{more}"]
 
 
 def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:

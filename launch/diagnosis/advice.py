@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dist_train.errors import ExitCode
 from dist_train.memory import Memory
+from dist_train.report.words import size
 from dist_train.rundir.records import ErrorRecord
 
-from ..console import size
 from ..scheduler import kill_hint
 from .collectives import sides
 from .failures import Failure, calls_that_differ, is_mismatch

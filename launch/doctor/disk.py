@@ -6,14 +6,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from dist_train.report.words import holding_in_words, size
 from dist_train.rundir.files import NO_LINKS, sync_folder, write_synced
 
-from ..console import size
 from .finding import Finding, ok, problem, warning
 
 _CONTENT = bytes(range(256)) * 256
@@ -153,6 +153,19 @@ def room(folder: Path, *, each: int | None, kept: int) -> Finding:
     if free < needed:
         return warning("disk", text, "make room, or lower checkpoint.keep", **facts)
     return ok("disk", text, **facts)
+
+
+def images(found: Sequence[Mapping[str, Any]]) -> Finding:
+    """Whether there is room for the decoded images that data.cache keeps.
+
+    Args:
+        found: one for each folder, as data/cache/survey.py has them.
+    """
+    needed, free = sum(max(0, one["estimated_bytes"] - one["bytes"]) for one in found), found[0]["free_bytes"]
+    if needed > free:
+        advice = "the rest is decoded each time: set data.cache.folder to a disk with room"
+        return warning("image cache", holding_in_words(found), advice, folders=list(found))
+    return ok("image cache", holding_in_words(found), folders=list(found))
 
 
 def size_of(checkpoint: Path) -> int:

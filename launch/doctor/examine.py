@@ -59,8 +59,10 @@ def examine(
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        each = describe(config, config_path, overrides).get("state_bytes") if config_path else None
-        yield disk.room(root, each=each, kept=config.checkpoint.keep + 1)
+        facts = describe(config, config_path, overrides) if config_path else {}
+        yield disk.room(root, each=facts.get("state_bytes"), kept=config.checkpoint.keep + 1)
+        if facts.get("cache"):
+            yield disk.images(facts["cache"])
     yield software.tracking(config)
     if plan is not None and torch:
         yield from ranks.findings(plan, cores=here.cores)

@@ -12,9 +12,10 @@ from dist_train.config.shares import share
 from dist_train.config.stdout import tell
 from dist_train.config.trust import powers
 from dist_train.errors import ExitCode
+from dist_train.report.words import holding_in_words, size
 
 from ..children import ask
-from ..console import mark, say, size
+from ..console import mark, say
 from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,6 +56,8 @@ def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterat
     yield "batch", _batch(config, plan)
     of = f", of {config.eval.data.name}" if config.eval.data else ""
     yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples{of}"
+    if facts.get("cache"):
+        yield "cache", holding_in_words(facts["cache"])
     yield "steps", _steps(config, facts)
     yield "memory", _memory(facts)
     yield "saves", _saves(config, facts)

@@ -9,7 +9,7 @@ hf = pytest.importorskip("datasets")
 CONFIG = """
 name: t
 data: {name: huggingface, train: "ROOT/*.parquet", eval: ROOT/eval, inputs: image, targets: label,
-       image_size: 8, cache: ROOT/cache}
+       image_size: 8, cache_folder: ROOT/cache}
 augment: [{name: random_resized_crop}]
 model: {name: cnn, width: 4, dropout: 0.2}
 loader: {workers: 0}

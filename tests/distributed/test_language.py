@@ -12,7 +12,7 @@ from tests.distributed.training import evaluate_run, result, train
 
 CONFIG = """
 name: t
-data: {name: text, root: {folder}/texts, tokenizer: chars, context: 16, stride: 5, cache: {folder}/cache}
+data: {name: text, root: {folder}/texts, tokenizer: chars, context: 16, stride: 5, cache_folder: {folder}/cache}
 model: {name: gpt, layers: 2, heads: 2, width: 16, dropout: 0.1}
 task: {name: language_model}
 optimizer: {name: adamw, lr: 0.01}

@@ -93,7 +93,7 @@ TRIAL_OF_SHARDS = (
         ("own_components", "", "accuracy", 0.97),
         ("huggingface", "", "accuracy", 0.97),
         ("shards", f"data.train=HERE/train-*.tar data.eval=HERE/val-*.tar {TRIAL_OF_SHARDS}", "accuracy", 0.97),
-        ("char_lm", f"data.root={ROOT}/CHANGELOG.md data.cache=HERE train.duration=100|steps", "accuracy", 0.15),
+        ("char_lm", f"data.root={ROOT}/CHANGELOG.md data.cache_folder=HERE train.duration=100|steps", "accuracy", 0.15),
         (
             "fine_tune",
             "data.root=HERE/tree data.image_size=32 data.resize=32 train.duration=1|epochs batch.global_size=8 "

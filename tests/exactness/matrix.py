@@ -79,6 +79,8 @@ class Matrix:
         data = config["data"]
         if data.get("root", "").startswith(FOLDER):
             data["root"] = data["root"].replace(FOLDER, str(self._folder))
+        if cache := data.get("cache"):
+            cache["folder"] = cache["folder"].replace(FOLDER, str(self._folder))
         return check(run_ranks, config, self._folder / f"draw{next(self._numbers)}", thorough=thorough)
 
 

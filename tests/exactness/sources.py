@@ -116,7 +116,7 @@ def _huggingface(folder: Path) -> dict[str, Any]:
     table = Dataset.from_dict({"point": points, "label": [int(x > y) for x, y in points]}, kinds)
     table.to_parquet(str(folder / "points.parquet"))
     files = {"train": str(folder / "points.parquet"), "eval": str(folder / "points.parquet")}
-    columns = {"inputs": "point", "targets": "label", "cache": str(folder / "cache")}
+    columns = {"inputs": "point", "targets": "label", "cache_folder": str(folder / "cache")}
     net = {"name": "torch.nn:Linear", "args": {"in_features": 2, "out_features": 2}}
     return {"data": {"name": "huggingface", **files, **columns}, "model": net}
 
@@ -134,7 +134,7 @@ def _text(folder: Path) -> dict[str, Any]:
     words, draw = ["the", "quick", "brown", "fox", "jumps"], random.Random(0)
     (folder / "words.txt").write_text(" ".join(draw.choice(words) for _ in range(600)))
     data = {"name": "text", "root": str(folder / "words.txt"), "tokenizer": "chars", "context": 16, "stride": 8}
-    return {"data": {**data, "cache": str(folder / "text-cache")}, **_language()}
+    return {"data": {**data, "cache_folder": str(folder / "text-cache")}, **_language()}
 
 
 def _tokens(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "fingerprint a checkpoint": ("fingerprint", "checkpoint"),
     "checkpoints": ("checkpoints", "run"),
     "checkpoints --verify": ("checkpoints", "run", "--verify"),
+    "cache": ("cache", "run"),
     "runs": ("runs", "--root", "."),
     "report": ("report", "run", "--out", "report.html"),
     "compare": ("compare", "run", "../base/run", "--html", "compare.html"),
@@ -78,7 +79,13 @@ PRELOADED = (
     "torchvision.io",
     "torchvision.transforms.v2",
 )
-PRELOADED += ("wandb", "dist_train.commands.describe", "dist_train.commands.evaluate", "dist_train.commands.predict")
+PRELOADED += (
+    "wandb",
+    "dist_train.commands.cache",
+    "dist_train.commands.describe",
+    "dist_train.commands.evaluate",
+    "dist_train.commands.predict",
+)
 PRELOADED += (
     "dist_train.commands.export",
     "dist_train.commands.replay",

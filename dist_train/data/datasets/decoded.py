@@ -6,8 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_train.config.schema import ImageCache
+from dist_train.data.cache.files import Stamp
+from dist_train.data.cache.images import Form, KeptImages, Origin, Room, fitted
 from dist_train.data.datasets.base import Crop, ImageSet
-from dist_train.data.resize import centre_crop, resize_shorter_side
+
+Kept = tuple[KeptImages, KeptImages | None]
+"""Squares as the model gets them, and what random_resized_crop cuts from."""
 
 
 class Named(ABC):
@@ -18,30 +23,86 @@ class Named(ABC):
         """The file of a sample, and its place in there where it holds several: `images.tar!n01/0003`."""
 
 
+def kept_images(config: ImageCache, size: int, resize: int | None, origin: Origin, room: Room) -> Kept:
+    """The cache of a list of files."""
+    squares = KeptImages(config, Form(size=size, resize=resize or size), origin, room)
+    return squares, None if config.side is None else KeptImages(config, Form(side=config.side), origin, room)
+
+
 class DecodedImages(ImageSet, Named):
     """RGB images of any size, as squares of `image_size` pixels.
 
     Unless a crop is given, the shorter side is resized to `resize`, then the middle is cut out.
+
+    A set that may have a cache has the methods of its Source too.
     """
 
-    def __init__(self, image_size: int, resize: int | None) -> None:
-        self._image_size, self._resize = image_size, resize or image_size
+    def __init__(self, image_size: int, resize: int | None, kept: Kept | None = None) -> None:
+        self._image_size, self._resize, self._kept = image_size, resize or image_size, kept
         self.shape = (3, image_size, image_size)
+        self._targets = np.zeros(0 if kept is None else kept[0].origin.rows, dtype=np.int64)
 
     @abstractmethod
     def read(self, index: int) -> tuple[Tensor, int]:
         """The image of a sample as it is stored, uint8 [3, h, w], and its class."""
 
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
-        size = self._image_size
-        images, targets = torch.empty(len(indices), *self.shape, dtype=torch.uint8), []
+        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        kept = self.kept(cuts=crop is not None)
+        if kept is not None:
+            places = kept.gather(self.rows(indices), images).tolist() if crop is None else range(len(indices))
+            for place in places:
+                image = kept.image(self, int(indices[place]))
+                images[place] = image if crop is None else crop(place, image, *self.shape[1:])
+            return images, self._known_targets(indices)
+        targets = []
         for place, index in enumerate(indices.tolist()):
             image, target = self.read(index)
-            images[place] = crop(place, image, size, size) if crop else fitted(image, size, self._resize)
+            images[place] = (
+                fitted(image, self._image_size, self._resize) if crop is None else crop(place, image, *self.shape[1:])
+            )
             targets.append(target)
         return images, torch.tensor(targets, dtype=torch.int64)
 
+    def kept(self, *, cuts: bool) -> KeptImages | None:
+        """The cache, if there is one.
 
-def fitted(image: Tensor, size: int, resize: int) -> Tensor:
-    """uint8 [3, h, w] to uint8 [3, size, size]: the middle of the image, its shorter side `resize` pixels long."""
-    return centre_crop(resize_shorter_side(image, resize), size)
+        Args:
+            cuts: of images that random_resized_crop cuts from.
+        """
+        return None if self._kept is None else self._kept[cuts]
+
+    @property
+    def caches(self) -> list[KeptImages]:
+        """All there are."""
+        return [kept for kept in self._kept or () if kept is not None]
+
+    def prepare(self) -> None:
+        """Finds the cache before processes are forked, so that each need not."""
+        _ = [kept.folder for kept in self.caches]
+
+    def _known_targets(self, indices: np.ndarray) -> Tensor:
+        """Each is read once."""
+        rows = self.rows(indices)
+        found = self._targets[rows] - 1
+        for place in np.flatnonzero(found < 0).tolist():
+            found[place] = self.target(int(indices[place]))
+            self._targets[rows[place]] = found[place] + 1
+        return torch.from_numpy(found)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The places of samples in their list of files, int64 [n]."""
+        raise NotImplementedError
+
+    def row(self, index: int) -> int:
+        return int(self.rows(np.array([index]))[0])
+
+    def target(self, index: int) -> int:
+        """The class of a sample."""
+        raise NotImplementedError
+
+    def stamp(self, index: int) -> Stamp:
+        raise NotImplementedError
+
+    def encoded(self, index: int) -> tuple[bytes | bytearray, Stamp]:
+        raise NotImplementedError

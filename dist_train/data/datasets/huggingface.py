@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from dist_train.config.problems import alternatives, printable
-from dist_train.config.schema import HuggingFaceData
+from dist_train.config.schema import HuggingFaceData, ImageCache
 from dist_train.data.broken import TRIES
+from dist_train.data.cache.files import Stamp
+from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.custom import shape_of
-from dist_train.data.datasets.decoded import DecodedImages, Named, fitted
+from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, fitted, kept_images
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.datasets.shards import expanded
-from dist_train.data.decode import decode_bytes, decode_file
+from dist_train.data.decode import decode_bytes, decode_file, read_file
 from dist_train.errors import ExitCode, UserError
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
@@ -53,7 +56,7 @@ class Table:
                 )
         if not len(data):
             raise UserError(f"{key}: {files[0]} has no rows", ExitCode.DATA)
-        self._rows, self._files = data.with_format("arrow", columns=list(columns)), list(files)
+        self._rows, self.files = data.with_format("arrow", columns=list(columns)), list(files)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -85,20 +88,41 @@ class Table:
             )
         return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
 
+    def encoded(self, row: int, name: str) -> tuple[bytes | bytearray, Stamp]:
+        """The bytes of an image as they are stored, and the stamp of their own file, or of all files of the table.
+
+        Raises:
+            UserError: when there are none.
+        """
+        scalar = self._rows[row].column(name)[0]
+        content = scalar.as_py() if scalar.is_valid else {"bytes": b"", "path": None}
+        if content["bytes"] is None:
+            found, stamp = read_file(str(content["path"]))
+            return found, Stamp(*stamp)
+        if not scalar.is_valid:
+            raise UserError(f"{self.name(row)}: the column {name} has no value", ExitCode.DATA)
+        return content["bytes"], self.stamp
+
+    @cached_property
+    def stamp(self) -> Stamp:
+        """Of all files together. Raises OSError."""
+        found = [path.stat() for path in self.files]
+        return Stamp(sum(one.st_size for one in found), max(one.st_mtime_ns for one in found))
+
     def name(self, row: int) -> str:
         """`birds.parquet, row 12`; rows are counted from 0 in each file."""
         first = 0
-        for file in self._files:
+        for file in self.files:
             count = _rows_in(file)
             if row < first + count:
                 return f"{file}, row {row - first:,}"
             first += count
-        return f"{self._files[0]}, row {row:,} of all"
+        return f"{self.files[0]}, row {row:,} of all"
 
     def fingerprint(self) -> str:
         """Of the names, sizes, first and last bytes of all files, and of the columns."""
         found = hashlib.sha256(f"{len(self)} {self.features}".encode())
-        for path in self._files:
+        for path in self.files:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 ends = file.read(_ENDS) + os.pread(file.fileno(), _ENDS, max(0, size - _ENDS))
@@ -149,9 +173,21 @@ class _OfTable(Named):
 class RowImages(_OfTable, DecodedImages):
     """Rows of an image and its class."""
 
-    def __init__(self, table: Table, part: Part, config: HuggingFaceData) -> None:
+    def __init__(self, table: Table, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
         _OfTable.__init__(self, table, part, config)
-        DecodedImages.__init__(self, config.image_size, config.resize)
+        DecodedImages.__init__(self, config.image_size, config.resize, kept)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._part.rows(indices)
+
+    def target(self, index: int) -> int:
+        return self._table.row(self._part[index], _names(self._config)[1:])[0]
+
+    def stamp(self, index: int) -> Stamp:
+        return self.encoded(index)[1]
+
+    def encoded(self, index: int) -> tuple[bytes | bytearray, Stamp]:
+        return self._table.encoded(self._part[index], _names(self._config)[0])
 
     def read(self, index: int) -> tuple[Tensor, int]:
         image, target = self._table.row(self._part[index], _names(self._config))
@@ -200,14 +236,25 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
             )
     single = isinstance(config.inputs, str) and isinstance(config.targets, str)
     kinds = [kind(train.features[name]) for name in _names(config)]
-    made = RowImages if single and kinds in (["image", "class"], ["image", "int"]) else Rows
+    images = single and kinds in (["image", "class"], ["image", "int"])
+    caches: dict[int, Kept] = {}
+    if isinstance(config.cache, ImageCache):
+        if not images:
+            raise UserError("data.cache keeps rows of one image and one class, and these are others", ExitCode.DATA)
+        room = Room(config.cache)
+        for table in tables.values():
+            origin = Origin(name=str(table.files[0]), rows=len(table), digest=table.fingerprint)
+            caches[id(table)] = kept_images(config.cache, config.image_size, config.resize, origin, room)
     if config.eval_fraction is None:
         parts = {name: (table, whole(len(table))) for name, table in tables.items()}
     else:
         kept, held = split(len(train), config.eval_fraction, config.split_seed)
         parts = {"train": (train, kept), "eval": (train, held)}
         parts |= {"test": (tables["test"], whole(len(tables["test"])))} if "test" in tables else {}
-    sets = {name: made(table, part, config) for name, (table, part) in parts.items()}
+    sets = {
+        name: RowImages(table, part, config, caches.get(id(table))) if images else Rows(table, part, config)
+        for name, (table, part) in parts.items()
+    }
     names = getattr(train.features[config.targets], "names", None) if isinstance(config.targets, str) else None
     first = sets["train"]
     tries = 1 if config.on_error == "stop" else min(TRIES, len(first))
@@ -242,7 +289,7 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
                 str(formats.pop()),
                 data_files=[str(path.absolute()) for path in files],
                 split="train",
-                cache_dir=config.cache,
+                cache_dir=config.cache_folder,
             )
     except UserError:
         raise

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.config.schema import ImageFolder
+from dist_train.config.schema import ImageCache, ImageFolder
+from dist_train.data.cache.files import Stamp
+from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits, held_out
 from dist_train.data.datasets.class_folders import ClassFolders, splits_as_classes
-from dist_train.data.datasets.decoded import DecodedImages
-from dist_train.data.decode import decode_file
+from dist_train.data.datasets.decoded import DecodedImages, Kept, kept_images
+from dist_train.data.decode import decode_file, read_file
 
 _SIZES = 20_000
 """Files whose size goes into a fingerprint. Each is a call to the file system, which is slow on some."""
+
+_OF_A_KEY = 16
+"""Files whose size goes into the name of a cache's folder, so that two sets with equal names rarely share one."""
 
 
 class FileList:
@@ -43,11 +49,11 @@ class FileList:
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].tobytes()
 
-    def fingerprint(self) -> str:
-        """Of all names below the folder, and of the sizes of at most 20,000 files, evenly spread."""
+    def fingerprint(self, most: int = _SIZES) -> str:
+        """Of all names below the folder, and of the sizes of at most so many files, evenly spread."""
         names = self._bytes.tobytes().replace(self._folder, b"")  # the folder itself may move
         lengths = np.diff(self._ends, prepend=0) - len(self._folder)
-        sizes = [_size(self[index]) for index in range(0, len(self), -(-len(self) // _SIZES))]
+        sizes = [_size(self[index]) for index in range(0, len(self), -(-len(self) // most))]
         found = hashlib.sha256(names)
         for part in (lengths, np.array(sizes)):
             found.update(part.astype("<i8").tobytes())
@@ -59,8 +65,10 @@ class FolderImages(DecodedImages):
 
     threads = True
 
-    def __init__(self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None) -> None:
-        super().__init__(image_size, resize)
+    def __init__(
+        self, files: FileList, rows: np.ndarray, image_size: int, resize: int | None, kept: Kept | None = None
+    ) -> None:
+        super().__init__(image_size, resize, kept)
         self._files, self._rows = files, rows
 
     def __len__(self) -> int:
@@ -69,6 +77,20 @@ class FolderImages(DecodedImages):
     def read(self, index: int) -> tuple[Tensor, int]:
         row = int(self._rows[index])
         return decode_file(self._files[row]), int(self._files.targets[row])
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._rows[indices]
+
+    def target(self, index: int) -> int:
+        return int(self._files.targets[self._rows[index]])
+
+    def stamp(self, index: int) -> Stamp:
+        found = os.stat(self._files[self._rows[index]])
+        return Stamp(found.st_size, found.st_mtime_ns)
+
+    def encoded(self, index: int) -> tuple[bytearray, Stamp]:
+        content, stamp = read_file(self._files[self._rows[index]])
+        return content, Stamp(*stamp)
 
     def path(self, index: int) -> str:
         return os.fsdecode(self._files[self._rows[index]])
@@ -86,21 +108,30 @@ def build(config: ImageFolder, local_rank0_first: Any, classes: Sequence[str] | 
     notes = [*first, *whole.notes]
     files = _listed(whole)
 
-    def images(files: FileList, rows: np.ndarray) -> FolderImages:
-        return FolderImages(files, rows, config.image_size, config.resize)
+    room = Room(config.cache) if isinstance(config.cache, ImageCache) else None
+
+    def kept(files: FileList, folder: Path) -> Kept | None:
+        if room is None or not isinstance(config.cache, ImageCache):
+            return None
+        origin = Origin(name=str(folder), rows=len(files), digest=partial(files.fingerprint, _OF_A_KEY))
+        return kept_images(config.cache, config.image_size, config.resize, origin, room)
+
+    def images(files: FileList, rows: np.ndarray, kept: Kept | None) -> FolderImages:
+        return FolderImages(files, rows, config.image_size, config.resize, kept)
 
     def all_under(name: str) -> FolderImages:
         folders = ClassFolders(root / name, whole.classes)
         notes.extend(folders.notes)
         listed = _listed(folders)
-        return images(listed, np.arange(len(listed)))
+        return images(listed, np.arange(len(listed)), kept(listed, folders.folder))
 
+    own = kept(files, whole.folder)
     if config.eval is not None:
-        train, evaluation = images(files, np.arange(len(files))), all_under(config.eval)
+        train, evaluation = images(files, np.arange(len(files)), own), all_under(config.eval)
     else:
         assert config.eval_fraction is not None  # the schema asks for one of the two
         parts = held_out(config, whole.classes, files.targets)
-        train, evaluation = images(files, parts.kept), images(files, parts.held)
+        train, evaluation = images(files, parts.kept, own), images(files, parts.held, own)
         notes += parts.notes
     test = all_under(config.test) if config.test else None
     once = tuple(dict.fromkeys(notes))

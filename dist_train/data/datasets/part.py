@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dist_train.data.permutation import Permutation
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key
@@ -22,6 +24,10 @@ class Part:
         if not 0 <= index < len(self):
             raise IndexError(f"samples go from 0 to {len(self) - 1}")
         return index if self.order is None else int(self.order(self.first + index))
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Of many at once, int64 [n]."""
+        return indices if self.order is None else self.order(self.first + indices)
 
 
 def whole(size: int) -> Part:

@@ -8,18 +8,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dist_train.config.imports import resolve_import
 from dist_train.config.problems import printable
-from dist_train.config.schema import Shards
+from dist_train.config.schema import ImageCache, Shards
 from dist_train.data.broken import TRIES
+from dist_train.data.cache.files import Stamp
+from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.custom import shape_of
-from dist_train.data.datasets.decoded import DecodedImages, Named
+from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, kept_images
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.decode import decode_bytes
 from dist_train.data.tars.index import TarIndex, index_of
@@ -53,9 +57,11 @@ class ShardImages(_OfTars, DecodedImages):
 
     threads = True
 
-    def __init__(self, tars: TarSamples, part: Part, config: Shards, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self, tars: TarSamples, part: Part, config: Shards, classes: Sequence[str] | None, kept: Kept | None = None
+    ) -> None:
         _OfTars.__init__(self, tars, part)
-        DecodedImages.__init__(self, config.image_size, config.resize)
+        DecodedImages.__init__(self, config.image_size, config.resize, kept)
         self._image, self._target, self._field = config.image, config.target, config.target_field
         self._numbers = {name: number for number, name in enumerate(classes or ())}
 
@@ -63,6 +69,19 @@ class ShardImages(_OfTars, DecodedImages):
         found = self._tars.read(self._part[index], {*self._image, self._target})
         content = next(found[name] for name in self._image if name in found)
         return decode_bytes(content, lambda: self.path(index)), self._class(found[self._target], index)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._part.rows(indices)
+
+    def target(self, index: int) -> int:
+        return self._class(self._tars.read(self._part[index], {self._target})[self._target], index)
+
+    def stamp(self, index: int) -> Stamp:
+        return Stamp(*self._tars.stamp(self._part[index]))
+
+    def encoded(self, index: int) -> tuple[bytearray, Stamp]:
+        found = self._tars.read(self._part[index], self._image)
+        return next(found[name] for name in self._image if name in found), self.stamp(index)
 
     def _class(self, content: bytearray, index: int) -> int:
         """A class's number, written as such or as its name.
@@ -111,8 +130,17 @@ def build(config: Shards, local_rank0_first: Callable[[], AbstractContextManager
     wanted = [] if decode else [config.image, [config.target]]
     tars = {name: TarSamples([indices[path] for path in paths[name]], wanted) for name in names}
 
+    kept: dict[str, Kept] = {}
+    if isinstance(config.cache, ImageCache):
+        room = Room(config.cache)
+        for name, of in tars.items():
+            origin = Origin(name=str(paths[name][0].parent / name), rows=len(of), digest=partial(_digest, of, config))
+            kept[name] = kept_images(config.cache, config.image_size, config.resize, origin, room)
+
     def part(name: str, chosen: Part) -> ShardImages | ShardSamples:
-        return ShardSamples(tars[name], chosen, decode) if decode else ShardImages(tars[name], chosen, config, classes)
+        if decode is not None:
+            return ShardSamples(tars[name], chosen, decode)
+        return ShardImages(tars[name], chosen, config, classes, kept.get(name))
 
     if config.eval_fraction is None:
         train, evaluation = (part(name, whole(len(tars[name]))) for name in ("train", "eval"))
@@ -126,6 +154,11 @@ def build(config: Shards, local_rank0_first: Callable[[], AbstractContextManager
     notes += _left_out(tars.values(), config)
     known: dict[str, Any] = {"classes": classes, "shape": shape, "outputs": outputs, "notes": tuple(notes)}
     return Splits(train=train, evaluation=evaluation, test=test, **known)
+
+
+def _digest(tars: TarSamples, config: Shards) -> str:
+    """Of the tars, and of what says which member of a sample is its image."""
+    return " ".join([tars.fingerprint(), *config.image])
 
 
 def expanded(patterns: str | Sequence[str], what: str) -> list[Path]:

@@ -113,8 +113,8 @@ def _of_file(path: Path, said: str = "") -> bytes:
 
 
 def _cache(config: Text) -> Path:
-    if config.cache is not None:
-        return Path(config.cache)
+    if config.cache_folder is not None:
+        return Path(config.cache_folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dist-train" / "tokens"
 
 
@@ -150,7 +150,7 @@ def _tokenise(config: Text, files: _Files, digest: str, folder: Path) -> None:
                 raise
     except OSError as error:
         said = f"cannot keep the tokens of {config.root} in {folder.parent} ({error.strerror})"
-        raise UserError(f"{said}: set data.cache to a folder that can be written", ExitCode.DATA) from error
+        raise UserError(f"{said}: set data.cache_folder to a folder that can be written", ExitCode.DATA) from error
     finally:
         if temporary is not None:
             remove_tree(temporary)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -40,22 +39,13 @@ class TarSamples:
         self.left_out = {
             tar.tar: tar.samples - size for tar, size in zip(tars, sizes, strict=True) if size < tar.samples
         }
-        self._open: OrderedDict[int, tuple[int, Tables]] = OrderedDict()
-        self._reading = threading.RLock()
+        self._open: OrderedDict[int, _OpenTar] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_reading")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open=OrderedDict(), _reading=threading.RLock())
-
-    def __del__(self) -> None:
-        for descriptor, _ in self.__dict__.get("_open", {}).values():
-            with suppress(OSError):
-                os.close(descriptor)
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def read(self, index: int, wanted: Collection[str] | None = None) -> dict[str, bytearray]:
         """The members of a sample by extension: those that are `wanted`, or all.
@@ -66,11 +56,10 @@ class TarSamples:
         number, row = self._place(index)
         tar = self._tars[number]
         try:
-            with self._reading:  # else another thread could close the descriptor meanwhile
-                descriptor, tables = self._opened(number)
-                found = tables.of(row, tar.kinds)
-                places = {name: (at, size) for name, (_, at, size) in found.items() if wanted is None or name in wanted}
-                return _read(descriptor, places)
+            opened = self._opened(number)
+            found = opened.tables.of(row, tar.kinds)
+            places = {name: (at, size) for name, (_, at, size) in found.items() if wanted is None or name in wanted}
+            return _read(opened.descriptor, places)
         except (OSError, EOFError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise UserError(f"cannot read {self.name(index)}: {reason}", ExitCode.DATA) from error
@@ -80,11 +69,15 @@ class TarSamples:
         number, row = self._place(index)
         tar = self._tars[number]
         try:
-            with self._reading:
-                headers = self._opened(number)[1].of(row, tar.kinds)
+            headers = self._opened(number).tables.of(row, tar.kinds)
             return f"{tar.tar}!{key_at(tar.tar, min(headers.values())[0])}"
         except (OSError, UserError, StopIteration):
             return f"{tar.tar}, sample {row:,}"
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Size and time of modification of a sample's tar."""
+        tar = self._tars[self._place(index)[0]]
+        return tar.size, tar.mtime_ns
 
     def fingerprint(self) -> str:
         """Of the names, sizes and first bytes of all tars, and of the names, places and sizes of all members."""
@@ -99,20 +92,30 @@ class TarSamples:
         row, rows = index - (int(self._ends[number - 1]) if number else 0), self._rows[number]
         return number, row if rows is None else int(rows[row])
 
-    def _opened(self, number: int) -> tuple[int, Tables]:
-        if number in self._open:
+    def _opened(self, number: int) -> "_OpenTar":
+        """Any number of threads may ask: a tar that falls out of the table stays open for whoever reads it."""
+        opened = self._open.get(number) or _OpenTar(self._tars[number])
+        self._open[number] = opened
+        with suppress(KeyError):  # another thread has taken it out
             self._open.move_to_end(number)
-            return self._open[number]
-        tar = self._tars[number]
-        tables = tar.mapped()
-        descriptor = os.open(tar.tar, os.O_RDONLY | os.O_CLOEXEC)
-        self._open[number] = descriptor, tables
-        if len(self._open) > _MOST_OPEN:
-            os.close(self._open.popitem(last=False)[1][0])
-        found = os.fstat(descriptor)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        return opened
+
+
+class _OpenTar:
+    """A tar and its tables. Raises UserError when it has changed since it was indexed."""
+
+    def __init__(self, tar: TarIndex) -> None:
+        self.tables: Tables = tar.mapped()
+        self.descriptor = os.open(tar.tar, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self.descriptor)
         if (found.st_size, found.st_mtime_ns) != (tar.size, tar.mtime_ns):
             raise UserError(f"{tar.tar} has changed since it was indexed: start again", ExitCode.DATA)
-        return self._open[number]
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.close(self.descriptor)
 
 
 def _rows(tar: TarIndex, wanted: Sequence[Collection[str]]) -> np.ndarray | None:

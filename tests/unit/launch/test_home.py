@@ -18,7 +18,7 @@ NO_PATHS = {
     "name", "best", "project", "entity", "group", "tags", "notes", "job_type", "prefix", "options",
     "partition", "account", "qos", "constraint", "array", "time", "mem", "gpus_per_node",
     "pattern", "inputs", "targets", "image", "target", "target_field", "decode", "classes",
-    "pretrained", "freeze", "reinit", "match", "prompt",
+    "limit", "pretrained", "freeze", "reinit", "match", "prompt",
 }  # fmt: skip
 """Keys whose text is none. A key that is new has to be in here, or of a type that knows the home folder."""
 

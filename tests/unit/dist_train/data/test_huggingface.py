@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, train: str, **more):
     given = {"train": f"{folder}/{train}", "eval_fraction": 0.25, "inputs": "picture", "targets": "bird"}
-    return ours.build(HuggingFaceData(**{**given, "image_size": 16, "cache": str(folder / "cache"), **more}))
+    return ours.build(HuggingFaceData(**{**given, "image_size": 16, "cache_folder": str(folder / "cache"), **more}))
 
 
 @pytest.mark.parametrize("train", ["disk", "p*.parquet", "disk/*.arrow"])
@@ -180,6 +180,8 @@ def own_memory_of_reading(train) -> int:
 def test_inputs_are_read_without_their_targets(tmp_path):
     path = tmp_path / "new.jsonl"
     path.write_text('{"tokens": [1, 2], "more": "x"}\n{"tokens": [3, 4], "more": "y"}\n')
-    config = HuggingFaceData(train="t", eval="e", inputs=["tokens"], targets=["label"], cache=str(tmp_path / "cache"))
+    config = HuggingFaceData(
+        train="t", eval="e", inputs=["tokens"], targets=["label"], cache_folder=str(tmp_path / "cache")
+    )
     rows = read_given([str(path)], "", config, {}, whole=False).dataset
     assert len(rows) == 2 and rows[1][0]["tokens"].tolist() == [3, 4]

@@ -35,7 +35,7 @@ def verse(tmp_path: Path) -> Path:
 
 
 def config(root: Path, **more) -> Text:
-    return Text(**{"root": str(root), "cache": str(Path(root).parent / "cache"), "context": 16, **more})
+    return Text(**{"root": str(root), "cache_folder": str(Path(root).parent / "cache"), "context": 16, **more})
 
 
 def tokens_of(dataset) -> torch.Tensor:
@@ -296,7 +296,7 @@ def test_tokens_that_became_shorter_are_told(binary):
         (b"x" * 100, {"tokenizer": "{root}"}, r"is no file of the library tokenizers \("),
         (b"x" * 100, {"eval": "other", "train": "text.txt"}, "other is neither a file nor a folder of text"),
         (b"x" * 100, {"pattern": "*.md"}, r"has no file \*\.md \(data\.pattern\) in it"),
-        (b"x" * 100, {"cache": "/proc/nowhere"}, "set data.cache to a folder that can be written"),
+        (b"x" * 100, {"cache_folder": "/proc/nowhere"}, "set data.cache_folder to a folder that can be written"),
     ],
 )
 def test_a_text_that_is_wrong_is_an_error_in_a_line(tmp_path, content, more, message):

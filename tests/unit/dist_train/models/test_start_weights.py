@@ -28,7 +28,8 @@ def build(config, classes=2):
 
 def trained(classes=2, width=4):
     """A state_dict with weights that no model begins with."""
-    return models.build(Cnn(width=width), shape=SHAPE, classes=classes, seed=7).state_dict()
+    state = models.build(Cnn(width=width), shape=SHAPE, classes=classes, seed=7).state_dict()
+    return {name: tensor.contiguous() for name, tensor in state.items()}  # as safetensors wants them
 
 
 def prefixed(prefix, state):

@@ -80,6 +80,23 @@ def test_advice_is_possible():
     assert "try batch.global_size=32" in one.sentence
 
 
+def test_images_that_are_decoded_over_and_over_are_worth_a_cache():
+    def advice(data, *augment, loading=None):
+        given = config(data=data, augment=[{"name": name} for name in augment], model={"name": "cnn"})
+        one = budget(FINE | {"input": 3.0}, **(loading or {"read": 0.0, "decode": 0.05, "augment": 0.01}))
+        return found(one, config=given).sentence
+
+    folder = {"name": "image_folder", "root": "x", "eval_fraction": 0.1}
+    assert "try data.cache=disk, which" in advice(folder, "horizontal_flip")
+    assert "try data.cache.side=256, which" in advice(folder, "random_resized_crop")
+    assert "try loader.workers" in advice({**folder, "cache": "disk"})
+    assert "try loader.workers" in advice({"name": "digits"})
+    assert "try loader.workers" in advice(folder, loading={"read": 0.0, "decode": 0.01, "augment": 0.05})
+    shards = {"name": "shards", "train": "x", "eval": "y"}
+    assert "try data.cache=disk" in advice(shards)
+    assert "try loader.workers" in advice({**shards, "decode": "own:decode"})
+
+
 def test_the_page_has_it_and_whatever_else_a_file_says_is_no_harm(tmp_path):
     rows = [train_row(step, 1.0) for step in range(1, 41)]
     told = budget(FINE | {"input": 3.0}, FINE | {"input": 3.1}, read=0.03, decode=0.001, augment=0.0)

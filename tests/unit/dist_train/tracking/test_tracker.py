@@ -254,3 +254,7 @@ def test_the_last_line_tells_the_test_split_from_the_evaluation_split(tmp_path: 
         line = summary(here, replace(last, broken=2, status=status))[place]
         assert line.startswith("  broken      2 of 1,437 training samples: others took their place; ")
         assert line.endswith("logs/rank0.log has their names")
+    kept = {"read": 3000, "decoded": 1797, "too long": 0, "damaged": 2, "changed": 0}
+    assert "  cache       1,797 images decoded, 3,000 read from it, 2 damaged" in summary(
+        here, replace(last, cached=kept)
+    )

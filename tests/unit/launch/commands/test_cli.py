@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.console import size
+from dist_train.report.words import size
 from launch.plan.dry_run import sparkline
 
 ROOT = Path(__file__).parents[4]

@@ -1,0 +1,312 @@
+"""The decoded images of a list of files: kept as they are used, checked as they are first read, shared by all ranks."""
+
+import hashlib
+import mmap
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.config.schema import ImageCache
+from dist_train.config.types import in_bytes
+from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Record, Stamp, slot_of
+from dist_train.data.decode import decode_bytes, decoder_identity
+from dist_train.data.resize import centre_crop, resize, resize_shorter_side
+from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.files import write_atomic
+from dist_train.rundir.strict_json import to_json
+
+_VERSION = 1
+META = "meta.json"
+COUNTS = ("read", "decoded", "too long", "damaged", "changed")
+"""What is counted: images that came from the cache, and those that were decoded, some of these for a reason."""
+_COUNTERS = 1024
+"""Places to count in, so that no two threads that live at the same time share one."""
+_SPARE = 0.05
+"""Share of a file system that is left free."""
+_LOOK_EVERY = 32
+"""Images that are kept between two looks at the room there is."""
+_ASPECT = 2.5
+"""Largest ratio of the sides of an image that fits in its slot, where its size is its own."""
+
+
+class Source(Protocol):
+    """A data set of encoded images."""
+
+    def row(self, index: int) -> int:
+        """The row of a sample in its list of files."""
+
+    def stamp(self, index: int) -> Stamp:
+        """Of the file of a sample's image. Raises OSError."""
+
+    def encoded(self, index: int) -> tuple[bytes | bytearray, Stamp]:
+        """The bytes of a sample's image, and the stamp that their file had then. Raises UserError."""
+
+    def path(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is kept of an image: the square that the model gets, or with `side` the whole, its shorter side as long.
+
+    An image is never enlarged for that: one that has fewer pixels is kept as it is.
+    """
+
+    size: int = 0
+    resize: int = 0
+    side: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"side-{self.side}" if self.side else f"square-{self.size}-{self.resize}"
+
+    @property
+    def slot(self) -> int:
+        return slot_of(self.side, int(_ASPECT * self.side)) if self.side else slot_of(self.size, self.size)
+
+    @property
+    def usual(self) -> int:
+        """Bytes of an image of usual sides, 4 : 3, on disk."""
+        return slot_of(self.side, self.side * 4 // 3) if self.side else self.slot
+
+    def kept(self, image: Tensor) -> Tensor:
+        """uint8 [3, h, w], of any size, to what is kept of it."""
+        height, width = image.shape[1:]
+        if not self.side:
+            return image if height * width < self.size**2 else fitted(image, self.size, self.resize)
+        shorter = min(height, width)
+        if shorter <= self.side:
+            return image
+        return resize(image, height * self.side // shorter, width * self.side // shorter)
+
+    def used(self, image: Tensor) -> Tensor:
+        """From what is kept to what the model gets, or what random_resized_crop cuts from."""
+        return (
+            image if self.side or image.shape[1:] == (self.size, self.size) else fitted(image, self.size, self.resize)
+        )
+
+
+def fitted(image: Tensor, size: int, resize: int) -> Tensor:
+    """uint8 [3, h, w] to uint8 [3, size, size]: the middle of the image, its shorter side `resize` pixels long."""
+    return centre_crop(resize_shorter_side(image, resize), size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A list of files with images.
+
+    Attributes:
+        name: for people.
+        rows: images in it.
+        digest: what the list is known by again.
+    """
+
+    name: str
+    rows: int
+    digest: Callable[[], str]
+
+
+class Room:
+    """How much one config may keep, in all its lists of files."""
+
+    def __init__(self, config: ImageCache) -> None:
+        self._limit = None if config.limit is None else in_bytes(config.limit)
+        self.kept: list[KeptImages] = []
+
+    def left(self, files: ImageFiles) -> tuple[int, str]:
+        """Bytes, and why there are no more."""
+        free, whole = files.free()
+        spare = free - int(_SPARE * whole)
+        if self._limit is not None and (left := self._limit - sum(kept.taken for kept in self.kept)) < spare:
+            return left, f"data.cache.limit of {self._limit / 1e9:g} GB is reached"
+        return spare, f"less than {100 * _SPARE:.0f} % of the disk is free"
+
+
+class KeptImages:
+    """The images of a list of files in one form. Any number of threads may use it. Processes that are forked from this
+    one share what it knows, and its counts.
+
+    Args:
+        room: how much may be kept of this list and of others.
+    """
+
+    def __init__(self, config: ImageCache, form: Form, origin: Origin, room: Room) -> None:
+        self.form, self.origin, self._config, self._room = form, origin, config, room
+        self._share()
+        room.kept.append(self)
+
+    def _share(self) -> None:
+        """The memory for it: of rows that were checked the height and width, what the user was told, and counts."""
+        self._files: ImageFiles | bool | None = None
+        self._until_look = 0
+        self._known = np.frombuffer(mmap.mmap(-1, 4 * self.origin.rows + 4), np.uint32)
+        self._told = mmap.mmap(-1, 16)
+        self._counts = np.frombuffer(mmap.mmap(-1, 8 * _COUNTERS * len(COUNTS)), np.int64).reshape(_COUNTERS, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        sent = ("form", "origin", "_config", "_room", "folder")
+        return {name: value for name, value in self.__dict__.items() if name in sent}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its name follows from the list of files, the form, and all that decides how a file becomes pixels."""
+        given = self._config.folder
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        told = to_json([_VERSION, self.form.name, self.origin.rows, self.origin.digest(), decoder_identity()])
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.origin.name)[-40:].strip("-.")
+        place = Path(given) if given else cache / "dist-train" / "images"
+        return place.absolute() / f"{name}-{self.form.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+    @property
+    def taken(self) -> int:
+        """Bytes on disk."""
+        return sum(blocks_of(self.folder / name) * 512 for name in (PIXELS, INDEX))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Of COUNTS, int64; of this process and those forked from it."""
+        return self._counts.sum(0)
+
+    def _count(self, what: str, number: int = 1) -> None:
+        self._counts[threading.get_native_id() % _COUNTERS, COUNTS.index(what)] += number
+
+    def begun(self) -> np.ndarray:
+        """Which rows are there, as it seems, bool [rows]; makes nothing."""
+        files = self.open() if (self.folder / INDEX).exists() else None
+        return np.zeros(self.origin.rows, dtype=bool) if files is None else files.begun()
+
+    def open(self) -> ImageFiles | None:
+        """The files; None where there is no way to have them, which is told once."""
+        if self._files is None:
+            try:
+                files = ImageFiles(self.folder, self.origin.rows, self.form.slot, self.form.size)
+                self._files = files
+                self._describe(files)
+            except OSError as error:
+                self._files = False
+                self._tell(0, f"images cannot be kept in {self.folder} ({error.strerror}), and are decoded each time")
+        return self._files if isinstance(self._files, ImageFiles) else None
+
+    def _describe(self, files: ImageFiles) -> None:
+        if not files.is_writable:
+            self._tell(0, f"{self.folder} cannot be written: images that are not there are decoded each time")
+        elif not (self.folder / META).exists():
+            facts = {"images": self.origin.rows, "form": self.form.name, "of": self.origin.name}
+            made = {"made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "version": _VERSION}
+            said = {"what": "images that dist-train has decoded; may be deleted", **facts, **made}
+            with suppress(OSError):
+                write_atomic(self.folder / META, to_json({**said, "decoder": decoder_identity()}, indent=2) + "\n")
+
+    def _tell(self, what: int, line: str) -> None:
+        """Once. What all ranks of a node meet is told by one of them."""
+        if not self._told[what] and (what or Ranks.from_environment().is_first_on_node):
+            self._told[what] = 1
+            print(f"! data.cache: {line}", file=sys.stderr, flush=True)
+
+    def gather(self, rows: np.ndarray, out: Tensor) -> np.ndarray:
+        """Copies the squares of `rows`, int64 [n], that were checked before, to `out`, uint8 [n, 3, side, side].
+        Returns the places of the others."""
+        there = self._known[rows] == (self.form.size << 16 | self.form.size)
+        files = self.open() if there.any() else None
+        if files is None:
+            return np.arange(len(rows))
+        with suppress(OSError):
+            found = out if there.all() else torch.empty(int(there.sum()), *out.shape[1:], dtype=out.dtype)
+            if files.gather(rows[there], found):
+                if found is not out:
+                    out[torch.from_numpy(there)] = found
+                self._count("read", len(found))
+                return np.flatnonzero(~there)
+        return np.arange(len(rows))
+
+    def image(self, source: Source, index: int) -> Tensor:
+        """The image of a sample, as it is used, uint8 [3, h, w]; not to be written. Raises UserError."""
+        row = source.row(index)
+        files = self.open()
+        found = None if files is None else self._kept(files, source, row, index)
+        self._count("decoded" if found is None else "read")
+        return self.form.used(self._decoded(files, source, row, index) if found is None else found)
+
+    def _kept(self, files: ImageFiles, source: Source, row: int, index: int) -> Tensor | None:
+        """The pixels that are kept for a row; None where they are not, or not right."""
+        try:
+            if size := int(self._known[row]):
+                return files.image(row, size >> 16, size & 0xFFFF)
+            if (record := files.record(row)) is None:
+                return None
+            if (image := files.checked(row, record)) is None:
+                self._count("damaged")
+                return None
+        except OSError as error:
+            self._tell(1, f"{self.folder} cannot be read ({error.strerror}): decoding instead")
+            return None
+        try:
+            is_fresh = self.is_fresh(record, source, index)
+        except OSError:  # the file has gone, and decoding says so
+            return None
+        if not is_fresh:
+            self._count("changed")
+            self._tell(2, f"{source.path(index)} has changed since it was decoded: decoded anew, as others that have")
+            return None
+        self._known[row] = record.height << 16 | record.width
+        return image
+
+    def is_fresh(self, record: Record, source: Source, index: int) -> bool:
+        """Whether the file of a sample is the one that was decoded. Raises OSError, or UserError."""
+        if self._config.check == "content":
+            return content_hash(source.encoded(index)[0]) == record.content
+        return source.stamp(index) == record.stamp
+
+    def _decoded(self, files: ImageFiles | None, source: Source, row: int, index: int) -> Tensor:
+        content, stamp = source.encoded(index)
+        image = self.form.kept(decode_bytes(content, lambda: source.path(index)))
+        if 0 in image.shape or image.numel() > self.form.slot or max(image.shape) >= 1 << 16:
+            self._count("too long")
+        elif files is not None and files.is_writable:
+            try:
+                self._look(files)
+                if files.is_writable:
+                    files.write(row, image, stamp, content_hash(content))
+            except OSError as error:
+                self._stop(files, str(error.strerror))
+        return image
+
+    def _look(self, files: ImageFiles) -> None:
+        """Now and then asks whether there is room for more."""
+        self._until_look -= 1
+        if self._until_look <= 0:
+            left, reason = self._room.left(files)
+            self._until_look = min(_LOOK_EVERY, left // self.form.slot // 8 + 1)
+            if left < self.form.slot:
+                self._stop(files, reason)
+
+    def _stop(self, files: ImageFiles, reason: str) -> None:
+        files.is_writable = False
+        self._tell(3, f"no more images are kept in {self.folder} ({reason}); others are decoded each time")
+
+
+def content_hash(content: bytes | bytearray) -> bytes:
+    """16 bytes that tell files apart."""
+    return hashlib.sha256(content).digest()[:16]
+
+
+def blocks_of(path: Path) -> int:
+    """Of 512 bytes, on disk."""
+    with suppress(OSError):
+        return os.stat(path).st_blocks
+    return 0
