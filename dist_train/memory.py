@@ -1,7 +1,24 @@
-"""How much memory this process may have: its cgroups' limits, versions 1 and 2, and the machine's. No torch here."""
+"""How much memory this process may have: its cgroups' limits, versions 1 and 2, and the machine's; and how it keeps
+what it has. No torch here."""
 
+import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Has malloc keep what is freed, as torch's allocator for GPUs does: by default glibc gives the activations of each
+    step back to the kernel, which clears the same pages for the next one. Does nothing where the user has set one of
+    malloc's own variables, or there is no glibc. See mallopt(3)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ from dist_train.fit import fit_microbatches, trial_config
 from dist_train.gallery import Gallery, NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner, build_learner
+from dist_train.memory import keep_freed_memory
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.profile import NullProfile, Profile
@@ -126,6 +127,7 @@ def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
 def set_deterministic(config: RunConfig) -> None:
     """Fixes whatever else a result could depend on: threads, and the order of sums inside an operation."""
     torch.set_num_threads(config.distributed.threads_per_rank)
+    keep_freed_memory()
     if config.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the CUDA context is made
         if config.model.compile or any(isinstance(part, Custom) for part in (config.model, config.task)):

@@ -12,6 +12,7 @@ import torch
 
 from dist_train.errors import UserError
 from dist_train.heartbeat import mute
+from dist_train.memory import keep_freed_memory
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.lease import Fence, Lease
@@ -61,6 +62,7 @@ def init(*, backend: str = "auto", threads: int = 1, timeout_s: float = 1800.0) 
         )
     mute()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the CUDA context is made
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
