@@ -45,6 +45,7 @@ from dist_train.learner import Learner, build_learner
 from dist_train.memory import keep_freed_memory
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
+from dist_train.processor import processor
 from dist_train.profile import NullProfile, Profile
 from dist_train.report.bottleneck import Setting
 from dist_train.report.words import holding_in_words
@@ -295,4 +296,5 @@ def _setting(trainer: Trainer) -> Setting:
         floor=FLOOR_S + leaves * LEAF_FLOOR_S,
         parameters=sum(parameter.numel() for parameter in trainer.parallel.parameters),
         on_gpu=group.device.type == "cuda",
+        bf16=group.device.type == "cpu" and bool(processor().bf16),
     )

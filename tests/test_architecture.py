@@ -27,7 +27,10 @@ COLLECTIVES = {"all_gather", "all_gather_into_tensor", "all_gather_object", "all
 COLLECTIVES |= {"all_to_all_single", "barrier", "broadcast", "broadcast_object_list", "destroy_process_group", "gather"}
 COLLECTIVES |= {"gather_object", "init_process_group", "irecv", "isend", "monitored_barrier", "new_group", "recv"}
 COLLECTIVES |= {"reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"}
-SHARED = ("dist_train.config", "dist_train.rundir", "dist_train.errors", "dist_train.memory", "dist_train.report")
+SHARED = (
+    *("dist_train.config", "dist_train.rundir", "dist_train.report"),
+    *("dist_train.errors", "dist_train.memory", "dist_train.processor"),
+)
 SLURM_WORD = re.compile(r"S(LURM|BATCH|QUEUE)_\w*|sbatch|squeue|scancel|sacct|srun|scontrol|PENDING|RUNNING|COMPLETED")
 RUNS_CODE_FROM_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 

@@ -31,6 +31,7 @@ class Setting:
         floor: seconds that forward and backward of a microbatch take at least, however few samples it has.
         parameters: numbers that are exchanged in each step.
         on_gpu: whether the ranks compute on GPUs.
+        bf16: whether they compute on processors that have instructions for it.
     """
 
     cores: int
@@ -38,11 +39,13 @@ class Setting:
     floor: float
     parameters: int
     on_gpu: bool
+    bf16: bool = False
 
     @classmethod
     def from_row(cls, row: Any) -> "Setting | None":
         """Of `setting` in metrics.jsonl, which somebody may have written by hand."""
-        is_one = isinstance(row, dict) and row.keys() == cls.__annotations__.keys()
+        wanted = cls.__annotations__.keys()
+        is_one = isinstance(row, dict) and wanted - {"bf16"} <= row.keys() <= wanted  # earlier versions lack that one
         return cls(**row) if is_one and all(isinstance(value, int | float) for value in row.values()) else None
 
 
@@ -129,6 +132,8 @@ class Account:
         if lost[kind] < WORTH_NAMING * seconds:
             share = 100 * computing / seconds
             said = f"balanced: forward and backward have {share:.0f} % of the time, and nothing else stands out"
+            if self.setting.bf16 and self.config.train.precision == "fp32":
+                said += "; this processor multiplies in bf16 as well: try train.precision=bf16"
             return self._found("balanced", 0.0, said)
         says = {
             "input": self._input,

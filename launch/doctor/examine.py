@@ -71,6 +71,8 @@ def examine(
 def _machine(config: Any, plan: LaunchPlan | None, here: host.Host) -> Iterator[Finding]:
     count = plan.ranks_per_node if plan else 1
     yield machine.cores(here, ranks=count, threads=plan.threads_per_rank if plan else 1)
+    on_cpu = plan is None or plan.device == "cpu"
+    yield machine.cpu(computes=on_cpu, precision=config.train.precision)
     yield machine.numa()
     backend = plan.backend if plan else "gloo"
     yield machine.open_files_limit(world_size=count, backend=backend, workers=_known_workers(config))

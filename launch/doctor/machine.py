@@ -4,6 +4,8 @@ import os
 import resource
 from pathlib import Path
 
+from dist_train.processor import processor
+
 from ..plan import host
 from .finding import Finding, ok, problem, warning
 
@@ -42,6 +44,15 @@ def numa(root: Path = Path("/")) -> Finding:
         return ok("NUMA", "the kernel lists no nodes: one memory for all cores", nodes={})
     listed = ", ".join(f"{node}: cores {cpus or 'none'}" for node, cpus in nodes.items())
     return ok("NUMA", f"{len(nodes)} node{'s' * (len(nodes) > 1)} ({listed})", nodes=nodes)
+
+
+def cpu(*, computes: bool, precision: str) -> Finding:
+    """The processor, and whether a training of `precision` that computes on it leaves its bf16 instructions unused."""
+    found = processor()
+    text = f"{found.name or 'the kernel does not say which'}{', with ' * bool(found.bf16)}{', '.join(found.bf16)}"
+    if found.bf16 and computes and precision == "fp32":
+        text += ": train.precision=bf16 may be faster"
+    return ok("CPU", text, name=found.name, bf16=list(found.bf16))
 
 
 def open_files_limit(*, world_size: int, backend: str, workers: int) -> Finding:

@@ -1,7 +1,7 @@
 """The sentence on what a training loses its time to (dist_train/report/bottleneck.py)."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -67,6 +67,17 @@ def test_what_others_wait_for_is_what_the_rank_does_that_waits_least():
 
 def test_ranks_that_are_late_by_turns_are_no_slow_exchange():
     assert found(budget(FINE | {"exchange": 2.0}, FINE | {"exchange": 2.0}, exchanging=0.1)).kind == "balanced"
+
+
+def test_a_balanced_training_is_told_of_bf16_where_there_is_some():
+    able = replace(SETTING, bf16=True)
+    assert found(budget(FINE), setting=able).sentence.endswith("try train.precision=bf16")
+    assert "bf16" not in found(budget(FINE), setting=able, config=config(train={"precision": "bf16"})).sentence
+    assert "bf16" not in found(budget(FINE), setting=SETTING).sentence
+    row = asdict(able)
+    assert Setting.from_row(row) == able and Setting.from_row({**row, "more": 1}) is None
+    del row["bf16"]
+    assert Setting.from_row(row) == SETTING
 
 
 def test_advice_is_possible():

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.commands.bench_ranks import ALL_PAIRS, rounds
+from dist_train.processor import processor
 from launch.doctor import disk, gpu, machine, network, speed
 
 ROOT = Path(__file__).parents[4]
@@ -165,6 +166,27 @@ def test_open_files_of_this_process():
     found = machine.open_files_limit(world_size=100_000_000, backend="gloo", workers=0)
     assert found.level == "problem" or soft == resource.RLIM_INFINITY
     assert (found.facts["soft"], found.facts["hard"]) == (soft, hard)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "bf16"),
+    [
+        ("model name\t: Big One\nflags\t\t: fpu avx512_bf16 amx_bf16", "Big One", ("amx_bf16", "avx512_bf16")),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16", "", ("bf16",)),
+        ("model name\t: Old One\nflags\t\t: fpu sse2", "Old One", ()),
+    ],
+)
+def test_a_processor_is_known_by_what_the_kernel_says_of_it(tmp_path, lines, name, bf16):
+    (tmp_path / "cpuinfo").write_text(f"{lines}\n\n{lines}\n")
+    assert processor(tmp_path / "cpuinfo") == (name, bf16)
+    assert processor(tmp_path / "none") == ("", ())
+
+
+def test_bf16_is_offered_where_it_could_be_used():
+    offered = "train.precision=bf16" in machine.cpu(computes=True, precision="fp32").text
+    assert offered == bool(processor().bf16)
+    assert "train.precision" not in machine.cpu(computes=True, precision="bf16").text
+    assert "train.precision" not in machine.cpu(computes=False, precision="fp32").text
 
 
 def test_numa_nodes_are_read_as_the_kernel_lists_them(tmp_path):
