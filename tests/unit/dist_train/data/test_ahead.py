@@ -23,6 +23,8 @@ from dist_train.config.types import Duration
 from dist_train.data import datasets
 from dist_train.data.ahead import MOST, threads_that_pay
 from dist_train.data.datasets import Splits
+from dist_train.data.datasets.image_folder import FolderImages
+from dist_train.data.fetch import Fetch
 from dist_train.data.loader import evaluation_batches, train_batches
 from dist_train.data.resident import resident, resident_splits
 from dist_train.errors import ExitCode, UserError
@@ -51,6 +53,31 @@ def test_files_are_the_same_for_any_number_of_threads_ranks_and_processes(folder
         assert_same_bits(load(threaded(run, threads), splits, world), alone)
     assert_same_bits(load(config(data, steps, 2), splits), alone)
     assert not loading()
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "digits", "synthetic"])
+def test_a_thread_leaves_the_global_generators_to_the_model(folder: Path, kind: str, monkeypatch):
+    """Which draws for its dropout meanwhile."""
+    files = ImageFolder(root=str(folder), eval_fraction=0.1, image_size=16)
+    data = {"image_folder": files, "digits": Digits(), "synthetic": Synthetic(shape=[3, 9, 7], size=60)}[kind]
+    splits = datasets.build(data)
+
+    def refuse(value: int) -> None:
+        raise AssertionError("the global generators are seeded")
+
+    monkeypatch.setattr("dist_train.randomness.seed_all", refuse)
+    load(threaded(config(data, FULL[:-1]), 1), splits)
+
+
+class Drawing(FolderImages):
+    """A user's own, which may draw from them."""
+
+
+def test_a_users_own_kind_of_ours_is_not_read_in_a_thread(folder: Path):
+    splits = datasets.build(ImageFolder(root=str(folder), eval_fraction=0.1, image_size=16))
+    assert Fetch(splits.train, 0, None, 1.0, "stop").may_thread
+    splits.train.__class__ = Drawing
+    assert not Fetch(splits.train, 0, None, 1.0, "stop").may_thread
 
 
 @pytest.mark.parametrize("data", [Digits(), Synthetic(shape=[3, 9, 7], size=60)], ids=lambda data: data.name)
