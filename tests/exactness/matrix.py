@@ -79,7 +79,7 @@ class Matrix:
         data = config["data"]
         if data.get("root", "").startswith(FOLDER):
             data["root"] = data["root"].replace(FOLDER, str(self._folder))
-        if cache := data.get("cache"):
+        if isinstance(cache := data.get("cache"), dict):
             cache["folder"] = cache["folder"].replace(FOLDER, str(self._folder))
         return check(run_ranks, config, self._folder / f"draw{next(self._numbers)}", thorough=thorough)
 

@@ -46,7 +46,7 @@ def _paused(ranks, which, device, backend, *arguments):
     if which == "sums":
         runner = overlap.SideStream if device == "cuda" else overlap.SideThread
         submit = runner.submit
-        runner.submit = lambda self, work: submit(self, lambda: (pause(device), work())[1])
+        runner.submit = lambda self, work, **how: submit(self, lambda: (pause(device), work())[1], **how)
     else:
         step = loop.train_step
         loop.train_step = lambda *given: (pause(device), step(*given), pause(device))[1]
