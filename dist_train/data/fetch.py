@@ -52,10 +52,10 @@ class Fetch(Dataset):
         """
         self._dataset, self._seed, self._augment, self._retry_s = dataset, seed, augment, retry_s
         self._on_error, self._pad = on_error, pad
-        # A subclass of the user's inherits `threads`, and may do anything.
-        self._is_ours = getattr(dataset, "threads", False) is True and type(dataset).__module__.startswith(
-            "dist_train."
-        )
+        # A subclass of the user's that does not say so itself only inherits `threads`, and may do anything.
+        kind = type(dataset)
+        says = vars(kind).get("threads", False) is True or kind.__module__.startswith("dist_train.")
+        self._threads = says and getattr(dataset, "threads", False) is True
         self._waited_in_vain = False
         self._time, self._wait = LoadingTime(), time.sleep
         at_once = isinstance(dataset, ImageSet) and not (dataset.by_row or isinstance(dataset, DecodedImages))
@@ -73,7 +73,7 @@ class Fetch(Dataset):
     def may_thread(self) -> bool:
         """Whether threads may load: never the user's own code, and nothing that draws from the global generators."""
         draws = self._augment is not None and self._augment.draws_globally
-        return self._is_ours and not draws
+        return self._threads and not draws
 
     def of_thread(self, stopped: threading.Event) -> "Fetch":
         """The same for one thread, which waits for no storage any more once it is `stopped`."""
@@ -223,7 +223,7 @@ class Fetch(Dataset):
     def _batch(self, request: LoadRequest, crop: Crop | None) -> tuple[Any, Any]:
         """Reads a request from an ImageSet at once. For a user's own set, the global generators are seeded before."""
         dataset, indices = self._dataset, request.indices
-        if dataset.by_row or self._is_ours:  # in a thread, the generators are those of the model's dropout
+        if dataset.by_row or self._threads:  # in a thread, the generators are those of the model's dropout
             return dataset.__getitems__(indices, crop)
         purpose, position = ("microbatch", [request.step]) if self._augment else ("evaluation batch", [])
         with seeded(key(self._seed, purpose, *position, request.number)), noted("reading", indices, dataset):

@@ -73,11 +73,13 @@ class Drawing(FolderImages):
     """A user's own, which may draw from them."""
 
 
-def test_a_users_own_kind_of_ours_is_not_read_in_a_thread(folder: Path):
+def test_a_users_own_kind_of_ours_is_not_read_in_a_thread_unless_it_says_so(folder: Path):
     splits = datasets.build(ImageFolder(root=str(folder), eval_fraction=0.1, image_size=16))
     assert Fetch(splits.train, 0, None, 1.0, "stop").may_thread
     splits.train.__class__ = Drawing
     assert not Fetch(splits.train, 0, None, 1.0, "stop").may_thread
+    splits.train.__class__ = type("Saying", (Drawing,), {"threads": True})
+    assert Fetch(splits.train, 0, None, 1.0, "stop").may_thread
 
 
 @pytest.mark.parametrize("data", [Digits(), Synthetic(shape=[3, 9, 7], size=60)], ids=lambda data: data.name)
