@@ -275,7 +275,7 @@ def show_connections(most: int) -> None:
 
 
 def sent_by_node(world_size: int, per_node: int, sizes: Sequence[int], numbers: float) -> float:
-    """Numbers that one node sends to others in one sum, on average; as Exchange._mean_into sends them, with V = W.
+    """Numbers that one node sends to others in one sum, on average; as Exchange._in_chunks sends them, with V = W.
 
     A level's members send each other a chunk of each node of the tree that they have (to begin with, of all numbers),
     and then the sum's chunk that they have added.

@@ -5,12 +5,14 @@ Each rank receives one chunk of everybody's nodes (all-to-all), adds it along th
 (all-gather), which moves as many bytes as a ring all-reduce. On several nodes it goes in two levels: the ranks of a
 node add up what their node knows of the tree, those with the same place on their nodes add up the nodes', each for its
 own chunk. Between nodes every number then travels once each way, not once for each rank. Many nodes make more levels of
-the same kind: as many bytes in fewer messages (docs/scale.md).
+the same kind: as many bytes in fewer messages (docs/scale.md). Where there are few numbers, everybody gets everything
+at once instead, and two ranks give each other halves, without a copy.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from itertools import chain
 from math import gcd, isqrt
 
 import torch
@@ -27,6 +29,9 @@ _ALIGNED = 16
 
 _LEVEL = 32
 """Messages that a further level has to save: it costs two more collectives a piece, and copies between them."""
+_FEW, _FEW_OF_TWO = 64 << 10, 8 << 20
+"""Bytes of all ranks up to which one collective more would cost as much as sending everything to everybody. For two
+ranks these are no more bytes, but more is added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +78,16 @@ class Exchange:
         for group, size in zip(lanes.groups, lanes.sizes, strict=True):
             outer = rank // (block * size)
             brought = [known(at) for at in range(outer * size, (outer + 1) * size)]
+            place = rank // block % size
             block *= size
-            self._levels.append(_Level(group=group, brought=brought, wanted=known(outer)))
+            self._levels.append(_Level(group=group, place=place, brought=brought, wanted=known(outer)))
 
     def mean_into(self, target: Tensor, values: Sequence[Tensor], divisor: int | None = None) -> None:
         """Writes the mean over all V microbatches into `target`.
 
         Args:
             target: flat [n]; may be one of `values`.
-            values: this rank's nodes, each flat [n], in the order of tree.cover.
+            values: this rank's nodes, each flat [n], in the order of tree.cover; they are used up.
             divisor: what the sum is divided by; None for V.
         """
         divisor = self._microbatches if divisor is None else divisor
@@ -92,9 +98,21 @@ class Exchange:
         piece = max(1, self._piece // target.element_size() // unit) * unit
         for begin in range(0, target.numel(), piece):
             rows = slice(begin, begin + piece)
-            self._mean_into(target[rows], [value[rows] for value in values], unit, divisor)
+            self._add_piece(target[rows], [value[rows] for value in values], unit, divisor)
 
-    def _mean_into(self, target: Tensor, values: Sequence[Tensor], unit: int, divisor: int) -> None:
+    def _add_piece(self, target: Tensor, values: Sequence[Tensor], unit: int, divisor: int) -> None:
+        level = self._levels[0]
+        sent = target.nbytes * sum(map(len, level.brought))
+        if len(self._levels) == 1 and sent <= (_FEW_OF_TWO if level.are_two else _FEW):
+            torch.div(level.add_at_once(values), divisor, out=target)
+        elif len(self._levels) == 1 and level.are_two:
+            level.mean_of_two(values[0], divisor)
+            if target.data_ptr() != values[0].data_ptr():
+                target.copy_(values[0])
+        else:
+            self._in_chunks(target, values, unit, divisor)
+
+    def _in_chunks(self, target: Tensor, values: Sequence[Tensor], unit: int, divisor: int) -> None:
         n = target.numel()
         size = -(-n // unit) * unit
         whole = target if n == size else target.new_empty(size)
@@ -132,12 +150,14 @@ class _Level:
     """One group, which adds what its members bring of the tree to fewer nodes of it.
 
     Attributes:
+        place: this rank's in the group.
         brought: by member, the nodes that it has.
         wanted: the nodes that are added up.
         spaces: memory that is used again, by type.
     """
 
     group: dist.ProcessGroup
+    place: int
     brought: list[list[Node]]
     wanted: list[Node]
     spaces: dict[torch.dtype, Tensor] = field(default_factory=dict)
@@ -159,6 +179,41 @@ class _Level:
         )
         parts = dict(zip(nodes, received.split(chunk), strict=True))
         return [tree_sum(parts, node, torch.Tensor.add_) for node in self.wanted], received
+
+    @cached_property
+    def are_two(self) -> bool:
+        """Two members, each with one child of the node that is wanted."""
+        return self.members == 2 and all(len(of_member) == 1 for of_member in self.brought) and len(self.wanted) == 1
+
+    def add_at_once(self, values: Sequence[Tensor]) -> Tensor:
+        """The sum of all members' nodes, which everybody sends to everybody; the only node that is wanted."""
+        n = values[0].numel()
+        sizes = [0 if member == self.place else len(of_member) * n for member, of_member in enumerate(self.brought)]
+        received = self._received(values[0], sum(sizes))
+        own = values[0] if len(values) == 1 and self.members == 2 else torch.cat([*values] * (self.members - 1))
+        given = [0 if member == self.place else len(values) * n for member in range(self.members)]
+        dist.all_to_all_single(received, own, sizes, given, group=self.group)
+        parts = dict(zip(self.brought[self.place], values, strict=True))
+        others = chain(*self.brought[: self.place], *self.brought[self.place + 1 :])
+        parts |= zip(others, received.split(n), strict=True)
+        (wanted,) = self.wanted
+        return tree_sum(parts, wanted, torch.Tensor.add_)
+
+    def mean_of_two(self, value: Tensor, divisor: int) -> None:
+        """Turns both members' only node into their mean. Nothing is copied, and each adds half of it."""
+        half = value.numel() // 2 * value.element_size() // _ALIGNED * _ALIGNED // value.element_size()
+        mine, others = value[:half], value[half:]
+        if self.place == 1:
+            mine, others = others, mine
+        received = self._received(value, mine.numel())
+        self._swap(others, received)
+        torch.add(*((mine, received) if self.place == 0 else (received, mine)), out=mine).div_(divisor)
+        self._swap(mine, others)
+
+    def _swap(self, given: Tensor, received: Tensor) -> None:
+        """Between two members."""
+        sizes, given_sizes = ([0, t.numel()] if self.place == 0 else [t.numel(), 0] for t in (received, given))
+        dist.all_to_all_single(received, given, sizes, given_sizes, group=self.group)
 
     def _received(self, like: Tensor, size: int) -> Tensor:
         """Memory that is used again, since sums run one after another. New pages would cost as much as the sum; a GPU's

@@ -18,19 +18,28 @@ from dist_train.parallel.tree import cover, tree_sum
 from tests.distributed.training import result, train, write_configs
 
 NUMBERS = 1003
-SIZES = {4: [(4,), (2, 2)], 6: [(6,), (2, 3), (3, 2)], 8: [(8,), (4, 2), (2, 4), (2, 2, 2)]}
+SIZES = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)], 6: [(6,), (2, 3), (3, 2)], 8: [(8,), (4, 2), (2, 4), (2, 2, 2)]}
 """By number of ranks the members of a group by level: one level, nodes of several ranks, groups of nodes."""
+IN_CHUNKS = {"few": 0}
+"""As where there are too many numbers for everybody to get all of them at once."""
 FP32, OTHERS = {"dtype": torch.float32}, (torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = {
     world_size: [
         *(
-            (sizes, microbatches, FP32)
+            (sizes, microbatches, {**FP32, **few})
             for sizes in every
+            for few in ({}, IN_CHUNKS)
             for microbatches in (world_size, world_size + 1, 3 * world_size - 2)
         ),
-        *((sizes, world_size + 3, {"dtype": dtype}) for sizes in every for dtype in OTHERS),
         *(
-            (sizes, 2 * world_size - 1, {**FP32, **options})
+            (sizes, microbatches, {"dtype": dtype, **few})
+            for sizes in every
+            for microbatches in (world_size, world_size + 3)
+            for few in ({}, IN_CHUNKS)
+            for dtype in OTHERS
+        ),
+        *(
+            (sizes, 2 * world_size - 1, {**FP32, **IN_CHUNKS, **options})
             for sizes in every
             for options in ({"piece": 300}, {"piece": 1000}, {"all_gather": True})  # the last is the way of a GPU
         ),
@@ -80,14 +89,18 @@ def _lanes(group, sizes):
 
 def _is_right(ranks, lanes, microbatches, options):
     options = dict(options)
-    dtype = options.pop("dtype")
+    dtype, few = options.pop("dtype"), options.pop("few", None)
     shares = [share(rank, ranks.world_size, microbatches) for rank in range(ranks.world_size)]
     exchange = Exchange(lanes, ranks.rank, shares, microbatches, **options)
     expected, found = _alone(microbatches, dtype), []
-    for _ in range(2):
-        values = _own_nodes(shares[ranks.rank], microbatches, dtype)
-        exchange.mean_into(values[-1], values)
-        found.append(torch.equal(values[-1].view(torch.uint8), expected.view(torch.uint8)))
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("_FEW", "_FEW_OF_TWO") if few is not None else ():
+            patch.setattr(f"dist_train.parallel.exchange.{limit}", few)
+        for is_apart in (False, True, False):
+            values = _own_nodes(shares[ranks.rank], microbatches, dtype)
+            target = torch.empty_like(values[-1]) if is_apart else values[-1]
+            exchange.mean_into(target, values)
+            found.append(torch.equal(target.view(torch.uint8), expected.view(torch.uint8)))
     return all(found)
 
 
