@@ -85,11 +85,11 @@ def keep_stacks(log: TextIO) -> None:
 # ---------------------------------------------------------------- torch._dynamo
 #
 # Importing it takes as long as importing torch itself. Every program pays that, one that compiles nothing too:
-# optimizers and DistributedDataParallel import it to ask it for four things, and while nothing has been compiled the
-# answer to each is known. `install_lazy_dynamo` puts a module in its place that gives these answers. Whatever else it
-# is asked for, or when a module below it is imported, it becomes the real one, the same object, and stays out of the
-# way for good. What it answers is what torch 2.11 to 2.15 ask. In another torch, a question it does not know makes it
-# the real module at once: slower, not wrong.
+# optimizers and DistributedDataParallel import it to ask it for four things, torchvision to have a function for later,
+# and while nothing has been compiled the answer to each is known. `install_lazy_dynamo` puts a module in its place that
+# gives these answers. Whatever else it is asked for, or when another module below it is imported, it becomes the real
+# one, the same object, and stays out of the way for good. What it answers is what torch 2.11 to 2.15 ask. In another
+# torch, a question it does not know makes it the real module at once: slower, not wrong.
 
 
 def install_lazy_dynamo() -> None:
@@ -115,7 +115,8 @@ class LazyDynamo(types.ModuleType):
         self._marked: list[Any] = []
         self.graph_break = self._graph_break
         self.disable = self._disable
-        self.utils = Part(self, "utils", get_optimize_ddp_mode=lambda: "ddp_optimizer")  # the default of its config
+        answers = {"get_optimize_ddp_mode": lambda: "ddp_optimizer"}  # the default of its config
+        self.utils = Part(self, "utils", for_later=["is_compile_supported"], **answers)
         self.trace_rules = Part(self, "trace_rules", clear_lru_cache=lambda: None)
 
     def __getattr__(self, name: str) -> Any:
@@ -151,8 +152,12 @@ def make_real(module: Any) -> Any:
         try:
             for function in module._marked:  # else the real one would never hear of them
                 vars(function).pop("__dynamo_disable", None)
-            for name in ("graph_break", "disable", "utils", "trace_rules"):
+            parts: list[Part] = [vars(module).pop(name) for name in ("utils", "trace_rules") if name in vars(module)]
+            for name in ("graph_break", "disable"):
                 vars(module).pop(name, None)
+            for part in parts:
+                if sys.modules.get(part.__name__) is part:
+                    del sys.modules[part.__name__]
             sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Below)]
             module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
         finally:
@@ -160,18 +165,42 @@ def make_real(module: Any) -> Any:
         module.__class__ = types.ModuleType  # type: ignore[assignment]
         for name in ("_is_loading", "_marked"):
             delattr(module, name)
+        for part in parts:
+            part.hand_over()
         return module
 
 
-class Part(types.SimpleNamespace):
-    """A module below, that knows one answer."""
+class Part(types.ModuleType):
+    """A module below, that knows some answers.
 
-    def __init__(self, module: LazyDynamo, name: str, **known: Any) -> None:
-        super().__init__(**known)
+    Args:
+        for_later: functions that a module imports and calls once something is compiled.
+        known: what it answers.
+    """
+
+    def __init__(self, module: LazyDynamo, name: str, for_later: Sequence[str] = (), **known: Any) -> None:
+        super().__init__(f"{NAME}.{name}")
         self._real = lambda: getattr(make_real(module), name)
+        self._for_later = {one: self._later(one) for one in for_later}
+        self._known = {**known, **self._for_later}
+        vars(self).update(self._known)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what is asked of any module
+            raise AttributeError(name)
         return getattr(self._real(), name)
+
+    def _later(self, name: str) -> Callable[..., Any]:
+        return lambda *arguments, **named: getattr(self._real(), name)(*arguments, **named)
+
+    def hand_over(self) -> None:
+        """Gives the real functions to the modules that have imported those for later: a compiler would trace these."""
+        for name, function in self._for_later.items():
+            for module in list(sys.modules.values()):
+                if isinstance(module, types.ModuleType) and vars(module).get(name) is function:
+                    setattr(module, name, getattr(self._real(), name))
+        for name in self._known:
+            delattr(self, name)
 
 
 class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -185,13 +214,16 @@ class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith(f"{NAME}."):
             return None
+        part = vars(self._module).get(fullname.removeprefix(f"{NAME}."))
+        if isinstance(part, Part):
+            return importlib.machinery.ModuleSpec(fullname, self, loader_state=part)
         make_real(self._module)
         if fullname not in sys.modules:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        module = sys.modules[spec.name]
+        module = spec.loader_state or sys.modules[spec.name]
         self._spec = module.__spec__
         return module
 

@@ -43,6 +43,22 @@ def test_training_needs_no_compiler_and_comes_out_the_same(tmp_path):
     assert with_it == without
 
 
+def test_torchvision_needs_no_compiler_and_gets_the_real_function_once_there_is_one(tmp_path):
+    program = """
+    from torchvision.ops import roi_align
+    from torchvision.models import resnet18
+    module = sys.modules["torchvision.ops.roi_align"]
+    ours = module.is_compile_supported
+    assert not is_real()
+    assert ours("cpu") is True and is_real() and module.is_compile_supported is not ours
+    assert module.is_compile_supported is torch._dynamo.utils.is_compile_supported
+    import torch._dynamo.utils
+    assert sys.modules["torch._dynamo.utils"] is torch._dynamo.utils
+    torch.compile(lambda x: x + 1, backend="eager", fullgraph=True)(torch.ones(1))
+    """.replace("\n    ", "\n")
+    run("install_lazy_dynamo()\n" + program, tmp_path / "store")
+
+
 def test_what_is_compiled_later_is_compiled_as_ever(tmp_path):
     """Graphs, breaks and results are those of a process that imported the compiler at once."""
     program = """
@@ -61,6 +77,7 @@ def test_what_is_compiled_later_is_compiled_as_ever(tmp_path):
 NEEDS = [
     "import torch._dynamo.config as config; assert config is sys.modules['torch._dynamo.config']",
     "from torch._dynamo import config; assert config.optimize_ddp is True",
+    "import torch._dynamo.utils as own; assert own.counters is torch._dynamo.utils.counters",
     "from torch._dynamo.utils import counters; assert counters is torch._dynamo.utils.counters",
     "assert utils.counters is torch._dynamo.utils.counters",
     "assert torch._dynamo.trace_rules.torch_name_rule_map",
