@@ -1,11 +1,13 @@
 """What does dist-train add to a step? The same model, data and batch here and in a plain torchrun + DDP script.
 
-    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20|mlp|gpt] [--exact false] [--json]
+    python -m benchmarks.step_overhead [--pairs N] [--steps N] [--model cnn|resnet20|mlp|gpt] [--exact false]
+        [--against a.b=c] [--json]
 
 Both sides run on 2 ranks of one thread each, from images in memory, or from a file of tokens, alternately
-(benchmarks/pairs.py). With `--tree FOLDER`, the other side is dist-train as another checkout has it. A step lasts
-from the end of one optimizer step to the end of the next on rank 0. Each pair gives a ratio of ours to theirs, of
-median step times and of samples/s; the median of these ratios over all pairs is the result.
+(benchmarks/pairs.py). With `--tree FOLDER`, the other side is dist-train as another checkout has it; with `--against
+model.compile=true` it is dist-train with that. A step lasts from the end of one optimizer step to the end of the next
+on rank 0. Each pair gives a ratio of ours to theirs, of median step times and of samples/s; the median of these ratios
+over all pairs is the result.
 """
 
 import argparse
@@ -35,8 +37,9 @@ WORKS = {
 """For each model the override that chooses it, and the steps of a slice: a second or two on a CPU core."""
 
 
-def ours(model: str, exact: str) -> Command:
+def ours(model: str, exact: str, more: Sequence[str] = ()) -> Command:
     overrides = [WORKS[model][0], f"train.duration={ENDLESS} steps", f"batch.microbatches={RANKS}", f"exact={exact}"]
+    overrides += more
 
     def command(folder: Path) -> list[str]:
         stamps, run_dir = str(folder / "stamps"), str(folder / "run")
@@ -70,13 +73,16 @@ def tokens(folder: Path) -> Path:
     return folder
 
 
-def compare(model: str, *, pairs: int, steps: int, exact: str, tree: Path | None = None) -> dict[str, Any]:
+def compare(
+    model: str, *, pairs: int, steps: int, exact: str, tree: Path | None = None, against: Sequence[str] = ()
+) -> dict[str, Any]:
     """Runs the pairs of one model: the ratios, and each side's median over the pairs.
 
     Args:
         tree: another checkout, whose dist-train takes the place of the plain script.
+        against: overrides with which dist-train takes its place.
     """
-    other = ours(model, exact) if tree else plain(model)
+    other = ours(model, exact, against) if tree or against else plain(model)
     done = []
     for number in range(1, pairs + 1):
         size = {"slices": SLICES, "steps": steps, "ranks": RANKS, "warm_up": WARM_UP, "global_batch": batch(model)}
@@ -84,7 +90,7 @@ def compare(model: str, *, pairs: int, steps: int, exact: str, tree: Path | None
         print(f"{model}, pair {number} of {pairs}: {done[-1].ratio('step_s'):.3f}", file=sys.stderr)
     return {
         "model": model,
-        "other": str(tree) if tree else "plain torchrun + DDP",
+        "other": " ".join(against) or (str(tree) if tree else "plain torchrun + DDP"),
         "exact": exact == "true",
         "pairs": pairs,
         "steps_a_pair": SLICES * steps,
@@ -107,12 +113,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", choices=[*WORKS, "all"], default="all")
     parser.add_argument("--exact", choices=("true", "false"), default="true", help="how our side adds gradients")
     parser.add_argument("--tree", type=Path, help="another checkout of dist-train, to be the other side")
+    parser.add_argument("--against", action="append", default=[], metavar="a.b=c", help="the other side is ours so")
     parser.add_argument("--json", action="store_true", help="a JSON list on stdout")
     args = parser.parse_args(argv)
     results = []
     for model in WORKS if args.model == "all" else [args.model]:
         results.append(
-            compare(model, pairs=args.pairs, steps=args.steps or WORKS[model][1], exact=args.exact, tree=args.tree)
+            compare(
+                model,
+                pairs=args.pairs,
+                steps=args.steps or WORKS[model][1],
+                exact=args.exact,
+                tree=args.tree,
+                against=args.against,
+            )
         )
     print(json.dumps(results, indent=2) if args.json else "\n".join(map(_text, results)))
     return 0
