@@ -5,6 +5,7 @@ CONFIG`), and ends in the same bits.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from dist_train.data import datasets
 from dist_train.data.cache.survey import holding, parts
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
-from dist_train.data.resident import resident_splits
+from dist_train.data.resident import on_the_device
 from dist_train.data.source import Source
 from dist_train.errors import ExitCode, UserError
 from dist_train.fit import fit_microbatches, trial_config
@@ -154,19 +155,19 @@ def build_session(
     tracker.busy("loading the data")
     own = build_callbacks(resolved.config, group.ranks)
     splits = datasets.build_all(resolved.config, group.local_rank0_first)
-    on_device = resident_splits(resolved.config, splits, group.device)
+    provenance = group.run_on_rank0(lambda: surroundings(resolved.config, splits, group.device))
+    checkpoint = resolved.checkpoint
+    changes = [] if checkpoint is None else check_surroundings(checkpoint, provenance, resolved.allowed)
+    on_device = on_the_device(resolved.config, splits, group, flag, tracker.busy)
     due = Due.of(resolved.config, train_sampler(resolved.config, splits.train, group.ranks).steps_per_epoch)
     steps = parse_steps(profiled[0], due.last_step) if profiled[0] is not None else range(0)
     chosen = parse_ranks(profiled[1], group.ranks.world_size, "--profile-ranks") or []
     kept = [holding(part) for part in parts(splits)] if group.ranks.is_first else []
     resolved = _tried(resolved, splits, group, tracker)
-    config, checkpoint = resolved.config, resolved.checkpoint
-    provenance = group.run_on_rank0(lambda: surroundings(config, splits, group.device))
-    if checkpoint is None:
-        notes = [*resolved.notes, *splits.notes]  # once is enough
-    else:
-        notes = [*resolved.notes, *check_surroundings(checkpoint, provenance, resolved.allowed)]
-        notes += changed_schedule(checkpoint, config, due.steps_per_epoch)
+    config, notes = resolved.config, [*resolved.notes, *changes]
+    provenance["config"] = json.loads(config.model_dump_json())
+    # Those on the files once is enough.
+    notes += splits.notes if checkpoint is None else changed_schedule(checkpoint, config, due.steps_per_epoch)
     if kept:
         notes.append(f"cache  {holding_in_words(kept)}")
     tracker.busy("building the model")

@@ -18,6 +18,7 @@ import torch
 import dist_train
 from dist_train.config.schema import RunConfig
 from dist_train.config.trust import powers
+from dist_train.data.cache.survey import contents_of
 from dist_train.data.datasets import Splits
 from dist_train.data.decode import decoder_name
 
@@ -33,7 +34,7 @@ def surroundings(config: RunConfig, splits: Splits, device: torch.device) -> dic
         "config": json.loads(config.model_dump_json()),
         "torch": str(torch.__version__),  # a plain str: the process that writes checkpoints has no torch
         "machine": machine(config, device),
-        "data": data(splits),
+        "data": data(splits, config.loader.retry.seconds),
         "code": code(config),
     }
 
@@ -65,9 +66,11 @@ def gpu_libraries(driver: Path = Path("/proc/driver/nvidia/version")) -> dict[st
     }
 
 
-def data(splits: Splits) -> dict[str, Any]:
-    """The classes, and of each split the number of samples and its `fingerprint()`, where it has one."""
+def data(splits: Splits, retry_s: float = 0.0) -> dict[str, Any]:
+    """The classes, and of each split the number of samples, its `fingerprint()`, where it has one, and a digest of the
+    bytes of all its files, where data.cache.check is `content`."""
     found: dict[str, Any] = {}
+    contents = contents_of(splits, retry_s)
     if (names := splits.classes) is not None:
         many = f"{len(names)}, {_digest(name.encode() for name in names)}"
         found["classes"] = ", ".join(names) if len(names) <= _SHOWN else many
@@ -76,6 +79,8 @@ def data(splits: Splits) -> dict[str, Any]:
             found[name] = {"samples": len(dataset)}
             if callable(fingerprint := getattr(dataset, "fingerprint", None)):
                 found[name]["content"] = str(fingerprint())
+            if name in contents:
+                found[name]["bytes"] = contents[name]
     return found
 
 

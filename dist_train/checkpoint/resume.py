@@ -10,9 +10,9 @@ from safetensors.torch import load
 from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, Tensors, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint, read_file
-from dist_train.config.changes import differences, differing, is_below
+from dist_train.config.changes import differences, differing, is_below, is_safe
 from dist_train.config.problems import ConfigError, printable
-from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+from dist_train.config.schema import RunConfig
 from dist_train.config.source import load_plain
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
@@ -49,7 +49,7 @@ def check_config_unchanged(old: RunConfig, new: RunConfig, allowed: Sequence[str
     lines = {path: f"{path}: was {before}, is {after}" for path, before, after in differences(old, new)}
     # A rollback goes to the last checkpoint that was due, so the interval of checkpoints is part of the result.
     decisive = ("checkpoint.every",) if new.train.non_finite == "rollback" else ()
-    safe = {path for path in lines if is_below(path, SAFE_TO_CHANGE) and path not in decisive}
+    safe = {path for path in lines if is_safe(path) and path not in decisive}
     if refused := [path for path in lines if path not in safe and not is_below(path, allowed)]:
         said, keys = "; ".join(map(lines.__getitem__, refused)), " ".join(f"--allow-change {path}" for path in refused)
         raise UserError(
@@ -79,7 +79,7 @@ def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowe
     lines = []
     for kind, subject in {**REFUSED, **SHOWN}.items():
         before = found.manifest.get(kind)
-        changes = [] if before is None else list(differing({kind: before}, {kind: now[kind]}))
+        changes = [] if before is None else [*filter(_is_known, differing({kind: before}, {kind: now[kind]}))]
         if not changes:
             continue
         said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)
@@ -92,6 +92,12 @@ def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowe
             )
         lines.append(line)
     return lines
+
+
+def _is_known(change: tuple[str, Any, Any]) -> bool:
+    """Whether both sides have looked: at the bytes of files they do where data.cache.check says so."""
+    path, *values = change
+    return not path.endswith(".bytes") or None not in values
 
 
 def content_of(found: VerifiedCheckpoint) -> Snapshot:

@@ -11,10 +11,10 @@ from typing import Any
 from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
 from dist_train.checkpoint.resume import check_surroundings, recorded_config
 from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, step_of
-from dist_train.config.changes import differences, is_below
+from dist_train.config.changes import differences, is_safe
 from dist_train.config.problems import printable
 from dist_train.config.requests import ReplayRequest
-from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+from dist_train.config.schema import RunConfig
 from dist_train.control.due import Due
 from dist_train.errors import UserError
 from dist_train.report.budget import Times
@@ -155,7 +155,7 @@ def _changes(
     yield from check_surroundings(witness, now, allowed=tuple(now))
     before = recorded_config(witness) or config
     for path, old, new in differences(before, config):
-        if not is_below(path, SAFE_TO_CHANGE):
+        if not is_safe(path):
             yield f"{path} was {old} when {witness.path.name} was written, and is {new} in config.yaml"
     before_size = witness.manifest.get("world_size")
     if not config.exact and before_size != world_size:

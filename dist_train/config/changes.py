@@ -38,6 +38,12 @@ def is_below(path: str, keys: Sequence[str]) -> bool:
     return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
+def is_safe(path: str) -> bool:
+    """Whether a leaf's value may differ when a run is resumed. Where `data.cache` is a word it says where samples lie;
+    where it is a section, one of its keys decides what they are."""
+    return path == "data.cache" or is_below(path, SAFE_TO_CHANGE)
+
+
 def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequence[str]) -> bool:
     """Whether `config` could resume a run whose recorded config has no `auto` left.
 
@@ -46,6 +52,6 @@ def is_the_same_training(recorded: RunConfig, config: RunConfig, allowed: Sequen
     """
     keys = [key for key in allowed if key not in SURROUNDINGS]
     return all(
-        is_below(path, (*SAFE_TO_CHANGE, *keys)) or (path in SETTLED and new in ("auto", "fit"))
+        is_safe(path) or is_below(path, keys) or (path in SETTLED and new in ("auto", "fit"))
         for path, _, new in differences(recorded, config)
     )

@@ -130,27 +130,30 @@ class Digits(_SeededSplit, OnDevice):
 
 class ImageCache(Section):
     """Decoded images on disk, so that each file is decoded once; all ranks of a node, and later runs, read the same.
-    `disk` stands for this section with its defaults."""
+    `disk` stands for this section with its defaults, `device` for one with `device: true`."""
 
+    device: Bool = False
+    """Have all images in memory from before the first step on: on a GPU each rank has them there, as bytes; on a CPU
+    all ranks of a node share one copy. Refused if they do not fit."""
     folder: UserPath | None = None
     """Where they are kept. Without it, dist-train/images in XDG_CACHE_HOME, else in ~/.cache."""
     side: Count | None = None
     """Shorter side of what random_resized_crop cuts from, in pixels; larger images are made smaller first. Needed with
     random_resized_crop, and for it alone. The result depends on it."""
     limit: Bytes | None = None
-    """The most that is kept on disk. Without it, as much as leaves 5 % of the file system free."""
+    """The most that is kept. Without it, as much as leaves 5 % of the file system free."""
     check: Literal["time", "content"] = "time"
     """How a file that has changed is noticed when its image is first read from the cache. `time`: by its size and time
     of modification. `content`: by a hash of all its bytes, which are read for it."""
 
 
 def _section_of_cache(value: Any) -> Any:
-    if isinstance(value, str) and value != "disk":
-        raise PydanticCustomError("value", "must be disk, a section of keys, or null")
-    return {} if value == "disk" else value
+    if isinstance(value, str) and value not in ("disk", "device"):
+        raise PydanticCustomError("value", "must be disk, device, a section of keys, or null")
+    return {"device": value == "device"} if isinstance(value, str) else value
 
 
-_WORDS_OF_CACHE = ImageCache | Literal["disk"] | None
+_WORDS_OF_CACHE = ImageCache | Literal["disk", "device"] | None
 CacheOfImages = Annotated[ImageCache | None, BeforeValidator(_section_of_cache, json_schema_input_type=_WORDS_OF_CACHE)]
 
 
@@ -183,7 +186,8 @@ class ImageFolder(_SeededSplit):
     resize: Count | None = None
     """Shorter side before the centre crop, in pixels. Without it, image_size."""
     cache: CacheOfImages = None
-    """Keep decoded images on disk, so that a file is decoded once: `disk`, or a section with the keys of data.cache."""
+    """Keep decoded images, so that a file is decoded once: on `disk`, also in memory (`device`), or a section with the
+    keys of data.cache."""
 
     @model_validator(mode="after")
     def _one_way_to_evaluate(self) -> "ImageFolder":
@@ -337,7 +341,8 @@ class _Parts(_DataSwitches):
     resize: Count | None = None
     """Shorter side before the centre crop, in pixels. Without it, image_size."""
     cache: CacheOfImages = None
-    """Keep decoded images on disk, so that a file is decoded once: `disk`, or a section with the keys of data.cache."""
+    """Keep decoded images, so that a file is decoded once: on `disk`, also in memory (`device`), or a section with the
+    keys of data.cache."""
 
     @model_validator(mode="after")
     def _one_way_to_evaluate(self) -> "_Parts":
@@ -1298,6 +1303,7 @@ SAFE_TO_CHANGE = (
     "data.on_error",
     "data.max_broken",
     "data.cache_folder",
+    "data.cache.device",
     "data.cache.folder",
     "data.cache.limit",
     "data.cache.check",

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from dist_train.data import decode
 from dist_train.data.augment import Augment, check_images, lies_in_image
 from dist_train.data.broken import TRIES, Broken, drawn, is_of_a_sample, reason_of
-from dist_train.data.datasets.base import Crop, ImageSet, TensorImages, crop_each
+from dist_train.data.datasets.base import Crop, ImageSet, crop_each
 from dist_train.data.datasets.decoded import DecodedImages, Named
 from dist_train.data.failure import CapturedError, noted
 from dist_train.data.loaded import Loaded, each_array
@@ -21,6 +21,7 @@ from dist_train.data.loading_time import LoadingTime
 from dist_train.data.retry import storage_error, with_patience
 from dist_train.data.sampler import LoadRequest
 from dist_train.data.stack import check_sample, stacked
+from dist_train.data.windows import cut
 from dist_train.errors import ExitCode, UserError
 from dist_train.randomness import key, seed_all, seeded
 
@@ -179,10 +180,13 @@ class Fetch(Dataset):
     def _read(self, request: LoadRequest) -> tuple[Any, Any]:
         """Inputs and targets, stacked and augmented."""
         epoch, indices, augment, dataset = request.epoch, request.indices, self._augment, self._dataset
-        if augment is not None and _is_store(dataset) and augment.crop(epoch, indices) is None:
-            targets = dataset.targets_of(indices)
+        uncut = isinstance(dataset, ImageSet) and (augment is None or augment.crop(epoch, indices) is None)
+        if (there := dataset.in_place(indices) if uncut else None) is not None:
+            (images, rows), targets = there, dataset.targets_of(indices)
+            if augment is None:
+                return cut(images, rows, None), targets
             augment.check_targets(targets)
-            return self._time.of_augment(augment)(dataset.images, epoch, indices, indices), targets
+            return self._time.of_augment(augment)(images, epoch, indices, rows), targets
         raw = self._raw(request)
         moved = False
         if isinstance(self._dataset, ImageSet):
@@ -244,11 +248,6 @@ class Fetch(Dataset):
                     samples.append(self._dataset[int(index)])
                 check_sample(samples[-1], f"sample {index:,} of {type(self._dataset).__name__}")
         return samples
-
-
-def _is_store(dataset: Any) -> bool:
-    """Whether it is one tensor, read as it is, so that a crop need not read it twice."""
-    return isinstance(dataset, TensorImages) and type(dataset).__getitems__ is TensorImages.__getitems__
 
 
 def sample_name(dataset: Any, index: int) -> str:

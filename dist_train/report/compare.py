@@ -6,10 +6,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from dist_train.config.changes import is_below, leaves
+from dist_train.config.changes import is_safe, leaves
 from dist_train.config.problems import printable
 from dist_train.config.recorded import read_recorded
-from dist_train.config.schema import SAFE_TO_CHANGE, RunConfig
+from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from dist_train.report import student
 from dist_train.report.facts import Row, Steps, each_row, read_metrics
@@ -203,7 +203,7 @@ def numbers(row: Row) -> list[str]:
 def _counts(config: RunConfig) -> dict[str, Any]:
     """The keys that a result depends on, but the seed."""
     found = leaves("", config.model_dump(mode="json"))
-    return {key: value for key, value in found if not is_below(key, (*SAFE_TO_CHANGE, "seed"))}
+    return {key: value for key, value in found if not is_safe(key) and key != "seed"}
 
 
 def _differing(configs: Sequence[RunConfig]) -> Iterator[tuple[str, list[Any]]]:

@@ -1,11 +1,16 @@
 """Trainings whose images are decoded once: the bits of one without, whatever the cache holds and whoever is killed."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import rank_pool
 from tests.distributed.training import result, train
@@ -29,10 +34,10 @@ CUT = CONFIG.replace("{name: random_crop, padding: 1}", "{name: random_resized_c
 
 def live_and_be_killed(ranks, folder, config, run, images, *arguments):
     """A life whose first rank is killed when its cache has so many images on disk."""
-    from dist_train.data.cache.images import blocks_of
+    from dist_train.data.cache.files import blocks_of
 
     def kill() -> None:
-        while sum(map(blocks_of, (folder / run).parent.glob("killed-cache/*/pixels"))) < 8 * images:
+        while sum(map(blocks_of, folder.glob(f"{run}-cache/*/pixels"))) < 8 * images:
             pass
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,13 +82,67 @@ def test_killed_as_it_is_filled_and_gone_on_half_full_it_ends_as_without(folder,
     assert result(folder / "killed") == plain
 
 
+def test_held_in_memory_all_are_decoded_before_the_first_step_and_a_kill_before_it_changes_nothing(
+    folder, plain, run_ranks
+):
+    arguments = (cached(folder, "held-cache", device=True),)
+    with pytest.raises(rank_pool.RankFailed):
+        run_ranks(live_and_be_killed, 2, folder, "c.yaml", "held", 5, *arguments)
+    assert not (folder / "held/metrics.jsonl").exists()
+    for world, more in ((3, ["train.stop_after=5 steps"]), (1, ["data.cache=null"])):
+        assert run_ranks(train, world, folder, "c.yaml", "held", *arguments, *more) == [0] * world
+    assert result(folder / "held") == plain
+    assert "cache  68 images, all are there" in (folder / "held/logs/rank0.log").read_text()
+
+
+def train_and_tell(ranks, *given):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = train(ranks, *given)
+    return code, said.getvalue()
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_the_first_step(folder, run_ranks):
+    arguments = (cached(folder, "small", device=True, limit="0.1MB"),)
+    [(code, said)] = run_ranks(train_and_tell, 1, folder, "c.yaml", "small", *arguments)
+    words = "data.cache=device: 68 images take 0.28 MB, and data.cache.limit is 0.10 MB: set data.cache=disk, or use"
+    assert code == 12 and said.startswith(words) and said.count("\n") == 1
+    assert not [*folder.glob("small/checkpoints/*")]
+
+
+def write_bmp(path, seed):
+    """Of the same size for any seed, and then of the same time."""
+    before = path.stat()
+    draw = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(draw).save(path, "BMP")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_resume_refuses_a_file_whose_bytes_have_changed_where_these_are_looked_at(folder, run_ranks):
+    shutil.copytree(folder / "images", folder / "own")
+    path = folder / "own/kind0/7.png"
+    write_bmp(path, 1)
+    given, lives = (folder, "c.yaml", "own-run", f"data.root={folder}/own"), []
+    for check, *more in (
+        ["content", "train.stop_after=3 steps"],
+        ["content"],
+        ["time", "train.stop_after=5 steps"],  # as it is promised
+        ["content", "--allow-change", "data"],
+    ):
+        lives += run_ranks(train_and_tell, 1, *given, cached(folder, "own-cache", check=check), *more)
+        write_bmp(path, 2)
+    assert [code for code, _ in lives] == [0, 4, 0, 0]
+    said = lives[1][1].splitlines()
+    assert said[0].startswith(f"! data.cache: {path} has changed since it was decoded") and len(said) == 2
+    assert "the data has changed since step-00000003 was written (data.train.bytes was " in said[1]
+
+
 @pytest.mark.long
 def test_what_is_cut_from_kept_images_is_the_same_cold_warm_half_full_and_where_nothing_can_be_kept(folder, run_ranks):
     (folder / "no folder").write_text("")
     ends = []
     for run, world, name, more in (
         *(("cold", 2, "cut", {}), ("warm", 3, "cut", {}), ("half", 1, "half", {"limit": "0.1MB"})),
-        *(("half2", 2, "half", {}), ("none", 1, "no folder", {})),
+        *(("half2", 2, "half", {}), ("none", 1, "no folder", {}), ("held cut", 2, "held", {"device": True})),
     ):
         arguments = (cached(folder, name, side=9, **more), "loader.workers=1")
         assert run_ranks(train, world, folder, "cut.yaml", run, *arguments) == [0] * world

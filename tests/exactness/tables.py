@@ -203,6 +203,7 @@ UNFIT: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("task", "custom", "eval.most_batches", 2, "a folder's first samples may all be of the class that counts nothing"),
     ("data.custom.name", f"{PACKAGE}.components:Ready", "data.custom.on_error", "substitute", "it reads whole batches"),
     ("data.custom.name", f"{PACKAGE}.components:Ready", "eval.on_error", "skip", "it reads whole batches"),
+    ("data.image_folder.cache.device", True, "data.image_folder.cache.limit", "0.02MB", "refused: they do not fit"),
     ("model.custom.name", "torchvision.models:Vi", "data.synthetic.shape", [3, 9, 7], "image_size is 8"),
     ("model.custom.name", "torchvision.models:Vi", "data.image_folder.image_size", 9, "image_size is 8"),
     ("eval.flips", True, "task", "custom", "a task of one's own may be none of whole images' classes"),

@@ -27,6 +27,9 @@ _RECORD = struct.Struct("<IIIIqqq16s")
 """1, height, width, CRC-32 of the pixels; row, size and mtime_ns of the origin; the hash of its bytes."""
 _RECORD_BYTES = 64
 """A checksum of what comes before, and zeros, fill it up."""
+_FIELDS = {"state": "<u4", "height": "<u4", "width": "<u4", "checksum": "<u4", "row": "<i8", "size": "<i8"}
+RECORDS = np.dtype([*{**_FIELDS, "mtime_ns": "<i8", "content": "V16", "own": "<u4", "zeros": "<u4"}.items()])
+"""The same, of many at once."""
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "overlay", "tmpfs"}
 """File systems that are read through a map. Where a page may go away, as on NFS, a map would end the process (SIGBUS),
 and a read says ESTALE or EIO."""
@@ -37,29 +40,6 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int
-
-
-class Record(NamedTuple):
-    """What the index says of a row; `content` is the hash of the image's file, 16 bytes."""
-
-    height: int
-    width: int
-    checksum: int
-    stamp: Stamp
-    content: bytes
-
-    @classmethod
-    def of(cls, packed: bytes, row: int) -> "Record | None":
-        """None for what is no whole record of this row."""
-        if len(packed) != _RECORD_BYTES:
-            return None
-        state, height, width, checksum, place, size, mtime_ns, content = _RECORD.unpack_from(packed)
-        found = cls(height, width, checksum, Stamp(size, mtime_ns), content)
-        return found if (state, place) == (1, row) and found.packed(row) == packed else None
-
-    def packed(self, row: int) -> bytes:
-        told = _RECORD.pack(1, self.height, self.width, self.checksum, row, *self.stamp, self.content)
-        return (told + zlib.crc32(told).to_bytes(4, "little")).ljust(_RECORD_BYTES, b"\0")
 
 
 def slot_of(height: int, width: int) -> int:
@@ -126,10 +106,28 @@ class ImageFiles:
         found = os.fstatvfs(self._pixels)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
-    def record(self, row: int) -> Record | None:
-        """What is known of a row. Raises OSError."""
-        found = Record.of(os.pread(self._index, _RECORD_BYTES, row * _RECORD_BYTES), row)
-        return found if found is not None and 3 * found.height * found.width <= self._slot else None
+    def records(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is known of rows, int64 [n]: RECORDS [n], and bool [n], which of them are whole records of their rows.
+        Raises OSError."""
+        memory = bytearray(len(rows) * _RECORD_BYTES)
+        views = [memoryview(memory)[at : at + _RECORD_BYTES] for at in range(0, len(memory), _RECORD_BYTES)]
+        for view, row in zip(views, rows.tolist(), strict=True):
+            os.preadv(self._index, [view], row * _RECORD_BYTES)
+        found = np.frombuffer(memory, RECORDS)
+        pixels = 3 * found["height"].astype(np.int64) * found["width"]
+        whole = (found["state"] == 1) & (found["row"] == rows) & (found["zeros"] == 0) & (pixels <= self._slot)
+        own = [zlib.crc32(view[: _RECORD.size]) for view in views]
+        return found, whole & (found["own"] == np.array(own, dtype=np.uint32))
+
+    def are_sound(self, rows: np.ndarray, records: np.ndarray) -> np.ndarray:
+        """Which rows, int64 [n], have in the file the pixels of their RECORDS [n]: bool [n]. Raises OSError."""
+        memory, found = memoryview(bytearray(self._slot)), []
+        sizes = 3 * records["height"].astype(np.int64) * records["width"]
+        for row, size, checksum in zip(rows.tolist(), sizes.tolist(), records["checksum"].tolist(), strict=True):
+            part = memory[:size]
+            is_whole = size == 0 or os.preadv(self._pixels, [part], row * self._slot) == size
+            found.append(is_whole and zlib.crc32(part) == checksum)
+        return np.array(found, dtype=bool)
 
     def begun(self) -> np.ndarray:
         """Rows that seem to have a record, bool [rows], as far as the index can be read."""
@@ -140,15 +138,6 @@ class ImageFiles:
                 states = np.frombuffer(block, np.uint8)[::_RECORD_BYTES]
                 found[first : first + len(states)] = states != 0
         return found
-
-    def checked(self, row: int, record: Record) -> Tensor | None:
-        """The pixels of a row, uint8 [3, h, w], read from the file; None where they are not those of its record.
-
-        Raises:
-            OSError: when the disk does not give them.
-        """
-        image = self._read(row, record.height, record.width)
-        return image if image is not None and zlib.crc32(_bytes(image)) == record.checksum else None
 
     def image(self, row: int, height: int, width: int) -> Tensor | None:
         """The pixels of a row that has been checked. Not to be written: it may be the file itself. Raises OSError."""
@@ -162,12 +151,17 @@ class ImageFiles:
         count = os.preadv(self._pixels, [_bytes(image)], row * self._slot) if image.numel() else 0
         return image if count == image.numel() else None
 
+    def squares(self) -> Tensor | None:
+        """All rows as squares where they lie, uint8 [N, 3, side, side], not to be written; None without a map."""
+        if self._map is None or not self._is_whole():
+            return None
+        side = self._square
+        return self._map.as_strided((self._rows, 3, side, side), (self._slot, side * side, side, 1))
+
     def gather(self, rows: np.ndarray, out: Tensor) -> bool:
         """Copies checked squares of the rows, int64 [n], to `out`, uint8 [n, 3, side, side], contiguous. False where
         they cannot be read. Raises OSError."""
-        if self._map is not None and self._is_whole():
-            side = self._square
-            squares = self._map.as_strided((self._rows, 3, side, side), (self._slot, side * side, side, 1))
+        if (squares := self.squares()) is not None:
             torch.index_select(squares, 0, torch.from_numpy(rows), out=out)
             return True
         size, memory = 3 * self._square**2, _bytes(out)
@@ -183,9 +177,10 @@ class ImageFiles:
             OSError: when the disk does not take it.
         """
         pixels = _bytes(image.contiguous())
-        record = Record(image.shape[1], image.shape[2], zlib.crc32(pixels), stamp, content)
+        told = _RECORD.pack(1, *image.shape[1:], zlib.crc32(pixels), row, *stamp, content)
+        record = (told + zlib.crc32(told).to_bytes(4, "little")).ljust(_RECORD_BYTES, b"\0")
         _write(self._pixels, pixels, row * self._slot)
-        _write(self._index, memoryview(record.packed(row)), row * _RECORD_BYTES)
+        _write(self._index, memoryview(record), row * _RECORD_BYTES)
 
 
 def _bytes(image: Tensor) -> memoryview:
@@ -207,3 +202,10 @@ def _is_local(descriptor: int) -> bool:
             if fields[2] == wanted:
                 return fields[fields.index("-") + 1] in _LOCAL
     return False
+
+
+def blocks_of(path: Path) -> int:
+    """Of 512 bytes, on disk."""
+    with suppress(OSError):
+        return os.stat(path).st_blocks
+    return 0

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from dist_train.config.schema import ImageCache
 from dist_train.config.types import in_bytes
-from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Record, Stamp, slot_of
+from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Stamp, blocks_of, slot_of
 from dist_train.data.decode import decode_bytes, decoder_identity
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
+from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
 from dist_train.rundir.strict_json import to_json
@@ -47,8 +48,8 @@ class Source(Protocol):
     def row(self, index: int) -> int:
         """The row of a sample in its list of files."""
 
-    def stamp(self, index: int) -> Stamp:
-        """Of the file of a sample's image. Raises OSError."""
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        """Of the files of samples' images, int64 [n, 2]. Raises OSError."""
 
     def encoded(self, index: int) -> tuple[bytes | bytearray, Stamp]:
         """The bytes of a sample's image, and the stamp that their file had then. Raises UserError."""
@@ -142,7 +143,7 @@ class KeptImages:
     """
 
     def __init__(self, config: ImageCache, form: Form, origin: Origin, room: Room) -> None:
-        self.form, self.origin, self._config, self._room = form, origin, config, room
+        self.form, self.origin, self.config, self._room = form, origin, config, room
         self._share()
         room.kept.append(self)
 
@@ -155,7 +156,7 @@ class KeptImages:
         self._counts = np.frombuffer(mmap.mmap(-1, 8 * _COUNTERS * len(COUNTS)), np.int64).reshape(_COUNTERS, -1)
 
     def __getstate__(self) -> dict[str, Any]:
-        sent = ("form", "origin", "_config", "_room", "folder")
+        sent = ("form", "origin", "config", "_room", "folder")
         return {name: value for name, value in self.__dict__.items() if name in sent}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ class KeptImages:
     @cached_property
     def folder(self) -> Path:
         """Its name follows from the list of files, the form, and all that decides how a file becomes pixels."""
-        given = self._config.folder
+        given = self.config.folder
         cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         told = to_json([_VERSION, self.form.name, self.origin.rows, self.origin.digest(), decoder_identity()])
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.origin.name)[-40:].strip("-.")
@@ -218,6 +219,48 @@ class KeptImages:
             self._told[what] = 1
             print(f"! data.cache: {line}", file=sys.stderr, flush=True)
 
+    def look(self, source: Source, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Checks those of samples and their rows, int64 [n], that were not read before. Returns the places of those
+        that are not there, or not right."""
+        new = np.flatnonzero(self._known[rows] == 0)
+        files = self.open() if len(new) else None
+        return new if files is None else new[~self._are_right(files, source, indices[new], rows[new])]
+
+    def _are_right(self, files: ImageFiles, source: Source, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Which rows hold what decoding would give, bool [n]; from then on these are known. All are checked together,
+        and one by one where that fails for one of them."""
+        right = np.zeros(len(rows), dtype=bool)
+        try:
+            records, whole = files.records(rows)
+            begun = np.flatnonzero(whole)
+            sound = begun[files.are_sound(rows[begun], records[begun])]
+            fresh = self._are_fresh(records[sound], source, indices[sound])
+        except (OSError, UserError):  # of a file that has gone, too: decoding says so
+            for place in range(len(rows)) if len(rows) > 1 else ():
+                right[place] = self._are_right(files, source, indices[[place]], rows[[place]])[0]
+            return right
+        self._count("damaged", len(begun) - len(sound))
+        if not fresh.all():
+            self._count("changed", int((~fresh).sum()))
+            self.tell_changed(source.path(int(indices[sound[~fresh][0]])))
+        right[sound[fresh]] = True
+        self._known[rows[right]] = records["height"][right] << 16 | records["width"][right]
+        return right
+
+    def squares(self, rows: np.ndarray) -> Tensor | None:
+        """All squares where they lie, uint8 [N, 3, side, side], if those of `rows`, int64 [n], were checked before and
+        can be read there."""
+        there = (self._known[rows] == (self.form.size << 16 | self.form.size)).all()
+        files = self.open() if there else None
+        found = None if files is None else files.squares()
+        if found is not None:
+            self._count("read", len(rows))
+        return found
+
+    def tell_changed(self, path: str) -> None:
+        """Of the first one."""
+        self._tell(2, f"{path} has changed since it was decoded: decoded anew, as others that have")
+
     def gather(self, rows: np.ndarray, out: Tensor) -> np.ndarray:
         """Copies the squares of `rows`, int64 [n], that were checked before, to `out`, uint8 [n, 3, side, side].
         Returns the places of the others."""
@@ -235,42 +278,24 @@ class KeptImages:
         return np.arange(len(rows))
 
     def image(self, source: Source, index: int) -> Tensor:
-        """The image of a sample, as it is used, uint8 [3, h, w]; not to be written. Raises UserError."""
-        row = source.row(index)
-        files = self.open()
-        found = None if files is None else self._kept(files, source, row, index)
+        """The image of a sample that `look` has looked at, as it is used, uint8 [3, h, w]; not to be written. Raises
+        UserError."""
+        row, files, found = source.row(index), self.open(), None
+        if files is not None and (size := int(self._known[row])):
+            try:
+                found = files.image(row, size >> 16, size & 0xFFFF)
+            except OSError as error:
+                self._tell(1, f"{self.folder} cannot be read ({error.strerror}): decoding instead")
         self._count("decoded" if found is None else "read")
         return self.form.used(self._decoded(files, source, row, index) if found is None else found)
 
-    def _kept(self, files: ImageFiles, source: Source, row: int, index: int) -> Tensor | None:
-        """The pixels that are kept for a row; None where they are not, or not right."""
-        try:
-            if size := int(self._known[row]):
-                return files.image(row, size >> 16, size & 0xFFFF)
-            if (record := files.record(row)) is None:
-                return None
-            if (image := files.checked(row, record)) is None:
-                self._count("damaged")
-                return None
-        except OSError as error:
-            self._tell(1, f"{self.folder} cannot be read ({error.strerror}): decoding instead")
-            return None
-        try:
-            is_fresh = self.is_fresh(record, source, index)
-        except OSError:  # the file has gone, and decoding says so
-            return None
-        if not is_fresh:
-            self._count("changed")
-            self._tell(2, f"{source.path(index)} has changed since it was decoded: decoded anew, as others that have")
-            return None
-        self._known[row] = record.height << 16 | record.width
-        return image
-
-    def is_fresh(self, record: Record, source: Source, index: int) -> bool:
-        """Whether the file of a sample is the one that was decoded. Raises OSError, or UserError."""
-        if self._config.check == "content":
-            return content_hash(source.encoded(index)[0]) == record.content
-        return source.stamp(index) == record.stamp
+    def _are_fresh(self, records: np.ndarray, source: Source, indices: np.ndarray) -> np.ndarray:
+        """Whether the files of samples are those that were decoded, bool [n]. Raises OSError, or UserError."""
+        if self.config.check == "content":
+            found = [content_hash(source.encoded(index)[0]) for index in indices.tolist()]
+            return np.array(found, dtype="V16") == records["content"]
+        stamps = source.stamps(indices)
+        return (stamps[:, 0] == records["size"]) & (stamps[:, 1] == records["mtime_ns"])
 
     def _decoded(self, files: ImageFiles | None, source: Source, row: int, index: int) -> Tensor:
         content, stamp = source.encoded(index)
@@ -303,10 +328,3 @@ class KeptImages:
 def content_hash(content: bytes | bytearray) -> bytes:
     """16 bytes that tell files apart."""
     return hashlib.sha256(content).digest()[:16]
-
-
-def blocks_of(path: Path) -> int:
-    """Of 512 bytes, on disk."""
-    with suppress(OSError):
-        return os.stat(path).st_blocks
-    return 0

@@ -1,10 +1,13 @@
 """What the caches of a run's data hold, filling and checking them: for people, and for `dist-train cache`."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ from dist_train.data.cache.files import ImageFiles
 from dist_train.data.cache.images import COUNTS, KeptImages, content_hash
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.decoded import DecodedImages
+from dist_train.data.retry import storage_error, with_patience
 from dist_train.errors import UserError
+from dist_train.heartbeat import beat
 
 STATES = ("sound", "damaged", "changed", "missing")
 _AT_ONCE = 64
@@ -80,22 +85,61 @@ def counts(splits: Splits) -> dict[str, int]:
 # ---------------------------------------------------------------- filling and checking
 
 
-def fill(part: Part, broken: Callable[[str], None]) -> Iterator[int]:
-    """Decodes what is missing of a part, on all cores, and checks what is there; yields how many samples are done.
+def fill(part: Part, broken: Callable[[str], None], share: tuple[int, int] = (0, 1)) -> Iterator[int]:
+    """Decodes what is missing of a part, on all cores, and checks what is there, as long as there is room; yields how
+    many samples are done.
 
     Args:
         broken: is told of images that cannot be read.
+        share: which, of how many processes that do this at the same time.
     """
 
     def some(dataset: DecodedImages, indices: range) -> int:
-        for index in indices:
-            try:
-                part.kept.image(dataset, index)
-            except UserError as error:
-                broken(str(error))
+        numbers, files = np.array(indices), part.kept.open()
+        if files is not None and files.is_writable:
+            for place in part.kept.look(dataset, numbers, dataset.rows(numbers)).tolist():
+                try:
+                    part.kept.image(dataset, indices[place])
+                except UserError as error:
+                    broken(str(error))
         return len(indices)
 
-    yield from _each(part, some)
+    yield from _each(part, some, share)
+
+
+def contents_of(splits: Splits, retry_s: float) -> dict[str, str]:
+    """By split, a digest of the bytes of all its files, where data.cache.check is `content`; a broken one is as an
+    empty one. The first that is not what was decoded is told.
+
+    Raises:
+        UserError: when the storage is away for longer than `retry_s` seconds.
+    """
+    found = {}
+    for part in parts(splits):
+        for name, dataset in part.sets.items() if part.kept.config.check == "content" else ():
+            digest = hashlib.sha256()
+            for hashes in _each(Part(kept=part.kept, sets={name: dataset}), partial(_hashes, part.kept, retry_s)):
+                beat("init")
+                digest.update(hashes)
+            found[name] = digest.hexdigest()[:12]
+    return found
+
+
+def _hashes(kept: KeptImages, retry_s: float, dataset: DecodedImages, indices: range) -> bytes:
+    found, files = [], kept.open()
+    for index in indices:
+        content: bytes | bytearray = b""
+        try:
+            content, _ = with_patience(partial(dataset.encoded, index), retry_s)
+        except UserError as error:
+            if storage_error(error) is not None:
+                raise
+        found.append(content_hash(content))
+        with suppress(OSError):
+            known = None if files is None else _record(files, dataset.row(index))
+            if content and known is not None and known["content"].tobytes() != found[-1]:
+                kept.tell_changed(dataset.path(index))
+    return b"".join(found)
 
 
 def verify(part: Part) -> dict[str, int]:
@@ -118,19 +162,29 @@ def _state(files: ImageFiles | None, dataset: DecodedImages, index: int) -> str:
         return "missing"
     with suppress(OSError):
         row = dataset.row(index)
-        record = files.record(row)
-        if record is not None and files.checked(row, record) is not None:
+        record = _record(files, row)
+        if record is not None and files.are_sound(np.array([row]), record[None])[0]:
             with suppress(UserError):
-                return "sound" if content_hash(dataset.encoded(index)[0]) == record.content else "changed"
+                is_same = content_hash(dataset.encoded(index)[0]) == record["content"].tobytes()
+                return "sound" if is_same else "changed"
             return "changed"
     return "damaged"
 
 
-def _each(part: Part, function: Callable[[DecodedImages, range], Any]) -> Iterator[Any]:
+def _record(files: ImageFiles, row: int) -> Any:
+    """Of RECORDS; None where it is not whole. Raises OSError."""
+    records, whole = files.records(np.array([row]))
+    return records[0] if whole[0] else None
+
+
+_Some = Callable[[DecodedImages, range], Any]
+
+
+def _each(part: Part, function: _Some, share: tuple[int, int] = (0, 1)) -> Iterator[Any]:
     """`function` of all samples, some at once, in threads: decoders, hashes and checksums let others run."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // share[1])) as pool:
         try:
-            yield from pool.map(lambda given: function(*given), part.samples())
+            yield from pool.map(lambda given: function(*given), islice(part.samples(), share[0], None, share[1]))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -50,6 +50,15 @@ class ImageSet(ABC):
         it to `no_crop`.
         """
 
+    def in_place(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray] | None:
+        """All images where they lie, uint8 [N, *shape], not to be written, and the rows of the samples there, int64
+        [m], so that what is made of them is the first copy; None where samples have to be read."""
+        return None
+
+    def targets_of(self, indices: np.ndarray) -> Tensor:
+        """The targets of samples that are there `in_place`."""
+        raise NotImplementedError
+
 
 class TensorImages(ImageSet):
     """Images held in memory: uint8 [N, C, H, W], targets int64 [N]; or other tensors of N rows."""
@@ -65,6 +74,10 @@ class TensorImages(ImageSet):
 
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
         return crop_each(cut(self.images, indices, None), crop), self.targets_of(indices)
+
+    def in_place(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray] | None:
+        is_read_as_it_is = type(self).__getitems__ is TensorImages.__getitems__
+        return (self.images, indices) if is_read_as_it_is else None
 
     def targets_of(self, indices: np.ndarray) -> Tensor:
         return self.targets.index_select(0, torch.from_numpy(indices))

@@ -50,11 +50,13 @@ class DecodedImages(ImageSet, Named):
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         kept = self.kept(cuts=crop is not None)
         if kept is not None:
-            places = kept.gather(self.rows(indices), images).tolist() if crop is None else range(len(indices))
+            rows = self.rows(indices)
+            kept.look(self, indices, rows)
+            places = kept.gather(rows, images).tolist() if crop is None else range(len(indices))
             for place in places:
                 image = kept.image(self, int(indices[place]))
                 images[place] = image if crop is None else crop(place, image, *self.shape[1:])
-            return images, self._known_targets(indices)
+            return images, self.targets_of(indices)
         targets = []
         for place, index in enumerate(indices.tolist()):
             image, target = self.read(index)
@@ -63,6 +65,14 @@ class DecodedImages(ImageSet, Named):
             )
             targets.append(target)
         return images, torch.tensor(targets, dtype=torch.int64)
+
+    def in_place(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray] | None:
+        kept = self.kept(cuts=False)
+        if kept is None:
+            return None
+        rows = self.rows(indices)
+        squares = kept.squares(rows)
+        return None if squares is None else (squares, rows)
 
     def kept(self, *, cuts: bool) -> KeptImages | None:
         """The cache, if there is one.
@@ -81,7 +91,7 @@ class DecodedImages(ImageSet, Named):
         """Finds the cache before processes are forked, so that each need not."""
         _ = [kept.folder for kept in self.caches]
 
-    def _known_targets(self, indices: np.ndarray) -> Tensor:
+    def targets_of(self, indices: np.ndarray) -> Tensor:
         """Each is read once."""
         rows = self.rows(indices)
         found = self._targets[rows] - 1
@@ -103,6 +113,9 @@ class DecodedImages(ImageSet, Named):
 
     def stamp(self, index: int) -> Stamp:
         raise NotImplementedError
+
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        return np.array([self.stamp(index) for index in indices.tolist()], dtype=np.int64).reshape(-1, 2)
 
     def encoded(self, index: int) -> tuple[bytes | bytearray, Stamp]:
         raise NotImplementedError

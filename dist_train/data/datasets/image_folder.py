@@ -49,6 +49,12 @@ class FileList:
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].tobytes()
 
+    def paths(self, rows: np.ndarray) -> list[bytes]:
+        """Of many rows, int64 [n]."""
+        ends = self._ends[rows]
+        starts, content = np.where(rows > 0, self._ends[rows - 1], 0), self._bytes.data
+        return [bytes(content[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
     def fingerprint(self, most: int = _SIZES) -> str:
         """Of all names below the folder, and of the sizes of at most so many files, evenly spread."""
         names = self._bytes.tobytes().replace(self._folder, b"")  # the folder itself may move
@@ -81,12 +87,12 @@ class FolderImages(DecodedImages):
     def rows(self, indices: np.ndarray) -> np.ndarray:
         return self._rows[indices]
 
-    def target(self, index: int) -> int:
-        return int(self._files.targets[self._rows[index]])
+    def targets_of(self, indices: np.ndarray) -> Tensor:
+        return self._files.targets.index_select(0, torch.from_numpy(self._rows[indices]))
 
-    def stamp(self, index: int) -> Stamp:
-        found = os.stat(self._files[self._rows[index]])
-        return Stamp(found.st_size, found.st_mtime_ns)
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        found = map(os.stat, self._files.paths(self._rows[indices]))
+        return np.array([(one.st_size, one.st_mtime_ns) for one in found], dtype=np.int64).reshape(-1, 2)
 
     def encoded(self, index: int) -> tuple[bytearray, Stamp]:
         content, stamp = read_file(self._files[self._rows[index]])

@@ -79,6 +79,10 @@ class ShardImages(_OfTars, DecodedImages):
     def stamp(self, index: int) -> Stamp:
         return Stamp(*self._tars.stamp(self._part[index]))
 
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        found = [self._tars.stamp(row) for row in self.rows(indices).tolist()]
+        return np.array(found, dtype=np.int64).reshape(-1, 2)
+
     def encoded(self, index: int) -> tuple[bytearray, Stamp]:
         found = self._tars.read(self._part[index], self._image)
         return next(found[name] for name in self._image if name in found), self.stamp(index)

@@ -1,10 +1,13 @@
 """Threads that load ahead, and images that stay on the device, give the bits of loading in the step; and they end."""
 
 import os
+import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dist_train.config.schema import (
     ColorJitter,
     Digits,
+    ImageCache,
     ImageFolder,
     LoaderConfig,
     RandAugment,
@@ -125,6 +129,34 @@ def test_images_that_do_not_fit_on_the_device_are_refused():
     ) as e:
         resident(datasets.build(data).train, CPU)
     assert e.value.code == ExitCode.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("recipe", ["crop and flip", "plain"])
+def test_files_that_were_copied_to_a_device_are_the_same_and_a_broken_one_fails_as_without(
+    folder: Path, tmp_path: Path, recipe: str
+):
+    shutil.copytree(folder, tmp_path / "images")
+    data = ImageFolder(root=str(tmp_path / "images"), eval_fraction=0.1, image_size=16)
+    data = data.model_copy(update={"on_error": "substitute", "max_broken": 0.5})
+    run, splits = config(data, RECIPES[recipe]), datasets.build(data)
+    path = Path(splits.train.path(3))
+    path.write_bytes(path.read_bytes()[:100])
+    alone = load(threaded(run, 0), splits)
+    there = replace(splits, train=resident(splits.train, CPU), evaluation=resident(splits.evaluation, CPU))
+    for world in (1, 3):
+        assert_same_bits(load(threaded(run, 2), there, world), alone)
+    for (_, a), (_, b) in zip(evaluated(run, splits), evaluated(run, there), strict=True):
+        assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
+    stopping = run.model_copy(update={"data": data.model_copy(update={"on_error": "stop"})})
+    with pytest.raises(UserError, match=f"cannot read the image {path}"):
+        load(threaded(stopping, 0), there)
+    [gone.unlink() for gone in (tmp_path / "images").glob("*/*.jpg")]  # what is there needs no file
+    assert len(there.train.in_place(np.arange(3))[0]) == len(splits.train)
+
+
+def test_images_of_files_have_the_word_device_too():
+    cut = {"name": "image_folder", "root": "x", "eval_fraction": 0.1, "cache": "device"}
+    assert ImageFolder.model_validate(cut).cache == ImageCache(device=True)
 
 
 @pytest.mark.parametrize("step", [RandomResizedCrop(), RandAugment()], ids=lambda step: step.name)

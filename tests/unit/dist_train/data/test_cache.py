@@ -220,11 +220,15 @@ def test_a_touched_file_is_decoded_anew_unless_its_content_is_looked_at(copy, tm
 def test_a_file_that_has_gone_is_an_error_as_it_is_without(copy, tmp_path, capfd):
     folder, victims = copy
     of(first := images(folder, tmp_path / "cache"))
-    os.unlink(first.path(victims(".png")[0]))
+    victim = victims(".png")[0]
+    os.unlink(first.path(victim))
     for dataset in (type(first)(first._files, first._rows, SIDE, None), forgetful(first)):
         with pytest.raises(UserError, match="cannot read the image .*No such file"):
             of(dataset)
     assert "has changed" not in capfd.readouterr().err
+    again, every = forgetful(first), np.arange(len(first))
+    gone = again.kept(cuts=False).look(again, every, again.rows(every)).tolist()
+    assert gone == [victim]  # those that were asked for with it are read
 
 
 def forgetful(dataset):
@@ -443,6 +447,12 @@ def test_what_a_result_does_not_depend_on_may_change():
         (config(None, "random_resized_crop"), config(*cut), False),
     ):
         assert is_the_same_training(before, after, ()) == is_same
+
+
+def test_where_images_in_memory_lie_may_change():
+    digits = [config(None, data={"name": "digits", "cache": cache}) for cache in (None, "device")]
+    assert is_the_same_training(*digits, ()) and is_the_same_training(*digits[::-1], ())
+    assert is_the_same_training(config("disk"), config("device"), ())
 
 
 def test_earlier_runs_have_folders_under_cache():
