@@ -1,161 +1,212 @@
 """How fast is dist-train beside the launchers that people use, on the same work, as whole commands?
 
     pip install accelerate lightning
-    python -m benchmarks.peers FOLDER [--job images|photos] [--rounds N] [--peers plain,accelerate,lightning] [--json]
+    python -m benchmarks.peers DATA [--job images|photos|text|kill] [--rounds N] [--peers plain,accelerate,lightning]
 
-FOLDER holds `train/CLASS/*.jpg` and `eval/CLASS/*.jpg`. `images`: 32-pixel files, random crop and flip, 2 epochs with
-an evaluation and a checkpoint each; `photos`: random resized crops of 64 pixels, 3 epochs. 2 ranks of one thread each
-on the CPU, the same network in the same memory layout and precision. First every peer finds its own best number of
-loading processes (0, 1, 2), then rounds of all of them in turn; the figures are medians over the rounds. dist-train's
-cache of decoded images is dropped before each round.
+2 ranks of one thread each on the CPU; the same network in the same memory layout and precision, whose size is compared;
+an evaluation and a checkpoint after each epoch. DATA is a folder with `train/CLASS/*.jpg` and `eval/CLASS/*.jpg`, or
+for `text` a file, tinyshakespeare's.
+
+- `images`: files of 32 pixels, random crop and flip, 2 epochs.
+- `photos`: random resized crops of 64 pixels, 3 epochs.
+- `text`: a GPT of nanoGPT's style, character by character, 1,000 steps of 12 windows. Which character has which number
+  is settled before, as nanoGPT's prepare.py does it.
+- `kill`: `images` with 4 epochs, once undisturbed and once with SIGKILL to rank 1 in the middle of the third, as soon
+  as rank 0 has told of that step. dist-train, and torchrun for the plain script and for Accelerate, start the ranks
+  again by themselves (--max-restarts). A command that ends before the training is done, as Lightning's, is given again
+  at once. Each goes on from what it has saved after the second epoch.
+
+First every peer finds its own best number of loading processes (0, 1, 2), or is given it by --loading, then rounds of
+all of them in turn. The figures are medians over the rounds. In brackets is dist-train's divided by the peer's, of each
+round by itself. dist-train's cache of decoded images is dropped before each command.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import events
+from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, command, write_tokens
+from launch.processes import descendants, send
+
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(Path(__file__).with_name("ours.yaml"))
-OURS, RANKS, PIXELS, LIMIT_S = "dist-train", 2, 64, 900.0
-EPOCHS, BATCH = {"images": 2, "photos": 3}, {"images": 64, "photos": 32}
-SIDE = 112
-"""Pixels of the shorter side at which photos are kept: 1.75 times a crop's, as FFCV's ImageNet has it (400 for 224)."""
+LIMIT_S, POLL_S = 900.0, 0.05
 WORKERS = (0, 1, 2)
+GIVEN = 3
+"""So often at the most is a command given whose training does not go on by itself after the kill."""
+UNITS = {"step": (1e3, "ms"), "accuracy": (100, "%"), "again": (1, "samples"), "starts": (1, "")}
+"""Of a figure, where it is not in seconds."""
+ALIKE = ("accuracy", "starts")
+"""Figures that have no ratio."""
+Figures = dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """Seconds: of the whole command; of the training part of each epoch after the first; of its evaluations; and how
-    right it was at the end."""
-
-    whole: float
-    epoch: float
-    evaluation: float
-    accuracy: float
-
-
-def command(side: str, job: str, data: Path, out: Path, workers: int) -> list[str]:
-    epochs, batch = str(EPOCHS[job]), BATCH[job]
-    if side == OURS:
-        more = [f"data.root={data}", f"train.duration={epochs} epochs", f"batch.global_size={RANKS * batch}"]
-        if job == "photos":
-            crop = "[{name: random_resized_crop}, {name: horizontal_flip}, ${augment.2}]"
-            more += [f"data.image_size={PIXELS}", f"data.cache={{side: {SIDE}, folder: {out / 'cache'}}}"]
-            more += [f"augment={_augment(crop)}"]
-        else:
-            more += [f"data.cache={{folder: {out / 'cache'}}}"]
-        launch = [sys.executable, "-m", "dist_train.launch", "train", CONFIG, "--nproc-per-node", str(RANKS)]
-        return [*launch, "--run-dir", str(out / "run"), *more]
-    script = {"plain": "plain", "accelerate": "with_accelerate", "lightning": "with_lightning"}[side]
-    module = ["-m", f"benchmarks.peers.{script}", str(data), str(out), "--epochs", epochs, "--batch", str(batch)]
-    module += ["--workers", str(workers), *(["--photos", str(PIXELS)] if job == "photos" else [])]
-    if side == "lightning":
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *module]
+def measure(side: str, job: Job, data: Path, workers: int) -> Figures:
+    """Of one whole command; where the job has a kill, of one with it, and of how much longer that took."""
+    calm = run(side, replace(job, killed=0.0), data, workers)
+    if not job.killed:
+        return calm
+    killed = run(side, job, data, workers)
+    same = {name: calm[name] for name in ("accuracy", "numbers")}
+    return {**killed, "undisturbed": calm["whole"], "extra": killed["whole"] - calm["whole"], **same}
 
 
-def _augment(crop: str) -> str:
-    return crop.replace("${augment.2}", "{name: normalize, mean: [0.49, 0.48, 0.45], std: [0.25, 0.24, 0.26]}")
-
-
-def run(side: str, job: str, data: Path, workers: int) -> Taken:
-    """One whole command, in a folder of its own.
+def run(side: str, job: Job, data: Path, workers: int) -> Figures:
+    """One training in a folder of its own.
 
     Raises:
         RuntimeError: with the end of what it said, when it fails.
     """
     with tempfile.TemporaryDirectory(prefix="dist-train-peers-") as name:
-        out = Path(name)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-        began = time.time()
-        words = command(side, job, data, out, workers)
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
-        whole = time.time() - began
-        if done.returncode:
-            raise RuntimeError(f"{side} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
-        events = ours_events(out / "run") if side == OURS else _lines(out / "events")
-        return taken(whole, events)
+        out, began, given = Path(name), time.time(), 0
+        kill_at, found = int(job.killed * job.total_steps(data)), None
+        while True:
+            given += 1
+            with open(out / "log", "ab") as log, _Process(command(side, job, data, out, workers), log) as process:
+                if kill_at and given == 1:
+                    found = _kill(process, side, out, kill_at)
+                code = process.wait(LIMIT_S)
+            if code == 0:
+                break
+            if not kill_at or given == GIVEN:
+                raise RuntimeError(f"{side} ended with {code}:\n{_said(out)}")
+        whole, told = time.time() - began, events.events_of(side, out)
+        if found is None:
+            return events.figures(whole, told)
+        unix, step = found
+        again = (step + 1 - events.first_step_after(unix, told)) * job.batch * RANKS
+        return {"whole": whole, "again": again, "starts": events.starts(told)}
 
 
-def taken(whole: float, events: Sequence[dict[str, Any]]) -> Taken:
-    """Of events in their order: `trained` and `evaluated`, for each epoch."""
-    trained = [one["unix"] for one in events if one["event"] == "trained"]
-    evaluated = [one["unix"] for one in events if one["event"] == "evaluated"]
-    later = [end - begin for begin, end in zip(evaluated, trained[1:], strict=False)]
-    return Taken(
-        whole=whole,
-        epoch=statistics.median(later),
-        evaluation=statistics.median(b - a for a, b in zip(trained, evaluated, strict=True)),
-        accuracy=next(one["accuracy"] for one in reversed(events) if one["event"] == "evaluated"),
-    )
+class _Process(subprocess.Popen):
+    """A command whose descendants end with the block, however that is left."""
+
+    def __init__(self, words: list[str], log: Any) -> None:
+        own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+        super().__init__(words, cwd=ROOT, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.poll() is None:
+            for pid in [self.pid, *descendants(self.pid)]:
+                send(pid, signal.SIGKILL)
+        super().__exit__(*error)
 
 
-def ours_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The same from metrics.jsonl: an interval of steps ends with each epoch, when its rows are written."""
-    events, last = [], 0.0
-    for row in _lines(run_dir / "metrics.jsonl"):
-        if row["kind"] == "train":
-            last = row["time"]["unix"]
-        elif row["kind"] == "evaluation":
-            events.append({"event": "trained", "unix": last})
-            events.append({"event": "evaluated", "unix": row["time"]["unix"], "accuracy": row["accuracy"]})
-    return events
+def _kill(process: subprocess.Popen, side: str, out: Path, step: int) -> tuple[float, int]:
+    """Kills rank 1 as soon as `step` steps are told: when, and how many were.
+
+    Raises:
+        RuntimeError: when the command ends before.
+    """
+    while process.poll() is None:
+        if (newest := events.newest_step(side, out)) >= step:
+            os.kill(events.process_id(side, out, rank=1), signal.SIGKILL)
+            return time.time(), newest
+        time.sleep(POLL_S)
+    raise RuntimeError(f"{side} ended with {process.returncode} before step {step}:\n{_said(out)}")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _said(out: Path) -> str:
+    return (out / "log").read_text(errors="replace")[-3000:]
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--job", choices=list(EPOCHS), default="images")
+    parser.add_argument("--job", choices=list(JOBS), default="images")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", default="plain,accelerate,lightning")
+    parser.add_argument("--peers", default=",".join(SCRIPTS), help="those to measure (default: all)")
+    parser.add_argument("--loading", help="loading processes of each peer, 0,0,2 say, in place of finding the best")
+    parser.add_argument("--short", type=int, metavar="N", help="so many epochs, of text steps: to try it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    peers, data = args.peers.split(","), args.data.resolve()
-    best = {}
-    for peer in peers:
-        tried = {workers: run(peer, args.job, data, workers).whole for workers in WORKERS}
-        best[peer] = min(tried, key=tried.__getitem__)
-        print(f"{peer}: " + ", ".join(f"{n} loading: {s:.1f} s" for n, s in tried.items()), file=sys.stderr)
-    sides = [OURS, *peers]
-    found: dict[str, list[Taken]] = {side: [] for side in sides}
-    for number in range(args.rounds):
-        for side in sides if number % 2 == 0 else sides[::-1]:
-            found[side].append(run(side, args.job, data, best.get(side, 0)))
-            print(f"round {number + 1}, {side}: {found[side][-1].whole:.1f} s", file=sys.stderr)
-    rows = [_row(side, found[side], found, best.get(side)) for side in sides]
-    print(json.dumps(rows, indent=2) if args.json else "\n".join(map(_text, rows)))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no command is left behind
+    job, peers = JOBS[args.job], args.peers.split(",")
+    if args.short:
+        job = replace(job, steps=args.short) if job.steps else replace(job, epochs=args.short)
+    given = [int(number) for number in args.loading.split(",")] if args.loading else None
+    if not set(peers) <= set(SCRIPTS) or (given and len(given) != len(peers)):
+        parser.error(f"--peers are some of {', '.join(SCRIPTS)}, and --loading has a number for each of them")
+    with tempfile.TemporaryDirectory(prefix="dist-train-tokens-") as folder:
+        data = write_tokens(args.data, Path(folder)) if job.steps else args.data.resolve()
+        best = dict(zip(peers, given, strict=True)) if given else {peer: _best(peer, job, data) for peer in peers}
+        found = _rounds(args.rounds, job, data, best)
+    rows = [_row(side, found, best.get(side)) for side in found]
+    size = f"{rows[0]['numbers']:,.0f} numbers in the model, its buffers with them, on all sides"
+    print(json.dumps(rows, indent=2) if args.json else "\n".join([size, *table(rows), *reached(job, rows)]))
     return 0
 
 
-def _row(side: str, own: list[Taken], found: dict[str, list[Taken]], workers: int | None) -> dict[str, Any]:
-    names = ("whole", "epoch", "evaluation", "accuracy")
-    row: dict[str, Any] = {"side": side, "loading_processes": workers}
-    row |= {name: statistics.median(getattr(one, name) for one in own) for name in names}
-    for name in names[:3]:  # of each round by itself: what else the machine does falls on both alike
-        pairs = zip(found[OURS], own, strict=True)
-        row[f"{name}_ratio"] = statistics.median(getattr(a, name) / getattr(b, name) for a, b in pairs)
+def _best(peer: str, job: Job, data: Path) -> int:
+    tried = {workers: run(peer, replace(job, killed=0.0), data, workers)["whole"] for workers in WORKERS}
+    print(f"{peer}: " + ", ".join(f"{n} loading: {s:.1f} s" for n, s in tried.items()), file=sys.stderr)
+    return min(tried, key=tried.__getitem__)
+
+
+def _rounds(rounds: int, job: Job, data: Path, best: Mapping[str, int]) -> dict[str, list[Figures]]:
+    """Of ours and of each peer, a round after the other.
+
+    Raises:
+        RuntimeError: when the sides' models are not of one size.
+    """
+    sides = [OURS, *best]
+    found: dict[str, list[Figures]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in sides if number % 2 == 0 else sides[::-1]:
+            found[side].append(measure(side, job, data, best.get(side, 0)))
+            print(f"round {number + 1}, {side}: {found[side][-1]['whole']:.1f} s", file=sys.stderr)
+    sizes = {side: int(own[0]["numbers"]) for side, own in found.items()}
+    if len(set(sizes.values())) > 1:
+        raise RuntimeError(f"not the same model: {sizes}")
+    return found
+
+
+def _row(side: str, found: Mapping[str, Sequence[Figures]], workers: int | None) -> dict[str, Any]:
+    own, row = found[side], {"side": side, "loading_processes": workers}
+    for name in own[0]:
+        row[name] = statistics.median(one[name] for one in own)
+        if name not in ("numbers", *ALIKE):  # of each round by itself: what else the machine does falls on both
+            pairs = zip(found[OURS], own, strict=True)
+            row[f"{name}_ratio"] = statistics.median(a[name] / b[name] if b[name] else 1.0 for a, b in pairs)
     return row
 
 
-def _text(row: dict[str, Any]) -> str:
-    workers = "" if row["loading_processes"] is None else f", {row['loading_processes']} loading"
-    parts = [
-        f"{name} {row[name]:6.2f} s (ours {row[f'{name}_ratio']:.2f})" for name in ("whole", "epoch", "evaluation")
-    ]
-    return f"{row['side'] + workers:24} {'  '.join(parts)}  accuracy {100 * row['accuracy']:.1f} %"
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Behind each figure of a peer, in brackets, ours divided by it."""
+    names = [name for name in rows[0] if name in ALIKE or f"{name}_ratio" in rows[0]]
+    cells = [["", *(f"{name} {UNITS.get(name, (1, 's'))[1]}".strip() for name in names)]]
+    for row in rows:
+        workers = "" if row["loading_processes"] is None else f", {row['loading_processes']} loading"
+        cells.append([row["side"] + workers])
+        for name in names:
+            factor, unit = UNITS.get(name, (1, "s"))
+            figure = f"{factor * row[name]:.{2 if unit in ('s', 'ms') else 1 if unit == '%' else 0}f}"
+            of_peer = f"{name}_ratio" in row and row["side"] != OURS
+            cells[-1].append(f"{figure} ({row[f'{name}_ratio']:.3f})" if of_peer else figure)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def reached(job: Job, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each aim: the ratio to the best peer, which is the one that ours gains the least on."""
+    lines = []
+    for name, aim in job.aims.items():
+        best = max(rows[1:], key=lambda row: row[f"{name}_ratio"], default=None)
+        if best:
+            ratio = best[f"{name}_ratio"]
+            verdict = "reached" if ratio <= aim else "not reached"
+            lines.append(f"{name}: {ratio:.3f} of the best peer, {best['side']}; {aim} was aimed at: {verdict}")
+    return lines
 
 
 if __name__ == "__main__":

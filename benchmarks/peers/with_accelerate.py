@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate, after its examples.
+"""Hugging Face Accelerate, after its examples. Started again, it goes on after the last epoch that it has saved.
 
 torchrun --standalone --nproc-per-node 2 -m benchmarks.peers.with_accelerate DATA OUT --epochs 2 --batch 64
 
@@ -7,7 +7,6 @@ torchrun --standalone --nproc-per-node 2 -m benchmarks.peers.with_accelerate DAT
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.peers import work
@@ -15,36 +14,45 @@ from benchmarks.peers import work
 
 def main() -> None:
     args = work.arguments()
-    accelerator = Accelerator(cpu=True)
-    train, held_out = work.images(args)
-    loading = {"batch_size": args.batch, "num_workers": args.workers, "persistent_workers": args.workers > 0}
+    # Otherwise a step of the schedule is taken for each process: huggingface/accelerate, docs of AcceleratedScheduler.
+    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    train, held_out = work.data(args)
     torch.manual_seed(0)
     model = work.model(args)
-    criterion = nn.CrossEntropyLoss()
+    optimizer = work.optimizer(args, model)
     model, optimizer, loader, evaluation = accelerator.prepare(
         model,
-        work.optimizer(model),
-        DataLoader(train, shuffle=True, drop_last=True, **loading),
-        DataLoader(held_out, **loading),
+        optimizer,
+        DataLoader(train, shuffle=True, drop_last=True, **work.loading(args)),
+        DataLoader(held_out, **work.loading(args, evaluation=True)),
     )
-    for epoch in range(args.epochs):
+    schedule = accelerator.prepare(work.schedule(args, optimizer.optimizer, args.epochs * len(loader)))
+    first = 0
+    if saved := sorted(args.out.glob("epoch_*")):
+        accelerator.load_state(str(saved[-1]))
+        first = int(saved[-1].name.removeprefix("epoch_")) + 1
+    for epoch in range(first, args.epochs):
         model.train()
-        for step, (inputs, targets) in enumerate(loader):
+        for step, (inputs, targets) in enumerate(loader, epoch * len(loader)):
             optimizer.zero_grad()
-            loss = criterion(model(inputs), targets)
+            loss = work.loss(model(inputs), targets)
             accelerator.backward(loss)
+            if args.clip:
+                accelerator.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
+            schedule.step()
             if step % 10 == 0:
                 accelerator.print(f"epoch {epoch} step {step} loss {loss.item():.4f}", flush=True)
+                work.tell(args, "step", step=step + 1)
         work.tell(args, "trained", epoch=epoch)
         model.eval()
         right, seen = 0, 0
         with torch.no_grad():
             for inputs, targets in evaluation:
-                found, given = accelerator.gather_for_metrics((model(inputs).argmax(1), targets))
-                right, seen = right + int((found == given).sum()), seen + len(given)
+                found, given = accelerator.gather_for_metrics((model(inputs).argmax(-1), targets))
+                right, seen = right + int((found == given).sum()), seen + given.numel()
         work.tell(args, "evaluated", epoch=epoch, accuracy=right / seen)
-        accelerator.save_state(str(args.out / "last"))
+        accelerator.save_state(str(args.out / f"epoch_{epoch:02}"))
     accelerator.end_training()
 
 

@@ -1,30 +1,37 @@
-"""Lightning, after its introduction.
+"""Lightning, after its introduction. Started again, it goes on from the last checkpoint.
 
 python -m benchmarks.peers.with_lightning DATA OUT --epochs 2 --batch 64
 """
 
+from typing import Any
+
 import lightning
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.peers import work
 
 
-class Classifier(lightning.LightningModule):
+class Learner(lightning.LightningModule):
     def __init__(self, args) -> None:
         super().__init__()
-        self.args, self.model, self.criterion = args, work.model(args), nn.CrossEntropyLoss()
+        self.args, self.model = args, work.model(args)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         inputs, targets = batch
-        loss = self.criterion(self.model(inputs), targets)
+        loss = work.loss(self.model(inputs), targets)
         self.log("loss", loss)
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if index % 10 == 0:
+            work.tell(self.args, "step", step=self.global_step)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         inputs, targets = batch
-        right = (self.model(inputs).argmax(1) == targets).float().mean()
+        right = (self.model(inputs).argmax(-1) == targets).float().mean()
         self.log("accuracy", right, sync_dist=True, batch_size=len(targets))
 
     def on_validation_start(self) -> None:
@@ -34,14 +41,15 @@ class Classifier(lightning.LightningModule):
         accuracy = float(self.trainer.callback_metrics.get("accuracy", 0.0))
         work.tell(self.args, "evaluated", epoch=self.current_epoch, accuracy=accuracy)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return work.optimizer(self.model)
+    def configure_optimizers(self) -> Any:
+        optimizer = work.optimizer(self.args, self.model)
+        schedule = work.schedule(self.args, optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def main() -> None:
     args = work.arguments()
-    train, held_out = work.images(args)
-    loading = {"batch_size": args.batch, "num_workers": args.workers, "persistent_workers": args.workers > 0}
+    train, held_out = work.data(args)
     torch.manual_seed(0)
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -49,11 +57,14 @@ def main() -> None:
         devices=2,
         max_epochs=args.epochs,
         default_root_dir=args.out,
+        callbacks=[ModelCheckpoint(args.out / "checkpoints", save_last="link"), TQDMProgressBar(refresh_rate=10)],
+        gradient_clip_val=args.clip,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
-    loaders = DataLoader(train, shuffle=True, drop_last=True, **loading), DataLoader(held_out, **loading)
-    trainer.fit(Classifier(args), *loaders)
+    loader = DataLoader(train, shuffle=True, drop_last=True, **work.loading(args))
+    evaluation = DataLoader(held_out, **work.loading(args, evaluation=True))
+    trainer.fit(Learner(args), loader, evaluation, ckpt_path="last")
 
 
 if __name__ == "__main__":
