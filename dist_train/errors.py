@@ -1,5 +1,6 @@
 """What ends a run early, and with which exit code. No torch here."""
 
+import sys
 from enum import IntEnum
 
 
@@ -33,3 +34,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.CONFIG) -> None:
         super().__init__(message)
         self.code = code
+
+
+def require_linux() -> None:
+    """Raises UserError on another system, before anything of Linux is missed there."""
+    if sys.platform != "linux":
+        raise UserError(
+            f"dist-train needs Linux, and this is {sys.platform}: use a Linux machine, WSL on Windows, or a container"
+        )

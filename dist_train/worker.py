@@ -27,6 +27,7 @@ from dist_train.config.problems import ConfigError
 from dist_train.config.ranges import parse_ranks, parse_steps
 from dist_train.config.recorded import given
 from dist_train.config.schema import Custom, RunConfig
+from dist_train.config.shipped import meant_by
 from dist_train.config.source import load
 from dist_train.config.trust import powers, remember
 from dist_train.control.agreement import Agreement
@@ -85,7 +86,7 @@ def main(argv: Sequence[str], flag: StopFlag) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dist_train", description="One rank of a training.")
-    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("config", type=meant_by, help="a YAML file, or a config that comes along, such as digits")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace the file's")
     parser.add_argument("--run-dir", type=Path, help="where the run lives; resumed if it holds checkpoints")
     parser.add_argument("--resume", metavar="auto|none|CHECKPOINT", help="what to begin from")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError, require_linux
 
 from .console import mark, say
 
@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "A run on one page: curves, classes, why it ended, what to try.",
     "compare": "What differs between runs, and is one config better than another?",
     "runs": "The runs there are: state, step, best metric, folder.",
+    "completion": "What bash, zsh or fish reads to complete commands, config keys and runs.",
 }
 """Name and one line; the command itself is `commands/NAME.py:command`."""
 
@@ -66,7 +67,7 @@ class Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise click.UsageError(f"no command {args[0]!r}{_hint(args[0])}")
         return super().resolve_command(ctx, args)
 
@@ -112,6 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point. Ends the process."""
     stdout = sys.stdout
     try:
+        require_linux()
+        if "_DIST_TRAIN_COMPLETE" in os.environ:  # a shell asks what TAB offers
+            importlib.import_module(f"{__package__}.completion")
         code = commands.main(args=arguments, prog_name="dist-train", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())

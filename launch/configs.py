@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_train.config import shipped
 from dist_train.errors import UserError
 
 from .children import isolated
-from .console import say
+from .console import mark, say
 
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
@@ -38,19 +39,25 @@ def is_override(word: str) -> bool:
 
 
 def existing_config(config: str | None) -> str:
-    """The config, if it is a file.
+    """The file that is meant: a file, or a config that comes with dist-train.
 
     Raises:
-        UserError: with the nearest file there is.
+        UserError: with the nearest file there is, or all names.
     """
     if config is None:
-        raise UserError("which config? The first argument is a YAML file, such as configs/digits.yaml")
-    path = Path(config)
+        raise UserError("which config? The first argument is a YAML file, or a config that comes along, such as digits")
+    found, known = shipped.meant_by(config), shipped.names()
+    path = Path(found)
     if path.is_dir():
-        raise UserError(f"{config} is a folder; to go on with a run: dist-train train --resume {config}")
+        ours = f"; for the config that comes with dist-train: {config}.yaml" if config in known else ""
+        raise UserError(f"{config} is a folder; to go on with a run: dist-train train --resume {config}{ours}")
     if not path.exists():
-        raise UserError(f"{config}: no such file{_nearest_file(path)}")
-    return config
+        near = _nearest_file(path)
+        ours = "" if path.suffix or path.name != config else f" With dist-train come {', '.join(known)}"
+        raise UserError(f"{config}: no such file{near or '.' * bool(ours)}{ours}")
+    if config in known and path.parent != shipped.FOLDER:
+        say(f"{mark('!', 'yellow')} {config} is {found} of this folder, not the config that comes with dist-train")
+    return found
 
 
 def _nearest_file(path: Path) -> str:
@@ -58,6 +65,7 @@ def _nearest_file(path: Path) -> str:
 
     folders = dict.fromkeys((path.parent, Path("configs")))
     known = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.y*ml"))]
+    known += shipped.names()
     wanted = path if path.suffix else path.with_suffix(".yaml")
     by_name = {Path(name).name: name for name in reversed(known)}
     near = difflib.get_close_matches(str(wanted), known, n=1) or difflib.get_close_matches(wanted.name, by_name, n=1)

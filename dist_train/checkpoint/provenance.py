@@ -87,7 +87,8 @@ def data(splits: Splits, retry_s: float = 0.0) -> dict[str, Any]:
 def code(config: RunConfig) -> dict[str, str]:
     """Digests of this package and of the modules that the config names, and the commit that git knows."""
     package = Path(str(dist_train.__file__)).parent
-    ours = sorted(path for path in package.rglob("*.py") if "launch" not in path.relative_to(package).parts)
+    others = {"launch", "examples"}
+    ours = sorted(path for path in package.rglob("*.py") if not others & set(path.relative_to(package).parts))
     found = {"dist_train": _digest(part for p in ours for part in (str(p.relative_to(package)).encode(), _bytes(p)))}
     for power in powers(config):
         module = power.what.partition(":")[0]

@@ -43,7 +43,7 @@ def main(request: ExportRequest) -> int:
 
 
 def _export(request: ExportRequest) -> str:
-    """What was written, in a line."""
+    """What was written, in a line or as JSON."""
     target = Path(request.target)
     config = config_of_run(target, request.overrides, trusts=request.trust)
     found = locate(target, lambda line: print(line, file=sys.stderr), best=True)
@@ -63,7 +63,11 @@ def _export(request: ExportRequest) -> str:
                 write_atomic(file.with_suffix(".json"), to_json(_facts(trained, request.format, call), indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
-    return f"{file}  {file.stat().st_size / 1e6:.1f} MB, {said}"
+    size = file.stat().st_size
+    if request.as_json:
+        facts = {"file": str(file), "bytes": size, "format": request.format, "step": trained.step, "tried": said}
+        return to_json(facts)
+    return f"{file}  {size / 1e6:.1f} MB, {said}"
 
 
 def _call(model: nn.Module, task: Task, trained: Trained, request: ExportRequest) -> Call:

@@ -88,6 +88,7 @@ class ExportRequest:
     """What the file is tried on; without any, samples of the evaluation."""
     overrides: tuple[str, ...] = ()
     trust: bool = False
+    as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,11 @@
 `dist-train run`, torchrun and alone. See docs/own-loop.md.
 """
 
+import sys
+
+if sys.platform != "linux":
+    raise ImportError("dist_train.exact needs Linux: WSL on Windows, or a container")
+
 from dist_train.errors import UserError
 from dist_train.exact.checkpoints import resume, save
 from dist_train.exact.data import Loader, evaluation_loader

@@ -6,14 +6,15 @@ import click
 
 from dist_train.config.requests import CacheRequest, to_arguments
 
+from .. import completion
 from ..children import become
 from ..configs import existing_config, is_override
 from .common import json_option, launch_command
 
 
 @launch_command()
-@click.argument("target", metavar="CONFIG_OR_RUN", type=click.Path())
-@click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
+@click.argument("target", metavar="CONFIG_OR_RUN", type=click.Path(), shell_complete=completion.config_or_run)
+@click.argument("overrides", nargs=-1, metavar="[a.b=c]...", shell_complete=completion.words)
 @click.option("--build", "action", flag_value="build", help="Decode what is missing, on all cores.")
 @click.option("--verify", "action", flag_value="verify", help="Check all images against their checksums and files.")
 @click.option("--drop", "action", flag_value="drop", help="Delete them.")

@@ -7,11 +7,11 @@ import click
 from dist_train.config.requests import CheckpointsRequest, to_arguments
 
 from ..children import become
-from .common import json_option
+from .common import json_option, run_argument
 
 
 @click.command()
-@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@run_argument
 @click.option("--verify", is_flag=True, help="Read every byte; exit code 4 when a checkpoint is damaged.")
 @json_option("A JSON list on stdout, the oldest first.")
 def command(**options: Any) -> None:

@@ -10,6 +10,7 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode
 
+from .. import completion
 from ..plan import LaunchPlan
 
 _TRUST = "Let the run's own config run other people's code, from now on. Without it, an error names that code."
@@ -87,6 +88,12 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+run_argument = click.argument(
+    "target",
+    metavar="RUN_OR_CHECKPOINT",
+    type=click.Path(exists=True, file_okay=False),
+    shell_complete=completion.runs,
+)
 trust_option = click.option("--trust", is_flag=True, help=_TRUST)
 
 

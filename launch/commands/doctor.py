@@ -10,13 +10,14 @@ import click
 
 from dist_train.config.stdout import tell
 
+from .. import completion
 from ..configs import existing_config, load_trusted, split_config
 from ..console import mark, say
 from .common import json_option, launch_command, trust_option
 
 
 @launch_command()
-@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...", shell_complete=completion.words)
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks to start. auto: as a training would.")
 @trust_option
 @json_option("One JSON object on stdout.")
@@ -31,7 +32,8 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
     from ..doctor.ranks import Stopped
 
     config_path, overrides = split_config(words)
-    config: Any = load_trusted(existing_config(config_path), overrides, trust=trust) if words else standard_config()
+    config_path = existing_config(config_path) if words else None
+    config: Any = load_trusted(config_path, overrides, trust=trust) if config_path else standard_config()
     found = []
     try:
         for finding in examine(config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node):

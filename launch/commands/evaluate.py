@@ -7,14 +7,15 @@ import click
 
 from dist_train.config.requests import EvaluateRequest
 
+from .. import completion
 from ..configs import load_recorded
-from .common import json_option, launch_command, trust_option
+from .common import json_option, launch_command, run_argument, trust_option
 from .on_ranks import run_on_ranks
 
 
 @launch_command()
-@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
+@run_argument
+@click.argument("overrides", nargs=-1, metavar="[a.b=c]...", shell_complete=completion.words)
 @click.option("--split", type=click.Choice(["evaluation", "test", "train"]), default="evaluation", show_default=True)
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks. The figures do not depend on it.")
 @trust_option

@@ -7,11 +7,11 @@ import click
 from dist_train.config.requests import FingerprintRequest, to_arguments
 
 from ..children import become
-from .common import json_option
+from .common import json_option, run_argument
 
 
 @click.command()
-@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@run_argument
 @json_option("One JSON object on stdout.")
 def command(**options: Any) -> None:
     """One hash over the names, dtypes, shapes and bytes of all model and optimizer tensors.

@@ -4,6 +4,9 @@ from typing import Any
 
 import click
 
+from dist_train.config.stdout import tell
+
+from .. import completion
 from ..plan.flags import LOG_SIZE
 from .common import with_options
 
@@ -43,15 +46,9 @@ def only_default(context: click.Context, option: click.Parameter, value: str | N
 
 def print_completion(context: click.Context, option: click.Parameter, shell: str | None) -> None:
     """Prints the script that completes `dist-train` in a shell, and ends."""
-    if shell is None:
-        return
-    from click.shell_completion import get_completion_class
-
-    found = get_completion_class(shell)
-    if found is None:
-        raise click.BadParameter(f"none for {shell}; there are bash, zsh and fish")
-    click.echo(found(context.find_root().command, {}, "dist-train", "_DIST_TRAIN_COMPLETE").source())
-    context.exit()
+    if shell is not None:
+        tell(completion.script(shell))
+        context.exit()
 
 
 def filters(context: click.Context, option: click.Parameter, value: str | None) -> list[str]:
@@ -142,7 +139,7 @@ program_flags = with_options(
     torchrun_flag("--duplicate-stderr-filters", hidden=True, callback=filters),
     click.option(
         "--print-completion",
-        metavar="bash|zsh|fish",
+        type=click.Choice(completion.SHELLS),
         is_eager=True,
         expose_value=False,
         callback=print_completion,

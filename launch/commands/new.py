@@ -1,14 +1,17 @@
 """`dist-train new`."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import click
 
+from dist_train.config.stdout import tell
 from dist_train.errors import UserError
 
 from ..console import mark, say
+from .common import json_option
 
 TASKS = ("classification", "multi_label", "regression", "segmentation", "language_model")
 TEMPLATES = Path(__file__).parents[1] / "project"
@@ -20,7 +23,8 @@ _PART = re.compile(r" {2}#: (-?)([a-z_ ]+)$")
 @click.command()
 @click.argument("folder", type=click.Path())
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What is to be learned.")
-def command(folder: str, task: str) -> None:
+@json_option("One JSON object on stdout.")
+def command(folder: str, task: str, as_json: bool) -> None:
     """Write a small project into FOLDER: a config, a model and a data set to change, and a test.
 
     It trains at once, on data that it makes up.
@@ -28,6 +32,9 @@ def command(folder: str, task: str) -> None:
     path = Path(folder)
     texts = {name: _text(name, task, path.resolve().name) for name in FILES}
     _write(path, texts)
+    if as_json:
+        tell(json.dumps({"folder": folder, "task": task, "files": [*texts]}))
+        return
     say(f"{mark('✓', 'green')} {folder}: a project of the task {task}")
     for name, what in zip(FILES, ("what is trained, and how", "your data", "your model", "run by pytest"), strict=True):
         say(f"  {name:<17} {what}")

@@ -13,9 +13,10 @@ import click
 from dist_train.config.requests import STDIN, PredictRequest, to_arguments
 from dist_train.errors import UserError
 
+from .. import completion
 from ..children import become
 from ..configs import inputs_and_overrides, load_recorded
-from .common import json_option, launch_command, trust_option
+from .common import json_option, launch_command, run_argument, trust_option
 from .on_ranks import run_on_ranks
 
 TAKES_TEXT = ("language_model", "huggingface")
@@ -23,8 +24,8 @@ TAKES_TEXT = ("language_model", "huggingface")
 
 
 @launch_command()
-@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
-@click.argument("words", nargs=-1, required=True, metavar="INPUT... [a.b=c]...")
+@run_argument
+@click.argument("words", nargs=-1, required=True, metavar="INPUT... [a.b=c]...", shell_complete=completion.files)
 @click.option("--top", type=click.IntRange(1), default=1, metavar="K", help="The K likeliest classes.")
 @click.option("--length", type=click.IntRange(0), default=200, show_default=True, metavar="N", help="Tokens of a text.")
 @click.option(

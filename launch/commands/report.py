@@ -1,5 +1,6 @@
 """`dist-train report`."""
 
+import json
 import webbrowser
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 
+from .common import json_option, run_argument
+
 
 @click.command()
-@click.argument("target", metavar="RUN_OR_CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@run_argument
 @click.option("--out", type=click.Path(), help="The file to write. Without it, report.html in the run.")
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
-def command(target: str, out: str | None, opens: bool) -> None:
+@json_option("The file's name in a JSON object on stdout.")
+def command(target: str, out: str | None, opens: bool, as_json: bool) -> None:
     """Write a run on one page, which opens anywhere: curves, classes, starts, config. Prints the file's name."""
     from dist_train.report import write
     from dist_train.rundir.layout import RunDir
@@ -28,6 +32,6 @@ def command(target: str, out: str | None, opens: bool) -> None:
         write(run_dir, path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --out writes elsewhere", ExitCode.CHECKPOINT_IO) from None
-    tell(shown_path(path))
+    tell(json.dumps({"report": str(path)}) if as_json else shown_path(path))
     if opens and not webbrowser.open(path.resolve().as_uri()):
         raise UserError(f"no browser was found; the page is {path}")

@@ -17,6 +17,7 @@ from dist_train.rundir.codec import write_json
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import make_run_dir, new_folder
 
+from .. import completion
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
@@ -51,8 +52,8 @@ PASSED_ON = ("role", "numa_binding", "virtual_local_rank", "event_log_handler")
 @click.option("--preload", metavar="MODULE,...", help="What to import once for all ranks, besides torch.")
 @json_option("Print the verdict as one JSON object at the end, on stdout.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="For logs and verdicts. [default: runs/NAME/<time>]")
-@click.argument("program")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("program", shell_complete=completion.files)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=completion.files)
 def command(program: str, arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run any PROGRAM on several ranks, as torchrun does."""
     from ..supervisor import supervise

@@ -13,6 +13,7 @@ import click
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
 
+from .. import completion
 from ..configs import load_trusted, remember_configs
 from ..console import say
 from ..plan.flags import as_words
@@ -51,14 +52,18 @@ key_options = with_options(
 
 
 @launch_command(epilog=EPILOG)
-@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...", shell_complete=completion.words)
 @key_options
 @click.option("--array", metavar="TASKS", help="A run for each task, such as 0-7 or 0-7%2 (two at a time).")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")
 @click.option(
-    "--resume", type=click.Path(), metavar="auto|PATH|none", help="What it goes on from, as for dist-train train."
+    "--resume",
+    type=click.Path(),
+    metavar="auto|PATH|none",
+    shell_complete=completion.runs,
+    help="What it goes on from, as for dist-train train.",
 )
 @click.option("--allow-change", multiple=True, metavar="KEY", help="As for dist-train train.")
 @trust_option

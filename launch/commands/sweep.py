@@ -7,6 +7,7 @@ import click
 
 from dist_train.errors import UserError
 
+from .. import completion
 from .common import json_option, launch_command, trust_option, with_options
 from .slurm import KEYS, as_overrides
 
@@ -26,8 +27,10 @@ SLURM_KEYS = tuple(name.replace("-", "_") for name in KEYS)
 
 
 @launch_command(epilog=EPILOG)
-@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
-@click.option("--over", multiple=True, metavar="KEY=V,V,...", help="What is varied; see below.")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...", shell_complete=completion.words)
+@click.option(
+    "--over", multiple=True, metavar="KEY=V,V,...", help="What is varied; see below.", shell_complete=completion.words
+)
 @click.option("--list", "listed", type=click.Path(), help="A file of points; see below.")
 @click.option("--jobs", type=click.IntRange(1), help="Points at once. Here: 1, or equal shares of cores or GPUs.")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks of each point. auto: all of its share.")

@@ -12,6 +12,7 @@ from dist_train.config.ranges import parse_ranks, parse_steps
 from dist_train.errors import UserError
 from dist_train.rundir.layout import FAST_DEV_RUN
 
+from .. import completion
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
@@ -44,10 +45,16 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 
 
 @launch_command(epilog=EPILOG)
-@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...", shell_complete=completion.words)
 @launch_flags
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
-@click.option("--resume", type=click.Path(), metavar="auto|PATH|none", help="What it goes on from; see below.")
+@click.option(
+    "--resume",
+    type=click.Path(),
+    metavar="auto|PATH|none",
+    shell_complete=completion.runs,
+    help="What it goes on from; see below.",
+)
 @click.option(
     "--allow-change",
     multiple=True,
@@ -211,8 +218,8 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
     config, overrides = split_config(words)
     if config is not None:
         left = config_of(resume, None)
-        path = Path(existing_config(config))
-        return config, overrides, is_recorded(path) or (left is not None and left.samefile(path))
+        path = existing_config(config)
+        return path, overrides, is_recorded(Path(path)) or (left is not None and left.samefile(path))
     found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")

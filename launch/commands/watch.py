@@ -7,9 +7,11 @@ import click
 
 from dist_train.errors import UserError
 
+from .. import completion
+
 
 @click.command()
-@click.argument("target", metavar="[RUN]", required=False, type=click.Path())
+@click.argument("target", metavar="[RUN]", required=False, type=click.Path(), shell_complete=completion.runs)
 @click.option("--logs", metavar="0,3|all", help="Show the logs of these ranks too.")
 @click.option("--root", default="runs", show_default=True, type=click.Path(), help="Where the newest is.")
 def command(target: str | None, logs: str | None, root: str) -> None:

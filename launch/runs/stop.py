@@ -1,11 +1,13 @@
 """`dist-train stop`: ends runs with a save, whether their launchers are here or jobs of a queue."""
 
+import json
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dist_train.config.stdout import tell
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.codec import read_records
 from dist_train.rundir.layout import RunDir
@@ -51,7 +53,7 @@ class Target:
         return not self.entries and not self.here and not led
 
 
-def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, wait: bool) -> int:
+def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, wait: bool, as_json: bool) -> int:
     """Asks all runs of `places`, then waits for them. Returns the exit code: 0 when none of them runs any more.
 
     Args:
@@ -76,6 +78,8 @@ def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, 
             say(f"{mark('✗', 'red')} {where}, which this host cannot reach: call dist-train stop there")
         else:
             say(outcome(target, waited=wait))
+    if as_json:
+        tell(json.dumps([as_row(target) for target in targets], indent=2))
     return ExitCode.CONFIG if beyond else ExitCode.DONE
 
 
@@ -155,6 +159,12 @@ def _wait(targets: list[Target]) -> None:
             look(targets)
             ask(targets)  # one that was waiting may have begun in the meantime
             next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_LOOK_S[1])
+
+
+def as_row(target: Target) -> dict[str, str | int | bool | None]:
+    state, newest = RunState.of(target.folder), newest_checkpoint(target.folder)
+    said = {"run": str(target.folder), "was": target.was, "over": target.over and not _runs_elsewhere(target)}
+    return {**said, "status": state.status, "step": state.step, "checkpoint": str(newest) if newest else None}
 
 
 def outcome(target: Target, *, waited: bool) -> str:

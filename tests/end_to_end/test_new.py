@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -31,18 +30,15 @@ def new(folder, *words, **more):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(wheel, tmp_path_factory):
     """A folder with the files of a wheel, and nothing of this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "dist_train", folder / "source/dist_train", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source")
-    run(folder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "out", "./source")
-    with zipfile.ZipFile(next((folder / "out").glob("*.whl"))) as wheel:
-        wheel.extractall(folder / "installed")
-    return folder / "installed"
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
 
 
+@pytest.mark.xdist_group("wheel")
 @pytest.mark.parametrize("task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.long) for task in TASKS[1:])])
 def test_an_installed_package_writes_a_project_whose_test_passes(installed, tmp_path, task):
     environment = {"PYTHONPATH": str(installed)}

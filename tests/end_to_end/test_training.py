@@ -159,6 +159,10 @@ def test_a_saved_run_answers_the_other_commands(folder):
     assert {"loss", "precision", "recall", "f1", "confusion", "per_class"} <= evaluated.keys()
     listed = json.loads(run(folder, "dist-train", "runs", "--json")[0])
     assert [(item["state"], item["step"]) for item in listed] == [("done", 44)]
+    exported = json.loads(run(folder, "dist-train", "export", str(latest), "--to", "m.safetensors", "--json")[0])
+    assert exported["file"] == "m.safetensors" and exported["bytes"] == (folder / "m.safetensors").stat().st_size
+    reported = json.loads(run(folder, "dist-train", "report", str(latest), "--out", "r.html", "--json")[0])
+    assert reported == {"report": "r.html"} and (folder / "r.html").exists()
     _write_digits(folder / "images")
     rows = json.loads(run(folder, "dist-train", "predict", str(latest), "images", "--json")[0])
     right = sum(row["class"] == Path(row["file"]).stem.split("-")[0] for row in rows)

@@ -86,7 +86,11 @@ def test_code_is_this_package_the_modules_that_the_config_names_and_the_commit(m
     config = load("configs/own_components.yaml")
     assert isinstance(config.model, Custom)
     found = provenance.code(config)
-    assert {"dist_train", "examples.spirals"} <= found.keys() <= {"dist_train", "examples.spirals", "commit"}
+    assert (
+        {"dist_train", "dist_train.examples.spirals"}
+        <= found.keys()
+        <= {"dist_train", "dist_train.examples.spirals", "commit"}
+    )
     assert found == provenance.code(config)
 
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from dist_train.report.words import size
+from launch import cli
 from launch.plan.dry_run import sparkline
 
 ROOT = Path(__file__).parents[4]
@@ -39,7 +41,8 @@ def test_help_imports_nothing_heavy():
         (["configs/digits.yaml"], "dist-train train configs/digits.yaml"),
         (["train"], "which config?"),
         (["train", "configs/digts.yaml"], "Did you mean configs/digits.yaml?"),
-        (["train", "digits"], "Did you mean configs/digits.yaml?"),
+        (["train", "digts"], "Did you mean configs/digits.yaml? With dist-train come char_lm, cifar10, "),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (["train", "configs"], "configs is a folder"),
         (["train", CONFIG, "--nproc-per-nod", "2"], "no option --nproc-per-nod. Did you mean --nproc-per-node?"),
         (["train", CONFIG, "nproc"], "'nproc' is no override"),
@@ -77,6 +80,92 @@ def test_config_commands():
     shown = dist_train("config", "show", CONFIG, "seed=5")
     assert "\nseed: 5\n" in shown.stdout and shown.stderr == ""
     assert json.loads(dist_train("config", "schema").stdout)["properties"]["seed"]
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in an empty folder: its exit code, stdout and stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_a_shipped_config_is_meant_by_its_name_unless_the_folder_has_one(told):
+    shown = told("config", "show", CONFIG)
+    assert told("config", "show", "digits") == shown and shown[0] == 0
+    os.mkdir("digits")
+    code, _, said = told("train", "digits")
+    assert code == 2 and "for the config that comes with dist-train: digits.yaml" in said
+    assert told("config", "show", "digits.yaml") == shown
+    Path("digits.yaml").write_text("data: {name: digits}\nmodel: {name: mlp}\n")
+    _, own, said = told("config", "show", "digits")
+    assert "name: mlp" in own and "digits is digits.yaml of this folder, not the config" in said
+    assert told("config", "show", "./digits") == (0, own, "")
+    assert "no such file. Did you mean synthetic?" in told("train", "configs/synthetic.yaml")[2]
+
+
+ANOTHER_SYSTEM = """
+import sys, click  # which knows these systems itself
+from importlib.abc import MetaPathFinder
+class Lacks(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "torch"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Lacks())
+sys.platform = sys.argv.pop(1)
+"""
+STARTS = {
+    "the command": "from dist_train.launch.cli import main; main(['train', 'digits'])",
+    "torchrun": "import runpy; sys.argv[1:] = ['digits']; runpy.run_module('dist_train', run_name='__main__')",
+}
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+@pytest.mark.parametrize("start", STARTS)
+def test_another_system_is_told_in_one_line_what_to_use(start, system, tmp_path):
+    words = [sys.executable, "-c", ANOTHER_SYSTEM + STARTS[start], system]
+    answer = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    said = f"dist-train needs Linux, and this is {system}: use a Linux machine, WSL on Windows, or a container\n"
+    assert (answer.returncode, answer.stderr.removeprefix("✗ "), answer.stdout) == (2, said, "")
+
+
+WITHOUT_JSON = {
+    "completion": "prints what a shell reads",
+    "config schema": "is JSON",
+    "watch": "shows what metrics.jsonl has as JSON, row by row",
+}
+
+
+def test_every_command_answers_in_json_but_for_a_few():
+    group, without = cli.commands, set()
+    for name in cli.COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        members = {f"{name} {sub}": one for sub, one in getattr(command, "commands", {}).items()} or {name: command}
+        without |= {path for path, one in members.items() if not any("--json" in option.opts for option in one.params)}
+    assert without == set(WITHOUT_JSON)
+
+
+def test_json_of_what_needs_no_run(told):
+    made = json.loads(told("new", "birds", "--json")[1])
+    assert made["folder"] == "birds" and sorted(made["files"]) == sorted(os.listdir("birds"))
+    assert json.loads(told("config", "show", CONFIG, "seed=5", "--json")[1])["seed"] == 5
+    assert json.loads(told("config", "validate", CONFIG, "--json")[1]) == {"valid": True, "problems": []}
+    code, printed, said = told("config", "validate", CONFIG, "seed=-1", "optimizer.lrr=1", "--json")
+    found = json.loads(printed)
+    assert (code, found["valid"], said) == (2, False, "")
+    assert [(one["where"], one["key"]) for one in found["problems"]] == [
+        *(("command line", "seed"), ("command line", "optimizer.lrr"))
+    ]
+    os.makedirs("runs/digits/one")
+    Path("runs/digits/one/state.json").write_text(json.dumps({"status": "done", "step": 20}))
+    expected = {"run": "runs/digits/one", "was": None, "over": True, "status": "done", "step": 20, "checkpoint": None}
+    assert json.loads(told("stop", "runs/digits/one", "--json")[1]) == [expected]
 
 
 def test_runs(tmp_path):
