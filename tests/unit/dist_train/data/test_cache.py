@@ -12,7 +12,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from copy import copy as shallow
 from pathlib import Path
 
@@ -309,7 +308,7 @@ def fill_until_killed(root: Path, cache: Path, seed: int, begun: int) -> None:
 
 
 def kill_while_filling(root: Path, cache: Path, truth, kills: int) -> None:
-    draw = random.Random(kills)
+    draw, half_full = random.Random(kills), 0
     for number in range(kills):
         hear, begun = os.pipe()
         children = []
@@ -319,14 +318,18 @@ def kill_while_filling(root: Path, cache: Path, truth, kills: int) -> None:
             children.append(child)
         os.close(begun)
         assert os.read(hear, 1) == b"."
-        time.sleep(draw.random() * 0.01)  # the moment is what is drawn
+        wanted, kept = draw.randrange(len(truth[0])), images(root, cache).kept(cuts=False)
+        while kept.begun().sum() < wanted:
+            pass
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         os.close(hear)
+        half_full += 0 < kept.begun().sum() < len(truth[0])
         assert equal(of(images(root, cache)), truth)
         if number % 3:
             shutil.rmtree(cache)
+    assert half_full
 
 
 def test_kills_while_it_is_filled_leave_nothing_wrong(root, tmp_path):
