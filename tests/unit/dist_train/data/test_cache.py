@@ -289,6 +289,17 @@ def test_a_truncated_file_ends_no_process_that_maps_it(root, tmp_path, size):
         assert equal(of(dataset), truth) and equal(of(images(root, tmp_path)), truth)
 
 
+def test_a_disk_that_gives_nothing_back_costs_decoding_and_is_told_once(root, tmp_path, capfd):
+    truth = of(first := images(root, tmp_path))
+    writes_only = os.open("/dev/null", os.O_WRONLY)
+    for name in ("_pixels", "_index"):
+        dataset = forgetful(first)
+        os.dup2(writes_only, getattr(dataset.kept(cuts=False).open(), name))  # and so each read is an error
+        assert equal(of(dataset), truth) and equal(of(dataset), truth)
+        assert counts(dataset)["read"] == 0 and capfd.readouterr().err.count("cannot be read (Bad file") == 1
+    os.close(writes_only)
+
+
 def test_its_folder_may_go_at_any_moment(root, tmp_path):
     truth = of(dataset := images(root, tmp_path))
     shutil.rmtree(dataset.kept(cuts=False).folder)
