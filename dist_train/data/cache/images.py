@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dist_train.config.schema import ImageCache
 from dist_train.config.types import in_bytes
-from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Stamp, blocks_of, slot_of
+from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Stamp, blocks_of, content_hash, slot_of
 from dist_train.data.decode import decode_bytes, decoder_identity
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
 from dist_train.errors import UserError
@@ -235,9 +235,13 @@ class KeptImages:
             begun = np.flatnonzero(whole)
             sound = begun[files.are_sound(rows[begun], records[begun])]
             fresh = self._are_fresh(records[sound], source, indices[sound])
-        except (OSError, UserError):  # of a file that has gone, too: decoding says so
+        except (OSError, UserError) as error:
             for place in range(len(rows)) if len(rows) > 1 else ():
                 right[place] = self._are_right(files, source, indices[[place]], rows[[place]])[0]
+            if (
+                isinstance(error, OSError) and error.filename is None
+            ):  # else the image's file has gone: decoding says so
+                self._tell_unreadable(error)
             return right
         self._count("damaged", len(begun) - len(sound))
         if not fresh.all():
@@ -248,8 +252,7 @@ class KeptImages:
         return right
 
     def squares(self, rows: np.ndarray) -> Tensor | None:
-        """All squares where they lie, uint8 [N, 3, side, side], if those of `rows`, int64 [n], were checked before and
-        can be read there."""
+        """All squares where they lie, uint8 [N, 3, side, side], if those of `rows`, int64 [n], are there and known."""
         there = (self._known[rows] == (self.form.size << 16 | self.form.size)).all()
         files = self.open() if there else None
         found = None if files is None else files.squares()
@@ -257,8 +260,10 @@ class KeptImages:
             self._count("read", len(rows))
         return found
 
+    def _tell_unreadable(self, error: OSError) -> None:
+        self._tell(1, f"{self.folder} cannot be read ({error.strerror}): decoding instead")
+
     def tell_changed(self, path: str) -> None:
-        """Of the first one."""
         self._tell(2, f"{path} has changed since it was decoded: decoded anew, as others that have")
 
     def gather(self, rows: np.ndarray, out: Tensor) -> np.ndarray:
@@ -285,7 +290,7 @@ class KeptImages:
             try:
                 found = files.image(row, size >> 16, size & 0xFFFF)
             except OSError as error:
-                self._tell(1, f"{self.folder} cannot be read ({error.strerror}): decoding instead")
+                self._tell_unreadable(error)
         self._count("decoded" if found is None else "read")
         return self.form.used(self._decoded(files, source, row, index) if found is None else found)
 
@@ -323,8 +328,3 @@ class KeptImages:
     def _stop(self, files: ImageFiles, reason: str) -> None:
         files.is_writable = False
         self._tell(3, f"no more images are kept in {self.folder} ({reason}); others are decoded each time")
-
-
-def content_hash(content: bytes | bytearray) -> bytes:
-    """16 bytes that tell files apart."""
-    return hashlib.sha256(content).digest()[:16]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.data.cache.files import ImageFiles
-from dist_train.data.cache.images import COUNTS, KeptImages, content_hash
+from dist_train.data.cache.files import ImageFiles, content_hash
+from dist_train.data.cache.images import COUNTS, KeptImages
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.decoded import DecodedImages
 from dist_train.data.retry import storage_error, with_patience

@@ -68,7 +68,7 @@ class DecodedImages(ImageSet, Named):
 
     def in_place(self, indices: np.ndarray) -> tuple[Tensor, np.ndarray] | None:
         kept = self.kept(cuts=False)
-        if kept is None:
+        if kept is None or type(self).__getitems__ is not DecodedImages.__getitems__:
             return None
         rows = self.rows(indices)
         squares = kept.squares(rows)

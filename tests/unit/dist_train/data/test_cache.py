@@ -12,7 +12,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from copy import copy as shallow
 from pathlib import Path
 
@@ -290,6 +289,17 @@ def test_a_truncated_file_ends_no_process_that_maps_it(root, tmp_path, size):
         assert equal(of(dataset), truth) and equal(of(images(root, tmp_path)), truth)
 
 
+def test_a_disk_that_gives_nothing_back_costs_decoding_and_is_told_once(root, tmp_path, capfd):
+    truth = of(first := images(root, tmp_path))
+    writes_only = os.open("/dev/null", os.O_WRONLY)
+    for name in ("_pixels", "_index"):
+        dataset = forgetful(first)
+        os.dup2(writes_only, getattr(dataset.kept(cuts=False).open(), name))  # and so each read is an error
+        assert equal(of(dataset), truth) and equal(of(dataset), truth)
+        assert counts(dataset)["read"] == 0 and capfd.readouterr().err.count("cannot be read (Bad file") == 1
+    os.close(writes_only)
+
+
 def test_its_folder_may_go_at_any_moment(root, tmp_path):
     truth = of(dataset := images(root, tmp_path))
     shutil.rmtree(dataset.kept(cuts=False).folder)
@@ -309,7 +319,7 @@ def fill_until_killed(root: Path, cache: Path, seed: int, begun: int) -> None:
 
 
 def kill_while_filling(root: Path, cache: Path, truth, kills: int) -> None:
-    draw = random.Random(kills)
+    draw, half_full = random.Random(kills), 0
     for number in range(kills):
         hear, begun = os.pipe()
         children = []
@@ -319,14 +329,18 @@ def kill_while_filling(root: Path, cache: Path, truth, kills: int) -> None:
             children.append(child)
         os.close(begun)
         assert os.read(hear, 1) == b"."
-        time.sleep(draw.random() * 0.01)  # the moment is what is drawn
+        wanted, kept = draw.randrange(len(truth[0])), images(root, cache).kept(cuts=False)
+        while kept.begun().sum() < wanted:
+            pass
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         os.close(hear)
+        half_full += 0 < kept.begun().sum() < len(truth[0])
         assert equal(of(images(root, cache)), truth)
         if number % 3:
             shutil.rmtree(cache)
+    assert half_full
 
 
 def test_kills_while_it_is_filled_leave_nothing_wrong(root, tmp_path):
