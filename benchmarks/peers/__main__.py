@@ -32,11 +32,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import events
-from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, command, write_tokens
+from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, command, environment, write_tokens
 from launch.processes import descendants, send
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,8 @@ def run(side: str, job: Job, data: Path, workers: int) -> Figures:
         kill_at, found = int(job.killed * job.total_steps(data)), None
         while True:
             given += 1
-            with open(out / "log", "ab") as log, _Process(command(side, job, data, out, workers), log) as process:
+            words = command(side, job, data, out, workers)
+            with open(out / "log", "ab") as log, _Process(words, environment(side, job), log) as process:
                 if kill_at and given == 1:
                     found = _kill(process, side, out, kill_at)
                 code = process.wait(LIMIT_S)
@@ -91,9 +93,9 @@ def run(side: str, job: Job, data: Path, workers: int) -> Figures:
 class _Process(subprocess.Popen):
     """A command whose descendants end with the block, however that is left."""
 
-    def __init__(self, words: list[str], log: Any) -> None:
-        own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-        super().__init__(words, cwd=ROOT, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    def __init__(self, words: list[str], environment: Mapping[str, str], log: Any) -> None:
+        environment = {**os.environ, **environment}
+        super().__init__(words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def __exit__(self, *error: Any) -> None:
         if self.poll() is None:
@@ -137,6 +139,11 @@ def main(argv: Sequence[str]) -> int:
     given = [int(number) for number in args.loading.split(",")] if args.loading else None
     if not set(peers) <= set(SCRIPTS) or (given and len(given) != len(peers)):
         parser.error(f"--peers are some of {', '.join(SCRIPTS)}, and --loading has a number for each of them")
+    if missing := [peer for peer in peers if peer != "plain" and find_spec(peer) is None]:
+        parser.error(f"{' and '.join(missing)} is not installed: pip install {' '.join(missing)}")
+    if not (args.data.is_file() if job.steps else (args.data / "train").is_dir()):
+        wanted = "a text, tinyshakespeare's" if job.steps else "a folder with train/CLASS/*.jpg and eval/CLASS/*.jpg"
+        parser.error(f"{args.data} is not what --job {args.job} needs: {wanted}")
     with tempfile.TemporaryDirectory(prefix="dist-train-tokens-") as folder:
         data = write_tokens(args.data, Path(folder)) if job.steps else args.data.resolve()
         best = dict(zip(peers, given, strict=True)) if given else {peer: _best(peer, job, data) for peer in peers}

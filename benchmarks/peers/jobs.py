@@ -68,6 +68,13 @@ def command(side: str, job: Job, data: Path, out: Path, workers: int) -> list[st
     return [sys.executable, *torchrun, *module]
 
 
+def environment(side: str, job: Job) -> dict[str, str]:
+    """What a command finds beside the user's own variables. Ranks that torchrun starts again would else find the
+    addresses of dead ones in its store (pytorch/pytorch#135712)."""
+    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return alike | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if job.killed and side != OURS else {})
+
+
 def _overrides(job: Job, data: Path, out: Path) -> list[str]:
     duration = f"{job.steps} steps" if job.steps else f"{job.epochs} epochs"
     same = [f"data.root={data}", f"train.duration={duration}", f"batch.global_size={RANKS * job.batch}"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from benchmarks.models import CONTEXT, VOCABULARY
 from benchmarks.peers import events, work
 from benchmarks.peers.__main__ import reached, table
-from benchmarks.peers.jobs import JOBS, OURS, SCRIPTS, command, write_tokens
+from benchmarks.peers.jobs import JOBS, OURS, SCRIPTS, command, environment, write_tokens
 from dist_train.config.source import load
 from dist_train.data.datasets import build
 from dist_train.optim.optimizer import build_optimizer
@@ -131,6 +131,8 @@ def test_every_side_does_the_same_work(name, side, tmp_path):
     size = f"batch.global_size={2 * job.batch}" if side == OURS else f"--batch {job.batch}"
     assert size in " ".join(words)
     assert ("--max-restarts" in words) == (name == "kill" and side != "lightning")
+    mended = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in environment(side, job)
+    assert mended == (name == "kill" and side != OURS)
 
 
 def test_the_best_peer_is_the_one_that_ours_gains_the_least_on():
