@@ -11,7 +11,8 @@ _HEAD = """# The config, key by key
 [All documents](index.md) · [Glossary](glossary.md)
 
 This page is made from the schema (`python docs/config_reference.py`), and a test checks that it is up to date. Editors
-that know YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`.
+that know YAML complete and check the same keys when a file begins with `# yaml-language-server: $schema=schema.json`,
+as the configs that come along do, and those that `dist-train new` writes. `dist-train config schema` prints that file.
 
 ## How a config is read
 

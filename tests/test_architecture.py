@@ -355,6 +355,7 @@ def test_no_function_outgrows_a_screen():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_validates_and_plans(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n#\n"), "for editors"
     planned = plan_training((str(path),), run_dir=None, resume=None, allow_change=(), **asdict(Flags()))
     config, plan = planned.config, planned.plan
     assert plan.world_size >= 1

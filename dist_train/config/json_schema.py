@@ -17,6 +17,10 @@ _EXTENDS = {
 }
 
 
+_ID = "urn:dist-train:config"
+"""A name and no address: editors are told where the file lies."""
+
+
 class _Generator(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
@@ -54,6 +58,12 @@ def json_schema() -> str:
     """The text of configs/schema.json: what an editor may complete and check in a config file, `extends` included."""
     schema = dict(document())
     schema.pop("required", None)  # a file may get its data and model from the one it extends
+    schema["$defs"] = {key: _without_name(node) for key, node in schema["$defs"].items()}
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dist-train run"}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": _ID, "title": "dist-train run"}
     return json.dumps({**head, **schema}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_name(node: dict[str, Any]) -> dict[str, Any]:
+    """The same section, whose name may stand in the file that this one extends."""
+    return {**node, "required": [key for key in node["required"] if key != "name"]} if "required" in node else node

@@ -88,12 +88,9 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
-run_argument = click.argument(
-    "target",
-    metavar="RUN_OR_CHECKPOINT",
-    type=click.Path(exists=True, file_okay=False),
-    shell_complete=completion.runs,
-)
+RUN: dict[str, Any] = {"type": click.Path(exists=True, file_okay=False), "shell_complete": completion.runs}
+RESUME: dict[str, Any] = {"type": click.Path(), "metavar": "auto|PATH|none", "shell_complete": completion.runs}
+run_argument = click.argument("target", metavar="RUN_OR_CHECKPOINT", **RUN)
 trust_option = click.option("--trust", is_flag=True, help=_TRUST)
 
 

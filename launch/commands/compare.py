@@ -12,8 +12,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.runs import shown_path
 from dist_train.rundir.strict_json import to_json
 
-from .. import completion
-from .common import json_option
+from .common import RUN, json_option
 
 if TYPE_CHECKING:
     from dist_train.report.compare import Comparison
@@ -23,14 +22,7 @@ MOST_GROUPS = 8
 
 
 @click.command()
-@click.argument(
-    "runs",
-    metavar="RUN...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, file_okay=False),
-    shell_complete=completion.runs,
-)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, **RUN)
 @click.option("--metric", metavar="NAME", help="The figure to compare. Without it, eval.best.")
 @click.option("--html", type=click.Path(), metavar="FILE", help="Also a page, curves over one another.")
 @click.option("--require-better", is_flag=True, help="Exit code 1 unless the second config is better than the first.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dist_train.config import shipped
 from dist_train.config.stdout import tell
 from dist_train.errors import UserError
 
@@ -31,12 +32,14 @@ def command(folder: str, task: str, as_json: bool) -> None:
     """
     path = Path(folder)
     texts = {name: _text(name, task, path.resolve().name) for name in FILES}
+    texts[shipped.SCHEMA.name] = shipped.SCHEMA.read_text(encoding="utf-8")
     _write(path, texts)
     if as_json:
         tell(json.dumps({"folder": folder, "task": task, "files": [*texts]}))
         return
     say(f"{mark('✓', 'green')} {folder}: a project of the task {task}")
-    for name, what in zip(FILES, ("what is trained, and how", "your data", "your model", "run by pytest"), strict=True):
+    of_files = ("what is trained, and how", "your data", "your model", "run by pytest", "for editors: its keys")
+    for name, what in zip(texts, of_files, strict=True):
         say(f"  {name:<17} {what}")
     enter = "" if path.resolve() == Path.cwd() else f"cd {shlex.quote(folder)} && "
     say(f"  to train it: {enter}dist-train train config.yaml")

@@ -10,14 +10,13 @@ from dist_train.config.requests import ReplayRequest
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
 
-from .. import completion
 from ..configs import load_recorded
-from .common import json_option, launch_command, trust_option
+from .common import RUN, json_option, launch_command, trust_option
 from .on_ranks import run_on_ranks
 
 
 @launch_command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False), shell_complete=completion.runs)
+@click.argument("run", **RUN)
 @click.option("--from-step", type=click.IntRange(1), required=True, metavar="A", help="The first step, counted from 1.")
 @click.option("--to-step", type=click.IntRange(1), required=True, metavar="B", help="The last step.")
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks, up to batch.microbatches.")

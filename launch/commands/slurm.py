@@ -18,7 +18,7 @@ from ..configs import load_trusted, remember_configs
 from ..console import say
 from ..plan.flags import as_words
 from ..plan.run_choice import RunRequest, choose
-from .common import json_option, launch_command, trust_option, with_options
+from .common import RESUME, json_option, launch_command, trust_option, with_options
 from .train import find_config
 
 if TYPE_CHECKING:
@@ -58,13 +58,7 @@ key_options = with_options(
 @click.option("--nproc-per-node", metavar="N|auto|gpu|cpu", help="Ranks on each node. Default: its GPUs, or cores.")
 @click.option("--max-restarts", type=click.IntRange(0), default=0, help="New starts after a crash, inside the job.")
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives. Default: a new directory.")
-@click.option(
-    "--resume",
-    type=click.Path(),
-    metavar="auto|PATH|none",
-    shell_complete=completion.runs,
-    help="What it goes on from, as for dist-train train.",
-)
+@click.option("--resume", help="What it goes on from, as for dist-train train.", **RESUME)
 @click.option("--allow-change", multiple=True, metavar="KEY", help="As for dist-train train.")
 @trust_option
 @click.option("--dry-run", is_flag=True, help="Print the script. Submits nothing, writes nothing.")

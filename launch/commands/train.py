@@ -19,7 +19,7 @@ from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
 from ..plan.run_choice import RunRequest, choose, config_of
 from ..scheduler import everywhere
-from .common import json_option, launch_command, print_verdict, trust_option
+from .common import RESUME, json_option, launch_command, print_verdict, trust_option
 from .launch_flags import launch_flags
 
 if TYPE_CHECKING:
@@ -48,13 +48,7 @@ SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
 @click.argument("words", nargs=-1, metavar="[CONFIG] [a.b=c]...", shell_complete=completion.words)
 @launch_flags
 @click.option("--run-dir", type=click.Path(file_okay=False), help="Where the run lives; see below.")
-@click.option(
-    "--resume",
-    type=click.Path(),
-    metavar="auto|PATH|none",
-    shell_complete=completion.runs,
-    help="What it goes on from; see below.",
-)
+@click.option("--resume", help="What it goes on from; see below.", **RESUME)
 @click.option(
     "--allow-change",
     multiple=True,

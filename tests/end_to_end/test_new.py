@@ -47,7 +47,7 @@ def test_an_installed_package_writes_a_project_whose_test_passes(installed, tmp_
     said = new(tmp_path, "my project/birds", "--task", task, environment=environment)
     assert "cd 'my project/birds' && dist-train train config.yaml" in said
     project = tmp_path / "my project/birds"
-    assert sorted(path.name for path in project.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in project.iterdir()) == sorted([*FILES, "schema.json"])
     run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", environment=environment)
 
 
@@ -58,6 +58,7 @@ def test_each_project_is_well_written(tmp_path, monkeypatch, task):
     folder = tmp_path / "#1 é"
     texts = {name: (folder / name).read_text() for name in FILES}
     assert not [name for name, text in texts.items() if "#:" in text or " \n" in text]
+    assert texts["config.yaml"].startswith("# yaml-language-server: $schema=schema.json\n")
     style = ["--config", str(ROOT / "pyproject.toml")]
     run(folder, "-m", "ruff", "check", *style, ".")
     run(folder, "-m", "ruff", "format", "--check", *style, ".")
