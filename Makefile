@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick test-long lint bench
+.PHONY: help setup train test test-quick test-long lint bench docs
 
 ARGS ?=
 ready := .venv/.ready
@@ -41,6 +41,13 @@ lint: $(ready) ## ruff and mypy
 
 bench: $(ready) ## step time against plain torchrun and DDP
 	@exec .venv/bin/python -m benchmarks.step_overhead $(ARGS)
+
+docs: $(ready) ## the documents as a site that needs no network, in build/docs/site
+	@if ! .venv/bin/python -c 'import zensical' 2>/dev/null; then
+	    if command -v uv >/dev/null; then uv pip install --quiet --python .venv/bin/python --editable '.[docs]'
+	    else .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'; fi
+	fi
+	exec .venv/bin/python docs/build_site.py build/docs
 
 $(ready): setup.cfg pyproject.toml
 	@./setup.sh

@@ -9,11 +9,12 @@ import pytest
 from benchmarks.lines import __main__ as lines
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(ROOT.glob("docs/*.md"))
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
 INDEX = ROOT / "docs" / "index.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md", *PAGES]
 FOLDERS = "launch|dist_train|tests|benchmarks|configs|docs|examples"
 OF_THE_USER = {"script.py", "train.py", "data/birds.py", "mine.yaml", "other.yaml", "points.yaml", "cluster.sh"}
+OF_THE_USER |= {"birds.yaml", "cluster.yaml"}
 OF_A_RUN = {"config.yaml", "RUN/config.yaml", "slurm/config.yaml", "slurm/job.sbatch", "points/000-lr0.1.yaml"}
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -81,7 +82,7 @@ def headings(document: Path) -> set[str]:
 def test_the_index_has_every_page_and_every_page_leads_back():
     others = set(PAGES) - {INDEX}
     assert {target for target, _ in links(INDEX)} >= others
-    assert {page.name for page in others if INDEX not in {target for target, _ in links(page)}} == set()
+    assert {page for page in others if INDEX not in {target for target, _ in links(page)}} == set()
 
 
 def test_the_lines_that_a_user_writes_are_as_many_as_the_document_says():
