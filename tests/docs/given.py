@@ -30,6 +30,7 @@ GIVEN = {
 
 NOT_RUN = {
     ("README.md", "make train"): "installs packages from a network, and runs this very suite",
+    ("README.md", "pip install"): "installs a wheel, as tests/end_to_end/test_package.py does",
     ("docs/gpu.md", "benchmarks/gpu_correct.sh"): "needs a GPU",
     ("docs/gpu.md", "benchmarks/gpu_speed.sh"): "needs a GPU",
     ("docs/launching.md", "dist-train run --nproc-per-node 4 train.py"): "needs GPUs and a second node",
