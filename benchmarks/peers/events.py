@@ -57,16 +57,17 @@ def _numbers(file: Path) -> int:
 
 
 def figures(whole: float, events: Sequence[Event]) -> dict[str, float]:
-    """Seconds of the whole command; of a step, the median of those that no evaluation and no start lies between; of an
+    """Seconds of the whole command; of a step, the median of tens that no evaluation lies between, NaN of fewer; of an
     epoch's training, the median of those after the first, or of a single one from its first event on; of an evaluation;
     and how right it was at the end, with how many numbers."""
     told = {kind: [one for one in events if one["event"] == kind] for kind in ("built", "step", "trained", "evaluated")}
     begins, ends = ([one["unix"] for one in told[kind]] for kind in ("evaluated", "trained"))
     later = [end - begin for begin, end in zip(begins, ends[1:], strict=False)]
     near = [(a, b) for a, b in pairwise(events) if a["event"] == b["event"] == "step" and a["step"] < b["step"]]
+    steps = [(b["unix"] - a["unix"]) / (b["step"] - a["step"]) for a, b in near]
     return {
         "whole": whole,
-        "step": statistics.median((b["unix"] - a["unix"]) / (b["step"] - a["step"]) for a, b in near),
+        "step": statistics.median(steps or [math.nan]),
         "epoch": statistics.median(later or [ends[0] - told["step"][0]["unix"]]),
         "evaluation": statistics.median(b - a for a, b in zip(ends, begins, strict=True)),
         "accuracy": told["evaluated"][-1]["accuracy"],

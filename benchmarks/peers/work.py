@@ -96,10 +96,14 @@ def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 def model(args: argparse.Namespace) -> nn.Module:
     """dist-train's own, in the same memory layout."""
-    size = args.photos or 32
-    module = gpt() if args.windows else models.build(Cnn(width=16), shape=(3, size, size), classes=10, seed=0)
+    module = gpt() if args.windows else _cnn(args)
     tell(args, "built", numbers=sum(tensor.numel() for tensor in module.state_dict().values()))
     return module
+
+
+def _cnn(args: argparse.Namespace) -> nn.Module:
+    size, classes = args.photos or 32, sum(1 for _ in (args.data / "train").iterdir())
+    return models.build(Cnn(width=16), shape=(3, size, size), classes=classes, seed=0)
 
 
 def loss(scores: Tensor, targets: Tensor) -> Tensor:
