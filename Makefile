@@ -23,7 +23,7 @@ train: $(ready) ## train configs/digits.yaml on all GPUs, or on the CPU: make tr
 	@exec .venv/bin/dist-train train configs/digits.yaml $(ARGS)
 
 test: lint ## style, types and all tests but the long ones: make test ARGS="tests/unit -k sampler"
-	@exec .venv/bin/python -m pytest -q -n 4 --dist loadgroup --durations 25 -m "not long" $(ARGS)
+	@exec .venv/bin/python -m pytest -q -n 4 --durations 25 -m "not long" $(ARGS)
 
 quick := tests/unit tests/test_architecture.py tests/test_documents.py
 quick += tests/end_to_end/test_training.py::test_a_saved_run_answers_the_other_commands

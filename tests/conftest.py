@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.leaks import Surroundings, mark_this_process
+from tests.sharing import Sharing, group_of
 
 _FOLDERS: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Sharing())
     mark_this_process()
     _FOLDERS.append(tempfile.mkdtemp(prefix="dist-train-tests-"))
     os.environ["XDG_CONFIG_HOME"] = _FOLDERS[-1]  # what tests train is not to be trusted outside of them
@@ -27,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run one after the other in one worker come first, so that the other workers do not wait for them."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    items.sort(key=lambda item: group_of(item.nodeid) is None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

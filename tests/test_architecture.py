@@ -15,6 +15,7 @@ from dist_train.rundir.layout import Below, GenerationDir, RunDir
 from launch.commands.train import plan_training
 from launch.plan.flags import Flags
 from tests.house import by_folder, import_graph, in_circles
+from tests.sharing import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_FILES = sorted([*ROOT.glob("dist_train/**/*.py"), *ROOT.glob("launch/**/*.py")])
@@ -361,3 +362,7 @@ def test_every_shipped_config_loads_validates_and_plans(path, monkeypatch, tmp_p
     assert plan.world_size >= 1
     assert plan.folder.parent == Path(config.run_root) / config.name
     assert list(tmp_path.iterdir()) == []  # planning writes nothing
+
+
+def test_what_shares_a_worker_is_there():
+    assert_none([begin for begin in GROUPS if not (ROOT / begin).exists()], "tests/sharing.py names what is there")

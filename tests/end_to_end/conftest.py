@@ -1,4 +1,4 @@
-"""The wheel, for the tests that use dist-train without this checkout. Those share one xdist_group, `wheel`."""
+"""The wheel, for the tests that use dist-train without this checkout. Those run in one worker (tests/sharing.py)."""
 
 import shutil
 import subprocess

@@ -38,7 +38,6 @@ def installed(wheel, tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("wheel")
 @pytest.mark.parametrize("task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.long) for task in TASKS[1:])])
 def test_an_installed_package_writes_a_project_whose_test_passes(installed, tmp_path, task):
     environment = {"PYTHONPATH": str(installed)}

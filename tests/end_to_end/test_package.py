@@ -16,7 +16,6 @@ import pytest
 from dist_train.config import shipped
 from tests.end_to_end.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("wheel")
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 PLAIN |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
 

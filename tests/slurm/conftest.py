@@ -13,15 +13,6 @@ import pytest
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.training import SIXTY_STEPS, stopping_times, trained_alone
 
-FOLDER = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them in one worker of a parallel run: one cluster is enough."""
-    for item in items:
-        if item.path.is_relative_to(FOLDER):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker of a parallel run hands its times on."""

@@ -1,0 +1,45 @@
+"""Which tests run in one worker of a parallel run, one after the other, because they share what is costly to make: a
+cluster of SLURM, a wheel, a finished training.
+
+By place, since the marker of pytest-xdist (xdist_group) groups nothing under pytest 9.2: it writes to a private
+attribute of a test that is gone there.
+"""
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+GROUPS = {
+    "tests/slurm/": "slurm",
+    "tests/end_to_end/test_new.py": "wheel",
+    "tests/end_to_end/test_package.py": "wheel",
+}
+"""By the beginning of a test's id."""
+SHARED = (
+    *("end_to_end/test_data_away", "end_to_end/test_elsewhere", "end_to_end/test_probe", "end_to_end/test_replay"),
+    *("end_to_end/test_report", "distributed/test_broken", "distributed/test_cache", "distributed/test_huggingface"),
+    *("distributed/test_predict", "distributed/test_replay", "distributed/test_shards", "docs/test_site"),
+)
+"""Files whose tests share a training, or a folder, that no others use."""
+GROUPS |= {f"tests/{name}.py": name for name in SHARED}
+
+
+def group_of(nodeid: str) -> str | None:
+    """The group of a test, if it has one."""
+    return next((group for begin, group in GROUPS.items() if nodeid.startswith(begin)), None)
+
+
+class ByGroup(LoadScopeScheduling):
+    """Hands a whole group to a worker, and each other test to whichever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid) or nodeid
+
+
+class Sharing:
+    """The plugin of the process that hands out the tests."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> ByGroup:
+        return ByGroup(config, log)
