@@ -11,7 +11,8 @@ from benchmarks.lines import __main__ as lines
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 INDEX = ROOT / "docs" / "index.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md", *PAGES]
+DOCUMENTS = [ROOT / "README.md", ROOT / "slurm" / "README.md", *PAGES]
+DOCUMENTS += [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")]
 FOLDERS = "launch|dist_train|tests|benchmarks|configs|docs|examples"
 OF_THE_USER = {"script.py", "train.py", "data/birds.py", "mine.yaml", "other.yaml", "points.yaml", "cluster.sh"}
 OF_THE_USER |= {"birds.yaml", "cluster.yaml"}
@@ -32,6 +33,21 @@ def test_every_path_that_a_document_names_is_there(document):
     folders = (ROOT, ROOT / "launch", ROOT / "dist_train", document.parent)
     named = {path for path in paths(document.read_text()) if "NAME" not in path} - OF_THE_USER - OF_A_RUN
     assert {path for path in named if not any((folder / path).exists() for folder in folders)} == set()
+
+
+def test_every_folder_is_on_the_map():
+    chart = (ROOT / "CONTRIBUTING.md").read_text().partition("## How the house is laid out")[2].partition("\n## ")[0]
+    known = ("launch", "dist_train")
+    folders = [
+        below for above in known for below in (ROOT / above).iterdir() if below.is_dir() and below.name[0] != "_"
+    ]
+    names = {f"{below.parent.name}/{below.name}/": below.name for below in folders if below.resolve().name not in known}
+    assert {path for path, name in names.items() if f"`{path}`" not in chart and f"`{name}/`" not in chart} == set()
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = re.search(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text(), re.M)
+    assert version and f"version: {version[1]}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_loop_that_a_document_shows_is_the_loop():
