@@ -34,7 +34,11 @@ def is_listed(page: Path, block: Block) -> bool:
     return any(name == name_of(page) and first.startswith(beginning) for name, beginning in NOT_RUN)
 
 
-RUN = [page for page in PAGES if name_of(page) not in UNDER_SLURM and consoles(page)]
+RUN = [
+    page
+    for page in PAGES
+    if name_of(page) not in UNDER_SLURM and not all(is_listed(page, block) for block in consoles(page))
+]
 
 
 def test_the_list_of_what_is_not_run_is_short_and_true():
