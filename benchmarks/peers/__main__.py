@@ -94,7 +94,6 @@ class _Process(subprocess.Popen):
     """A command whose descendants end with the block, however that is left."""
 
     def __init__(self, words: list[str], environment: Mapping[str, str], log: Any) -> None:
-        environment = {**os.environ, **environment}
         super().__init__(words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def __exit__(self, *error: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import surroundings
 from benchmarks.models import VOCABULARY
 
 OURS, RANKS = "dist-train", 2
@@ -69,9 +70,9 @@ def command(side: str, job: Job, data: Path, out: Path, workers: int) -> list[st
 
 
 def environment(side: str, job: Job) -> dict[str, str]:
-    """What a command finds beside the user's own variables. Ranks that torchrun starts again would else find the
-    addresses of dead ones in its store (pytorch/pytorch#135712)."""
-    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """What a command finds. Ranks that torchrun starts again would else find the addresses of dead ones in its store
+    (pytorch/pytorch#135712)."""
+    alike = surroundings.environment(PYTHONPATH=str(Path(__file__).parents[2]))
     return alike | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if job.killed and side != OURS else {})
 
 
