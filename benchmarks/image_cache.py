@@ -11,7 +11,6 @@ evaluation, beside NumPy's bare gather and images in memory; with `--tree`, in t
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.surroundings import environment
 from dist_train.config.schema import HorizontalFlip, ImageFolder, RandomCrop, RandomResizedCrop
 from dist_train.data import datasets
 from dist_train.data.augment import Augment, resized_crop
@@ -123,8 +123,8 @@ def warm_in_turn(arguments: list[str], tree: Path | None, rounds: int) -> None:
     for number in range(rounds):
         for name in [*trees][:: 1 if number % 2 else -1]:
             command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--json"]
-            environment = {**os.environ, "PYTHONPATH": str(trees[name])}
-            done = subprocess.run(command, cwd=trees[name], env=environment, check=True, capture_output=True)
+            own = environment(PYTHONPATH=str(trees[name]))
+            done = subprocess.run(command, cwd=trees[name], env=own, check=True, capture_output=True)
             found[name].append(json.loads(done.stdout))
     for what in found[""][0]:
         own = [one[what] for one in found[""]]

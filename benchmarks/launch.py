@@ -11,7 +11,6 @@ those who share them) of all processes of a launch grows with one more rank.
 import argparse
 import contextlib
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import stamps
+from benchmarks.surroundings import environment
 from launch.processes import descendants, send
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,10 +90,13 @@ def first_step(folder: Path, begun: float) -> float:
 @contextlib.contextmanager
 def launched(command: list[str]) -> Iterator[tuple[subprocess.Popen, float]]:
     """The process and when it was started; nothing of it is left at the end of the block."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     begun = time.perf_counter()
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield process, begun

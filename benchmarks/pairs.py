@@ -4,7 +4,6 @@ The two of a pair run at the same time, but one of them computes and the other i
 every second or so. Every pair is started anew, because how fast a process is also depends on where its memory lies.
 """
 
-import os
 import signal
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import stamps
+from benchmarks.surroundings import environment
 from launch.processes import descendants, send
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ class Side:
             self._process = subprocess.Popen(
                 [*torchrun, *self._command(folder)],
                 cwd=self._root,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                env=environment(),
                 stdout=log,
                 stderr=log,
             )

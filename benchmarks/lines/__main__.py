@@ -8,7 +8,6 @@ interpreter that has torch, lightning, accelerate, torchmetrics, transformers an
 
 import argparse
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
+from benchmarks.surroundings import environment
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 TASKS = {"finetune": ("IMAGES", "WEIGHTS"), "lm": ("TEXT",), "segmentation": (), "gan": ()}
@@ -64,14 +65,13 @@ def command(task: str, side: str, inputs: dict[str, str], out: str) -> list[str]
 
 def run(python: str, task: str, side: str, folder: Path) -> str:
     """What came of two starts, the second of which finds the first one's checkpoint."""
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment |= {"ACCELERATE_USE_CPU": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONWARNINGS": "ignore"}
+    own = environment(PYTHONPATH=str(ROOT), ACCELERATE_USE_CPU="1", MASTER_ADDR="127.0.0.1", PYTHONWARNINGS="ignore")
     out = folder / f"{task}-{side}"
     out.mkdir()
     ends = []
     for _ in range(2):
         words = [python, *command(task, side, _inputs(folder), str(out))]
-        done = subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=ROOT, env=own, capture_output=True, text=True)
         ends.append(done.returncode)
         if done.returncode:
             print(done.stdout[-1500:], done.stderr[-1500:], file=sys.stderr)

@@ -23,6 +23,7 @@ round by itself. dist-train's cache of decoded images is dropped before each com
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -36,7 +37,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import events
+from benchmarks.peers import events, limits
 from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, command, environment, write_tokens
 from launch.processes import descendants, send
 
@@ -94,7 +95,6 @@ class _Process(subprocess.Popen):
     """A command whose descendants end with the block, however that is left."""
 
     def __init__(self, words: list[str], environment: Mapping[str, str], log: Any) -> None:
-        environment = {**os.environ, **environment}
         super().__init__(words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def __exit__(self, *error: Any) -> None:
@@ -148,9 +148,13 @@ def main(argv: Sequence[str]) -> int:
         data = write_tokens(args.data, Path(folder)) if job.steps else args.data.resolve()
         best = dict(zip(peers, given, strict=True)) if given else {peer: _best(peer, job, data) for peer in peers}
         found = _rounds(args.rounds, job, data, best)
+        least = limits.bare(job, data, Path(folder))
     rows = [_row(side, found, best.get(side)) for side in found]
-    size = f"{rows[0]['numbers']:,.0f} numbers in the model, its buffers with them, on all sides"
-    print(json.dumps(rows, indent=2) if args.json else "\n".join([size, *table(rows), *reached(job, rows)]))
+    if args.json:
+        print(json.dumps({"sides": rows, "limits": least}, indent=2))
+        return 0
+    print(f"{rows[0]['numbers']:,.0f} numbers in the model, its buffers with them, on all sides")
+    print("\n".join([*table(rows), *beside(least, rows[0]), *reached(job, rows)]))
     return 0
 
 
@@ -202,6 +206,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             cells[-1].append(f"{figure} ({row[f'{name}_ratio']:.3f})" if of_peer else figure)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def beside(least: Mapping[str, float], ours: Mapping[str, Any]) -> list[str]:
+    """Of what cannot be saved, and ours."""
+    lines = [f"nothing but computing: an epoch {least['epoch']:.2f} s; ours {ours.get('epoch', math.nan):.2f}"]
+    return lines + [f"nothing but decoding each image once: {least['decoding']:.2f} s"] * bool(least["decoding"])
 
 
 def reached(job: Job, rows: Sequence[Mapping[str, Any]]) -> list[str]:

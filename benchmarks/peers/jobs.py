@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import surroundings
 from benchmarks.models import VOCABULARY
 
 OURS, RANKS = "dist-train", 2
@@ -59,19 +60,24 @@ def command(side: str, job: Job, data: Path, out: Path, workers: int) -> list[st
     if side == OURS:
         launch = [sys.executable, "-m", "dist_train.launch", "train", str(TEXT if job.steps else IMAGES), *restarts]
         return [*launch, "--nproc-per-node", str(RANKS), "--run-dir", str(out / "run"), *_overrides(job, data, out)]
-    module = ["-m", f"benchmarks.peers.{SCRIPTS[side]}", str(data), str(out), "--epochs", str(job.epochs)]
-    module += ["--batch", str(job.batch), "--photos", str(job.photos), "--workers", str(workers)]
-    module += ["--windows", str(job.steps * job.batch * RANKS)]
+    module = script(SCRIPTS[side], job, data, out, workers)
     if side == "lightning":  # which starts its ranks, and not again
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *restarts]
     return [sys.executable, *torchrun, *module]
 
 
+def script(name: str, job: Job, data: Path, out: Path, workers: int) -> list[str]:
+    """One of the scripts of this folder, with the arguments that all have."""
+    module = ["-m", f"benchmarks.peers.{name}", str(data), str(out), "--epochs", str(job.epochs)]
+    module += ["--batch", str(job.batch), "--photos", str(job.photos), "--workers", str(workers)]
+    return [*module, "--windows", str(job.steps * job.batch * RANKS)]
+
+
 def environment(side: str, job: Job) -> dict[str, str]:
-    """What a command finds beside the user's own variables. Ranks that torchrun starts again would else find the
-    addresses of dead ones in its store (pytorch/pytorch#135712)."""
-    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """What a command finds. Ranks that torchrun starts again would else find the addresses of dead ones in its store
+    (pytorch/pytorch#135712)."""
+    alike = surroundings.environment(PYTHONPATH=str(Path(__file__).parents[2]))
     return alike | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if job.killed and side != OURS else {})
 
 

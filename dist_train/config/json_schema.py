@@ -1,11 +1,15 @@
 """The schema as JSON Schema: for editors (configs/schema.json), for error messages and for docs/config.md."""
 
+import ast
+import inspect
 import json
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from dist_train.config import schema
 from dist_train.config.schema import RunConfig
 from dist_train.config.types import Duration
 
@@ -33,7 +37,28 @@ class _Generator(GenerateJsonSchema):
 def document() -> dict[str, Any]:
     """The JSON Schema of a resolved RunConfig, in standard words; only texts with a pattern have titles. Do not modify
     the result."""
+    _describe_fields()
     return _tidy(RunConfig.model_json_schema(schema_generator=_Generator))
+
+
+def _describe_fields() -> None:
+    """Gives each field the text below it in schema.py. pydantic would (`use_attribute_docstrings`), in every process
+    that reads a config, which takes a third of the schema's import; few need the texts."""
+    texts: dict[str, dict[str, str]] = {}
+    for section in ast.parse(inspect.getsource(schema)).body:
+        if isinstance(section, ast.ClassDef):
+            texts[section.name] = {
+                field.target.id: inspect.cleandoc(str(text.value.value))
+                for field, text in pairwise(section.body)
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            }
+    for model in (getattr(schema, name) for name in texts):
+        if issubclass(model, schema.Section):
+            for name, field in model.model_fields.items():
+                owner = next(kind.__name__ for kind in model.__mro__ if name in vars(kind).get("__annotations__", {}))
+                field.description = texts[owner].get(name)
+            model.model_rebuild(force=True)
 
 
 def _tidy(node: Any) -> Any:

@@ -58,7 +58,7 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=True,
-        use_attribute_docstrings=True,
+        defer_build=True,  # of what is never used by itself
         allow_inf_nan=False,
         protected_namespaces=(),
     )

@@ -165,12 +165,15 @@ def _torchcodec() -> Decode:
 
 
 def _torchvision() -> Decode:
-    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+    from torchvision.io import ImageReadMode, encode_jpeg
 
     # They are deprecated in favour of torchcodec, which was looked for first.
     warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)
-    encode_jpeg(torch.zeros(3, 1, 1, dtype=torch.uint8))  # raises where torchvision was built without its codecs
-    return lambda content: decode_jpeg(_tensor(content), ImageReadMode.RGB, apply_exif_orientation=True)
+    tried = encode_jpeg(torch.zeros(3, 1, 1, dtype=torch.uint8))  # raises if torchvision was built without its codecs
+    # What torchvision.io.decode_jpeg calls, after it has warned of that once more: a third of a small image's time.
+    decode, mode = torch.ops.image.decode_jpeg.default, ImageReadMode.RGB.value
+    decode(tried, mode, True)
+    return lambda content: decode(_tensor(content), mode, True)  # True: upright, as EXIF says
 
 
 def _tensor(content: bytearray) -> Tensor:

@@ -23,8 +23,9 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     height, width = image.shape[-2:]
     longest = LONGEST * min(height, width)
     height, width = min(height, longest), min(width, longest)
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    image = image[..., top : top + height, left : left + width]
+    if (height, width) != image.shape[-2:]:
+        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+        image = image[..., top : top + height, left : left + width]
     if height <= width:
         return resize(image, size, size * width // height)
     return resize(image, size * height // width, size)

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dist_train.config.schema import Cnn
 
@@ -25,7 +26,17 @@ def build(config: Cnn, shape: tuple[int, ...], classes: int) -> nn.Module:
         dropout=nn.Dropout(config.dropout),
         head=nn.Linear(4 * width, classes),
     )
+    layers["average"].register_forward_pre_hook(_keep_memory_format)
     return nn.Sequential(layers)
+
+
+def _keep_memory_format(_: nn.Module, inputs: tuple[Tensor]) -> None:
+    """The gradient behind an average comes in NCHW, whatever the input's format, which makes the whole step 5 %
+    slower. In the input's own format it has the same bits."""
+    (images,) = inputs
+    is_kept = images.requires_grad and not torch.compiler.is_compiling()
+    if is_kept and images.is_contiguous(memory_format=torch.channels_last):
+        images.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
 
 
 def _block(channels: int, width: int) -> nn.Module:

@@ -177,7 +177,7 @@ class ImageFiles:
         Raises:
             OSError: when the disk does not take it.
         """
-        pixels = _bytes(image.contiguous())
+        pixels = _bytes(image)
         told = _RECORD.pack(1, *image.shape[1:], zlib.crc32(pixels), row, *stamp, content)
         record = (told + zlib.crc32(told).to_bytes(4, "little")).ljust(_RECORD_BYTES, b"\0")
         _write(self._pixels, pixels, row * self._slot)
@@ -185,7 +185,9 @@ class ImageFiles:
 
 
 def _bytes(image: Tensor) -> memoryview:
-    return memoryview(image.view(-1).numpy())  # type: ignore[arg-type]  # NumPy's stubs do not say that it is a buffer
+    """Its own memory where it is contiguous, else a copy, which takes NumPy half as long as torch."""
+    array = np.ascontiguousarray(image.numpy())
+    return memoryview(array).cast("B")  # type: ignore[arg-type]  # NumPy's stubs do not say that it is a buffer
 
 
 def _write(descriptor: int, content: memoryview, at: int) -> None:

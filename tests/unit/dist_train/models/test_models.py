@@ -124,6 +124,24 @@ def test_switches():
     assert nn.SyncBatchNorm in kinds and nn.BatchNorm2d not in kinds
 
 
+def test_the_gradient_behind_the_average_keeps_the_format_and_changes_no_bit() -> None:
+    model = build(Cnn(width=4, channels_last=True))
+    images = torch.rand(3, 3, 32, 32).to(memory_format=torch.channels_last)
+    arrived: list[torch.Tensor] = []
+    model.block3.register_full_backward_pre_hook(lambda _, gradients: arrived.extend(gradients))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(images).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    kept = gradients()
+    model.average._forward_pre_hooks.clear()
+    plain = gradients()
+    assert [one.is_contiguous(memory_format=torch.channels_last) for one in arrived] == [True, False]
+    assert all(torch.equal(*pair) for pair in zip(kept, plain, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "args"),
     [
