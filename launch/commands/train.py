@@ -17,7 +17,7 @@ from ..configs import existing_config, load_trusted, program_for, remember_confi
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
-from ..plan.run_choice import RunRequest, choose, config_of
+from ..plan.run_choice import RunRequest, choose_run, config_of
 from ..scheduler import everywhere
 from .common import RESUME, json_option, launch_command, print_verdict, trust_option
 from .launch_flags import launch_flags
@@ -135,7 +135,7 @@ def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resu
 def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, trust: bool, **flags: Any) -> Path:
     """The run directory, chosen once for all nodes of an allocation."""
     config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
-    return choose(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
+    return choose_run(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def plan_training(
     job, restarts = (place.run_name, place.restarts) if place else (given.rdzv_id, None)
     nodes, allowed = count_nodes(given, machine), allow_change
     request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
-    choice = choose(config, request)
+    choice = choose_run(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
     passed_on = as_words({"allow_change": allow_change, "profile": profile, "profile_ranks": profile_ranks})
     plan = make_plan(

@@ -16,7 +16,7 @@ from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
 from .flags import Flags, as_words
 from .host import Host
-from .rendezvous import Rendezvous, choose
+from .rendezvous import Rendezvous, choose_rendezvous
 from .requirements import Requirements
 
 
@@ -61,7 +61,7 @@ class LaunchPlan:
     """What its ranks, of every generation, are told that it is called."""
     attempt: int = 1
     """Which of the starts by one launcher it is, or by the launchers of several nodes together."""
-    start: str | None = None
+    agreed_name: str | None = None
     """What its nodes have agreed to call this start of the ranks."""
 
     @property
@@ -73,7 +73,7 @@ class LaunchPlan:
     def start_name(self) -> str | None:
         """A name of this start of the ranks that all nodes know, and that there is once."""
         if self.place is None or self.nodes == 1:
-            return self.start
+            return self.agreed_name
         return f"{self.place.job}.{self.place.step}-{self.place.restarts}-{self.attempt}"
 
     @property
@@ -125,7 +125,7 @@ class LaunchPlan:
     def of_round(self, agreed: Round) -> "LaunchPlan":
         """The plan of the generation that the nodes have agreed on."""
         rendezvous = replace(self.rendezvous, master_port=agreed.master_port, rdzv_id=agreed.rdzv_id)
-        return replace(self.of_attempt(agreed.attempt), start=agreed.start, rendezvous=rendezvous)
+        return replace(self.of_attempt(agreed.attempt), agreed_name=agreed.start, rendezvous=rendezvous)
 
 
 def make_plan(
@@ -157,7 +157,7 @@ def make_plan(
         microbatches = at_least(config, nodes * ranks)
         check_fits(config, nodes * ranks, microbatches)
     threads = threads_of_a_rank(requirements, device, ranks, host)
-    rendezvous = choose(flags, host, nodes, node)
+    rendezvous = choose_rendezvous(flags, host, nodes, node)
     return LaunchPlan(
         nodes=nodes,
         node=node,

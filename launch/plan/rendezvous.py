@@ -43,7 +43,7 @@ class Rendezvous:
         return replace(self, rdzv_id=f"{self.rdzv_id}-{attempt}" if self.rdzv_id else None, master_port=port)
 
 
-def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rendezvous:
+def choose_rendezvous(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rendezvous:
     """From the flags given and SLURM.
 
     Raises:

@@ -57,7 +57,7 @@ def config_of(resume: str | None, run_dir: str | None) -> Path | None:
     return None
 
 
-def choose(config: "RunConfig", request: RunRequest) -> Choice:
+def choose_run(config: "RunConfig", request: RunRequest) -> Choice:
     """The run directory that is meant; looks, and creates nothing.
 
     Raises:

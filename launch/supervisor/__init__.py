@@ -23,7 +23,7 @@ from .rounds import OtherNodes
 from .run_files import RunFiles
 from .run_lock import owning
 from .storage import begin_first, refuse_a_lost_directory, when_writable
-from .taking_back import Start
+from .taking_back import FoldersBefore
 
 MAX_BARREN_GENERATIONS = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
@@ -49,15 +49,15 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
         end_older_launches(plan.place)
     if plan.node == 0:  # where rank 0 will be, whose lease it is
         refuse_owned(plan.folder.resolve())
-    start = Start(plan)
+    folders_before = FoldersBefore(plan)
     refuse_a_lost_directory(plan)
     try:
         make_run_dir(plan.folder)
     except UserError:
-        start.remove_empty()
+        folders_before.remove_empty()
         raise
     with owning(plan), ReceivedSignals() as signals:
-        start.look_again()
+        folders_before.look_again()
         starter, code = AgentStarter(plan), None
         try:
             code = _supervise_on_record(plan, signals, starter)
@@ -70,7 +70,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
                 at_end(plan, code)
         finally:
             if code == ExitCode.CONFIG:
-                start.take_back()
+                folders_before.take_back()
     return code
 
 

@@ -108,7 +108,7 @@ class Ending:
             return self._hung(hang)
         if self._signals.kill is not None:
             self._say_how_to_go_on()
-            return self._wrote("stopped", forced_code(self._signals.kill))
+            return self._wrote("stopped", signal_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
         outcome = outcome_of(self._pages) or AgentOutcome(error="it died", ranks=[])
@@ -247,10 +247,10 @@ def stopped_code(plan: LaunchPlan, number: int) -> int:
     """The exit code of a launch that a signal has stopped in good order."""
     if number == signal.SIGUSR1 or (number == signal.SIGTERM and plan.scheduler):
         return ExitCode.REQUEUE
-    return forced_code(number)
+    return signal_code(number)
 
 
-def forced_code(number: int) -> int:
+def signal_code(number: int) -> int:
     """128 + signal, as a shell has it: a forced end saved nothing, so it is never 75."""
     return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
 

@@ -16,7 +16,7 @@ _LAST_S = 1.0
 """Seconds that the first one takes to remove the folders that it has emptied."""
 
 
-class Start:
+class FoldersBefore:
     """What was there before this start wrote anything. Another node may have made some of it."""
 
     def __init__(self, plan: LaunchPlan) -> None:
