@@ -28,7 +28,7 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 """Signals that ask a run to stop. A terminal or a scheduler sends them to its children too; only the rank acts."""
 _PR_SET_PDEATHSIG = 1
 _EXIT_TIMEOUT_S = 5.0
-"""For an idle writer to end."""
+"""Seconds for an idle writer to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Writer:
     def __init__(self, store: CheckpointStore, memory: int) -> None:
         self._connection, theirs = Pipe()
         arguments = [str(theirs.fileno()), str(memory), str(os.getpid())]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # inherited, so that none meets it unprepared
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # inherited: no signal meets the process unprepared
         try:
             self._process = subprocess.Popen(
                 # Without site-packages and what they run at the start: 0.1 s until it writes.

@@ -111,10 +111,10 @@ FEW_STEPS += ("tracking.every=1 steps", "tracking.wandb.mode=disabled", "trackin
 
 
 def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resume: str | None, **options: Any) -> int:
-    """A few steps in a folder that is removed afterwards; returns the exit code.
+    """Trains a few steps in a folder that is removed afterwards. Returns the exit code.
 
     Raises:
-        UserError: on several nodes, which would each have a folder of their own, or for a run that is there already.
+        UserError: on several nodes, since each would have a folder of its own; with --run-dir, --resume or --profile.
     """
     if run_dir is not None or resume is not None:
         raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
@@ -140,7 +140,7 @@ def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTraining:
-    """What a command line comes to. `note` is what the user might not expect of it."""
+    """What a command line means. `note` tells the user what may be unexpected."""
 
     config_path: str
     overrides: tuple[str, ...]
@@ -159,10 +159,10 @@ def plan_training(
     profile_ranks: str | None = None,
     **flags: Any,
 ) -> PlannedTraining:
-    """From the command line to the plan.
+    """Makes the plan that a command line asks for.
 
     Raises:
-        UserError: when it cannot be done.
+        UserError: when config, flags, host and run directory do not go together.
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
     config = load_trusted(config_path, overrides, of_run, trust=trust)
@@ -190,7 +190,7 @@ def plan_training(
 
 
 def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ranks: str | None) -> None:
-    """Raises UserError as the ranks would, but before anything is started; the steps of epochs they know alone."""
+    """Raises UserError as the ranks would, but before anything is started. Only they know the steps of an epoch."""
     if ranks is not None and steps is None:
         raise UserError(f"--profile-ranks {ranks} says of whom, and --profile of which steps: give both")
     duration = config.train.duration
@@ -200,12 +200,12 @@ def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ran
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Path and overrides of the config, and whether it came with a run.
+    """Returns the config's path, its overrides, and whether it came with a run.
 
-    It is the config on the command line, or else that of the run to resume.
+    The config is the one on the command line, or else the one of the run to resume.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is neither.
     """
     from dist_train.config.recorded import is_recorded
 

@@ -13,7 +13,7 @@ SMALLEST_LOG = 1_000
 
 
 def parse_shown(flags: Flags, world_size: int) -> Shown:
-    """Who is shown.
+    """Which ranks and streams the console shows.
 
     Raises:
         UserError: when one of the flags is wrong, or --ranks and one of torchrun's are given.
