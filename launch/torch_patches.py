@@ -52,15 +52,15 @@ def end_ranks_by(told: Callable[[], None], patience: float) -> None:
     def ours(context: Any, death_sig: signal.Signals | None = None, timeout: float = patience) -> None:
         if getattr(context, "_failures", None):
             told()
-            death_sig = signal.SIGURG  # which nobody minds
+            death_sig = signal.SIGURG  # nothing reacts to this one
         close(context, death_sig, timeout)  # type: ignore[arg-type]
 
     api.PContext.close = ours  # type: ignore[assignment, method-assign]
 
 
 def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> None:
-    """Wraps what the function itself wraps: who has a reference to the function keeps it, and the compiler, which knows
-    collectives by their identity, still does."""
+    """Wraps what the function itself wraps. So references to the function stay valid, and the compiler still knows it:
+    it knows collectives by their identity."""
     wrapped = getattr(function, "__wrapped__", None)
     for cell in getattr(function, "__closure__", None) or ():
         if cell.cell_contents is wrapped is not None:
@@ -68,7 +68,8 @@ def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> N
 
 
 def keep_stacks(log: TextIO) -> None:
-    """In a child that is to load data for torch: torch's own signal handlers would put faulthandler's out of work."""
+    """Called in each child. If it loads data for torch, torch's signal handlers no longer replace faulthandler's
+    there."""
     handling = sys.modules.get("torch.utils.data._utils.signal_handling")
     theirs = getattr(handling, "_set_worker_signal_handlers", None)
     if theirs is None:

@@ -37,7 +37,7 @@ class Buffers:
     descriptor can map it.
 
     Attributes:
-        descriptor: of the memory; its size changes with the state's.
+        descriptor: that of the memory. The memory's size changes with the state's.
         memory: all of it.
     """
 

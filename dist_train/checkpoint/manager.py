@@ -89,10 +89,10 @@ class CheckpointManager(NullCheckpointManager):
         facts: for the manifest: the run's sizes and versions.
         note: shows the user one line.
         on_saved: called with each state that is safely on disk.
-        also: from the step that is saved, further steps whose checkpoints retention keeps.
+        also: says which further steps' checkpoints retention keeps, given the step that is saved.
         background: write in a process of its own; `auto`: where the state is large enough to pay.
-        write_timeout_s: after which a save in the background has failed.
-        patience_s: that a disk may refuse.
+        write_timeout_s: how long a save in the background may take.
+        patience_s: how long a disk may refuse.
     """
 
     def __init__(

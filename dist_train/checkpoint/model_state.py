@@ -24,7 +24,7 @@ def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
     """All tensors by name, themselves and not copies.
 
     Args:
-        constants: of constants_of, when the model was new; buffers that still equal them are skipped.
+        constants: what constants_of returned when the model was new. Buffers that still equal these are skipped.
     """
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     changed = {n: b for n, b in _unsaved(model).items() if n in constants and not torch.equal(b, constants[n])}

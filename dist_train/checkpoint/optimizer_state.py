@@ -107,8 +107,8 @@ class OptimizerState:
         return self._names[id(parameter)]
 
     def _outside(self) -> list[dict[str, Any]]:
-        """The values of each group, but for what the loop sets itself; then the attributes of a user's optimizer.
-        torch's own keep nothing there that a step depends on."""
+        """The values of each group, without what the loop sets itself; then the attributes of a user's optimizer.
+        torch's own optimizers keep nothing there that a step depends on."""
         groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self._optimizer.param_groups

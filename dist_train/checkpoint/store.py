@@ -104,7 +104,7 @@ class CheckpointStore:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(self.folder.parent)
-            for left in self.folder.glob(f".tmp-{session}-*"):  # by a process of this session that was killed in a save
+            for left in self.folder.glob(f".tmp-{session}-*"):  # a process of this session was killed in a save
                 remove_tree(left)
             temporary.mkdir()
             own = {"step": step, "generation": self._generation, "saved": round(time.time(), 3)}

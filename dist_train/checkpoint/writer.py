@@ -36,7 +36,7 @@ class Save:
     """One checkpoint to write.
 
     Attributes:
-        parts: of each file in the shared memory, its first byte and its length.
+        parts: for each file in the shared memory, its first byte and its length.
         others: the content of the small files.
         facts: for the manifest; retention keeps its `best_step`, besides the newest.
         also: further steps that it keeps.
@@ -54,7 +54,7 @@ class WriterLost(Exception):
 
 
 class WriterKilled(WriterLost):
-    """It was killed, which is no fault of the disk; what it was to write is still in the shared memory."""
+    """The writing process was killed, by no fault of the disk. What it was to write is still in the shared memory."""
 
 
 def save_and_retain(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
@@ -75,7 +75,7 @@ class Writer:
     with the thread that made it.
 
     Args:
-        store: used there as it is here.
+        store: the process uses a copy of it.
         memory: descriptor of the memory that saves lie in.
     """
 

@@ -49,7 +49,7 @@ class Agreement:
         return self._flag.request.stops
 
     def now(self) -> Request:
-        """As `next`, without the delay: all ranks wait for each other."""
+        """The same as `next`, without the delay: all ranks wait for each other."""
         before = self.close()
         self._ask()
         return max(before, self.close())

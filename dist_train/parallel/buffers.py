@@ -33,7 +33,7 @@ class Buffer:
     checkpoints know, and it is restored after every microbatch.
 
     Attributes:
-        name: of its first place.
+        name: its name in the model; of several, the first.
         places: the modules that hold it, and under which name.
     """
 

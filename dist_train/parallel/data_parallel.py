@@ -184,7 +184,7 @@ class Parallel:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
-            samples: in the global batch.
+            samples: how many the global batch has.
             targets_per_sample: valid targets of each sample, where known; else the counted ones are used.
         """
         if targets_per_sample is None:

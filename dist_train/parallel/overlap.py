@@ -1,4 +1,4 @@
-"""Where the sums of gradients run while the backward goes on, and how far the host may run ahead of the GPU."""
+"""Runs the sums of gradients while the backward goes on, and bounds how far the host runs ahead of the GPU."""
 
 import queue
 import threading

@@ -207,12 +207,12 @@ class ProcessGroup:
         op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         if self._behind is None:
             return dist.all_reduce(tensor, op=op, group=self._host, async_op=True)
-        groups = self._lanes_on_host("behind").groups  # which the thread alone uses, so in one order on all ranks
+        groups = self._lanes_on_host("behind").groups  # the thread alone uses them, so in one order on all ranks
         return self._behind.submit(lambda: _all_reduce(tensor, groups, op))
 
 
 def _all_reduce(tensor: Tensor, groups: Iterable[Any], op: Any) -> Tensor:
-    """In place, one group after another."""
+    """Adds a tensor over each group in turn, in place."""
     for group in groups:
         dist.all_reduce(tensor, op=op, group=group)
     return tensor

@@ -217,7 +217,7 @@ def loopback_rendezvous(parameters: Any, port: int) -> Any:
                 is_master=True,
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
-                timeout=timedelta(seconds=30),  # to reach ourselves, which a lack of descriptors may keep us from
+                timeout=timedelta(seconds=30),  # to reach ourselves: without descriptors we cannot
             )
             store.set_timeout(timedelta(minutes=5))
             return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(host, bound))

@@ -35,7 +35,7 @@ def parse_filter(text: str) -> list[int]:
     """torchrun's --local-ranks-filter, `0,1`.
 
     Raises:
-        UserError: when it is something else.
+        UserError: when the text is something else.
     """
     if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):
         raise UserError(f"--local-ranks-filter {text}: give local ranks such as 0,1")

@@ -20,7 +20,7 @@ from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ANSWER_TIMEOUT_S = 300
-"""For building the model and counting the data."""
+"""Seconds for building the model and counting the data."""
 
 
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str], *, full: bool) -> int:

@@ -12,7 +12,7 @@ class Requirements:
 
     backend: str = "auto"
     threads: int | None = None
-    """Of each rank on a CPU; None: its share of the cores."""
+    """Threads of each rank on a CPU; None: its share of the cores."""
     microbatches: int | Literal["auto", "fit"] = "auto"
     exact: bool = False
     preload: tuple[str, ...] = ()

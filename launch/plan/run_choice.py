@@ -24,9 +24,9 @@ class Choice:
 
     folder: Path
     resume: str
-    """For the worker: `auto`, `none`, or a checkpoint's directory."""
+    """What the ranks are told: `auto`, `none`, or a checkpoint's directory."""
     note: str | None = None
-    """What the user might not expect."""
+    """What the user may not expect, in a line."""
 
 
 @dataclass(frozen=True, kw_only=True)

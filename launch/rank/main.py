@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> None:
     identity = {"rank": rank, "local_rank": local_rank, "agent": int(agent), **whoami()}
 
     def say(told: dict[str, Any]) -> None:
-        """In the page for the supervisor, and in a file for people and other nodes, where the disk takes it."""
+        """Writes facts into the page for the supervisor, and into a file for people and other nodes, if the disk takes
+        it."""
         if os.getpid() == identity["pid"]:  # it is no child that the program has forked
             page.put(paging.FACTS, identity | told)
             write_json(facts, identity | told)
@@ -199,7 +200,7 @@ def run(program: list[str]) -> None:
     sys.orig_argv = [sys.executable, "-u", *program]
     main = types.ModuleType("__main__")
     main.__builtins__ = builtins  # type: ignore[attr-defined]
-    if hasattr(sys.modules["__main__"], "__annotations__"):  # which newer Pythons make when they are needed
+    if hasattr(sys.modules["__main__"], "__annotations__"):  # newer Pythons make them when they are needed
         main.__annotations__ = {}
     sys.modules["__main__"] = main
     if "__mp_main__" in sys.modules:  # loading processes send back its classes under this name
@@ -219,7 +220,7 @@ def run(program: list[str]) -> None:
 
 
 def absolute(path: str) -> str:
-    """As the interpreter makes it, `..` and all."""
+    """The path as the interpreter makes it, `..` and all."""
     return os.path.join(os.getcwd(), path.removeprefix("./"))
 
 
