@@ -1,6 +1,6 @@
-"""Exact evaluation: the evaluation set is cut into fixed batches by position, each is evaluated once by one rank, and
-gives counts and float64 sums. Nothing is padded, dropped or repeated; the metrics have the same bits for
-any number of ranks, and for one rank alone.
+"""Exact evaluation. The evaluation set is cut into fixed batches by position. One rank evaluates each batch, once, and
+gets counts and float64 sums. Nothing is padded, dropped or repeated. The metrics have the same bits for any number of
+ranks, and for one rank alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -75,11 +75,11 @@ def evaluate(
     """Evaluates `model` on one split, on all ranks together; every rank gets the metrics.
 
     Args:
-        gives_up: asked before each batch, whether this rank leaves it at that.
-        tell: told before each batch, which share of its own this rank has done.
+        gives_up: asked before each batch whether this rank gives the evaluation up.
+        tell: told before each batch which part of its batches this rank has done, from 0 to 1.
 
     Raises:
-        EvaluationGivenUp: on every rank, where one has left it at that.
+        EvaluationGivenUp: on every rank, when one has given up.
         UserError: on every rank, (exit 13) when too many samples are broken.
     """
     count = number_of_batches(len(dataset), config.eval.batch_size)
@@ -137,7 +137,7 @@ def both_ways(model: Model) -> Model:
     """`eval.flips`: the mean of what `model` says of images [m, C, H, W] as they are and mirrored from left to right.
 
     Raises:
-        UserError: when the inputs are no such images, or what it says is no tensor.
+        UserError: when the inputs are no such images, or the model returns no tensor.
     """
 
     def mean(images: Any) -> Tensor:
@@ -153,9 +153,9 @@ def both_ways(model: Model) -> Model:
 
 @contextmanager
 def evaluating(model: nn.Module, seed: int, generators: Generators) -> Iterator[Callable[[int], None]]:
-    """Puts a model into evaluation mode, without gradients. Every batch begins with the same buffers, and with draws of
-    its own: the block calls what it is given with the batch's number. Afterwards all buffers and modes are what they
-    were."""
+    """Puts a model into evaluation mode, without gradients. The block gets a function, to be called with a batch's
+    number before each batch: the batch then begins with the same buffers as all others, and with draws of its own.
+    Afterwards all buffers and modes are what they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = BufferSet(model)
     values = buffers.values()
@@ -170,6 +170,6 @@ def evaluating(model: nn.Module, seed: int, generators: Generators) -> Iterator[
             yield begin
     finally:
         buffers.restore(values)
-        model.train(modes[0][1])  # which a model may have more to do in
+        model.train(modes[0][1])  # a model's own train() may do more
         for module, mode in modes:  # one by one: parts may be in evaluation mode for good
             module.training = mode

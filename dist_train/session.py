@@ -29,7 +29,7 @@ class Session:
 
     Attributes:
         notes: lines for the user, shown once the tracker is open.
-        begins_with_evaluation: that of the step it goes on from, which was given up.
+        begins_with_evaluation: whether to evaluate first: the evaluation of the step that it resumes from was given up.
     """
 
     trainer: Trainer
@@ -40,16 +40,16 @@ class Session:
     begins_with_evaluation: bool
 
     def close(self) -> None:
-        """Ends what the trainer holds open, whatever brought the end."""
+        """Ends what the trainer holds open, however the session ended."""
         self.trainer.checkpoints.end()
         self.trainer.profile.close()
         self.trainer.tracker.close()
         self.trainer.parallel.close()
 
     def run(self) -> Request:
-        """Trains, evaluates the best checkpoint, and reports how it ended.
+        """Trains, evaluates the best checkpoint where there is a test split, and reports how the session ended.
 
-        From the first step on no error has exit code 2, which promises that nothing was started or written.
+        After the first step no error has exit code 2: that code promises that nothing was started or written.
         """
         first_step, started = self.state.step, time.monotonic()
         try:
@@ -108,7 +108,7 @@ class Session:
         )
 
     def _evaluate_best_on_test(self) -> dict[str, float]:
-        """The metrics of the best checkpoint on the test split, which has chosen nothing."""
+        """The metrics of the best checkpoint on the test split. Nothing was chosen by that split."""
         trainer = self.trainer
         found = trainer.group.run_on_rank0(lambda: locate(self.facts.run_dir, trainer.tracker.note, best=True))
         best = broadcast_checkpoint(found, trainer.group)

@@ -1,4 +1,4 @@
-"""Sums over batches that any rank may have worked off, added in the order of the batches."""
+"""Sums over batches, added in the order of the batches, whichever ranks evaluated them."""
 
 from collections.abc import Sequence
 
@@ -25,15 +25,15 @@ class BatchSums:
             if isinstance(value, Rows):
                 self._rows.setdefault(name, {})[number] = as_row_table(value.values)
             elif isinstance(value, PerSample):
-                continue  # of which no sum is wanted
+                continue  # no sum of these is wanted
             elif value.dtype.is_floating_point:
                 self._floats.setdefault(name, {})[number] = value
             else:
                 self._counts[name] = self._counts[name] + value if name in self._counts else value.clone()
 
     def over_all_ranks(self, group: ProcessGroup) -> Totals:
-        """The same on every rank, and for any number of them."""
-        # Rank 0 may have no batch, where nothing of its share could be read: the first that has one knows what to add.
+        """The totals: the same on every rank, and for any number of ranks."""
+        # Rank 0 may have no batch, if nothing of its share could be read. The first rank with one knows what to add.
         layout: list[tuple[str, Sequence[int], str | torch.dtype]]
         layout = [(name, value.shape, "counts") for name, value in self._counts.items()]
         layout += [(name, next(iter(values.values())).shape, "floats") for name, values in self._floats.items()]
@@ -67,7 +67,7 @@ class BatchSums:
 
 
 def as_row_table(values: Tensor) -> Tensor:
-    """On the CPU, in a dtype that can be added up over the ranks; -0.0, which adding zeros would change, as 0.0."""
+    """The values on the CPU, in a dtype that ranks can add up. -0.0 becomes 0.0, as it would by adding zeros."""
     values = values.detach().to("cpu")
     if values.is_floating_point():
         return values.to(torch.promote_types(values.dtype, torch.float32)) + 0.0

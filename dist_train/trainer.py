@@ -43,13 +43,13 @@ MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Trainer:
-    """One rank's parts of a training, or of its replay: those that it is given, and those that follow from them.
+    """One rank's parts of a training or a replay: those that it is given, and those that it makes from them.
 
     Args:
         config: with its number of microbatches settled.
 
     Raises:
-        UserError: when the model cannot be trained so on this device.
+        UserError: when this device cannot train the model as the config asks.
     """
 
     def __init__(
@@ -80,14 +80,15 @@ class Trainer:
         self.schedule = Schedule.of(config, due.steps_per_epoch)
         self.step_metrics = StepMetrics(group, config, due.steps_per_epoch, self.timing)
         self._gave_up = False
-        """The evaluation of this step."""
+        """Whether the evaluation of this step was given up."""
         self._told: set[str] = set()
-        """Of evaluation samples that are broken, which is told once."""
+        """The reasons of broken evaluation samples that the user was told: once is enough."""
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Microbatch]]:
         """This rank's microbatches of each step in [first_step, last_step)."""
         group, how = self.group, (self.learner.task, self.timing)
         batches = train_batches(self.config, self.splits, group.ranks, group.device, first_step, last_step, *how)
+        # One turn more than there are steps: it finds no batch, and so the loader comes to its end.
         for step in range(first_step, last_step + 1):
             self.profile.begin(step + 1)
             if (microbatches := next(batches, None)) is None:
@@ -95,7 +96,7 @@ class Trainer:
             yield microbatches
 
     def update(self, state: TrainState, lr: float, losses: Mapping[int, Tensor]) -> tuple[Tensor, bool]:
-        """Clips, steps the optimizer and the average, or skips the step where `train.non_finite` says so.
+        """Clips the gradient and steps optimizer and average, or skips the step where `train.non_finite` says so.
 
         Every rank has the same gradient, so each finds the same norm and the same scaler decision without asking.
 
@@ -112,7 +113,7 @@ class Trainer:
                 clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
             for group in optimizer.param_groups:
                 group["lr"] = scaled(lr, group)
-            if not type(optimizer).__module__.startswith("torch."):  # torch's own take each number by itself
+            if not type(optimizer).__module__.startswith("torch."):  # torch's own compute each number by itself
                 for parameter in parameters:
                     parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
             # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
@@ -129,14 +130,14 @@ class Trainer:
         return norm, applied
 
     def _is_finite(self, norm: Tensor, losses: Mapping[int, Tensor]) -> bool:
-        """Whether losses and gradient are finite on all ranks, which decide alike: costs a reduction of one number."""
+        """Whether losses and gradient are finite on all ranks. All get the same answer, by a sum of one number."""
         bad = ~torch.isfinite(torch.stack([loss.float() for loss in losses.values()])).all()
-        if not self.learner.scaler.is_enabled():  # which skips steps whose gradient overflows by itself
+        if not self.learner.scaler.is_enabled():  # a scaler skips steps whose gradient overflows by itself
             bad |= ~torch.isfinite(norm)
         return int(self.group.all_reduce_host_(bad.to("cpu", torch.int64))) == 0
 
     def _skip(self, state: TrainState) -> None:
-        """Puts model and optimizer where they belong after a step that is skipped.
+        """Puts model and optimizer back after a step that is skipped.
 
         The decision is part of the result: it depends on config and samples alone. So a rollback goes to the last
         checkpoint that was due, not to one that a signal asked for. The samples since then are not seen again.
@@ -159,7 +160,7 @@ class Trainer:
             self.tracker.note(f"rolled back to the weights of step {step}")
 
     def report(self, state: TrainState) -> None:
-        """Writes down the steps since the last report, and in `state` which samples were broken.
+        """Logs the steps since the last report, and notes in `state` which samples were broken.
 
         Raises:
             UserError: on every rank, (exit 11) when one of them was not finite and was not skipped, (exit 10) when the
@@ -181,8 +182,8 @@ class Trainer:
             self.callbacks.call("on_step", state.step, report.rows[-1])
 
     def _count_broken(self, state: TrainState, step: int, one: Broken) -> None:
-        """Tells of a sample that was found to be broken. All ranks count alike, and before anything is saved: the limit
-        is reached at the same sample by any number of ranks, and after any number of stops."""
+        """Counts a broken sample, and tells the user. All ranks count alike, before anything is saved. So any number of
+        ranks reaches the limit at the same sample, after any number of stops."""
         assert one.instead is not None
         share, size = self.config.data.max_broken, len(self.splits.train)
         most, state.broken = most_broken(share, size), [*state.broken, one.index]
@@ -197,7 +198,8 @@ class Trainer:
             )
 
     def save(self, state: TrainState) -> None:
-        """Saves. A buffer may hold an infinity of its own, as an attention mask does, so buffers are not looked at.
+        """Saves, if parameters and optimizer are finite. Buffers may hold an infinity on purpose, as an attention mask
+        does, so they are not looked at.
 
         Raises:
             UserError: (exit 11) on every rank, when an update has left numbers that are not finite.
@@ -220,11 +222,11 @@ class Trainer:
         self.timing.lap("save")
 
     def evaluate(self, state: TrainState) -> Request:
-        """Evaluates, and keeps `state`'s account of the best. Where a rank is asked to stop meanwhile, all of them give
-        the evaluation up: what is saved then says so, and a resume begins with it.
+        """Evaluates, and notes the best in `state`. If a rank is asked to stop meanwhile, all ranks give the evaluation
+        up. The checkpoint then says so, and a resume begins with the evaluation.
 
         Returns:
-            what was asked, the same on every rank; NONE when the evaluation is done.
+            the request that ended it, the same on every rank; NONE when the evaluation is done.
         """
         self._gave_up = True
         self.timing.lap("other")
@@ -253,8 +255,8 @@ class Trainer:
     def evaluate_split(
         self, split: str, step: int, gives_up: Callable[[], bool] = lambda: False, *, is_last: bool = True
     ) -> dict[str, float]:
-        """Evaluates one split on all ranks together, and logs it as the metrics of `step`. The report has the pictures
-        of its worst samples for certain where it `is_last`."""
+        """Evaluates one split on all ranks together, and logs it as the metrics of `step`. If it `is_last`, the report
+        has the pictures of its worst samples for certain."""
         learner, dataset = self.learner, getattr(self.splits, split)
         what = "evaluating" if split == "evaluation" else f"evaluating the {split} split"
 

@@ -113,7 +113,7 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Reque
 
 
 def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
-    """The config. Nothing that it names is imported unless the user trusts it; the launcher has asked already."""
+    """Reads the config. Nothing that it names is imported unless the user trusts it. The launcher has asked already."""
     if arguments.supervised:
         return load(arguments.config, arguments.overrides)
 
@@ -167,7 +167,7 @@ def build_session(
     resolved = _tried(resolved, splits, group, tracker)
     config, notes = resolved.config, [*resolved.notes, *changes]
     provenance["config"] = json.loads(config.model_dump_json())
-    # Those on the files once is enough.
+    # A new run shows the notes on its files. Once is enough.
     notes += splits.notes if checkpoint is None else changed_schedule(checkpoint, config, due.steps_per_epoch)
     if kept:
         notes.append(f"cache  {holding_in_words(kept)}")
@@ -202,7 +202,7 @@ def build_session(
 
 
 def _tried(resolved: ResolvedRun, splits: Splits, group: ProcessGroup, tracker: NullTracker) -> ResolvedRun:
-    """A run whose sanity is checked, where that is due, and whose number of microbatches is settled."""
+    """Checks the run's sanity, where that is due, and settles its number of microbatches. Returns the settled run."""
     config, fits = resolved.config, resolved.config.batch.microbatches == "fit"
     if resolved.checkpoint is None:
         models.fetch(config.model, group.local_rank0_first)
@@ -225,7 +225,7 @@ def _build_writers(
     tracker: NullTracker,
     callbacks: NullCallbacks,
 ) -> tuple[NullRunRecord, NullCheckpointManager]:
-    """What writes into the run directory: on rank 0 alone."""
+    """Builds what writes into the run directory. Only rank 0's objects write."""
     if not ranks.is_first:
         return NullRunRecord(), NullCheckpointManager()
     config, run_dir, fence = resolved.config, resolved.run_dir, resolved.fence

@@ -38,7 +38,7 @@ COMMANDS = {
     "runs": "The runs there are: state, step, best metric, folder.",
     "completion": "What bash, zsh or fish reads to complete commands, config keys and runs.",
 }
-"""Name and one line; the command itself is `commands/NAME.py:command`."""
+"""Each command's name and its line of help. The command itself is `commands/NAME.py:command`."""
 
 
 class UserPath(click.Path):
@@ -135,5 +135,5 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit:
         if sys.stdout is stdout:
             raise
-        code = ExitCode.DONE  # our output's reader has gone: click replaces stdout and ends with 1
+        code = ExitCode.DONE  # whoever read our output has gone: click replaces stdout then, and ends with 1
     sys.exit(int(code or 0))

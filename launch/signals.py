@@ -31,7 +31,7 @@ class ReceivedSignals:
         self.kill: int | None = None
         """The signal that asked to end everything at once."""
         self.since: float | None = None
-        """When that was, on the monotonic clock."""
+        """When `stop` came, on the monotonic clock."""
         self._forced = False
         self._others: list[int] = []
         self._last: tuple[int, float] = (0, 0.0)

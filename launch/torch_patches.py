@@ -5,7 +5,7 @@ Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test th
 - install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
 - start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
 - end_ranks_by: when a rank has failed, ours and not torch's agent ends the others (test_endings.py).
-- wrap_collective: the calls of torch.distributed's functions are noted (test_calls.py).
+- wrap_collective: the calls of torch.distributed's functions are noted (test_collectives.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 """
 
@@ -52,15 +52,15 @@ def end_ranks_by(told: Callable[[], None], patience: float) -> None:
     def ours(context: Any, death_sig: signal.Signals | None = None, timeout: float = patience) -> None:
         if getattr(context, "_failures", None):
             told()
-            death_sig = signal.SIGURG  # which nobody minds
+            death_sig = signal.SIGURG  # nothing reacts to this one
         close(context, death_sig, timeout)  # type: ignore[arg-type]
 
     api.PContext.close = ours  # type: ignore[assignment, method-assign]
 
 
 def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> None:
-    """Wraps what the function itself wraps: who has a reference to the function keeps it, and the compiler, which knows
-    collectives by their identity, still does."""
+    """Wraps what the function itself wraps. So references to the function stay valid, and the compiler still knows it:
+    it knows collectives by their identity."""
     wrapped = getattr(function, "__wrapped__", None)
     for cell in getattr(function, "__closure__", None) or ():
         if cell.cell_contents is wrapped is not None:
@@ -68,7 +68,8 @@ def wrap_collective(function: Any, wrapper: Callable[[Callable], Callable]) -> N
 
 
 def keep_stacks(log: TextIO) -> None:
-    """In a child that is to load data for torch: torch's own signal handlers would put faulthandler's out of work."""
+    """Called in each child. If it loads data for torch, torch's signal handlers no longer replace faulthandler's
+    there."""
     handling = sys.modules.get("torch.utils.data._utils.signal_handling")
     theirs = getattr(handling, "_set_worker_signal_handlers", None)
     if theirs is None:

@@ -1,5 +1,6 @@
 """The documents name files and modules that are there, their links lead somewhere, and the index has every page."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,63 @@ def test_the_loop_that_a_document_shows_is_the_loop():
     assert shown is not None
     code = {line.strip() for line in (ROOT / "dist_train/loop.py").read_text().splitlines()}
     assert [line for line in shown[1].splitlines() if line.strip() not in code] == []
+
+
+READING_ORDER = (
+    (ROOT / "README.md").read_text().partition("\n## Reading it\n")[2].partition("\n[docs/training-loop.md]")[0]
+)
+ABOUT = 0.1
+"""How far the number of lines that the reading order gives may be from the truth."""
+
+
+def defined(file: str) -> dict[str, int]:
+    """The functions and classes of a file, methods as `Class.method`, each with its number of lines."""
+    found = {}
+    for node in ast.parse((ROOT / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = (node.end_lineno or 0) - node.lineno + 1
+        if isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            found |= {f"{node.name}.{one.name}": (one.end_lineno or 0) - one.lineno + 1 for one in methods}
+    return found
+
+
+def files_of(text: str) -> list[str]:
+    """The files that a part of the reading order names, each once."""
+    return [*dict.fromkeys(found for found in re.findall(r"`([\w/]+\.py)`", text) if "NAME" not in found)]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of each row of a table's body."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in rows if "`" in row[0] + row[1]]
+
+
+def test_what_the_reading_order_names_is_where_it_says():
+    pairs = re.findall(r"`([\w.]+)`(?:,? both)? in\s+`([\w/]+\.py)`", READING_ORDER)
+    first_table = [row for row in rows_of(READING_ORDER) if row[0][0] == "`"]
+    pairs += [(name, row[0].strip("`")) for row in first_table for name in re.findall(r"`(\w[\w.]*)`", row[1])]
+    assert len(pairs) > 30, "the patterns no longer fit the text"
+    assert [pair for pair in pairs if pair[0] not in defined(pair[1])] == []
+    everything = {name for file in files_of(READING_ORDER) for name in defined(file)}
+    known = everything | {name.rpartition(".")[2] for name in everything} | {"command", "srun"}
+    named = set(re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)?)`", READING_ORDER))
+    assert {name for name in named if not name.endswith(".py")} - known == set()
+
+
+def test_the_reading_order_gives_the_number_of_lines():
+    first, _, rest = READING_ORDER.partition("The way from the supervisor")
+    detour = rest.partition("Then read what you need")[0]
+    said = [
+        int(re.sub(r"\D", "", number)) for number in re.findall(r"(?:about|another)\s([\d,]+)\slines", READING_ORDER)
+    ]
+    main_way = [row[0].strip("`") for row in rows_of(first) if row[0][0] == "`"]
+    partly = dict(re.findall(r"Of `([\w/]+\.py)` you\s+need only `(\w+)`", detour))
+    lines = {file: len((ROOT / file).read_text().splitlines()) for file in [*main_way, *files_of(detour)]}
+    lines |= {file: defined(file)[name] for file, name in partly.items()}
+    true = [sum(lines[file] for file in main_way), sum(n for file, n in lines.items() if file not in main_way)]
+    assert len(main_way) == 9 and len(partly) == 1
+    assert [pair for pair in zip(said, true, strict=True) if abs(pair[0] - pair[1]) > ABOUT * pair[1]] == []
 
 
 @each_document

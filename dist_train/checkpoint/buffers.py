@@ -25,7 +25,7 @@ int16=I16 float8_e5m2fnuz=F8_E5M2FNUZ float8_e4m3fnuz=F8_E4M3FNUZ float8_e8m0fnu
 float8_e5m2=F8_E5M2 int8=I8 uint8=U8 bool=BOOL
 """
 _NAMES: dict[torch.dtype, str] = {getattr(torch, pair.split("=")[0]): pair.split("=")[1] for pair in _TABLE.split()}
-"""What safetensors calls them, in the order in which it puts them into a file: the widest first, all are aligned."""
+"""safetensors' names of the dtypes, in its order within a file: the widest first, so all are aligned."""
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
@@ -37,7 +37,7 @@ class Buffers:
     descriptor can map it.
 
     Attributes:
-        descriptor: of the memory; its size changes with the state's.
+        descriptor: that of the memory. The memory's size changes with the state's.
         memory: all of it.
     """
 
@@ -135,7 +135,7 @@ def safetensors_header(tensors: Tensors) -> bytes:
 
 
 def _ordered(tensors: Tensors) -> Tensors:
-    """As safetensors puts them into a file."""
+    """The tensors in the order in which safetensors puts them into a file."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise UserError(f"{name} is {tensor.dtype}, which no checkpoint can hold", ExitCode.CHECKPOINT_IO)

@@ -16,19 +16,19 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
 
 MOST_FAILURES, PATIENCE_S = 3, 60.0
-"""Saves in a row that may fail, and seconds since the first of them: where saves are frequent, a disk that is full or
-away for a moment refuses many."""
+"""The training ends when so many saves in a row have failed, for so many seconds: where saves are frequent, a disk that
+is full or away for a moment refuses many."""
 PAYS_FROM = 16 * 2**20
 """Bytes from which `auto` writes a state in the background. By benchmarks.checkpoint, on two cores and a local
 disk, the foreground takes 17 ms for 4 MB and 120 ms for 40 MB, the background 1 and 6 ms. Its process costs 100 ms of
 one core, once; from this size on that is earned by the second save."""
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 5.0
 LAST_SAVE_TIMEOUT_S = 10.0
-"""That a save under way still has when the training ends by an error."""
+"""Seconds that a save under way still has when an error ends the training."""
 
 
 class NullCheckpointManager:
-    """The checkpoints as the ranks see them that do not write: their state is the same.
+    """The checkpoints of a rank that does not write. Its state is the same as rank 0's.
 
     Attributes:
         last: the newest checkpoint of this session that is safely on disk.
@@ -37,8 +37,8 @@ class NullCheckpointManager:
     last: Path | None = None
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
-        """Copies the state and has it written, after the save under way. In the foreground it returns when that is
-        done; in the background at once, and `tick`, the next `save`, `drain` or `close` learn how it went.
+        """Copies the state and has it written, after the save under way. In the foreground it returns when the save is
+        done. In the background it returns at once: `tick`, the next `save`, `drain` or `close` learn how the save went.
 
         Args:
             lacks_evaluation: the evaluation that is due at this step is still to be done, by whoever goes on from here.
@@ -89,10 +89,10 @@ class CheckpointManager(NullCheckpointManager):
         facts: for the manifest: the run's sizes and versions.
         note: shows the user one line.
         on_saved: called with each state that is safely on disk.
-        also: from the step that is saved, further steps whose checkpoints retention keeps.
+        also: says which further steps' checkpoints retention keeps, given the step that is saved.
         background: write in a process of its own; `auto`: where the state is large enough to pay.
-        write_timeout_s: after which a save in the background has failed.
-        patience_s: that a disk may refuse.
+        write_timeout_s: how long a save in the background may take.
+        patience_s: how long a disk may refuse.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class CheckpointManager(NullCheckpointManager):
         self._writer: Writer | None = None
         self._under_way: tuple[TrainState, Save] | None = None
         self._failures: list[str] = []
-        """Of the saves since the last that succeeded."""
+        """What went wrong with each save since the last that succeeded."""
         self._refused_since = 0.0
         self._newest: tuple[TrainState, Save] | None = None
         """The newest save, whose copy is there to be written again."""
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
         self.drain()
-        state = replace(state)  # the training goes on with the other one
+        state = replace(state)  # the training goes on changing the other one
         self._newest = None
         with self._failure_counted(state):
             save = self._copy(state, {LACKS_EVALUATION: True} if lacks_evaluation else {})
@@ -170,7 +170,7 @@ class CheckpointManager(NullCheckpointManager):
 
     def end(self) -> None:
         self._write_timeout_s = min(self._write_timeout_s, LAST_SAVE_TIMEOUT_S)
-        with suppress(Exception):  # what ends the training counts for more
+        with suppress(Exception):  # the error that ends the training counts for more
             self.drain()
         if self._writer is not None:
             self._writer.end()
@@ -204,7 +204,7 @@ class CheckpointManager(NullCheckpointManager):
         return save_and_retain(save, self._store, self._buffers.memory)
 
     def _begins(self, save: Save) -> bool:
-        """Hands the save to the process that writes; False where that was killed this very moment."""
+        """Hands the save to the process that writes; False where that process was killed this very moment."""
         if self._writer is not None and not self._writer.is_alive():
             self._writer.kill()
             self._writer = None
@@ -223,7 +223,8 @@ class CheckpointManager(NullCheckpointManager):
 
     @contextmanager
     def _failure_counted(self, state: TrainState) -> Iterator[None]:
-        """Around what saves `state`: tells the user what has failed, at first, and ends the training in the end."""
+        """To be put around what saves `state`. Tells the user of the first failures, and in the end ends the
+        training."""
         try:
             yield
         except (OSError, WriterLost) as error:

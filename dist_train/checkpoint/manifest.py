@@ -25,7 +25,7 @@ def verify(path: Path, *, by_name: bool = True) -> dict[str, Any]:
     """The manifest of a checkpoint whose every byte is what was written.
 
     Args:
-        by_name: its folder has the name that it was saved under; one that was copied out may have another.
+        by_name: its folder must have the name that it was saved under; that of a copy may be another.
 
     Raises:
         DamagedCheckpoint: when a file is missing, added, short, long, changed, or of another checkpoint.
@@ -59,7 +59,7 @@ def write_files(folder: Path, files: Mapping[str, Bytes], facts: Mapping[str, An
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest without its own."""
+    """SHA-256 of the manifest without its `sha256` entry."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -94,7 +94,7 @@ _OBJECTS = ("config", "machine", "data", "code", "metrics")
 _COUNTS = ("generation", "world_size", "global_batch", "samples_seen")
 _HASH = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-"""Of a file: one in the checkpoint's own folder."""
+"""The name of a file, in the checkpoint's own folder."""
 
 
 def _wrong(manifest: Mapping[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ def tensors_of(model: nn.Module, constants: Tensors) -> Tensors:
     """All tensors by name, themselves and not copies.
 
     Args:
-        constants: of constants_of, when the model was new; buffers that still equal them are skipped.
+        constants: what constants_of returned when the model was new. Buffers that still equal these are skipped.
     """
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     changed = {n: b for n, b in _unsaved(model).items() if n in constants and not torch.equal(b, constants[n])}
@@ -55,7 +55,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[
     unsaved = _unsaved(model)
     state: OrderedDict[str, Any] = OrderedDict((n, t) for n, t in tensors.items() if n not in unsaved)
     state.update(others.get("extra", {}))
-    # Without its versions, load_state_dict takes a state_dict for one of torch's first, and some modules convert it.
+    # Without its versions, load_state_dict takes a state_dict for a very old one, and some modules convert it.
     own = getattr(model.state_dict(), "_metadata", {})  # a state_dict of the user's may have none
     state._metadata = OrderedDict(others.get("versions") or own)  # type: ignore[attr-defined]
     model.load_state_dict(state)

@@ -52,14 +52,15 @@ class OptimizerState:
         }
 
     def _changed(self) -> list[dict[str, Any]]:
-        """Of what is outside of the state, the values that have changed since the optimizer was new."""
+        """The values outside of the state that have changed since the optimizer was new."""
         return [
             {key: value for key, value in now.items() if key not in before or not same(value, before[key])}
             for now, before in zip(self._outside(), self._new, strict=True)
         ]
 
     def _checked(self, values: dict[str, Any], *, tuples: bool = False) -> dict[str, Any]:
-        """Those that are no tensors. Raises where JSON does not give one back as it was; `tuples`, as `load` does."""
+        """The values that are no tensors. Raises where JSON would change one; `tuples`: except tuples, which `load`
+        mends."""
         plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         for name, value in plain.items():
             given = list(value) if tuples and isinstance(value, tuple) else value
@@ -106,8 +107,8 @@ class OptimizerState:
         return self._names[id(parameter)]
 
     def _outside(self) -> list[dict[str, Any]]:
-        """The values of each group, but for what the loop sets itself; then the attributes of a user's optimizer.
-        torch's own keep nothing there that a step depends on."""
+        """The values of each group, without what the loop sets itself; then the attributes of a user's optimizer.
+        torch's own optimizers keep nothing there that a step depends on."""
         groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self._optimizer.param_groups
@@ -124,7 +125,7 @@ class OptimizerState:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether it is made of numbers, text and tensors, but for parameters: those are the model's."""
+    """Whether it is made of numbers, text and tensors alone. Parameters do not count: they are the model's."""
     if isinstance(value, list):
         return all(map(_is_state, value))
     if isinstance(value, dict):
@@ -134,7 +135,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _laid_out_like(parameter: Tensor, value: Any) -> Any:
-    """In the parameter's memory format: fused optimizers go through both side by side, as they lie in memory."""
+    """The value in the parameter's memory format: fused optimizers go through the memory of both side by side."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -29,7 +29,7 @@ _SHOWN = 10
 
 
 def surroundings(config: RunConfig, splits: Splits, device: torch.device) -> dict[str, Any]:
-    """All of it, as JSON reads it back."""
+    """All these facts, as JSON reads them back."""
     return {
         "config": json.loads(config.model_dump_json()),
         "torch": str(torch.__version__),  # a plain str: the process that writes checkpoints has no torch

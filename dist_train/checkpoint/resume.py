@@ -70,7 +70,7 @@ def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowe
     """What has changed around the run since its checkpoint was written, one line for each kind that is let through.
 
     Args:
-        now: of dist_train.checkpoint.provenance.surroundings.
+        now: what dist_train.checkpoint.provenance.surroundings returns now.
         allowed: `torch` and `data`, where these may differ.
 
     Raises:

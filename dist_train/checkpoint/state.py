@@ -18,7 +18,7 @@ from dist_train.rundir.strict_json import tagged
 
 Tensors = dict[str, Tensor]
 AVERAGED = "n_averaged"
-"""Beside the averaged weights, how many steps went into them: int64 []."""
+"""The name of a tensor among the averaged weights: how many steps went into them, int64 []."""
 
 
 @dataclass(kw_only=True)
@@ -27,11 +27,11 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done.
-        best_value: of the metric that picks the best checkpoint.
-        best_step: the step it was reached at.
+        best_value: the best value so far of the metric that picks the best checkpoint.
+        best_step: the step at which that value was reached.
         improved_value: the last value that was better than the one before it by train.early_stopping.min_delta.
-        stale: evaluations since then.
-        metrics: of the last evaluation.
+        stale: evaluations since that value.
+        metrics: those of the last evaluation.
         finished: the training has reached its end, or early stopping has ended it.
         left_out_in_a_row: how many of the last steps were skipped because they were not finite.
         broken: the places of the training samples that could not be read, in the order in which they were met.
@@ -67,7 +67,7 @@ class Snapshot:
     other: dict[str, Any]
 
     def copied(self) -> "Snapshot":
-        """On the CPU, each tensor alone in memory of its own."""
+        """A copy on the CPU, each tensor in memory of its own."""
         ema = None if self.ema is None else _copied(self.ema)
         return replace(self, model=_copied(self.model), optimizer=_copied(self.optimizer), ema=ema)
 
@@ -98,7 +98,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, files: dict[str, Tensors], other: dict[str, Any]) -> "Snapshot":
-        """From what `tensor_files` returned."""
+        """The snapshot from what `tensor_files` returned, and the other values."""
         model, optimizer = files["model.safetensors"], files["optimizer.safetensors"]
         return cls(model=model, optimizer=optimizer, ema=files.get("ema.safetensors"), other=other)
 

@@ -58,7 +58,7 @@ class CheckpointStore:
         keep: how many of the newest retention leaves, at least two.
         generation: the generation that writes.
         fence: checks before every commit that the run directory is still this session's.
-        records: files of rows that a run goes on to write: a checkpoint is committed when what they had is durable.
+        records: files that the run adds rows to. A checkpoint is committed when the rows so far are durable.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CheckpointStore:
         self._generation = generation
         self._fence = fence
         self._verified: dict[str, Any] = {}
-        """Of every checkpoint that was read back and found sound, what would show that it was touched since."""
+        """What the files of each checkpoint looked like when it was read back and found sound: a change shows."""
 
     def path(self, step: int) -> Path:
         return self.folder / checkpoint_name(step)
@@ -104,7 +104,7 @@ class CheckpointStore:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(self.folder.parent)
-            for left in self.folder.glob(f".tmp-{session}-*"):  # by a process of this session that was killed in a save
+            for left in self.folder.glob(f".tmp-{session}-*"):  # a process of this session was killed in a save
                 remove_tree(left)
             temporary.mkdir()
             own = {"step": step, "generation": self._generation, "saved": round(time.time(), 3)}
@@ -114,7 +114,7 @@ class CheckpointStore:
             self._commit(temporary, target)
         except OSError as error:
             with suppress(OSError):
-                self._check_fence()  # who has taken the directory over has removed what was begun here
+                self._check_fence()  # whoever has taken the directory over has removed what was begun
             error.filename = error.filename or str(self.folder)
             raise
         finally:

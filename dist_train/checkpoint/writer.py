@@ -28,7 +28,7 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 """Signals that ask a run to stop. A terminal or a scheduler sends them to its children too; only the rank acts."""
 _PR_SET_PDEATHSIG = 1
 _EXIT_TIMEOUT_S = 5.0
-"""For an idle writer to end."""
+"""Seconds for an idle writer to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Save:
     """One checkpoint to write.
 
     Attributes:
-        parts: of each file in the shared memory, its first byte and its length.
+        parts: for each file in the shared memory, its first byte and its length.
         others: the content of the small files.
         facts: for the manifest; retention keeps its `best_step`, besides the newest.
         also: further steps that it keeps.
@@ -54,7 +54,7 @@ class WriterLost(Exception):
 
 
 class WriterKilled(WriterLost):
-    """It was killed, which is no fault of the disk; what it was to write is still in the shared memory."""
+    """The writing process was killed, by no fault of the disk. What it was to write is still in the shared memory."""
 
 
 def save_and_retain(save: Save, store: CheckpointStore, memory: memoryview) -> Path:
@@ -75,14 +75,14 @@ class Writer:
     with the thread that made it.
 
     Args:
-        store: used there as it is here.
+        store: the process uses a copy of it.
         memory: descriptor of the memory that saves lie in.
     """
 
     def __init__(self, store: CheckpointStore, memory: int) -> None:
         self._connection, theirs = Pipe()
         arguments = [str(theirs.fileno()), str(memory), str(os.getpid())]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # inherited, so that none meets it unprepared
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # inherited: no signal meets the process unprepared
         try:
             self._process = subprocess.Popen(
                 # Without site-packages and what they run at the start: 0.1 s until it writes.

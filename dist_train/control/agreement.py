@@ -9,12 +9,14 @@ from dist_train.control.stop import Request, StopFlag
 from dist_train.parallel.process_group import ProcessGroup
 
 EVERY_S = 0.1
-"""Seconds between two agreements, where that is no more than so many steps: the next ones may be much longer."""
+"""Seconds between two agreements, where that is at most MOST_STEPS steps."""
 MOST_STEPS = 4
+"""Steps between two agreements at most: the next steps may be much longer than the last ones."""
 
 
 class Agreement:
-    """The maximum of all ranks' requests, a step after it was asked for: it travels while that step computes."""
+    """The maximum of all ranks' requests. The ranks agree every one to MOST_STEPS steps. Each answer arrives one step
+    later: it travels while that step computes. So a stop ends the training within MOST_STEPS + 1 steps."""
 
     def __init__(self, group: ProcessGroup, flag: StopFlag) -> None:
         self._group = group
@@ -23,9 +25,9 @@ class Agreement:
         """The request, and the microseconds of a step: the slowest rank's, so that all count the same steps."""
         self._under_way: Any = None
         self._steps, self._asked_at = 1, time.monotonic() - EVERY_S
-        """From one agreement to the next, and when the last one began."""
+        """Steps from one agreement to the next, and when the last agreement began."""
         self._left = 0
-        """Steps until the next one."""
+        """Steps until the next agreement."""
 
     def next(self) -> Request:
         """The same answer on every rank; to be called by all of them after every step."""
@@ -43,17 +45,17 @@ class Agreement:
 
     @property
     def is_asked_to_stop(self) -> bool:
-        """Whether this rank was, by a signal; the others need not know of it."""
+        """Whether a signal has asked this rank to stop. The other ranks need not know of it yet."""
         return self._flag.request.stops
 
     def now(self) -> Request:
-        """As `next`, without the delay: all ranks wait for each other."""
+        """The same as `next`, without the delay: all ranks wait for each other."""
         before = self.close()
         self._ask()
         return max(before, self.close())
 
     def close(self) -> Request:
-        """Waits for what is under way, so that no rank leaves a peer waiting; the last answer."""
+        """Waits for the agreement under way, so that no rank leaves a peer waiting. Returns its answer, else NONE."""
         if self._under_way is None:
             return Request.NONE
         self._under_way.wait()

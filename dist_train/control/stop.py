@@ -1,4 +1,5 @@
-"""Requests to stop: a signal sets a flag and nothing else; the ranks agree on one step, and save in normal code."""
+"""Requests to stop: a signal sets a flag and nothing else; the ranks agree on one step, and save outside of the
+handler."""
 
 import os
 import signal
@@ -53,8 +54,8 @@ class StopFlag:
         self._since = float("inf")
         self._deadline = float("inf")
         self.supervised = False
-        """Whether a launcher supervises this process. It ends the process when it is asked twice, and one event may
-        arrive here twice."""
+        """Whether a launcher supervises this process. Then the launcher ends it on a second request: here a second
+        signal may be of the same event."""
 
     def limit(self, seconds: float | None) -> None:
         """Asks to stop once `seconds` have passed."""
@@ -79,7 +80,7 @@ class StopFlag:
         self.request = max(self.request, request)
 
     def take(self) -> Request:
-        """The request so far. One to save and go on is taken once."""
+        """The request so far. A request to save and go on is returned once."""
         request = self.request
         if request == Request.SAVE:
             self.request = Request.NONE

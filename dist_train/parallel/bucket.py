@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Each parameter's gradient in the memory of a bucket of DDP, where it lies in its parameter's memory format,
-    unless that has gaps or overlaps. (GradBucket.gradients() takes them all for contiguous.)
+    """Each parameter's gradient in the memory of a bucket of DDP. It lies there in its parameter's memory format,
+    unless that has gaps or overlaps. (GradBucket.gradients() takes all for contiguous.)
 
     Args:
         flat: [n], the bucket, or memory like it.
@@ -26,7 +26,8 @@ def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def aligned(gradient: Tensor) -> Tensor:
-    """Where in a bucket of DDP a gradient lies depends on whether the process has made a step before, and sums may be
-    added in another order from an address that is no multiple of a vector's size: CUDA's norm of four numbers
-    (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS's products of a cache line."""
+    """The gradient at an address that is a multiple of 64 bytes; a copy if need be. Where in a bucket of DDP a gradient
+    lies depends on whether the process has made a step before. From another address some sums are added in another
+    order: CUDA's norm takes four numbers at a time (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS a cache
+    line."""
     return gradient if gradient.data_ptr() % 64 == 0 else gradient.clone()

@@ -33,7 +33,7 @@ class Buffer:
     checkpoints know, and it is restored after every microbatch.
 
     Attributes:
-        name: of its first place.
+        name: its name in the model; of several, the first.
         places: the modules that hold it, and under which name.
     """
 
@@ -208,13 +208,13 @@ class StepBuffers:
         self._integers.begin_step()
 
     def begin(self, number: int) -> None:
-        """Before a microbatch: all of them start from the same values."""
+        """To be called before each microbatch: all of them start from the same values."""
         self._number = number
         if number != self._own.start:
             self.restore()
 
     def restore(self) -> None:
-        """The values from before the step."""
+        """Puts back the values from before the step."""
         self._set.restore(self._before)
 
     @torch.no_grad()

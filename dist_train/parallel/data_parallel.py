@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """What the sum has to know of a microbatch: the optimizer step, and which of the step's V it is."""
+    """What the sum has to know of a microbatch: its optimizer step, and its number among the microbatches of that
+    step."""
 
     @property
     def step(self) -> int: ...
@@ -54,11 +55,11 @@ class ParallelOptions:
     """How gradients are added.
 
     Attributes:
-        microbatches: V, in a step of all ranks.
-        seed: what a microbatch draws is keyed by it.
-        exact: along the tree; without it as DistributedDataParallel does.
+        microbatches: V, the number of microbatches in a step, over all ranks.
+        seed: with step and number, it decides what a microbatch draws.
+        exact: gradients are added along the tree; if not, as DistributedDataParallel adds them.
         total: gradients become the sum over the microbatches, and not their mean; only with `exact`.
-        bucket_mb: of DistributedDataParallel; None for its own sizes.
+        bucket_mb: size of DistributedDataParallel's buckets; None for its own sizes.
         unused: parameters may take no part in a loss.
     """
 
@@ -71,7 +72,7 @@ class ParallelOptions:
 
     @classmethod
     def of(cls, config: "RunConfig") -> "ParallelOptions":
-        """Of a config with its number of microbatches settled."""
+        """The options of a config whose number of microbatches is settled."""
         return cls(
             microbatches=config.batch.settled,
             seed=config.seed,
@@ -131,9 +132,9 @@ class Parallel:
         return self._ddp(*inputs, **keywords)
 
     def each(self, microbatches: Sequence[P]) -> Iterator[P]:
-        """Yields the rank's microbatches of one step, with everything set for one forward and one backward in the body,
-        of the loss times `loss_scale`. After the last one, `.grad` of every parameter holds the mean over the V
-        microbatches' gradients, or their sum, the same bits on every rank.
+        """Yields the rank's microbatches of one step. For each, the body does one forward, and one backward of the loss
+        times `loss_scale`. After the last one, `.grad` of every parameter holds the mean of the V microbatches'
+        gradients, or their sum: the same bits on every rank. The adding itself is done by `_ExactSum`.
         """
         self._buffers.begin_step()
         self._targets, self._counting = 0, None
@@ -160,18 +161,21 @@ class Parallel:
         self.timing.lap("exchange")
 
     def _take(self) -> list[Tensor]:
-        """What is averaged beside the gradients. The backward is over, but for the wait for the sums."""
+        """What is averaged besides the gradients: the buffers. The backward is over, except for the wait for the
+        sums."""
         self.timing.lap("backward")
         return self._buffers.take()
 
     def complete(self, loss: Tensor) -> Tensor:
-        """The loss to go backward from, in which every parameter takes part where the config allows some not to."""
+        """The loss to call backward on. Where the config allows that parameters take no part, every one takes part in
+        this."""
         self.timing.lap("forward")
         return with_all(loss, self.parameters) if self._options.unused else loss
 
     def count(self, targets: int | Tensor) -> None:
-        """Takes note of how many valid targets the microbatch has, before its backward: from the last one on, the ranks
-        add their counts up while the backward runs. (A GPU's count would have to be waited for.)"""
+        """Notes how many valid targets the microbatch has; to be called before its backward. With the last one, the
+        ranks begin to add up their counts while the backward runs. (Not on a GPU, whose count would have to be waited
+        for.)"""
         self._targets += targets
         if self._is_last and self._group.device.type == "cpu":
             self._counting = self._start_counting()
@@ -180,8 +184,8 @@ class Parallel:
         """Turns gradients that were divided by the number of samples into ones divided by the number of valid targets.
 
         Args:
-            samples: in the global batch.
-            targets_per_sample: where that is known; else those that were counted are.
+            samples: how many the global batch has.
+            targets_per_sample: valid targets of each sample, where known; else the counted ones are used.
         """
         if targets_per_sample is None:
             total, work = self._counting or self._start_counting()
@@ -195,7 +199,7 @@ class Parallel:
         return total, self._group.start_all_reduce_(total)
 
     def restore_buffers(self) -> None:
-        """The buffers as they were before the step that has just run."""
+        """Puts back the buffers as they were before the step that has just run."""
         self._buffers.restore()
 
     def check(self) -> None:
@@ -216,18 +220,19 @@ def _no_forward_sync() -> dict[str, Any]:
 
 
 _Gradients = list[list[Tensor]]
-"""Of several nodes of the tree, those of a bucket's parameters."""
+"""For each of several nodes of the tree, the gradients of a bucket's parameters."""
 
 
 class _ExactSum:
-    """DDP's communication hook.
+    """Adds gradients along the tree: `keep` inside the rank, `hook` and `_reduce` over all ranks.
 
     Args:
-        more: gives what is to be averaged beside the gradients, as Exchange.mean_into takes it, or nothing; called once
-            a step, when the last gradient is there, by when every forward is over, also one that checkpointing repeats.
+        more: returns what is to be averaged besides the gradients, as Exchange.mean_into takes it; empty for nothing.
+            It is called once a step, when the last gradient is there. Every forward is over by then, also one that
+            activation checkpointing repeats.
 
     Attributes:
-        mean_of_more: the last step's.
+        mean_of_more: the mean of what `more` returned in the last step.
     """
 
     def __init__(
@@ -257,6 +262,7 @@ class _ExactSum:
             parameter.grad = None
 
     def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        """DDP's communication hook: it gets each bucket in the backward of the rank's last microbatch."""
         flat, parameters = bucket.buffer(), bucket.parameters()
         places = [self._place[id(parameter)] for parameter in parameters]
         folded, beside = (
@@ -302,7 +308,7 @@ class _ExactSum:
 
 
 _SMALL = 1 << 19
-"""Numbers in a bucket up to which a copy costs less than a way of their own for the buffers."""
+"""Numbers in a bucket below which the buffers travel with it: the copy costs less than an exchange of their own."""
 
 
 def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

@@ -1,12 +1,12 @@
 """What the ranks of one step send each other: a flat tensor of each, added along one fixed tree
-(dist_train/parallel/tree.py).
+(dist_train/parallel/tree.py). A node is a node of that tree here, and a computer is a machine.
 
-Each rank receives one chunk of everybody's nodes (all-to-all), adds it along the tree, and gives the sum to all
-(all-gather), which moves as many bytes as a ring all-reduce. On several nodes it goes in two levels: the ranks of a
-node add up what their node knows of the tree, those with the same place on their nodes add up the nodes', each for its
-own chunk. Between nodes every number then travels once each way, not once for each rank. Many nodes make more levels of
-the same kind: as many bytes in fewer messages (docs/scale.md). Where there are few numbers, everybody gets everything
-at once instead, and two ranks give each other halves, without a copy.
+Each rank receives one chunk of every rank's nodes (all-to-all), adds it along the tree, and gives the sum to all
+(all-gather). That moves as many bytes as a ring all-reduce. On several machines there are two levels. First the ranks
+of a machine add up what that machine knows of the tree. Then the ranks with the same place on their machines add up
+what the machines know, each for its own chunk. So each number travels between machines once each way, and not once for
+each rank. Many machines make more levels of the same kind: as many bytes in fewer messages (docs/scale.md). Where there
+are few numbers, every rank sends everything to every rank instead. Two ranks give each other halves, without a copy.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from torch import Tensor
 from dist_train.parallel.tree import Node, cover, tree_sum
 
 _PIECE = 64 << 20
-"""Bytes that are added at a time: DDP's first step has the whole model in one bucket, which would triple in memory."""
+"""Bytes that are added at a time: in DDP's first step one bucket has the whole model, and would triple in memory."""
 _ALIGNED = 16
-"""Bytes at whose multiples every rank's chunk begins: what vector instructions and NCCL's kernels want."""
+"""Every rank's chunk begins at a multiple of so many bytes: vector instructions and NCCL's kernels want that."""
 
 
 _LEVEL = 32
 """Messages that a further level has to save: it costs two more collectives a piece, and copies between them."""
 _FEW, _FEW_OF_TWO = 64 << 10, 8 << 20
-"""Bytes of all ranks up to which one collective more would cost as much as sending everything to everybody. For two
-ranks these are no more bytes, but more is added."""
+"""Bytes of all ranks up to which everybody sends everything to everybody, since one collective more would cost as much.
+Two ranks send no more bytes that way, but each adds more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Lanes:
     """The groups that something travels on between all ranks, the innermost first.
 
     Attributes:
-        groups: by level, the one that this rank is in. Written with the `sizes` as bases, the lowest digit first, the
-            ranks of a level's group differ in that level's digit alone, and are in its order.
+        groups: by level, the group that this rank is in. Write ranks as numbers whose digits have the bases `sizes`,
+            the lowest digit first: the ranks of a level's group differ in that level's digit alone, in its order.
         sizes: by level, the members of a group; their product is the number of ranks.
     """
 
@@ -71,7 +71,7 @@ class Exchange:
         root, block = (0, microbatches), 1
 
         def known(at: int) -> list[Node]:
-            """To the ranks of a block together. They are neighbours, so their shares are one range."""
+            """The nodes that the ranks of a block know together. They are neighbours, so their shares are one range."""
             return cover(range(shares[at * block].start, shares[(at + 1) * block - 1].stop), root)
 
         self._levels = []
@@ -147,12 +147,12 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class _Level:
-    """One group, which adds what its members bring of the tree to fewer nodes of it.
+    """One group of ranks. Its members bring nodes of the tree, and add them up to fewer nodes.
 
     Attributes:
         place: this rank's in the group.
-        brought: by member, the nodes that it has.
-        wanted: the nodes that are added up.
+        brought: by member, the nodes that it brings.
+        wanted: the nodes that come out.
         spaces: memory that is used again, by type.
     """
 
@@ -167,7 +167,7 @@ class _Level:
         return len(self.brought)
 
     def add(self, values: Sequence[Tensor], chunk: int) -> tuple[list[Tensor], Tensor]:
-        """This member's chunk of each node that is wanted; and the memory that it lies in, from its beginning on."""
+        """This member's chunk of each wanted node; and the memory that these lie in, from its beginning on."""
         nodes = [node for of_member in self.brought for node in of_member]
         received = self._received(values[0], len(nodes) * chunk)
         dist.all_to_all_single(
@@ -182,11 +182,11 @@ class _Level:
 
     @cached_property
     def are_two(self) -> bool:
-        """Two members, each with one child of the node that is wanted."""
+        """Whether there are two members, each with one child of the one wanted node."""
         return self.members == 2 and all(len(of_member) == 1 for of_member in self.brought) and len(self.wanted) == 1
 
     def add_at_once(self, values: Sequence[Tensor]) -> Tensor:
-        """The sum of all members' nodes, which everybody sends to everybody; the only node that is wanted."""
+        """The one wanted node: the sum of all members' nodes, which everybody sends to everybody."""
         n = values[0].numel()
         sizes = [0 if member == self.place else len(of_member) * n for member, of_member in enumerate(self.brought)]
         received = self._received(values[0], sum(sizes))
@@ -200,7 +200,7 @@ class _Level:
         return tree_sum(parts, wanted, torch.Tensor.add_)
 
     def mean_of_two(self, value: Tensor, divisor: int) -> None:
-        """Turns both members' only node into their mean. Nothing is copied, and each adds half of it."""
+        """Turns the one node that each of two members has into the mean, in place. Each member adds one half of it."""
         half = value.numel() // 2 * value.element_size() // _ALIGNED * _ALIGNED // value.element_size()
         mine, others = value[:half], value[half:]
         if self.place == 1:
@@ -211,13 +211,13 @@ class _Level:
         self._swap(mine, others)
 
     def _swap(self, given: Tensor, received: Tensor) -> None:
-        """Between two members."""
+        """Sends a tensor to the other one of two members, and receives one from it."""
         sizes, given_sizes = ([0, t.numel()] if self.place == 0 else [t.numel(), 0] for t in (received, given))
         dist.all_to_all_single(received, given, sizes, given_sizes, group=self.group)
 
     def _received(self, like: Tensor, size: int) -> Tensor:
-        """Memory that is used again, since sums run one after another. New pages would cost as much as the sum; a GPU's
-        allocator keeps its pages."""
+        """Memory for what is received. It is used again, since sums run one after another: new pages would cost as much
+        as the sum. A GPU's allocator keeps its pages itself."""
         if like.is_cuda:
             return like.new_empty(size)
         space = self.spaces.get(like.dtype)
@@ -227,7 +227,8 @@ class _Level:
 
 
 def _by_destination(values: Sequence[Tensor], members: int, chunk: int) -> Tensor:
-    """For member 0 its chunk of every value, then for member 1, and so on; the last is filled up with zeros."""
+    """The values in the order of the members that get them: member 0's chunk of every value, then member 1's, and so
+    on. The last chunk is filled up with zeros."""
     n = values[0].numel()
     if len(values) == 1 and n == members * chunk:
         return values[0]
@@ -238,11 +239,11 @@ def _by_destination(values: Sequence[Tensor], members: int, chunk: int) -> Tenso
 
 
 def level_sizes(places: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Members of a group by level, the innermost first. The first level stays inside the nodes, where their ranks are
-    neighbours: a node is one group, or of nodes of 8 and 4 each four ranks are one.
+    """Members of a group by level, the innermost first. Where a machine's ranks are neighbours, the first level stays
+    inside the machines: a machine is one group, or with machines of 8 and 4 ranks, each four ranks are one.
 
     Args:
-        places: by rank, its place on its node and the number of ranks there.
+        places: by rank, its place on its machine and the number of ranks there.
     """
     inside = at = 0
     while at < len(places):
@@ -255,6 +256,6 @@ def level_sizes(places: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
 @cache
 def _split(members: int) -> tuple[int, ...]:
-    """Sizes with that product, whose levels need the fewest messages."""
+    """The sizes with that product whose levels need the fewest messages."""
     divided = [(size, *_split(members // size)) for size in range(2, isqrt(members) + 1) if members % size == 0]
     return min([(members,), *divided], key=lambda sizes: sum(sizes) + _LEVEL * len(sizes))

@@ -1,4 +1,4 @@
-"""Where the sums of gradients run while the backward goes on, and how far the host may run ahead of the GPU."""
+"""Runs the sums of gradients while the backward goes on, and bounds how far the host runs ahead of the GPU."""
 
 import queue
 import threading
@@ -17,14 +17,14 @@ class SideThread:
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[tuple[Any, Future[Tensor]] | None] = queue.SimpleQueue()
         self._before: Future[Tensor] | None = None
-        """Of the last sum that the thread was given."""
+        """The future of the last sum that the thread was given."""
         self._thread = threading.Thread(target=self._run, name="exact-sum", daemon=True)
         self._thread.start()
 
     def submit(self, work: Any, *, is_last: bool = False) -> Future[Tensor]:
-        """`is_last`: the backward is over but for this sum, so that there is nothing to run beside."""
+        """`is_last`: the backward is over except for this sum, so there is nothing for it to run beside."""
         future: Future[Tensor] = Future()
-        if is_last:  # it would take the calling thread as long to wake the other one, and to be woken
+        if is_last:  # to wake the other thread, and to be woken, would take as long
             if self._before is not None:
                 _settled(self._before)
             self._before = None
@@ -51,7 +51,7 @@ def _do(work: Any, future: Future[Tensor]) -> None:
 
 
 def _settled(future: Future[Tensor]) -> None:
-    """Waits for it. What it has failed with is raised by DDP, which waits for all of them in their order."""
+    """Waits until it is done. If it has failed, DDP raises the error: it waits for all futures in their order."""
     with suppress(Exception):
         future.wait()
 

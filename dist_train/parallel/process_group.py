@@ -32,12 +32,12 @@ MANY = 64
 """Ranks above which gloo connects only those that talk to each other, since all to all are W² look-ups in one store;
 and above which the host's sums go in levels, since a ring takes 2(W - 1) messages, one after another: docs/scale.md."""
 HOST_TIMEOUT = timedelta(days=30)
-"""Of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is still noticed
-at once, by its closed connection."""
+"""Time limit of the group on the host: longer than any download or evaluation by one rank alone. A peer that dies is
+still noticed at once, by its closed connection."""
 
 
 class ProcessGroup:
-    """All ranks of one generation. A context manager. One that the script has opened itself is used, and left open.
+    """All ranks of one generation. A context manager. A group that the script has opened itself is used, and left open.
 
     Attributes:
         ranks: this process's place.
@@ -63,7 +63,7 @@ class ProcessGroup:
             torch.cuda.set_device(self.device)
         if self.ranks.world_size > MANY:
             os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
-        beat("connect")  # no work: the library looks around for the others as busily as it would compute
+        beat("connect")  # a phase of its own: the library looks for the others as busily as if it computed
         if self._is_ours:
             alone: dict[str, Any] = (
                 {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "MASTER_ADDR" not in os.environ else {}
@@ -108,7 +108,7 @@ class ProcessGroup:
         return self._lanes[use]
 
     def _new_group(self, ranks: Sequence[int] | None, backend: str, timeout: timedelta) -> dist.ProcessGroup:
-        """Of all ranks; or of `ranks`, while the others make theirs at the same time."""
+        """A group of all ranks; or of `ranks`, while the other ranks make their own at the same time."""
         group = dist.new_group(ranks, timeout, backend, use_local_synchronization=ranks is not None)
         assert isinstance(group, dist.ProcessGroup)
         self._connect(group, self.device if backend == self.backend else torch.device("cpu"))
@@ -176,7 +176,7 @@ class ProcessGroup:
             flat, block = tensor.view(-1).view(torch.uint8), self.ranks.world_size
             for group, size in zip(lanes.groups[::-1], lanes.sizes[::-1], strict=True):
                 block //= size
-                # The others' turn has not come; they call as often, which is how the watchdog sees who is behind.
+                # The others' turn has not come. They call as often: so the watchdog sees who is behind.
                 part = flat if self.ranks.rank % block == 0 else flat[:0]
                 dist.broadcast(part, dist.get_global_rank(group, 0), group)
         return everyone
@@ -207,19 +207,19 @@ class ProcessGroup:
         op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         if self._behind is None:
             return dist.all_reduce(tensor, op=op, group=self._host, async_op=True)
-        groups = self._lanes_on_host("behind").groups  # which the thread alone uses, so in one order on all ranks
+        groups = self._lanes_on_host("behind").groups  # the thread alone uses them, so in one order on all ranks
         return self._behind.submit(lambda: _all_reduce(tensor, groups, op))
 
 
 def _all_reduce(tensor: Tensor, groups: Iterable[Any], op: Any) -> Tensor:
-    """In place, one group after another."""
+    """Adds a tensor over each group in turn, in place."""
     for group in groups:
         dist.all_reduce(tensor, op=op, group=group)
     return tensor
 
 
 def _backend_of_others(ranks: Ranks) -> str:
-    """Of the group that a script has opened itself.
+    """The backend of the group that a script has opened itself.
 
     Raises:
         UserError: when its ranks are not torchrun's.

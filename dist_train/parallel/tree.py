@@ -67,8 +67,9 @@ class BinaryCounter(Generic[T]):
         self.nodes[node] = value
 
     def folding(self, number: int) -> tuple[list[Node], list[Node]]:
-        """How leaf `number`, the share's last, is to be added: the nodes that are added to it, left siblings, one after
-        another; and the share's other nodes from left to right, which are all to the left of the result."""
+        """How leaf `number`, the share's last, is to be added. First the nodes that are added to it one after another,
+        each a left sibling of the sum so far. Then the share's other nodes from left to right, all left of the
+        result."""
         node, folded = (number, number + 1), []
         while node in self._siblings and self._siblings[node][0] in self.nodes:
             left, node = self._siblings[node]

@@ -10,8 +10,8 @@ from dist_train.errors import ExitCode, UserError
 
 
 def with_all(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The same loss, whose backward gives the parameters that it does not depend on a gradient of exact zeros: the sum
-    over microbatches and ranks is what it would be without them."""
+    """The same loss. Its backward gives a gradient of exact zeros to parameters that the loss does not depend on, so
+    that sums over microbatches and ranks are what they would be without these."""
     used = _reached(loss)
     unused = [parameter for parameter in parameters if id(parameter) not in used]
     return _WithZeros.apply(loss, *unused) if unused else loss  # type: ignore[no-untyped-call]
@@ -29,8 +29,8 @@ class _WithZeros(torch.autograd.Function):
 
 
 def _reached(loss: Tensor) -> set[int]:
-    """ids of the parameters that the loss depends on. Of the whole graph, since a task may call the model several times
-    and return anything: DistributedDataParallel's own search looks at the outputs of the last call."""
+    """ids of the parameters that the loss depends on. The whole graph is searched, since a task may call the model
+    several times and return anything: DistributedDataParallel's own search looks at the outputs of the last call."""
     found: set[int] = set()
     seen: set[Any] = set()
     ahead = [loss.grad_fn]

@@ -17,7 +17,7 @@ from .. import completion
 from ..configs import load_trusted, remember_configs
 from ..console import say
 from ..plan.flags import as_words
-from ..plan.run_choice import RunRequest, choose
+from ..plan.run_choice import RunRequest, choose_run
 from .common import RESUME, json_option, launch_command, trust_option, with_options
 from .train import find_config
 
@@ -108,7 +108,7 @@ def plan_job(
     overrides = (*overrides, *as_overrides(flags))
     config = load_trusted(path, [word.replace("{task}", "0") for word in overrides], of_run, trust=trust, job=True)
     numbers, at_once = parse_tasks(str(config.slurm.array)) if config.slurm.array is not None else ([None], None)
-    choice = choose(config, RunRequest(run_dir=run_dir, resume=resume, job=None, nodes=1))
+    choice = choose_run(config, RunRequest(run_dir=run_dir, resume=resume, job=None, nodes=1))
     if choice.note:
         say(choice.note)
     if choice.resume not in ("auto", "none"):

@@ -17,7 +17,7 @@ from ..configs import existing_config, load_trusted, program_for, remember_confi
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
-from ..plan.run_choice import RunRequest, choose, config_of
+from ..plan.run_choice import RunRequest, choose_run, config_of
 from ..scheduler import everywhere
 from .common import RESUME, json_option, launch_command, print_verdict, trust_option
 from .launch_flags import launch_flags
@@ -111,10 +111,10 @@ FEW_STEPS += ("tracking.every=1 steps", "tracking.wandb.mode=disabled", "trackin
 
 
 def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resume: str | None, **options: Any) -> int:
-    """A few steps in a folder that is removed afterwards; returns the exit code.
+    """Trains a few steps in a folder that is removed afterwards. Returns the exit code.
 
     Raises:
-        UserError: on several nodes, which would each have a folder of their own, or for a run that is there already.
+        UserError: on several nodes, since each would have a folder of its own; with --run-dir, --resume or --profile.
     """
     if run_dir is not None or resume is not None:
         raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
@@ -135,12 +135,12 @@ def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resu
 def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, trust: bool, **flags: Any) -> Path:
     """The run directory, chosen once for all nodes of an allocation."""
     config = load_trusted(*find_config(words, resume, run_dir), trust=trust)
-    return choose(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
+    return choose_run(config, RunRequest(run_dir=run_dir, resume=resume, job=flags["rdzv_id"], nodes=1)).folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTraining:
-    """What a command line comes to. `note` is what the user might not expect of it."""
+    """What a command line means. `note` tells the user what may be unexpected."""
 
     config_path: str
     overrides: tuple[str, ...]
@@ -159,10 +159,10 @@ def plan_training(
     profile_ranks: str | None = None,
     **flags: Any,
 ) -> PlannedTraining:
-    """From the command line to the plan.
+    """Makes the plan that a command line asks for.
 
     Raises:
-        UserError: when it cannot be done.
+        UserError: when config, flags, host and run directory do not go together.
     """
     config_path, overrides, of_run = find_config(words, resume, run_dir)
     config = load_trusted(config_path, overrides, of_run, trust=trust)
@@ -173,7 +173,7 @@ def plan_training(
     job, restarts = (place.run_name, place.restarts) if place else (given.rdzv_id, None)
     nodes, allowed = count_nodes(given, machine), allow_change
     request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
-    choice = choose(config, request)
+    choice = choose_run(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
     passed_on = as_words({"allow_change": allow_change, "profile": profile, "profile_ranks": profile_ranks})
     plan = make_plan(
@@ -190,7 +190,7 @@ def plan_training(
 
 
 def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ranks: str | None) -> None:
-    """Raises UserError as the ranks would, but before anything is started; the steps of epochs they know alone."""
+    """Raises UserError as the ranks would, but before anything is started. Only they know the steps of an epoch."""
     if ranks is not None and steps is None:
         raise UserError(f"--profile-ranks {ranks} says of whom, and --profile of which steps: give both")
     duration = config.train.duration
@@ -200,12 +200,12 @@ def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ran
 
 
 def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Path and overrides of the config, and whether it came with a run.
+    """Returns the config's path, its overrides, and whether it came with a run.
 
-    It is the config on the command line, or else that of the run to resume.
+    The config is the one on the command line, or else the one of the run to resume.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is neither.
     """
     from dist_train.config.recorded import is_recorded
 

@@ -1,9 +1,9 @@
-"""One node's share of one generation, in a process of its own: torchrun's elastic agent, told what to do on stdin.
+"""The agent of one node and one generation, in a process of its own: torchrun's elastic agent, with our orders.
 
 It starts the ranks with torch's own agent, waits for them, and writes how they ended. `python -m launch.node.agent`
 reads one line of JSON (see supervisor/agent_starter.py); the rest of stdin is the supervisor's lifeline: when it
-closes, everything ends. Forked from the fork server (fork_server.py) it gets the same by main_forked, and the kernel
-ends it with the server.
+closes, everything ends. Where it is forked from the fork server (fork_server.py), main_forked gets the same request,
+and the kernel ends it with the server.
 """
 
 import json
@@ -32,7 +32,7 @@ from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
 MORE_DESCRIPTORS = 256
-"""Of the process that has the store, beside those of ranks and agents."""
+"""Open files that the process with the store may need, besides one for each rank and agent."""
 RANK_MAIN = Path(__file__).parents[1] / "rank" / "main.py"
 
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def main_forked(request: dict[str, Any], server: socket.socket) -> None:
-    """The same, in a process that has imported torch already; its ranks are forked, too. Never returns."""
+    """Does what main does, in a process that has imported torch already. Its ranks are forked, too. Never returns."""
     fork_ranks_from(ForkClient(server))
     work(decode(AgentRequest, request))
 
@@ -75,7 +75,7 @@ def work(request: AgentRequest) -> None:
 
 
 def hold_lifeline(stdin: int) -> None:
-    """Watches stdin from a thread; the ranks get that of the user's command."""
+    """Ends everything when stdin closes, which a thread watches. The ranks get the stdin of the user's command."""
     lifeline = os.dup(0)
     os.dup2(stdin, 0)
     os.close(stdin)
@@ -90,7 +90,7 @@ def hold_lifeline(stdin: int) -> None:
 
 
 def run_ranks(request: AgentRequest) -> list[RankEnd]:
-    """Runs the ranks to their end. Returns how each ended, those that failed first in front.
+    """Runs the ranks to their end. Returns how they ended: only those that failed, if any did.
 
     Never restarts them: every generation gets an agent of its own.
     """
@@ -100,7 +100,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     from torch.distributed.run import config_from_args, parse_args
 
     theirs = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("PET_")}
-    arguments = parse_args([*request.arguments, "program"])  # the plan has read torchrun's variables, and decided
+    arguments = parse_args([*request.arguments, "program"])  # the plan has read torchrun's variables already
     os.environ.update(theirs)
     single = arguments.nnodes in ("1", "1:1")
     port = arguments.master_port or 0
@@ -129,7 +129,7 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
 
 
 def allow_descriptors(clients: int) -> None:
-    """The store takes one for each rank and agent, and the limit is 1,024 as a rule. The ranks' own stays as it is.
+    """Raises the limit of open files: the store takes one for each rank and agent, and the limit is usually 1,024.
 
     Raises:
         RuntimeError: when the limit cannot be raised so far.
@@ -146,7 +146,7 @@ def allow_descriptors(clients: int) -> None:
 
 
 class ForkedRank:
-    """What torch's agent asks of its SubprocessHandler."""
+    """A rank, as torch's agent handles one: it takes the place of torch's SubprocessHandler."""
 
     def __init__(self, process: ForkedProcess) -> None:
         self.proc = process
@@ -172,9 +172,9 @@ def fork_ranks_from(server: ForkClient) -> None:
 
 
 def rank_files(request: AgentRequest, signals: str) -> Any:
-    """Turns torch's own log redirection off (rank/main.py does it), and says where its @record decorator writes. The
-    launch's name and its counts of restarts are ours, since each of our generations is a first one to torch's agent;
-    the signals are those that torch's agent would handle."""
+    """Turns torch's own log redirection off, since rank/main.py redirects, and says where torch's @record decorator
+    writes. The ranks also get the launch's name and our counts of restarts: to torch's agent each generation of ours is
+    the first. `signals` are those that torch's agent would handle."""
     from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.api import LogsDest
 
@@ -217,7 +217,7 @@ def loopback_rendezvous(parameters: Any, port: int) -> Any:
                 is_master=True,
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
-                timeout=timedelta(seconds=30),  # to reach ourselves, which a lack of descriptors may keep us from
+                timeout=timedelta(seconds=30),  # to reach ourselves: without descriptors we cannot
             )
             store.set_timeout(timedelta(minutes=5))
             return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(host, bound))

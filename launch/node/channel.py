@@ -23,7 +23,7 @@ def receive(channel: socket.socket) -> Any:
 
 
 def send(channel: socket.socket, message: Any) -> None:
-    """Drops a message for a peer that has gone."""
+    """Sends a message. One for a peer that has gone is dropped."""
     packet = json.dumps(message).encode()
     if len(packet) <= LARGEST_PACKET:
         with contextlib.suppress(ConnectionError):

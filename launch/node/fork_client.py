@@ -17,7 +17,7 @@ from .channel import receive, send
 
 
 class ForkClient:
-    """One end of a line to the fork server.
+    """A client's end of a line to the fork server.
 
     Args:
         refused: is told why no rank can be forked.
@@ -39,7 +39,7 @@ class ForkClient:
         send(self.channel, request)
 
     def answer(self, seconds: float | None = 0.0) -> "ForkedProcess | None":
-        """The process asked for. None where it has not come within `seconds`, and where the server will not fork."""
+        """The process asked for. None where no answer came within `seconds`, or the server will not fork."""
         self._listen(seconds, lambda: self._is_answered)
         return None if self._started is None else ForkedProcess(self._started, self)
 
@@ -67,7 +67,7 @@ class ForkClient:
 
 
 class ForkedProcess:
-    """A process that is not our child, as a subprocess.Popen."""
+    """A process that is not our child, with the methods of a subprocess.Popen."""
 
     def __init__(self, pid: int, client: ForkClient) -> None:
         self.pid, self._client = pid, client

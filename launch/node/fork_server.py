@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 OFTEN = ("torch.distributed",)
-"""What nearly every distributed program comes to."""
+"""What nearly every distributed program imports sooner or later."""
 DEVICES = "/dev/nvidia"
-"""How the paths begin of what a process has open that has called the GPU's driver, with a context or without."""
+"""How the paths of the GPU driver's files begin. A process that has called the driver has one open."""
 
 
 def load(name: str) -> Any:
@@ -48,7 +48,7 @@ class PreloadOrder:
     Attributes:
         cwd: the folder that the user's command was given in.
         path: the program's own folder, first in sys.path.
-        log: the file that what the imports print goes to.
+        log: the file for what the imports print.
         modules: what to import besides torch.
         strict: whether a module that cannot be imported is an error: the user has named it.
         devices: how the paths of a GPU driver's files begin.
@@ -63,7 +63,7 @@ class PreloadOrder:
 
 
 def import_all(order: PreloadOrder) -> str | None:
-    """Returns why ranks cannot be forked from here, if so."""
+    """Imports all modules. Returns why ranks cannot be forked from this process; None where they can."""
     if "torch._dynamo" not in order.modules:
         load("torch_patches").install_lazy_dynamo()
     for name in OFTEN:
@@ -88,7 +88,7 @@ def import_all(order: PreloadOrder) -> str | None:
 
 
 def open_files(prefix: str) -> Iterator[str]:
-    """Of this process, those whose path begins so."""
+    """The paths of this process's open files that begin with `prefix`."""
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that the listing itself had open
             path = os.readlink(f"/proc/self/fd/{number}")
@@ -97,10 +97,10 @@ def open_files(prefix: str) -> Iterator[str]:
 
 
 class Forked(BaseException):
-    """This is the new process: it leaves the server's frames behind, and does what it is there for.
+    """Raised in a new process, which so leaves the server's frames behind.
 
     Args:
-        work: what that is.
+        work: what the process is there for.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -108,7 +108,7 @@ class Forked(BaseException):
 
 
 class ForkServer:
-    """Forks what it is asked for, and tells how it ended.
+    """Forks the processes that it is asked for, and tells how they ended.
 
     Args:
         control: the line to the supervisor.
@@ -120,16 +120,16 @@ class ForkServer:
         self._control, self._root, self._package = control, root, package
         if sys.flags.safe_path:  # Python has put no folder of ours there
             sys.path.insert(0, root)
-        sys.path[0] = root  # for what these two import
+        sys.path[0] = root  # for the imports of these two
         self._rank_main, self._processes = load("rank/main"), load("processes")
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
-            del sys.modules[name]  # the program may find another one
+            del sys.modules[name]  # the program may have one of its own
         self._refusal: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
 
     def serve(self, parent: int) -> None:
-        """Until the supervisor is gone, which takes everything below along. Never returns.
+        """Serves until the supervisor is gone, and then ends everything below it. Never returns.
 
         Raises:
             Forked: in each process that was forked.
@@ -145,15 +145,16 @@ class ForkServer:
         with open(order.log, "a") as log:  # what the imports print is no rank's: each asks for an output of its own
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        gc.disable()  # there is no garbage in what is imported, and to find that out costs a seventh of the time
+        gc.disable()  # there is no garbage in what is imported, and finding that out costs a seventh of the time
         try:
-            import torch  # noqa: F401 - for the agent too, which is why it does not wait for the rest
+            import torch  # noqa: F401 - the agent needs only this, so it does not wait for the rest
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-        self._start_agent()  # which is busy while the rest is imported
+        self._start_agent()  # the agent sets itself up while we import the rest
         self._refusal = import_all(order)
-        # What a rank starts, the kernel does not end with it: from here on we do, when the supervisor is gone.
+        # The kernel ends each rank with us, but not what a rank has started. So from here on we end both when the
+        # supervisor is gone.
         self._processes.become_subreaper()
         self._processes.die_with_parent(0)
         if self._refusal is not None:
@@ -195,8 +196,8 @@ class ForkServer:
         os.environ.update(environment)
         sys.modules["torch"].default_generator.seed()  # else the same numbers in every rank
         if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()  # as well; Python's own does so by itself
-        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # the server's, else
+            sys.modules["numpy"].random.seed()  # likewise; Python's own generator does so by itself
+        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else it would stay the server's
         if sys.flags.safe_path:
             del sys.path[0]
         self._rank_main.leave_fast()

@@ -12,7 +12,7 @@ class AgentRequest:
         cwd: the folder that the user's command was given in.
         arguments: torchrun's flags.
         program: what a rank runs, `-m MODULE`, `--no-python PROGRAM` or a script, and its arguments.
-        run_id: what the ranks are told that the launch is called.
+        run_id: the launch's name, as the ranks are told it.
         generation: the folder that ranks leave their files in.
         logs: the folder of the ranks' logs.
         log: the file that torch's own words go to.
@@ -21,7 +21,7 @@ class AgentRequest:
         max_restarts: how often they may be.
         output: address of the relay.
         pages: the memory file (rank/page.py): a page for each rank, and the last for the agent.
-        ranks: how many this node has.
+        ranks: how many ranks this node has.
         grace: seconds that ranks may take to end once one has failed.
         outcome: the file to write how the ranks ended, for people.
         stdin: descriptor of the standard input of the user's command.

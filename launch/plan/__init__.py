@@ -1,4 +1,4 @@
-"""The plan: what would be started, as a pure function of config, flags and host. Deciding happens here alone."""
+"""The plan: what would be started, as a pure function of config, flags and host. All decisions are made here."""
 
 import shlex
 from dataclasses import asdict, dataclass, replace
@@ -16,19 +16,19 @@ from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
 from .flags import Flags, as_words
 from .host import Host
-from .rendezvous import Rendezvous, choose
+from .rendezvous import Rendezvous, choose_rendezvous
 from .requirements import Requirements
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """All that the supervisor does follows from this; a dry run prints it."""
+    """What the supervisor does follows from the plan alone. A dry run prints it."""
 
     nodes: int
     node: int | None
-    """None where the rendezvous hands out the node's number."""
+    """This node's number; None where the rendezvous hands it out."""
     node_name: str
-    """In the names of what this node writes; the host's where it has no number."""
+    """This node in the names of its files: `node<number>`, or the host's name where it has no number."""
     ranks_per_node: int
     device: Literal["cpu", "gpu"]
     backend: Literal["nccl", "gloo"]
@@ -38,42 +38,43 @@ class LaunchPlan:
     """Added to the environment of every rank."""
     rendezvous: Rendezvous
     flags: Flags
-    """The command line's: restarts, times, how to start."""
+    """The command line's flags: restarts, times, how to start."""
     requirements: Requirements
-    """The program's."""
+    """What the program asks of the plan."""
     program: tuple[str, ...]
     """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
     arguments: tuple[str, ...]
-    """Its arguments."""
+    """The program's arguments."""
     resume: str | None
-    """What it is to begin from; None for programs that do not ask."""
+    """What the training begins from: `auto` (its newest checkpoint), `none` (it begins anew) or a checkpoint's
+    directory. None where the program is not a training."""
     is_training: bool
     """Whether the program is our own trainer, which answers signals and saves; else it knows nothing of us."""
     folder: Path
-    """Of logs and generations: the run directory."""
+    """The run directory. It holds the generations, and the logs where there is no --log-dir."""
     shown: Shown
     """Which ranks the console shows."""
     log_size: int
-    """Bytes in a rank's log before it becomes the one before."""
+    """Bytes after which a rank's log is put aside and a new one begins."""
     place: Place | None
-    """The job that this is a part of."""
+    """This node's place in the scheduler's job; None without a scheduler."""
     run_id: str
-    """What its ranks, of every generation, are told that it is called."""
+    """The launch's name, as the ranks of every generation are told it."""
     attempt: int = 1
-    """Which of the starts by one launcher it is, or by the launchers of several nodes together."""
-    start: str | None = None
-    """What its nodes have agreed to call this start of the ranks."""
+    """The generation's number within the launch, from 1; the launchers of several nodes count together."""
+    agreed_name: str | None = None
+    """The generation's name, where the nodes have agreed on one (supervisor/rounds.py)."""
 
     @property
     def scheduler(self) -> Literal["slurm"] | None:
-        """Who starts us again when we ask for it."""
+        """The scheduler, which starts this launch again when asked to."""
         return "slurm" if self.place else None
 
     @property
-    def start_name(self) -> str | None:
-        """A name of this start of the ranks that all nodes know, and that there is once."""
+    def generation_name(self) -> str | None:
+        """The generation's name, which all nodes know and which is used once. None where each node counts by itself."""
         if self.place is None or self.nodes == 1:
-            return self.start
+            return self.agreed_name
         return f"{self.place.job}.{self.place.step}-{self.place.restarts}-{self.attempt}"
 
     @property
@@ -94,7 +95,8 @@ class LaunchPlan:
 
     @property
     def torchrun_arguments(self) -> tuple[str, ...]:
-        """What torchrun's own parser gets: the flags. It would look for its flags among the program's words, too."""
+        """The flags, for torchrun's own parser. The program's words are not among them: the parser would look for its
+        flags there, too."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
         if self.rendezvous == Rendezvous():
             flags.append("--standalone")
@@ -119,13 +121,13 @@ class LaunchPlan:
         """The plan of a later generation of the same run: it goes on from the newest checkpoint."""
         if attempt == 1:
             return self
-        resume = "auto" if self.resume == "none" else self.resume  # a checkpoint, until this run has one of its own
+        resume = "auto" if self.resume == "none" else self.resume  # a checkpoint counts until this run has its own
         return replace(self, attempt=attempt, resume=resume, rendezvous=self.rendezvous.of_attempt(attempt))
 
     def of_round(self, agreed: Round) -> "LaunchPlan":
         """The plan of the generation that the nodes have agreed on."""
         rendezvous = replace(self.rendezvous, master_port=agreed.master_port, rdzv_id=agreed.rdzv_id)
-        return replace(self.of_attempt(agreed.attempt), start=agreed.start, rendezvous=rendezvous)
+        return replace(self.of_attempt(agreed.attempt), agreed_name=agreed.start, rendezvous=rendezvous)
 
 
 def make_plan(
@@ -139,11 +141,11 @@ def make_plan(
     resume: str | None = None,
     run_id: str | None = None,
 ) -> LaunchPlan:
-    """Decides how many ranks start where, with what in their environment.
+    """Decides how many ranks start where, and with which environment.
 
     Args:
         config: a RunConfig, or the requirements of a program that has none.
-        run_id: None: the rendezvous's.
+        run_id: the launch's name for its ranks; None for the id of the rendezvous.
 
     Raises:
         UserError: when flags, config and host do not go together.
@@ -157,7 +159,7 @@ def make_plan(
         microbatches = at_least(config, nodes * ranks)
         check_fits(config, nodes * ranks, microbatches)
     threads = threads_of_a_rank(requirements, device, ranks, host)
-    rendezvous = choose(flags, host, nodes, node)
+    rendezvous = choose_rendezvous(flags, host, nodes, node)
     return LaunchPlan(
         nodes=nodes,
         node=node,

@@ -13,7 +13,7 @@ SMALLEST_LOG = 1_000
 
 
 def parse_shown(flags: Flags, world_size: int) -> Shown:
-    """Who is shown.
+    """Which ranks and streams the console shows.
 
     Raises:
         UserError: when one of the flags is wrong, or --ranks and one of torchrun's are given.
@@ -35,7 +35,7 @@ def parse_filter(text: str) -> list[int]:
     """torchrun's --local-ranks-filter, `0,1`.
 
     Raises:
-        UserError: when it is something else.
+        UserError: when the text is something else.
     """
     if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):
         raise UserError(f"--local-ranks-filter {text}: give local ranks such as 0,1")

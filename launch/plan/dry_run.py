@@ -20,12 +20,12 @@ from . import LaunchPlan
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ANSWER_TIMEOUT_S = 300
-"""For building the model and counting the data."""
+"""Seconds for building the model and counting the data."""
 
 
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str], *, full: bool) -> int:
-    """The plan for a person, to stderr, and where it is asked for before that the resolved config as YAML, to stdout.
-    Returns the exit code; of what would end the training, the training's."""
+    """Shows the plan to a person, on stderr. With `full`, the resolved config comes before it as YAML, on stdout.
+    Returns the exit code: the training's own, where something would end the training."""
     facts = describe(config, config_path, overrides)
     if facts.get("exit_code"):
         say(f"{mark('✗', 'red')} {facts['problem']}")
@@ -43,8 +43,8 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
 
 
 def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What only torch can say of model and data, from a process of its own; `problem` says why not. The folder where it
-    is asked is searched for modules only if the config, which is the file's with the overrides, names one."""
+    """What only torch can say of model and data, asked in a process of its own. `problem` says why there is no answer.
+    That process looks for modules in the current folder only if the config, overrides included, names one."""
     words = (config_path, *overrides)
     return ask("dist_train.commands.describe", *words, timeout_s=_ANSWER_TIMEOUT_S, alone=not powers(config))
 

@@ -1,4 +1,4 @@
-"""The environment of the ranks: defaults of ours, which a variable of the user's beats, and what the plan decided."""
+"""The environment of the ranks: our defaults, which the user's variables override, and what the plan decided."""
 
 from dist_train.errors import UserError
 
@@ -6,7 +6,7 @@ from .host import Host
 from .requirements import Requirements
 
 WORKSPACES = (":4096:8", ":16:8")
-"""Of cuBLAS, with which its sums have one order; the first is ours."""
+"""Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS adds in one order; the first is our default."""
 
 
 def environment(requirements: Requirements, nodes: int, device: str, threads: int, host: Host) -> dict[str, str]:
@@ -20,7 +20,7 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
     }
     decided = {}
     if host.place:
-        decided["DIST_TRAIN_JOB"] = host.place.job  # for rank 0's lease, which another run of the directory will name
+        decided["DIST_TRAIN_JOB"] = host.place.job  # rank 0's lease holds it, for a second run of the directory to name
     if requirements.environment_wins:
         mine, decided = {**mine, **decided}, {}
     else:
@@ -33,7 +33,7 @@ def environment(requirements: Requirements, nodes: int, device: str, threads: in
 
 
 def _of_our_programs(requirements: Requirements, nodes: int, device: str, host: Host) -> dict[str, str]:
-    """Where the user has said nothing. A program of others may reach other hosts by itself, and has torchrun's."""
+    """Defaults for our own programs. Somebody else's program may reach other hosts by itself: it gets torchrun's."""
     # On one node, nothing listens where others could reach it.
     mine = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if nodes == 1 else {}
     if device == "gpu" and requirements.exact:

@@ -19,7 +19,7 @@ class Flags(Rendezvous):
     standalone: bool = False
     max_restarts: int = 0
     grace: float | None = None
-    """Seconds that saving and stopping may take once it was asked for; None: as long as it does take."""
+    """Seconds that saving and stopping may take; None: no limit."""
     hang_timeout: float | None = None
     """Seconds for the watchdog; None: its own defaults; 0: it is off."""
     monitor_interval: float = 0.1
@@ -30,8 +30,8 @@ class Flags(Rendezvous):
     local_ranks_filter: str | None = None
     log_line_prefix_template: str | None = None
     start: Literal["auto", "preload", "exec"] = "auto"
-    """Whether ranks are forked from a process that has imported torch, or executed as torchrun does it. auto: forked,
-    but for a program that sets variables before it imports torch."""
+    """Whether ranks are forked from a process that has imported torch, or executed, as torchrun executes them. auto:
+    forked, except for a program that sets variables before it imports torch."""
     ranks: str | None = None
     log_size: str = LOG_SIZE
 

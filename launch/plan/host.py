@@ -15,21 +15,21 @@ from ..scheduler import Place, find_place
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """Facts; nothing in here was decided by us."""
+    """Facts about this machine. None of them is a decision of ours."""
 
     name: str
     cores: int
     gpus: int
     place: Place | None
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment, those that libraries of ours read, as the user has set them."""
+    """The environment variables that libraries of ours read, as the user has set them."""
 
 
 _READ = re.compile(r"(NCCL|TORCH|GLOO|CUBLAS|CUDA|CUDNN|NVIDIA|OMP|MKL|OPENBLAS|KMP)_.+")
 
 
 def look(environ: Mapping[str, str] = os.environ) -> Host:
-    """Looks around.
+    """Reads the facts of this machine.
 
     Raises:
         UserError: when SLURM's variables are incomplete or contradict each other.

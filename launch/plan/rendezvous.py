@@ -14,7 +14,7 @@ JOIN_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous:
-    """torchrun's flags for it. On a single node: a free port of the loopback interface, or the one given."""
+    """torchrun's flags for the rendezvous. On a single node: a port of the loopback interface, free or given."""
 
     rdzv_backend: str | None = None
     rdzv_endpoint: str | None = None
@@ -43,11 +43,11 @@ class Rendezvous:
         return replace(self, rdzv_id=f"{self.rdzv_id}-{attempt}" if self.rdzv_id else None, master_port=port)
 
 
-def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rendezvous:
-    """From the flags given and SLURM.
+def choose_rendezvous(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rendezvous:
+    """How the nodes of this launch find each other, from flags and SLURM.
 
     Raises:
-        UserError: when several nodes are told nothing.
+        UserError: when there are several nodes and neither says how.
     """
     if nodes == 1:
         return Rendezvous(master_port=flags.master_port)
@@ -64,6 +64,6 @@ def choose(flags: Rendezvous, host: Host, nodes: int, node: int | None) -> Rende
             "all the same --rdzv-endpoint HOST:PORT and --rdzv-id; under SLURM neither is needed"
         )
     # A job's port is known to all nodes without asking, differs between jobs that share a node, and is below Linux's
-    # ephemeral ports. A job that comes back takes another one: who held the last may still be there.
+    # ephemeral ports. A job that comes back takes another one: whatever held the last one may still be there.
     of_job = 10_000 + (place.job_number + 997 * place.restarts) * 8 % 20_000 if place else DEFAULT_PORT
     return replace(ours, rdzv_backend="static", master_addr=head, master_port=flags.master_port or of_job)

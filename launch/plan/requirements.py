@@ -12,11 +12,11 @@ class Requirements:
 
     backend: str = "auto"
     threads: int | None = None
-    """Of each rank on a CPU; None: its share of the cores."""
+    """Threads of each rank on a CPU; None: its share of the cores."""
     microbatches: int | Literal["auto", "fit"] = "auto"
     exact: bool = False
     preload: tuple[str, ...] = ()
-    """What the process imports, besides torch, that ranks are forked from."""
+    """What the fork server imports besides torch."""
     passed_on: tuple[str, ...] = ()
     """Flags that are torchrun's own business."""
     environment_wins: bool = False
@@ -24,7 +24,7 @@ class Requirements:
 
     @classmethod
     def of(cls, config: Any) -> "Requirements":
-        """Those of our own programs; `config` is a RunConfig."""
+        """The requirements of our own programs; `config` is a RunConfig."""
         return cls(
             backend=config.distributed.backend,
             threads=config.distributed.threads_per_rank,
@@ -35,7 +35,7 @@ class Requirements:
 
 
 def _modules(config: Any) -> tuple[str, ...]:
-    """What every rank would import, and nothing that this config has no use for: torchvision takes a second or two."""
+    """The modules that every rank imports under this config. torchvision is left out if unused: it takes seconds."""
     found = ["dist_train.worker"]
     in_torchvision = config.model.name in get_args(TorchvisionClassifier) or config.data.name not in (
         "digits",

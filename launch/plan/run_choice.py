@@ -24,14 +24,14 @@ class Choice:
 
     folder: Path
     resume: str
-    """For the worker: `auto`, `none`, or a checkpoint's directory."""
+    """What the ranks are told: `auto`, `none`, or a checkpoint's directory."""
     note: str | None = None
-    """What the user might not expect."""
+    """What the user may not expect, in a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What the command line said of it."""
+    """What the command line says about the run."""
 
     run_dir: str | None
     resume: str | None
@@ -57,8 +57,8 @@ def config_of(resume: str | None, run_dir: str | None) -> Path | None:
     return None
 
 
-def choose(config: "RunConfig", request: RunRequest) -> Choice:
-    """The run directory that is meant; looks, and creates nothing.
+def choose_run(config: "RunConfig", request: RunRequest) -> Choice:
+    """The run directory that the command means. Looks, and creates nothing.
 
     Raises:
         UserError: when the request cannot be met, with what to do about it.
@@ -85,8 +85,8 @@ def choose(config: "RunConfig", request: RunRequest) -> Choice:
 
 
 def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | None) -> Choice:
-    """The job's own run, to which it comes back. With --resume auto: where the job has gone on with this training
-    before, else its own run, and where that has saved nothing, the newest."""
+    """The job's own run, to which a requeued job comes back. With --resume auto it is the run in which the job has gone
+    on with this training before; else the job's own run; and where that has saved nothing, the newest run."""
     first = own = Path(config.run_root) / config.name / job
     name, ours = job.removeprefix("slurm-"), list[Path]()
     if request.restarts is not None:

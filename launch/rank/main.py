@@ -4,9 +4,9 @@
 `--no-python PROGRAM` or a script.
 
 It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
-supervisor finds it. Then the program runs as `__main__`, as `python -u PROGRAM` runs it, and the process ends as that
-does: by the interpreter's own end. Run as a file of its own, so that no folder of ours gets into the program's
-sys.path; it imports the standard library alone.
+supervisor finds it. Then the program runs as `__main__`, as `python -u PROGRAM` runs it, and the process ends as a
+Python program does. This file is run by its path, so that no folder of ours gets into the program's sys.path. It
+imports the standard library alone.
 """
 
 import builtins
@@ -47,14 +47,15 @@ def main(arguments: list[str]) -> None:
     identity = {"rank": rank, "local_rank": local_rank, "agent": int(agent), **whoami()}
 
     def say(told: dict[str, Any]) -> None:
-        """In the page for the supervisor, and in a file for people and other nodes, where the disk takes it."""
-        if os.getpid() == identity["pid"]:  # and no child that the program has forked
+        """Writes facts into the page for the supervisor, and into a file for people and other nodes, if the disk takes
+        it."""
+        if os.getpid() == identity["pid"]:  # it is no child that the program has forked
             page.put(paging.FACTS, identity | told)
             write_json(facts, identity | told)
 
     say({})
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
-    spare = os.open(os.devnull, os.O_RDONLY)  # to write down why, when there is no descriptor left
+    spare = os.open(os.devnull, os.O_RDONLY)  # closed when an error is to be written and no descriptor is left
     patches = beside("torch_patches")
     os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
     log_of = beside("rank/collectives").CollectiveLog
@@ -104,7 +105,8 @@ def beside(name: str) -> Any:
 
 
 def number_on_node() -> int:
-    """LOCAL_RANK, which is 0 everywhere under --virtual-local-rank. All nodes have as many ranks."""
+    """The rank's number on its node. LOCAL_RANK is 0 everywhere under --virtual-local-rank. All nodes have equally
+    many."""
     return int(os.environ["RANK"]) % int(os.environ["LOCAL_WORLD_SIZE"])
 
 
@@ -115,7 +117,7 @@ def boot_ns() -> int:
 def die_with(parent: int) -> None:
     """From now on, the kernel ends this process when its agent ends, however that happens."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we had said so, or something of the user's stands between us
+    if os.getppid() != parent:  # it ended before the call, or a process of the user's stands between us
         try:
             os.kill(parent, 0)
         except ProcessLookupError:
@@ -123,7 +125,8 @@ def die_with(parent: int) -> None:
 
 
 def answer_signals() -> None:
-    """As in a program started from a shell: it knows nothing of us, and the launcher's signals were ignored so far."""
+    """Sets signals as in a program that a shell starts: the program knows nothing of us, and they were ignored so
+    far."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
@@ -138,7 +141,7 @@ def whoami() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces `path` in one step. Where the disk refuses, the page has to do: no program ends for it."""
+    """Replaces `path` in one step. Where the disk refuses, the page has to do: no program ends because of that."""
     temporary = path.with_name(f".tmp-{path.name}")
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(content, default=str))
@@ -150,9 +153,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def send_output(address: str, path: Path, rank: int) -> TextIO:
     """Connects file descriptors 1 and 2 to the launcher's relay (relay/main.py), so that what native code and child
-    processes print is seen too, and the last words of a rank that dies are kept. Returns what goes to the log alone.
+    processes print is seen too, and the last words of a rank that dies are kept. Returns a file for what goes to the
+    log alone.
     """
-    with contextlib.suppress(OSError):  # who opens the log says what is wrong
+    with contextlib.suppress(OSError):  # opening the log says what is wrong
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         ends = ask_for_output(address, path, rank)
@@ -168,7 +172,7 @@ def send_output(address: str, path: Path, rank: int) -> TextIO:
 
 
 def ask_for_output(address: str, path: Path, rank: int) -> list[int]:
-    """What stdout, stderr and the log are to be written to."""
+    """Asks the relay for descriptors. Returns those for stdout, stderr and the log."""
     asked = {"rank": rank, "local_rank": number_on_node(), "log": str(path)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as relay:
         relay.connect(f"\0{address}")
@@ -186,8 +190,8 @@ def ask_for_output(address: str, path: Path, rank: int) -> list[int]:
 
 
 def run(program: list[str]) -> None:
-    """`-m MODULE …` or `SCRIPT …`, as the interpreter runs what it is given on its command line; or another program in
-    our place."""
+    """Runs `-m MODULE …` or `SCRIPT …` as the interpreter runs what its command line gives; or executes another program
+    in our place."""
     if program[0] == "--no-python":
         sys.stdout.flush()
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would hand that on
@@ -196,10 +200,10 @@ def run(program: list[str]) -> None:
     sys.orig_argv = [sys.executable, "-u", *program]
     main = types.ModuleType("__main__")
     main.__builtins__ = builtins  # type: ignore[attr-defined]
-    if hasattr(sys.modules["__main__"], "__annotations__"):  # which newer Pythons make when they are needed
+    if hasattr(sys.modules["__main__"], "__annotations__"):  # newer Pythons make them when they are needed
         main.__annotations__ = {}
     sys.modules["__main__"] = main
-    if "__mp_main__" in sys.modules:  # what its classes are called in a loading process that sends them back
+    if "__mp_main__" in sys.modules:  # loading processes send back its classes under this name
         sys.modules["__mp_main__"] = main
     if program[0] == "-m":
         begin_path(os.getcwd())
@@ -216,7 +220,7 @@ def run(program: list[str]) -> None:
 
 
 def absolute(path: str) -> str:
-    """As the interpreter makes it, `..` and all."""
+    """The path as the interpreter makes it, `..` and all."""
     return os.path.join(os.getcwd(), path.removeprefix("./"))
 
 
@@ -238,12 +242,13 @@ def run_file(path: str, namespace: dict[str, Any]) -> None:
 
 
 def show(error: BaseException, trace: Any, *, by_default: bool = False) -> None:
-    """An exception that nobody has caught, as the interpreter shows it: by the program's sys.excepthook, and to what it
-    has put in place of sys.stderr. Where it has changed neither, the launcher says what has happened.
+    """Shows an exception that nobody has caught as the interpreter does: by the program's sys.excepthook, and on what
+    the program has put in place of sys.stderr. Where it has changed neither, this does nothing, and the launcher shows
+    the exception.
 
     Args:
-        trace: the part of its traceback that is the program's own.
-        by_default: the launcher will not.
+        trace: the program's own part of the traceback.
+        by_default: show it here in that case, too; the launcher will not.
     """
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
     if sys.version_info >= (3, 12):
@@ -259,25 +264,25 @@ def show(error: BaseException, trace: Any, *, by_default: bool = False) -> None:
 
 
 def first_hook(hook: Any) -> Any:
-    """Behind torch's, which writes the rank in front of what the one before it prints."""
+    """The hook behind torch's own, which writes the rank in front of what the hook before it prints."""
     while getattr(hook, "__module__", None) == "torch.distributed.distributed_c10d" and hook.__closure__:
         hook = dict(zip(hook.__code__.co_freevars, hook.__closure__, strict=True))["old_hook"].cell_contents
     return hook
 
 
 def keep_process_groups() -> None:
-    """Of a rank that has failed: nothing frees them, since that waits for what its peers will never send."""
+    """Keeps a failed rank's process groups from being freed: that would wait for what its peers never send."""
     world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
     for group in list(getattr(world, "pg_map", ())):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def leave_fast() -> None:
-    """From now on, the process ends once the interpreter has, and what was loaded after this: what torch's libraries do
-    at the end takes longer than that, for nothing. For a forked rank, which has them loaded."""
+    """From now on, the process ends as soon as the interpreter has ended, and what is loaded after this call. What
+    torch's libraries do at the end takes longer, for nothing. For a forked rank, which has them loaded before."""
     libc = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):  # a libc that is not glibc
-        # In reverse order at the end: what C code has still to print, then the end.
+        # At the end these run in reverse order: C code prints what it still has, then the process ends.
         libc.on_exit(libc._exit, None)
         libc.__cxa_atexit(libc.fflush, None, None)
 

@@ -23,7 +23,7 @@ from .rounds import OtherNodes
 from .run_files import RunFiles
 from .run_lock import owning
 from .storage import begin_first, refuse_a_lost_directory, when_writable
-from .taking_back import Start
+from .taking_back import FoldersBefore
 
 MAX_BARREN_GENERATIONS = 3
 """Generations in a row without a newer checkpoint, after which restarting is given up."""
@@ -33,12 +33,12 @@ DATA_PAUSE_S = 5.0
 
 
 def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None = None) -> int:
-    """Runs the plan to its end, restarts included. Returns the exit code for the launcher.
+    """Runs the plan to its end, restarts included. Returns the launcher's exit code.
 
     A training that ends with exit code 2 has not begun, and its directory is left as it was before.
 
     Args:
-        at_end: called with the exit code, while all that was written is still there.
+        at_end: called with the plan and the exit code, before anything that was written is taken back.
 
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
@@ -47,17 +47,17 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
     become_subreaper()
     if plan.place:
         end_older_launches(plan.place)
-    if plan.node == 0:  # where rank 0 will be, whose lease it is
+    if plan.node == 0:  # rank 0 runs on node 0 and takes the lease
         refuse_owned(plan.folder.resolve())
-    start = Start(plan)
+    folders_before = FoldersBefore(plan)
     refuse_a_lost_directory(plan)
     try:
         make_run_dir(plan.folder)
     except UserError:
-        start.remove_empty()
+        folders_before.remove_empty()
         raise
     with owning(plan), ReceivedSignals() as signals:
-        start.look_again()
+        folders_before.look_again()
         starter, code = AgentStarter(plan), None
         try:
             code = _supervise_on_record(plan, signals, starter)
@@ -70,7 +70,7 @@ def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None
                 at_end(plan, code)
         finally:
             if code == ExitCode.CONFIG:
-                start.take_back()
+                folders_before.take_back()
     return code
 
 
@@ -118,18 +118,19 @@ def _generations(
             remove_tree(folder.path)
         if ended.is_no_failure:
             continue
-        attempt = others.restarts + 1
+        restart = others.restarts + 1
         if signals.stop is None and ended.cause_unknown:
-            code = agreed_code(plan, folder, code, last=attempt > plan.flags.max_restarts)
+            code = agreed_code(plan, folder, code, last=restart > plan.flags.max_restarts)
         barren = barren + 1 if plan.is_training and newest_checkpoint(plan.folder) == before else 0
-        if code == ExitCode.CONFIG and attempt > 1 and plan.is_training:
-            return ExitCode.CANNOT_RESUME  # 2 promises that nothing was written
-        if code not in RESTARTABLE or signals.stop is not None or attempt > plan.flags.max_restarts:
+        if code == ExitCode.CONFIG and restart > 1 and plan.is_training:
+            return ExitCode.CANNOT_RESUME  # exit code 2 promises that nothing was written
+        # A generation that ended well ends the loop here, too: DONE is not in RESTARTABLE.
+        if code not in RESTARTABLE or signals.stop is not None or restart > plan.flags.max_restarts:
             return code
         if barren == MAX_BARREN_GENERATIONS:
             say(f"{mark('✗', 'red')} {barren} generations in a row saved nothing new: not started again")
             return code
-        if code == ExitCode.DATA and attempt > 1:  # the first restart waits for nothing
-            signals.wait(DATA_PAUSE_S * 2 ** (attempt - 2))
-        others.restarts, others.code = attempt, None if ended.cause_unknown else code
-        say(f"{mark('!', 'yellow')} starting again, attempt {attempt + 1} of at most {plan.flags.max_restarts + 1} …")
+        if code == ExitCode.DATA and restart > 1:  # the first restart waits for nothing
+            signals.wait(DATA_PAUSE_S * 2 ** (restart - 2))
+        others.restarts, others.code = restart, None if ended.cause_unknown else code
+        say(f"{mark('!', 'yellow')} starting again, attempt {restart + 1} of at most {plan.flags.max_restarts + 1} …")

@@ -23,9 +23,9 @@ Agent = subprocess.Popen | ForkedProcess
 
 
 class AgentStarter:
-    """Starts agents for one launch: preloaded as the plan has it, for as long as that works.
+    """Starts the agents of one launch: from a fork server if the plan says so, for as long as that works.
 
-    The fork server is our child, for one generation after another; the kernel ends it with us.
+    The fork server is our child and serves one generation after another. The kernel ends it when we end.
     """
 
     def __init__(self, plan: LaunchPlan) -> None:
@@ -38,7 +38,7 @@ class AgentStarter:
             self._client = self._start_server()
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
-        """Runs one generation on this node; None when it was asked to stop before it began."""
+        """Starts the agent of one generation on this node. None when a stop was asked for before the agent began."""
         if self._client is not None:
             if self.server_death() is not None:
                 self.close()
@@ -52,7 +52,7 @@ class AgentStarter:
                 return agent
             self.close()
             say_not_preloaded(f"the fork server ended, see {self._log}")
-        # It imports torch itself. Its stdin is its lifeline, which is closed when nobody has the process any more.
+        # This agent imports torch itself. Its stdin is its lifeline, which closes when we drop the process or end.
         stdin = os.dup(0)
         try:
             told = replace(request, stdin=stdin)
@@ -74,19 +74,19 @@ class AgentStarter:
         return f"the process that they are forked from {end}"
 
     def wakeup_sockets(self) -> list[socket.socket]:
-        """To wait for besides signals."""
+        """What to wait on besides signals."""
         return [self._client.channel] if self._client is not None and not self._client.is_gone else []
 
     def close(self) -> None:
         if self._server is not None and self._client is not None:
-            self._server.kill()  # before it hears that we have gone, and ends what may live on
+            self._server.kill()  # before it learns that we have gone: it would end what may live on
             self._server.wait()
             self._client.channel.close()
         self._server = self._client = None
 
     def _start_server(self) -> ForkClient:
         """Starts the fork server, which begins to import what the plan says."""
-        with contextlib.suppress(OSError):  # the server does without it
+        with contextlib.suppress(OSError):  # the server works without a log
             self._log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         file = str(LAUNCH / "node" / "fork_server.py")
@@ -103,14 +103,14 @@ class AgentStarter:
             path=_first_path(program),
             log=str(self._log),
             modules=[*self._plan.requirements.preload],
-            strict=not self._plan.is_training,  # those of a training are a guess of ours, the others the user's words
+            strict=not self._plan.is_training,  # a training's are our guess; others were named by the user
         )
         send(ours, asdict(order))
         return ForkClient(ours, say_not_preloaded)
 
 
 def _too_late(plan: LaunchPlan) -> str | None:
-    """What would come too late for a rank of somebody's program that has torch already."""
+    """A setting of somebody's program that would come too late in a rank that has torch already; None without one."""
     if not plan.requirements.environment_wins or plan.program[0] == "--no-python":
         return None
     if "PYTHON_EXEC" in os.environ:  # torch's name for another interpreter

@@ -45,7 +45,7 @@ class Setting:
 
 
 Events = Iterator[Setting | None]
-"""In the order in which they would happen. None where torch is imported for certain: nothing after it matters."""
+"""Settings in the order in which they would happen. None where torch is imported for certain: nothing later matters."""
 
 
 def early_setting(program: tuple[str, ...], environment: dict[str, str]) -> Setting | None:
@@ -76,7 +76,8 @@ class _Program:
         own = Path.cwd() if self._is_module else script if script.is_dir() else script.resolve().parent
         self._folders = [own, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
         self._installed = own, ""
-        """Where a module was found that lies elsewhere, and its package, the only one that is followed there."""
+        """For a module that lies elsewhere: the folder where it was found, and its package, which alone is followed
+        there."""
         self._seen: set[Path] = set()
 
     def events(self) -> Events:
@@ -98,7 +99,7 @@ class _Program:
                 yield from self._of_file(path.with_name("__main__.py"), is_main=True)
 
     def imported(self, name: str, beside: Path | None = None) -> Events:
-        """Of a module, and the packages around it; `beside` is the folder that a relative import begins in."""
+        """The events of a module and of the packages around it. A relative import begins in the folder `beside`."""
         if beside is None and name.partition(".")[0] in TORCH:
             yield None
         own, top = self._installed

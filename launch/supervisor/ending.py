@@ -1,4 +1,4 @@
-"""What a generation's end is called: the exit code, the words for the user, the verdict for machines."""
+"""How a generation's end is told: the exit code, the words for the user, the verdict for machines."""
 
 import signal
 import time
@@ -45,10 +45,10 @@ class Ended:
     """How a generation ended on this node.
 
     Attributes:
-        code: the launcher's exit code, if it ends with it.
+        code: exit code of the launcher, if no generation follows.
         signature: what the failure was, so that the same is not told twice.
-        cause_unknown: it failed, and this node has seen nothing but that another was gone.
-        is_no_failure: it was given up before it began, or lost a node: that is nobody's failure.
+        cause_unknown: the generation failed, and this node knows only that another node was gone.
+        is_no_failure: the generation was given up before it began, or lost a node.
     """
 
     code: int
@@ -58,7 +58,7 @@ class Ended:
 
 
 class MemoryWatch:
-    """The memory that a generation had before one of its ranks died: what that one used is free again afterwards."""
+    """The memory in use before a rank died. Afterwards it is too late to look: what the rank used is free again."""
 
     def __init__(self) -> None:
         self._kills = oom_kills()
@@ -68,7 +68,8 @@ class MemoryWatch:
         self._last = memory()
 
     def before_the_death(self) -> tuple[Memory, bool]:
-        """The memory, and whether the kernel has killed for want of it since the beginning: the peak is its own."""
+        """The memory, and whether the kernel has killed for want of it in this generation: then the peak is the
+        kernel's."""
         ran_out = oom_kills() > self._kills
         return replace(self._last, peak=memory().peak) if ran_out else self._last, ran_out
 
@@ -94,8 +95,10 @@ class Ending:
         self._stopping, self._starter, self._memory, self._told = stopping, starter, memory, told
 
     def conclude(self, hang: Hang | None, died: dict[int, int]) -> Ended:
-        """
+        """Tells the user how the generation ended, writes the verdict, and returns both in short.
+
         Args:
+            hang: what kept all ranks from going on; None if nothing did.
             died: for each rank that has ended, when that was seen, in ns since boot.
         """
         stop = self._signals.stop
@@ -108,12 +111,12 @@ class Ending:
             return self._hung(hang)
         if self._signals.kill is not None:
             self._say_how_to_go_on()
-            return self._wrote("stopped", forced_code(self._signals.kill))
+            return self._wrote("stopped", signal_code(self._signals.kill))
         if stop is not None and (self._stopping.is_out_of_time or not self._plan.is_training):
             return self._wrote("stopped", stopped_code(self._plan, stop))
         outcome = outcome_of(self._pages) or AgentOutcome(error="it died", ranks=[])
         if self._stopping.is_abandoned and self._has_done_its_part():
-            outcome = AgentOutcome(error=None, ranks=[])  # its agent has waited for the other node's alone
+            outcome = AgentOutcome(error=None, ranks=[])  # its agent was waiting only for the other node's
         if outcome.error is not None or any(rank.exit_code != 0 for rank in outcome.ranks):
             return self._badly(outcome, died)
         state = RunState.of(self._plan.folder)
@@ -123,7 +126,7 @@ class Ending:
         return self._wrote("stopped", stopped_code(self._plan, number))
 
     def _say_how_to_go_on(self) -> None:
-        """After an end without a save."""
+        """Tells the user how to go on, after an end without a save."""
         folder, newest = self._plan.folder, newest_checkpoint(self._plan.folder)
         left = f"the last checkpoint is {newest}. To go on from it" if newest else "nothing was saved. To begin again"
         if self._plan.is_training and is_kept(folder) and (newest or RunDir(folder).config.is_file()):
@@ -181,7 +184,7 @@ class Ending:
 
     def _failures(self, outcome: AgentOutcome, died: dict[int, int]) -> list[Failure]:
         ranks, errors = ranks_of(self._pages), errors_of(self._pages)
-        here = {one.rank for one in ranks}  # of the other nodes', their files
+        here = {one.rank for one in ranks}  # the other nodes' ranks are known by their files
         elsewhere = [one for one in read_records(RankRecord, self._generation.ranks) if one.rank not in here]
         errors += [one for one in read_records(ErrorRecord, self._generation.errors) if one.rank not in here]
         logs = {rank: tail(rank_log(self._plan.logs, rank), 400) for rank in died}
@@ -214,7 +217,7 @@ class Ending:
         code = exit_code(cause, out_of_memory=out_of_memory)
         is_ours = cause.report is not None and cause.report.is_user_error
         if self._plan.is_training and code == ExitCode.CONFIG and not is_ours:
-            code = ExitCode.USER_CODE  # the user's code has called sys.exit(2); of ours it would say: not begun
+            code = ExitCode.USER_CODE  # the user's code called sys.exit(2); our own 2 means: nothing has begun
         return code, explain(cause, found, context)
 
     def _without_ranks(self, outcome: AgentOutcome, loss: str | None, context: FailureContext) -> tuple[int, str]:
@@ -235,7 +238,7 @@ class Ending:
 
 
 def _smaller_batches(plan: LaunchPlan) -> str | None:
-    """What to set where a training has run out of memory; None where its config is not written yet, or not readable."""
+    """What the user can set when a training has run out of memory; None where its config cannot be read, or not yet."""
     try:
         config = load(str(RunDir(plan.folder).config), (), recorded=True) if plan.is_training else None
     except (OSError, UserError, ConfigError):
@@ -247,11 +250,11 @@ def stopped_code(plan: LaunchPlan, number: int) -> int:
     """The exit code of a launch that a signal has stopped in good order."""
     if number == signal.SIGUSR1 or (number == signal.SIGTERM and plan.scheduler):
         return ExitCode.REQUEUE
-    return forced_code(number)
+    return signal_code(number)
 
 
-def forced_code(number: int) -> int:
-    """128 + signal, as a shell has it: a forced end saved nothing, so it is never 75."""
+def signal_code(number: int) -> int:
+    """130 for SIGINT, else 143: 128 + the signal's number, as in a shell."""
     return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
 
 
@@ -260,12 +263,12 @@ def forced_code(number: int) -> int:
 
 
 def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last: bool) -> int:
-    """The exit code of a generation in which this node's ranks have only lost another: that other's, if it says why.
+    """The exit code of a generation whose ranks here know only that another node was lost: that node's, if it says one.
 
     Args:
         generation: its folder, which holds this node's own verdict already.
         code: this node's own.
-        last: it will not be started again by us.
+        last: this launcher starts no further generation.
 
     Returns:
         75 when a node was lost, so that the scheduler starts again on nodes that live.
@@ -284,7 +287,7 @@ def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last:
 
 
 def _verdicts(plan: LaunchPlan, generation: GenerationDir) -> dict[int, VerdictSummary | None]:
-    """Of the other nodes, by number; None of one that has written none when the time is over."""
+    """The verdicts of the other nodes, by number; None where a node has written none in time."""
     others = [node for node in range(plan.nodes) if node != plan.node]
     deadline = time.monotonic() + VERDICT_WAIT_S + longest_end(plan)
     while True:

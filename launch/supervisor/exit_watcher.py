@@ -1,4 +1,4 @@
-"""When the ranks of this node ended, to the millisecond: torch's agent looks only now and then, and at all at once."""
+"""Sees when each rank of this node ends, to the millisecond. Torch's agent looks only now and then, at all at once."""
 
 import os
 import select
@@ -29,13 +29,13 @@ def errors_of(pages: Pages) -> list[ErrorRecord]:
 
 
 def outcome_of(pages: Pages) -> AgentOutcome | None:
-    """How the agent of this node saw them end; None where it could not say."""
+    """How the agent of this node saw the ranks end; None where it could not say."""
     said = pages.get(pages.count - 1, FACTS)
     return decode(AgentOutcome, said) if said else None
 
 
 def agent_saw_a_failure(pages: Pages) -> bool:
-    """Whether a rank of somebody's program has ended with anything but 0."""
+    """Whether the agent has seen a rank end with anything but 0. It says so only of programs that are not ours."""
     return pages.get(pages.count - 1, ERROR) is not None
 
 

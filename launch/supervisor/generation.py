@@ -1,7 +1,7 @@
 """One start of the process group, on one node.
 
 Torch's elastic agent starts the ranks, in a process of its own (node/agent.py). The supervisor asks the ranks by
-signals; they answer by files in generations/<g>/.
+signals; they answer in their pages (rank/page.py). The files in generations/<g>/ are for people and for other nodes.
 """
 
 import os
@@ -37,16 +37,16 @@ from .stopping import ENDING_S, Stopping
 LOOK_S = 0.2
 """Seconds between two looks at the ranks; a signal or the agent's end wakes at once."""
 AFTER_END_S = 1.0
-"""Seconds that other processes have to end, after SIGTERM, once all ranks have."""
+"""Seconds from SIGTERM to SIGKILL, for processes that are left when all ranks have ended."""
 CHILDREN_IDLE_S = 1.0
-"""Seconds in which they do nothing, before they are sent it."""
+"""Seconds that these processes have done nothing before they are sent SIGTERM."""
 
 
 def begin_generation(plan: LaunchPlan) -> GenerationDir:
-    """The folder of this node's next generation, which no other start has."""
+    """Claims a folder for this node's next generation, and returns it."""
     facts = {**step_facts(), "command": plan.command, "folder": os.path.realpath(plan.folder)}
     node = NodeRecord(**asdict(ProcessId.myself()), **facts)
-    return claim(RunDir(plan.folder), plan.node_name, plan.start_name, node)
+    return claim(RunDir(plan.folder), plan.node_name, plan.generation_name, node)
 
 
 def _pages(count: int) -> Pages:
@@ -62,7 +62,7 @@ class Generation:
 
     Args:
         told: the end of the generation before, whose failure is not told again.
-        others: the nodes that run it too.
+        others: the other nodes of the generation.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Generation:
         told: Ended,
         others: NoOtherNodes,
     ) -> None:
-        with suppress(OSError):  # where there is no room for logs, the run goes on without
+        with suppress(OSError):  # where there is no room for logs, the run goes on without them
             plan.logs.mkdir(parents=True, exist_ok=True)
         self._plan, self._folder, self._signals, self._starter, self._files = plan, folder, signals, starter, files
         self._pages = _pages(plan.ranks_per_node + 1)
@@ -120,7 +120,7 @@ class Generation:
         return ended
 
     def _let_finish(self, spare: list[int], sessions: list[int] | None) -> None:
-        """Waits for what ranks have left behind, for as long as it does something: it may have data to write."""
+        """Waits for processes that the ranks have left, while these do something: they may have data to write."""
         limit, seen = time.monotonic() + (self._plan.flags.grace or ENDING_S), dict[int, Activity]()
         looked = worked = time.monotonic()
         while (left := living(spare, sessions)) and not self._signals.stop:
@@ -135,8 +135,8 @@ class Generation:
             time.sleep(0.01)
 
     def _sessions_of_ranks(self) -> list[int] | None:
-        """Whose processes end with the ranks of a program that has done its part: what has begun a session of its own,
-        such as an upload, lives on. None for all, where the program has failed or was stopped."""
+        """The sessions whose processes end with the ranks; None for all. Where a program has done its part, a process
+        that has begun a session of its own lives on, such as an upload. Where it has failed or was stopped, all end."""
         outcome = outcome_of(self._pages)
         is_well = outcome is not None and outcome.error is None and all(rank.exit_code == 0 for rank in outcome.ranks)
         if self._plan.is_training or not is_well or self._signals.stop is not None:

@@ -28,7 +28,7 @@ def claim(run: RunDir, node: str, start: str | None, record: NodeRecord) -> Gene
         try:
             write_new(folder.node(node), asdict(record))
             return folder
-        except FileExistsError:  # by another launcher on this host that does not know its node's number either
+        except FileExistsError:  # another launcher on this host took it, which does not know its node's number either
             if start is not None:
                 raise
             number += 1
@@ -38,7 +38,8 @@ def _number_of(run: RunDir, start: str) -> int:
     """The number that carries the start's name; the first node to come writes it there."""
     while True:
         generations = run.all_generations()
-        # In this order: what another node takes between the two looks is found by its name, or taken by nobody yet.
+        # `used` is read before the names. If another node takes a number in between, its name is found below, or
+        # write_new refuses and we look again.
         used = [one.number for one in generations if one.start.exists() or any(one.nodes.glob("*.json"))]
         for generation in generations:
             if _name_of(generation) == start:

@@ -21,12 +21,12 @@ from ..signals import ReceivedSignals
 from .run_files import RunFiles
 
 MAX_BARREN_LAUNCHES = 3
-"""Launches of a job in a row without a newer checkpoint, after which it is not to be started again."""
+"""Launches of a job in a row without a newer checkpoint, after which the job is not started again."""
 _IN_ORDER = (0, ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 class Launch:
-    """This start of the launcher, on record."""
+    """This launch, as the record has it."""
 
     def __init__(self, plan: LaunchPlan, files: RunFiles) -> None:
         self._plan, self._files = plan, files
@@ -50,7 +50,7 @@ class Launch:
         return barren >= MAX_BARREN_LAUNCHES
 
     def begin(self) -> None:
-        """Writes that the launch is there, and what has become of the one before."""
+        """Writes that this launch has begun, and what became of the one before."""
         if self._earlier and self._earlier[-1].ended is None:
             reason = "left no word: its launcher was killed, or its node lost"
             self._append("lost", life=self._earlier[-1].number, reason=reason, in_order=False)
@@ -76,7 +76,7 @@ class Launch:
         return ExitCode.USER_CODE
 
     def _reason(self, code: int, signals: ReceivedSignals) -> tuple[str, bool]:
-        """In words, and whether it was in order: not a reason to give up."""
+        """What ended the launch, in words; and whether it was in order, and so no reason to give up."""
         state = RunState.of(self._plan.folder)
         is_fresh = state != self._state_before  # clocks may jump
         if signals.stop is None:

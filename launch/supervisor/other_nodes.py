@@ -1,4 +1,4 @@
-"""What the supervisor asks about the other nodes. Of a single one, and under a scheduler, there is nothing to ask."""
+"""What the supervisor asks about the other nodes. On a single one, and under a scheduler, nothing is asked."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ..plan import LaunchPlan
 
 @dataclass(frozen=True, kw_only=True)
 class Agreed:
-    """How a generation ended, by all nodes' words.
+    """How a generation ended, as all nodes together know it.
 
     Attributes:
         code: the exit code.
@@ -35,7 +35,7 @@ class NoOtherNodes:
         self.code: int | None = None
 
     def next_plan(self) -> LaunchPlan | None:
-        """The next generation's; None when a stop was asked for meanwhile.
+        """The plan of the next generation; None when a stop was asked for meanwhile.
 
         Raises:
             UserError: (exit 75) when another node stays away.
@@ -50,13 +50,14 @@ class NoOtherNodes:
         """Whether another node has left the generation that runs, or never came.
 
         Args:
-            begun: a rank of this node has.
+            begun: whether a rank of this node has begun.
         """
         return False
 
     def agree(self, code: int) -> Agreed:
-        """For a generation that ended with `code`, and of which this node knows only that another was gone."""
+        """What all nodes know of a generation that ended with `code`, where this one knows only that another was
+        gone."""
         return Agreed(code=code)
 
     def leave(self, code: int) -> None:
-        """The launcher ends with this exit code."""
+        """Tells the other nodes that this launcher ends with this exit code."""

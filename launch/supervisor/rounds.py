@@ -5,8 +5,9 @@ all are ready, the first of them publishes a round: the generation's name, count
 that generation's folder, and starts its ranks once all have. Whoever does not is not there any more, whatever its file
 says. So nobody compares clocks, and nothing has to be written while a generation runs.
 
-In one, a launcher whose process is gone, that is another process now, or that is ready for the next has left it. While
-the ranks of one node are quiet (diagnosis/nodes.py), the others write their files anew: who does not is out of reach.
+A launcher has left a round when its process is gone or another has taken its name, or when it is ready for the next.
+While a node's ranks are quiet (diagnosis/nodes.py), the other launchers rewrite their files. One that does not is out
+of reach.
 Where the run directory is not shared, no other launcher is ever seen, and each counts its generations by itself.
 """
 
@@ -60,16 +61,16 @@ class OtherNodes(NoOtherNodes):
         self._me = self._first_turn()
         self.plan = replace(plan, node_name=self._me.name)
         self._is_ready = False
-        """It has said so, and is in no round yet."""
+        """This node has said that it is ready, and is in no round yet."""
         self._round: Round | None = None
-        """That we are in."""
+        """The round that we are in."""
         self._is_shared = False
-        """The run directory: it has had a round."""
+        """Whether the nodes share the run directory: there has been a round."""
         self._gone: set[tuple[object, ...]] = set()
         """Launchers, each with its turn, that did not come."""
         self._generation: GenerationDir | None = None
         self._heard: dict[str, tuple[int, int]] = {}
-        """Of each other launcher the time of its file, and how many looks found the same."""
+        """For each other launcher, the time of its file, and how many looks have found the same."""
         self._next_look = self._began = 0.0
         self._has_left = self._stays_away = False
 
@@ -101,7 +102,7 @@ class OtherNodes(NoOtherNodes):
         return None
 
     def _first_turn(self) -> NodeTurn:
-        """A node without a number is called like its host, or where another launcher has that name, with one more."""
+        """This node's first entry. Without a number it has its host's name, with `-2`, `-3` … if that name is taken."""
         mine, number = NodeTurn(**asdict(ProcessId.myself()), name=self.plan.node_name), 1
         with suppress(OSError):
             self._run.nodes.mkdir(exist_ok=True)
@@ -128,7 +129,7 @@ class OtherNodes(NoOtherNodes):
             write_json(self._run.node(self._me.name), self._me)
 
     def _others(self) -> list[NodeTurn]:
-        """Those of whom there is a file: with numbers all of them, else those that may live."""
+        """The other nodes that have a file: all of them if nodes have numbers, else those that may live."""
         names = _names(self._run.nodes)
         if self._me.name not in names:
             self._write_down()
@@ -161,7 +162,7 @@ class OtherNodes(NoOtherNodes):
         return sorted([self._me, *ready], key=lambda one: (len(one.name), one.name))
 
     def _publish(self, others: Collection[NodeTurn]) -> bool:
-        """Decides about the next generation where that is for this node to do. Returns whether it did."""
+        """Publishes the next round if all nodes are ready and this is the first of them. Returns whether it did."""
         ready = self._ready(others)[: self.plan.nodes]
         if len(ready) < self.plan.nodes or ready[0] is not self._me:
             return False
@@ -221,7 +222,7 @@ class OtherNodes(NoOtherNodes):
             self._stays_away = nobody_came
             self.is_void = nobody_came or (not begun and bool(self._others()))
             self._has_left = self.is_void
-        else:  # the first one looks at all; if it leaves, so do the others
+        else:  # the first node watches all, the others watch the first
             first = self._round.members[0]
             watched = self._peers if first.name == self._me.name else [first]
             self._has_left = nobody_came or any(map(self._has_moved_on, watched)) or self._is_one_silent()
@@ -248,7 +249,7 @@ class OtherNodes(NoOtherNodes):
         return [one for one in self._round.members if one.name != self._me.name] if self._round else []
 
     def _now(self, one: NodeTurn) -> NodeTurn | None:
-        """What there is under a node's name now; None of one that has ended well."""
+        """What a node's file says now; None where the node has ended well."""
         return read_record(NodeTurn, self._run.node(one.name))
 
     def _has_moved_on(self, one: NodeTurn) -> bool:
@@ -292,7 +293,7 @@ class OtherNodes(NoOtherNodes):
                 self._run.nodes.rmdir()
 
     def _missing(self, others: Collection[NodeTurn]) -> str:
-        """Of the nodes, those that are not ready, in words."""
+        """The nodes that are not ready, in words."""
         nodes, there = self.plan.nodes, {one.name for one in self._ready(others)}
         if self.plan.node is None:
             return f"{nodes - len(there)} of {nodes} nodes"
@@ -309,7 +310,7 @@ class OtherNodes(NoOtherNodes):
 
 
 def _names(folder: Path) -> set[str]:
-    """Of the nodes that have a file there; empty where the disk does not tell."""
+    """The names of the nodes that have a file in a folder; empty where the disk does not tell."""
     with suppress(OSError):
         return {path.stem for path in map(Path, os.listdir(folder)) if path.suffix == ".json" and path.stem[0] != "."}
     return set()
@@ -320,7 +321,7 @@ def _time(seconds: float) -> str:
 
 
 def _free_port(due: int) -> int:
-    """The first from `due` on that nobody listens on here."""
+    """The first port from `due` on that nobody listens on here."""
     for port in range(due, min(due + PORTS, 2**16)):
         with suppress(OSError), socket.create_server(("", port)):
             return port

@@ -14,11 +14,11 @@ AGAIN_S = 1.0
 
 
 class RunFiles:
-    """Keeps what the disk refuses, and writes it once it is taken."""
+    """Keeps what the disk refuses, and writes it once the disk takes it."""
 
     def __init__(self) -> None:
         self._left: dict[Path, Any] = {}
-        """By path, what it is to hold: an object for a file of its own, a text to be added."""
+        """What is still to be written, by path: an object replaces the file, a text is added to it."""
         self._is_refused, self._next = False, 0.0
         self._news: list[str] = []
 
@@ -33,7 +33,7 @@ class RunFiles:
         self._try()
 
     def try_again(self) -> None:
-        """To be called now and then."""
+        """Tries again to write what was refused; to be called now and then."""
         if self._left and time.monotonic() >= self._next:
             self._try()
 
@@ -65,7 +65,7 @@ class RunFiles:
 
 
 def append(path: Path, text: str) -> None:
-    """All of it or nothing. Raises OSError."""
+    """Adds a text to a file, all of it or nothing. Raises OSError."""
     file = open_to_append(path)
     size = os.fstat(file).st_size
     try:

@@ -43,7 +43,7 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
 
 
 def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
-    """Whether it is ours now; False where there is nothing to take."""
+    """Whether the lock is ours now; False where another launcher of this start has it, or the disk has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,8 +61,8 @@ def _takes(lock: TextIO, plan: LaunchPlan) -> bool:
 
 
 def _is_older_launch(written: str, plan: LaunchPlan) -> bool:
-    """Whether the owner is an earlier start of the same job. SLURM takes that for ended, but what is frozen on a node
-    that has lost touch keeps its lock; if it ever wakes up, the checkpoints' fence keeps it out."""
+    """Whether the owner is an earlier start of the same job, which SLURM takes for ended. A launcher that is frozen on
+    a node out of reach still has its lock. If it ever wakes up, the checkpoints' fence keeps it out."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         facts = json.loads(written)
         if plan.place is not None and facts["job"] == plan.place.job:

@@ -1,4 +1,4 @@
-"""What the ranks of a generation are asked by signals, because somebody wants it or because one of them has failed."""
+"""The signals that the ranks of a generation get, when a stop was asked for or one of them has failed."""
 
 import signal
 import time
@@ -24,7 +24,7 @@ AFTER_FAILURE_S = 3.0
 """Seconds that the other ranks of a training have to end by themselves once one has failed, and after which the user is
 told who is waited for."""
 ENDING_S = 30.0
-"""Seconds that a rank may take to end where no --grace is given: torch's own. What it was about to do may matter:
+"""Seconds that a rank may take to end where no --grace is given, as with torch. What it does meanwhile may matter:
 buffers, checkpoints in a thread, a handler of SIGTERM that saves."""
 LOOK_S = 1.0
 """Seconds between two looks at what a rank does."""
@@ -49,11 +49,11 @@ class _Ending:
 
 
 class Stopping:
-    """Of one generation, on this node.
+    """Stops the ranks of one generation on this node.
 
     Args:
         say: shows the user a line while ranks may print.
-        others: the nodes that run it too.
+        others: the other nodes of the generation.
 
     Attributes:
         ended_by_us: ranks that were killed because another had failed.
@@ -119,8 +119,9 @@ class Stopping:
         self._end_those_left_waiting(ranks, alive)
 
     def _stop(self, number: int, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
-        """Of a training, the ranks that have a handler get the signal, once. Of a program, all do, as with torchrun.
-        SIGUSR1 asks to be started again, and by default it kills: a program without a handler gets SIGTERM instead."""
+        """Sends the signal once to each rank. In a training, only ranks with a handler get it; in another program all
+        do, as with torchrun. SIGUSR1 asks to be started again, and kills by default: a program without a handler gets
+        SIGTERM."""
         is_training = self.plan.is_training
         for pid in [rank.pid for rank in alive if rank.pid not in self._asked]:
             if catches(pid, number) or not is_training:
@@ -132,7 +133,8 @@ class Stopping:
             self.signals.kill, self.had_nothing_to_save = number, is_training
 
     def _ask(self, pid: int, number: int) -> None:
-        """With what it has started, as torchrun does; a signal that kills by default is for who has a handler."""
+        """Sends a rank a signal. In a program that is not ours, SIGINT and SIGTERM also go to what the rank has
+        started, as with torchrun. Other signals kill whoever has no handler, so the rank alone gets them."""
         self._asked.add(pid)
         group = not self.plan.is_training and number in (signal.SIGINT, signal.SIGTERM)
         send(pid, number, group=group)
@@ -144,7 +146,7 @@ class Stopping:
         return False
 
     def _end_those_left_waiting(self, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
-        """Once a rank has failed, it and then the others get the time to end that they use."""
+        """Once a rank has failed, first it and then the others get time to end. Those that do not use it are killed."""
         failed = {error.rank for error in errors_of(self.pages)}
         if self.plan.is_training:
             is_gone = any(rank not in alive and rank.ended != 0 for rank in ranks)

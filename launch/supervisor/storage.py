@@ -1,4 +1,4 @@
-"""A run directory that refuses, or has gone, between two generations. Nothing begins from zero by accident."""
+"""Deals with a run directory that refuses, or is gone, between generations. Nothing begins from zero by accident."""
 
 import errno
 import time
@@ -29,7 +29,7 @@ def when_writable(plan: LaunchPlan, signals: ReceivedSignals, saved: str | None)
     began, pause, is_told = time.monotonic(), 0.1, False
     while True:
         try:
-            if not RunDir(plan.folder).generations.is_dir():  # never a new one, on the bare mount point perhaps
+            if not RunDir(plan.folder).generations.is_dir():  # it is never made anew: this may be the bare mount point
                 raise FileNotFoundError(errno.ENOENT, "it is gone")
             if saved is not None and newest_checkpoint(plan.folder) is None:
                 raise FileNotFoundError(errno.ENOENT, "its checkpoints are gone")

@@ -13,11 +13,12 @@ from ..plan import LaunchPlan
 OTHERS_END_S = 10.0
 """Seconds that the other nodes' launchers have to end after this one."""
 _LAST_S = 1.0
-"""Seconds that the first one takes to remove the folders that it has emptied."""
+"""Seconds that the first node's launcher takes to remove the folders that it has emptied."""
 
 
-class Start:
-    """What was there before this start wrote anything. Another node may have made some of it."""
+class FoldersBefore:
+    """The run directory, and --log-dir, as they were before this launch wrote anything; and the way back to that.
+    Another node may have made some of what was there."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
@@ -26,13 +27,13 @@ class Start:
             self._before.append(FolderSnapshot(plan.logs, IN_LOG_DIR))
 
     def look_again(self) -> None:
-        """Once the directory is ours. Of several nodes, another may have begun to write by then."""
+        """Looks once more when the directory is ours. Not with several nodes: another may have begun to write."""
         if self._plan.nodes == 1:
             for place in self._before:
                 place.look_again()
 
     def remove_empty(self) -> bool:
-        """Removes the folders that this start has made, as far as nothing is in them. Returns whether all are gone."""
+        """Removes the folders that this launch has made, if nothing is in them. Returns whether all are gone."""
         return all([place.remove_empty() for place in self._before])
 
     def take_back(self) -> None:
@@ -53,7 +54,7 @@ class Start:
         for place in self._before:
             place.remove(own)
         while not self.remove_empty() and time.monotonic() < deadline:
-            if not run.lock(0).exists():  # which goes last
+            if not run.lock(0).exists():  # the first node removes its lock last
                 deadline = min(deadline, time.monotonic() + _LAST_S)
             time.sleep(0.1)
 

@@ -30,6 +30,6 @@ def _answers(ranks, seconds):
 def test_all_ranks_answer_alike_and_soon(run_ranks, seconds):
     (first, asked), *others = run_ranks(_answers, 3, seconds)
     assert all(answers == first for answers, _ in others)
-    assert not any(first[:ASKED]) and Request.TERMINATE in first[ASKED : ASKED + MOST_STEPS + 2]
+    assert not any(first[:ASKED]) and Request.TERMINATE in first[ASKED : ASKED + MOST_STEPS + 1]
     # Rank 2 is the slowest; a step of more than half of EVERY_S is asked about by itself.
     assert asked == STEPS if seconds == 0.06 else asked < STEPS

@@ -7,7 +7,7 @@ import pytest
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from launch.plan.run_choice import Choice, RunRequest, choose
+from launch.plan.run_choice import Choice, RunRequest, choose_run
 from tests.unit.launch.plan.test_run_choice import make_run
 
 
@@ -23,7 +23,7 @@ def config(runs: Path, **more) -> RunConfig:
 
 def chosen(runs: Path, restarts: int = 0, resume: str | None = None, allowed: tuple[str, ...] = (), **more) -> Choice:
     request = RunRequest(run_dir=None, resume=resume, job="slurm-7", nodes=1, restarts=restarts, allowed=allowed)
-    return choose(config(runs, **more), request)
+    return choose_run(config(runs, **more), request)
 
 
 def live(choice: Choice, runs: Path, restarts: int, status: str, **more) -> Path:

@@ -43,7 +43,7 @@ def make_run(folder: Path, *steps: int) -> Path:
 
 def choose(config: RunConfig, **asked: Any) -> run_choice.Choice:
     made = RunRequest(**{"run_dir": None, "resume": None, "job": None, "nodes": 1, **asked})
-    return run_choice.choose(config, made)
+    return run_choice.choose_run(config, made)
 
 
 def test_nothing_said_is_a_new_directory(config, tmp_path):
