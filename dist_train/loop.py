@@ -52,8 +52,8 @@ def train_step(trainer: Trainer, state: TrainState, microbatches: Sequence[Micro
             loss = learner.task.step(trainer.parallel, microbatch)
         if counted and known is None:
             trainer.parallel.count(loss.count)
-        share = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
-        learner.scaler.scale(trainer.parallel.complete(loss.total) * share).backward()
+        factor = trainer.parallel.loss_scale / trainer.config.batch.microbatch_size
+        learner.scaler.scale(trainer.parallel.complete(loss.total) * factor).backward()
         losses[microbatch.number], counts[microbatch.number] = loss.total.detach(), loss.count
         figures[microbatch.number] = loss.figures
         indices[microbatch.number] = microbatch.indices

@@ -1,7 +1,7 @@
 """The composition root: builds everything that a rank needs, then runs its session.
 
 Runs under the launcher, under plain torchrun (`torchrun … -m dist_train CONFIG`) and alone (`python -m dist_train
-CONFIG`), and ends in the same bits.
+CONFIG`), and ends in the same bits. `NullX` is the base class of X, and what a rank has that has no X.
 """
 
 import argparse

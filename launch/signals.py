@@ -33,6 +33,7 @@ class ReceivedSignals:
         self.since: float | None = None
         """When `stop` came, on the monotonic clock."""
         self._forced = False
+        """Whether SIGINT or SIGTERM has come: the next one ends everything."""
         self._others: list[int] = []
         self._last: tuple[int, float] = (0, 0.0)
         self._previous: dict[int, object] = {}

@@ -4,7 +4,8 @@ Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test th
 
 - install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
 - start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
-- end_ranks_by: when a rank has failed, ours and not torch's agent ends the others (test_endings.py).
+- end_ranks_by: when a rank of a program of others has failed, a function of ours ends the rest, not torch's agent
+  (test_endings.py).
 - wrap_collective: the calls of torch.distributed's functions are noted (test_collectives.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 """

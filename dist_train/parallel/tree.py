@@ -3,6 +3,9 @@
 A node is a range (a, b) of microbatch numbers; its children are (a, m) and (m, b) with m the middle. Floating-point
 addition is commutative but not associative, so a sum along this tree is the same to the last bit however its leaves and
 nodes are shared out, as long as every process adds along the tree.
+
+A leaf is (k, k + 1). Of V = 8 microbatches on 3 ranks, the ranks' shares are the nodes (0, 2); (2, 4) and (4, 5);
+(5, 6) and (6, 8). Any number of ranks adds ((0, 2) + (2, 4)) + (((4, 5) + (5, 6)) + (6, 8)).
 """
 
 from collections.abc import Callable, Mapping

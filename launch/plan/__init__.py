@@ -59,7 +59,7 @@ class LaunchPlan:
     place: Place | None
     """This node's place in the scheduler's job; None without a scheduler."""
     run_id: str
-    """The launch's name, as the ranks of every generation are told it."""
+    """The launch's name, as the ranks of every generation are told it. torch calls it the run id."""
     attempt: int = 1
     """The generation's number within the launch, from 1; the launchers of several nodes count together."""
     agreed_name: str | None = None

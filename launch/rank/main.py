@@ -3,7 +3,7 @@
 `main.py PARENT AGENT GENERATION LOGS OUTPUT PAGES ours|default PROGRAM [ARGUMENT …]`, where PROGRAM is `-m MODULE`,
 `--no-python PROGRAM` or a script.
 
-It ties the rank's life to its agent's, says who it is, sends its output to its log, and leaves an exception where the
+It ties the rank's life to its parent's, says who it is, sends its output to its log, and leaves an exception where the
 supervisor finds it. Then the program runs as `__main__`, as `python -u PROGRAM` runs it, and the process ends as a
 Python program does. This file is run by its path, so that no folder of ours gets into the program's sys.path. It
 imports the standard library alone.
@@ -115,7 +115,8 @@ def boot_ns() -> int:
 
 
 def die_with(parent: int) -> None:
-    """From now on, the kernel ends this process when its agent ends, however that happens."""
+    """From now on, the kernel ends this process when its parent ends, however that happens: the fork server, or under
+    --start exec the agent."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call, or a process of the user's stands between us
         try:
