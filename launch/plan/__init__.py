@@ -10,8 +10,8 @@ from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
 from dist_train.rundir.records import Round
 
+from ..job import Place
 from ..relay.request import Shown
-from ..scheduler import Place
 from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
 from .flags import Flags, as_words
@@ -56,18 +56,13 @@ class LaunchPlan:
     log_size: int
     """Bytes in a rank's log before it becomes the one before."""
     place: Place | None
-    """The job that this is a part of."""
+    """The job that this is a part of, whose scheduler starts us again when we ask for it."""
     run_id: str
     """What its ranks, of every generation, are told that it is called."""
     attempt: int = 1
     """Which of the starts by one launcher it is, or by the launchers of several nodes together."""
     start: str | None = None
     """What its nodes have agreed to call this start of the ranks."""
-
-    @property
-    def scheduler(self) -> Literal["slurm"] | None:
-        """Who starts us again when we ask for it."""
-        return "slurm" if self.place else None
 
     @property
     def start_name(self) -> str | None:
