@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.rundir.layout import Below, GenerationDir, RunDir
+from dist_train.rundir.layout import SCHEDULERS, Below, GenerationDir, RunDir
 from launch.commands.train import plan_training
 from launch.plan.flags import Flags
 from tests.house import by_folder, import_graph, in_circles
@@ -198,6 +198,7 @@ def test_a_scheduler_is_behind_one_file():
 
 MAY_IMPORT = {
     "launch/rank": (),
+    "launch/job.py": ("dist_train.rundir",),
     "launch/processes.py": ("dist_train.rundir.process_id",),
     "launch/torch_patches.py": ("torch.distributed.elastic.multiprocessing.api",),
     "launch/node/channel.py": (),
@@ -246,7 +247,7 @@ def test_imports_go_in_one_direction():
 
 PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], Below)}
 PATHS_OF_A_RUN = {getattr(RunDir(Path("run")), name).name for name in PATHS_OF_A_RUN}
-PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "stacks", "quiet", "record", "verdict.json", "agent.json"}
+PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "stacks", "quiet", "record", "verdict.json", "agent.json", *SCHEDULERS}
 
 
 def test_paths_of_a_run_are_joined_in_one_file():
@@ -263,6 +264,19 @@ def test_paths_of_a_run_are_joined_in_one_file():
         and str(node.right.value).partition("/")[0] in PATHS_OF_A_RUN - own.get(name_of(path), set())
     ]
     assert_none(found, "paths of a run directory are joined in dist_train/rundir/layout.py alone")
+
+
+def test_names_that_only_a_run_has_stand_in_its_room():
+    """In no tuple and no pattern either."""
+    names = re.compile(r"(lives|environment|job)\\?\.json|\.(lease|nodes|lock-node)\b|\bgenerations\b")
+    found = [
+        f"{name_of(path)} {word}"
+        for path in OUR_FILES
+        if not path.is_relative_to(ROOT / "dist_train/rundir")
+        for word in words_of(path)
+        if word.startswith("'") and " " not in word and names.search(word)
+    ]
+    assert_none(found, "paths of a run directory are known in dist_train/rundir/ alone")
 
 
 def test_a_rank_joins_the_same_paths():
