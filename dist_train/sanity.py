@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from dist_train.checkpoint.buffers import safetensors_header
 from dist_train.checkpoint.model_state import same
@@ -28,6 +27,7 @@ from dist_train.evaluate import both_ways, evaluating
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast, build_learner
 from dist_train.models.deterministic import check_deterministic
+from dist_train.optim.clip import clip
 from dist_train.parallel.buffers import BufferSet
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.unused import check_all_have_gradients, with_all
@@ -254,11 +254,10 @@ class Trial:
 
     def step(self, batch: Microbatch) -> None:
         """Makes an optimizer step."""
-        learner, train = self.learner, self._config.train
+        learner = self.learner
         self._forward_and_backward(batch)
         learner.scaler.unscale_(learner.optimizer)
-        if train.clip_norm is not None:
-            clip_grad_norm_(list(self._parameters.values()), train.clip_norm)
+        clip(list(self._parameters.values()), self._config.train)
         self._generators.seed(key(self._config.seed, "optimizer", batch.step))
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()

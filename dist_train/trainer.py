@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from dist_train.callbacks import NullCallbacks
 from dist_train.checkpoint.manager import NullCheckpointManager
@@ -25,6 +25,7 @@ from dist_train.gallery import NullGallery
 from dist_train.heartbeat import beat
 from dist_train.learner import Learner
 from dist_train.models.deterministic import check_deterministic
+from dist_train.optim.clip import clip
 from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
 from dist_train.parallel.bucket import aligned
@@ -105,16 +106,13 @@ class Trainer:
         """
         optimizer, scaler, ema = self.learner.optimizer, self.learner.scaler, self.learner.ema
         scaler.unscale_(optimizer)
-        parameters = self.parallel.parameters
-        norm = get_total_norm([aligned(p.grad) for p in parameters if p.grad is not None])
+        norm = clip(self.parallel.parameters, self.config.train)
         applied = self.config.train.non_finite == "stop" or self._is_finite(norm, losses)
         if applied:
-            if self.config.train.clip_norm is not None:
-                clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
             for group in optimizer.param_groups:
                 group["lr"] = scaled(lr, group)
             if not type(optimizer).__module__.startswith("torch."):  # torch's own compute each number by itself
-                for parameter in parameters:
+                for parameter in self.parallel.parameters:
                     parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
             # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))

@@ -9,13 +9,12 @@ from dist_train.config import trust
 from dist_train.config.problems import printable
 from dist_train.config.recorded import CONFIG, has_traces
 from dist_train.errors import UserError
+from dist_train.rundir.layout import TRACKERS
 
 from .console import say
 
 DEPTH = 4
 """Folders below each other: generations/3/ranks/rank0.json."""
-NOT_OURS = ("wandb", "tensorboard")
-"""Whose writers see to what is further below."""
 
 
 def refuse(folder: Path, *, trusted: bool) -> None:
@@ -64,4 +63,5 @@ def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
     for entry in found:
         yield entry
         if depth > 1 and entry.is_dir(follow_symlinks=False):
-            yield from _entries(Path(entry.path), 1 if entry.name in NOT_OURS else depth - 1)
+            # What is further below a tracker's folder its writers see to.
+            yield from _entries(Path(entry.path), 1 if entry.name in TRACKERS else depth - 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.rundir.layout import Below, GenerationDir, RunDir
+from dist_train.rundir.layout import SCHEDULERS, Below, GenerationDir, RunDir
 from launch.commands.train import plan_training
 from launch.plan.flags import Flags
 from tests.house import by_folder, import_graph, in_circles
@@ -32,7 +32,27 @@ SHARED = (
     *("dist_train.config", "dist_train.rundir", "dist_train.report"),
     *("dist_train.errors", "dist_train.memory", "dist_train.processor"),
 )
-SLURM_WORD = re.compile(r"S(LURM|BATCH|QUEUE)_\w*|sbatch|squeue|scancel|sacct|srun|scontrol|PENDING|RUNNING|COMPLETED")
+SLURM_WORD = re.compile(
+    r"slurm|SLURM|Slurm|S(BATCH|QUEUE)_|\b(sbatch|squeue|scancel|sacct|srun|scontrol|salloc)\b"
+    r"|^'.*\b(PENDING|RUNNING|COMPLETED)\b"
+)
+SLURM_OUTSIDE = {
+    "dist_train/config/schema.py": "the section",
+    "dist_train/config/types.py": "what its keys take",
+    "dist_train/rundir/layout.py": "the folder of a submission",
+    "launch/scheduler.py": "the choice",
+    "launch/cli.py": "the command",
+    "launch/commands/slurm.py": "the command",
+    "launch/commands/sweep.py": "sweeps that submit to it",
+    "launch/sweep/start.py": "sweeps that submit to it",
+    "launch/commands/train.py": "help",
+    "launch/commands/run.py": "help",
+    "launch/commands/launch_flags.py": "help",
+    "launch/plan/rendezvous.py": "advice in an error",
+}
+"""Files outside launch/slurm/ that name the scheduler in code or text; docstrings and comments may anywhere. Who adds
+another one goes through these."""
+HELP = {name for name, why in SLURM_OUTSIDE.items() if why in ("help", "advice in an error")}
 RUNS_CODE_FROM_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 
@@ -144,14 +164,23 @@ def test_collectives_are_called_in_one_folder():
     assert_none(found, "collectives are called in dist_train/parallel/ alone")
 
 
+def words_of(path: Path) -> Iterator[str]:
+    """Names, imports and, in quotes, texts: patterns and parts of f-strings among them; without docstrings."""
+    nodes = list(ast.walk(parsed(path)))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if node not in docstrings:
+            quote = "'" * isinstance(node, ast.Constant)
+            yield from (f"{quote}{value}{quote}" for _, value in ast.iter_fields(node) if isinstance(value, str))
+
+
 def test_slurm_is_known_in_one_place():
-    found = [
-        f"{name_of(path)}:{line} {text}"
-        for path in OUR_FILES
-        for line, text in texts(path)
-        if SLURM_WORD.fullmatch(text) and not path.is_relative_to(ROOT / "launch/slurm")
-    ]
-    assert_none(found, "SLURM's variables, programs and job states are known in launch/slurm/ alone")
+    outside = [path for path in OUR_FILES if not path.is_relative_to(ROOT / "launch/slurm")]
+    found = {name_of(path): [word for word in words_of(path) if SLURM_WORD.search(word)] for path in outside}
+    found = {name: words for name, words in found.items() if words}
+    assert found.keys() == SLURM_OUTSIDE.keys(), "what is SLURM's is in launch/slurm/, and in these files"
+    logic = [f"{name}: {word}" for name in HELP for word in found[name] if " " not in word]
+    assert_none(logic, "a help text is a sentence, on which nothing depends")
 
 
 def test_a_scheduler_is_behind_one_file():
@@ -169,6 +198,7 @@ def test_a_scheduler_is_behind_one_file():
 
 MAY_IMPORT = {
     "launch/rank": (),
+    "launch/job.py": ("dist_train.rundir",),
     "launch/processes.py": ("dist_train.rundir.process_id",),
     "launch/torch_patches.py": ("torch.distributed.elastic.multiprocessing.api",),
     "launch/node/channel.py": (),
@@ -217,7 +247,7 @@ def test_imports_go_in_one_direction():
 
 PATHS_OF_A_RUN = {name for name in vars(RunDir) if isinstance(vars(RunDir)[name], Below)}
 PATHS_OF_A_RUN = {getattr(RunDir(Path("run")), name).name for name in PATHS_OF_A_RUN}
-PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "stacks", "quiet", "record", "verdict.json", "agent.json"}
+PATHS_OF_A_RUN |= {"nodes", "ranks", "errors", "stacks", "quiet", "record", "verdict.json", "agent.json", *SCHEDULERS}
 
 
 def test_paths_of_a_run_are_joined_in_one_file():
@@ -234,6 +264,19 @@ def test_paths_of_a_run_are_joined_in_one_file():
         and str(node.right.value).partition("/")[0] in PATHS_OF_A_RUN - own.get(name_of(path), set())
     ]
     assert_none(found, "paths of a run directory are joined in dist_train/rundir/layout.py alone")
+
+
+def test_names_that_only_a_run_has_stand_in_its_room():
+    """In no tuple and no pattern either."""
+    names = re.compile(r"(lives|environment|job)\\?\.json|\.(lease|nodes|lock-node)\b|\bgenerations\b")
+    found = [
+        f"{name_of(path)} {word}"
+        for path in OUR_FILES
+        if not path.is_relative_to(ROOT / "dist_train/rundir")
+        for word in words_of(path)
+        if word.startswith("'") and " " not in word and names.search(word)
+    ]
+    assert_none(found, "paths of a run directory are known in dist_train/rundir/ alone")
 
 
 def test_a_rank_joins_the_same_paths():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lines import __main__ as lines
+from tests.test_architecture import SLURM_OUTSIDE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -44,6 +45,12 @@ def test_every_folder_is_on_the_map():
     ]
     names = {f"{below.parent.name}/{below.name}/": below.name for below in folders if below.resolve().name not in known}
     assert {path for path, name in names.items() if f"`{path}`" not in chart and f"`{name}/`" not in chart} == set()
+
+
+def test_who_adds_a_scheduler_is_told_every_file_that_names_the_first():
+    row = next(line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if "| a job scheduler |" in line)
+    told = {path.replace("NAME", "slurm") for path in re.findall(r"`((?:launch|dist_train)/[\w/.]+\.py)`", row)}
+    assert told - {"launch/job.py"} == SLURM_OUTSIDE.keys()
 
 
 def test_the_citation_has_the_version_of_the_package():

@@ -28,7 +28,6 @@ from dist_train.optim.schedule import Schedule
 from dist_train.parallel.ranks import Ranks
 
 CURVE_POINTS = 40
-_FIRST = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, node=0)
 
 
 class _NotYet(Exception):

@@ -35,7 +35,6 @@ from dist_train.rundir.files import remove_tree, sync_folder, write_atomic
 from dist_train.rundir.strict_json import to_json
 from dist_train.tasks.base import Predictions, Task
 from dist_train.tasks.generate import generate
-from dist_train.tasks.segmentation import Segmentation
 from dist_train.trained import Trained, assembled, config_of_run
 from dist_train.worker import set_deterministic
 
@@ -63,7 +62,7 @@ def _predict(request: PredictRequest) -> list[Answer]:
             answers = predictor.texts([read_text(word, stdin) for word in request.inputs], coder)
             group.run_on_rank0(partial(_write, request, answers))
             return answers
-        given = trained.given(request.inputs, stdin, whole=isinstance(task, Segmentation))
+        given = trained.given(request.inputs, stdin, whole=task.whole_pictures)
         with _masks(request, group, given) as folder:
             answers = predictor.samples(given, folder)
             group.run_on_rank0(partial(_write, request, answers))

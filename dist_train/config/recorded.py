@@ -15,12 +15,10 @@ from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load, load_plain
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.layout import SCHEDULERS, RunDir
 from dist_train.rundir.reading import read_json
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
-_TRACES: tuple[str, ...] = ("state.json", "metrics.jsonl", "generations", "lives.jsonl", "slurm/job.json", ".lease")
-_TRACES += (MANIFEST, "environment.json", "checkpoints/*", "logs/rank*", ".lock-node*")
-"""Files of a run directory or a checkpoint besides its config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +74,13 @@ def of_file(path: Path, overrides: Sequence[str] = ()) -> Recorded:
 
 def is_recorded(path: Path) -> bool:
     """Whether a config file belongs to a run, so that somebody else may have written it."""
-    return path.name == CONFIG and has_traces(path.parent.parent if path.parent.name == "slurm" else path.parent)
+    # A run itself may be called as a scheduler.
+    return path.name == CONFIG and any(map(has_traces, path.parents[: 1 + (path.parent.name in SCHEDULERS)]))
 
 
 def has_traces(folder: Path) -> bool:
-    """Whether a folder has traces of a run, genuine or not; broken links count."""
-    return any(any(folder.glob(name)) if "*" in name else os.path.lexists(folder / name) for name in _TRACES)
+    """Whether a folder has traces of a run or is a checkpoint, genuine or not; broken links count."""
+    return RunDir(folder).has_traces() or os.path.lexists(folder / MANIFEST)
 
 
 def given(

@@ -6,7 +6,7 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 
 import os
 import shlex
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dist_train.config.metrics import LOWER_IS_BETTER
 from dist_train.config.problems import alternatives, did_you_mean, shown
 from dist_train.config.torchvision_names import SEGMENTS, TorchvisionName
 from dist_train.config.types import (
@@ -62,6 +63,8 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+    executes: ClassVar[tuple[str, ...]] = ()
+    """Of a job's section: keys that it executes, or that may make it do so. A stranger's need --trust."""
 
 
 class Custom(Section):
@@ -676,9 +679,14 @@ ModelConfig = Annotated[
 # ---------------------------------------------------------------- task, optimizer, schedule
 
 
+_RATIOS = ("precision", "recall", "f1")
+
+
 class Classification(Section):
     """One class of several: accuracy, top-5, precision, recall and F1."""
 
+    reports: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "top5", *_RATIOS, *(f"{name}_micro" for name in _RATIOS))
+    """First what picks the best checkpoint; a test compares."""
     name: Literal["classification"] = "classification"
     loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
     """`bce` is a binary decision for each class (Wightman et al., 2021), the mean over the classes; `focal` (Lin et
@@ -692,6 +700,7 @@ class Classification(Section):
 class MultiLabel(Section):
     """Any number of several classes: mean average precision, precision, recall and F1 at a probability of 0.5."""
 
+    reports: ClassVar[tuple[str, ...]] = ("mean_average_precision", "loss", *_RATIOS, "f1_micro")
     name: Literal["multi_label"] = "multi_label"
     loss: Literal["bce", "focal"] = "bce"
     """The mean over the classes; `focal` (Lin et al., 2017) counts less what is recognised already."""
@@ -702,6 +711,7 @@ class MultiLabel(Section):
 class Regression(Section):
     """One number or several: mean absolute error, root mean squared error, R²."""
 
+    reports: ClassVar[tuple[str, ...]] = ("rmse", "loss", "mae", "r2")
     name: Literal["regression"] = "regression"
     loss: Literal["mse", "mae", "huber", "smooth_l1"] = "mse"
     """The mean over a sample's numbers."""
@@ -712,6 +722,7 @@ class Regression(Section):
 class Segmentation(Section):
     """A class for each pixel: mean intersection over union, pixel accuracy."""
 
+    reports: ClassVar[tuple[str, ...]] = ("mean_iou", "loss", "pixel_accuracy")
     name: Literal["segmentation"] = "segmentation"
     ignore_index: Int | None = 255
     """Pixels with this target count nowhere."""
@@ -726,6 +737,9 @@ class Segmentation(Section):
 class LanguageModel(Section):
     """The next token: loss, perplexity, accuracy, bits per byte."""
 
+    reports: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", "bits_per_byte")
+    takes_text: ClassVar[bool] = True
+    """An input may be a text, so that a word on the command line need not be a file."""
     name: Literal["language_model"] = "language_model"
     ignore_index: Int = -100
     """Targets of this number count nowhere."""
@@ -736,6 +750,8 @@ class LanguageModel(Section):
 class HuggingFace(Section):
     """What the own loss of a model of the library transformers takes: a sample is a dict of its inputs."""
 
+    reports: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    takes_text: ClassVar[bool] = True
     name: Literal["huggingface"] = "huggingface"
 
 
@@ -1077,6 +1093,14 @@ class TrackingConfig(Section):
     depends on it."""
     tensorboard: Bool = False
     """Event files under tensorboard/ in the run directory; needs the extra `tensorboard`."""
+    none: ClassVar[tuple[str, ...]] = ("tracking.wandb.mode=disabled", "tracking.tensorboard=false")
+    """Overrides with which no tracker sees the run."""
+
+    def grouped(self, name: str) -> "TrackingConfig":
+        """With a sweep as the group in W&B, unless the user named one there or in W&B's own variable."""
+        if self.wandb.group or os.environ.get("WANDB_RUN_GROUP"):
+            return self
+        return self.model_copy(update={"wandb": self.wandb.model_copy(update={"group": name})})
 
 
 class DistributedConfig(Section):
@@ -1105,6 +1129,7 @@ class SlurmConfig(Section):
     """The job that `dist-train slurm` submits. Nothing else reads it, and no result depends on it; what is left out is
     the cluster's own default."""
 
+    executes = ("site", "prefix", "python", "options")  # of sbatch's options --export, --container-image, …
     nodes: Count = 1
     """Nodes, each with one launcher, which starts the ranks there."""
     gpus_per_node: SlurmGpus | None = None
@@ -1221,14 +1246,14 @@ class RunConfig(Section):
     def best(self) -> str:
         """The metric that picks the best checkpoint."""
         own = self.eval.best
-        return REPORTED.get(self.task.name, ("loss",))[0] if own == "auto" else own
+        return getattr(self.task, "reports", ("loss",))[0] if own == "auto" else own
 
     @property
     def best_is(self) -> Literal["max", "min"]:
         """Whether a higher or a lower figure of it is better."""
         if self.eval.best_is != "auto":
             return self.eval.best_is
-        return "min" if self.best in _LOWER_IS_BETTER or self.best.endswith("loss") else "max"
+        return "min" if self.best in LOWER_IS_BETTER or self.best.endswith("loss") else "max"
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
@@ -1238,22 +1263,13 @@ class RunConfig(Section):
         return self
 
 
-_RATIOS = ("precision", "recall", "f1")
-REPORTED: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "loss", "top5", *_RATIOS, "precision_micro", "recall_micro", "f1_micro"),
-    "multi_label": ("mean_average_precision", "loss", *_RATIOS, "f1_micro"),
-    "regression": ("rmse", "loss", "mae", "r2"),
-    "segmentation": ("mean_iou", "loss", "pixel_accuracy"),
-    "language_model": ("loss", "perplexity", "accuracy", "bits_per_byte"),
-    "huggingface": ("loss", "accuracy"),
-}
-"""What the tasks report, first what picks the best checkpoint; a test compares."""
-_LOWER_IS_BETTER = ("loss", "mae", "rmse", "perplexity", "bits_per_byte")
+JOB_SECTIONS = tuple(key for key, field in RunConfig.model_fields.items() if getattr(field.annotation, "executes", ()))
+"""Sections of jobs. No result depends on them."""
 
 
 def _contradictions(config: RunConfig) -> Any:
     """Yields (key path, message) for what no section can see alone."""
-    best, reported = config.eval.best, REPORTED.get(config.task.name)
+    best, reported = config.eval.best, getattr(config.task, "reports", None)
     if best != "auto" and reported is not None and best not in reported:
         hint = did_you_mean(best, reported)
         yield "eval.best", f"must be one of {alternatives(reported)}, which the task reports, not {shown(best)}{hint}"
@@ -1294,29 +1310,11 @@ def _unfit_caches(config: RunConfig, *, crops: bool) -> Any:
 
 
 SAFE_TO_CHANGE = (
-    "name",
-    "run_root",
-    "loader",
-    "tracking",
-    "callbacks",
-    "checkpoint",
-    "data.on_error",
-    "data.max_broken",
-    "data.cache_folder",
-    "data.cache.device",
-    "data.cache.folder",
-    "data.cache.limit",
-    "data.cache.check",
-    "eval.data.on_error",
-    "eval.data.max_broken",
-    "eval.data.cache_folder",
-    "eval.data.cache",
-    "eval.mode",
-    "eval.on_error",
-    "train.stop_after",
-    "train.sanity_check",
-    "distributed.timeout",
-    "slurm",
+    *("name", "run_root", "loader", "tracking", "callbacks", "checkpoint", *JOB_SECTIONS),
+    *("data.on_error", "data.max_broken", "data.cache_folder"),
+    *("data.cache.device", "data.cache.folder", "data.cache.limit", "data.cache.check"),
+    *("eval.data.on_error", "eval.data.max_broken", "eval.data.cache_folder", "eval.data.cache"),
+    *("eval.mode", "eval.on_error", "train.stop_after", "train.sanity_check", "distributed.timeout"),
 )
 """Keys that may differ when a run is resumed: no result depends on them. Those on broken samples decide whether a
 training ends there; where it goes on both ways, both end in the same bits."""

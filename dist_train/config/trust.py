@@ -30,8 +30,6 @@ MAX_ENTRIES = 5_000
 """The oldest make way."""
 LOCK_TIMEOUT_S = 2.0
 """How long to wait for other writers. After it, an entry of theirs may be lost, and needs --trust again."""
-JOB_KEYS = ("site", "prefix", "python")
-"""Keys of the section `slurm` that a job executes. Its `options` may do so too: --export, --container-image."""
 LINK, FOLDER = "the link", "in the folder"
 """A link that leads out of a run, and where the points of a sweep run, which is where Python looks for modules."""
 Note = Callable[[str], None]
@@ -59,8 +57,7 @@ class Power:
 
 def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     """What a run with this config would import; for a `job`, also what its script would execute."""
-    sections = ((key, getattr(config, key)) for key in type(config).model_fields)
-    found = [power for key, section in sections if isinstance(section, Custom) for power in _of_component(key, section)]
+    found = [power for key, section in config if isinstance(section, Custom) for power in _of_component(key, section)]
     for one in config.callbacks:
         found += _of_component("callbacks", one)
     if isinstance(other := config.eval.data, Custom):
@@ -68,10 +65,10 @@ def powers(config: RunConfig, *, job: bool = False) -> list[Power]:
     for key, data in (("data", config.data), ("eval.data", other)):
         if decode := getattr(data, "decode", None):
             found.append(Power(where=f"{key}.decode", what=decode))
-    if job:
-        words = ((key, getattr(config.slurm, key)) for key in JOB_KEYS)
-        found += [Power(where=f"slurm.{key}", what=value) for key, value in words if value]
-        found += [Power(where="slurm.options", what=option) for option in config.slurm.options]
+    for name, section in config if job else ():
+        for key in getattr(section, "executes", ()):
+            words = value if isinstance(value := getattr(section, key), list) else [value]
+            found += [Power(where=f"{name}.{key}", what=word) for word in words if word]
     return found
 
 

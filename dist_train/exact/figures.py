@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dist_train.checkpoint.model_state import bytes_of
 from dist_train.errors import ExitCode, UserError
 from dist_train.exact.state import flattened, state_of
 from dist_train.exact.world import world
-from dist_train.parallel.bucket import aligned
+from dist_train.optim.clip import clip_to
 from dist_train.randomness import key, seed_all
 
 Found = Tensor | float | Mapping[str, Tensor | float]
@@ -81,10 +80,7 @@ def clip(parameters: nn.Module | Iterable[Tensor], max_norm: float) -> Tensor:
     """
     if not max_norm > 0:
         raise UserError(f"exact.clip: max_norm={max_norm!r}: it is a number above 0")
-    own = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
-    norm = get_total_norm([aligned(parameter.grad) for parameter in own if parameter.grad is not None])
-    clip_grads_with_norm_(own, max_norm, norm)
-    return norm
+    return clip_to(list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters), max_norm)
 
 
 def seed(seed: int, *position: int) -> None:

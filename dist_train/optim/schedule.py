@@ -8,7 +8,7 @@ step w to 1 at step T, as in torch's own schedulers.
 import math
 from dataclasses import dataclass
 
-from dist_train.config.schema import Cosine, OneCycle, Polynomial, RunConfig, ScheduleConfig, Step
+from dist_train.config.schema import Constant, Cosine, OneCycle, Polynomial, RunConfig, ScheduleConfig, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ class Schedule:
                 return config.gamma ** sum(step >= milestone for milestone in at)
             case Polynomial() as config:
                 return config.final + (1 - config.final) * (1 - self.progress(step)) ** config.power
-        return 1.0
+            case Constant():
+                return 1.0
 
 
 def _anneal(begin: float, end: float, progress: float) -> float:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dist_train.config.metrics import BESIDE_SHARES, KEPT, SHARES
 from dist_train.config.schema import RunConfig
-from dist_train.report.words import POSITION, SHARES, clock, label, number, seconds, shown, telling
+from dist_train.report.words import POSITION, clock, label, number, seconds, shown, telling
 
 Row = dict[str, Any]
 ALWAYS = 100
@@ -18,9 +19,6 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
 _ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}
 BEST = "★ "
 """In front of the evaluation that is the best so far."""
-_KEPT = {"loss": 60, "f1": 42, "top5": 20}
-"""How important these are in the line of an evaluation; others by their place."""
-_BESIDE_SHARES = {"perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def measures(row: Mapping[str, Any], classes: int | None = None) -> list[tuple[s
         return [(name, name, number(value)) for name, value in list(found.items())[:5]]
     known = [(name, SHARES[name], f"{100 * found[name]:.1f}") for name in shares]
     known[0] = (*known[0][:2], f"{known[0][2]} %")
-    known += [(name, short, number(found[name])) for name, short in _BESIDE_SHARES.items() if name in found]
+    known += [(name, short, number(found[name])) for name, short in BESIDE_SHARES.items() if name in found]
     return ([("loss", "loss", number(found["loss"]))] if "loss" in found else []) + known
 
 
@@ -141,7 +139,7 @@ class Live:
                 parts.append(Part(label="train loss", text=f"{number(loss):<6}", keep=50))
             self._losses = []
         for place, (figure, short, value) in enumerate(shown_figures):
-            keep = ALWAYS if figure == self._metric else _KEPT.get(figure, 40 - place)
+            keep = ALWAYS if figure == self._metric else KEPT.get(figure, 40 - place)
             parts.append(Part(label=short, text=f"{value:<6}" if figure == "loss" else value, keep=keep))
         took, self._evaluated_at = now - self._evaluated_at, now
         head = Part(text=f"{name:<8}", gap=0, style="dim")

@@ -5,12 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_train.config.metrics import SHARES
+
 POSITION = ("step", "epoch", "samples_seen")
 """The keys of a row that say where it belongs; every other number in it is a figure."""
-
-SHARES = {"mean_average_precision": "mAP", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
-SHARES |= {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "top5": "top-5"}
-"""Metrics between 0 and 1 that are shown in percent, in this order."""
 
 
 def shown(name: str, value: Any) -> str:

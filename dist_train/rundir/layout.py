@@ -7,6 +7,14 @@ from pathlib import Path
 from dist_train.rundir.reading import numbered
 
 FIRST_NODE = "node0"
+SCHEDULERS = ("slurm",)
+"""Folders of submitted jobs: script, config, record and log. The section of the schema has the same name."""
+TRACKERS = {
+    "wandb": {r"id\.txt|process\.log": "ours", r"(offline-)?run-.*": "run", r"latest-run|debug(-\w+)?\.log": "link"},
+    "tensorboard": {r"events\.out\.tfevents\..*": "process"},
+}
+"""Folders of trackers; by patterns of names, whose a file there is. `run`: it ends with the id in id.txt, or is a
+`link` to what does; `process`: it has that one's host and pid in it; `ours`: of whoever has the run directory."""
 FAST_DEV_RUN = "dist-train-fast-dev-run-"
 """How the name of a folder begins that is removed at the end, with the run in it."""
 
@@ -137,11 +145,14 @@ class RunDir:
     def node(self, name: str) -> Path:
         return self.nodes / f"{name}.json"
 
-    slurm = Below("slurm")
-    """The script, the config, the record and the log of a submitted job."""
-    job = Below("slurm/job.json")
-    """The job that the run was last submitted as."""
     generations = Below("generations")
+
+    def job(self, scheduler: str) -> Path:
+        """The job that the run was last submitted as."""
+        return self.path / scheduler / "job.json"
+
+    def jobs(self) -> list[Path]:
+        return [self.job(scheduler) for scheduler in SCHEDULERS]
 
     def lock(self, node: int | None) -> Path:
         """What the node's launcher holds while it runs."""
@@ -163,8 +174,14 @@ class RunDir:
 
     def is_run(self) -> bool:
         """Whether anything says that a run was begun or submitted here."""
-        signs = (self.config, self.checkpoints, self.state, self.generations, self.job)
+        signs = (self.config, self.checkpoints, self.state, self.generations, *self.jobs())
         return any(map(os.path.exists, signs))
+
+    def has_traces(self) -> bool:
+        """Whether anything but a config says so, genuine or not; broken links count."""
+        files = (self.state, self.metrics, self.generations, self.launches, self.lease, self.environment, *self.jobs())
+        several = (self.locks(), self.checkpoints.glob("*"), self.logs.glob("rank*"))
+        return any(map(os.path.lexists, files)) or any(map(any, several))
 
 
 def checkpoint_name(step: int) -> str:

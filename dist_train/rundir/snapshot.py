@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dist_train.rundir.codec import read_records
 from dist_train.rundir.files import remove_tree, replacing
-from dist_train.rundir.layout import FIRST_NODE, GenerationDir, RunDir, checkpoint_name
+from dist_train.rundir.layout import FIRST_NODE, TRACKERS, GenerationDir, RunDir, checkpoint_name
 from dist_train.rundir.ownership import FOLDER as LEASE
 from dist_train.rundir.ownership import current
 from dist_train.rundir.process_id import ProcessId
@@ -25,11 +25,9 @@ SMALL = 64 * 1024
 """Bytes of a file that are remembered; a larger one is a log, which only grows."""
 _FILES = r"config\.yaml|environment\.json|state\.json|metrics\.jsonl|samples\.jsonl|lives\.jsonl"
 _LOGS = r"rank\d+\.log(\.1)?|(agent|preload)(-.+)?\.log"
-_LINKS = r"latest-run|debug\.log|debug-internal\.log"
 IN_RUN = {"": rf"{_FILES}|\.tmp-({_FILES})(-.*)?|\.lock-.*", "generations": r"\d+", "logs": _LOGS}
 IN_RUN |= {"checkpoints": r"step-0{8}|\.tmp-.*"}
-IN_RUN |= {"wandb": rf"id\.txt|process\.log|{_LINKS}|(offline-)?run-.*", "tensorboard": r"events\.out\.tfevents\..*"}
-IN_RUN |= {LEASE: r"\d{8,}|\.tmp-.*"}
+IN_RUN |= {LEASE: r"\d{8,}|\.tmp-.*", **{folder: "|".join(names) for folder, names in TRACKERS.items()}}
 """What a start writes, by its folder in the run directory: nobody else's files are touched."""
 IN_LOG_DIR = {"": _LOGS}
 
@@ -107,14 +105,11 @@ class FolderSnapshot:
 
 
 class _Ours:
-    """Which names are of this start, where other programs use such names too: W&B's and TensorBoard's."""
+    """Which names are of this start, where other programs use such names too: those of trackers."""
 
     def __init__(self, folder: Path, new: set[Path]) -> None:
         self.new = new
-        self._wandb, self._tensorboard = RunDir(folder).wandb, RunDir(folder).tensorboard
-        self._run_id: str | None = None
-        with suppress(OSError, ValueError):
-            self._run_id = (self._wandb / "id.txt").read_text().strip() or None
+        self._endings = {name: f"-{_run_id(folder / name)}" for name in TRACKERS}
         self._processes: set[tuple[object, object]] = {(socket.gethostname(), os.getpid())}
         for path in new:
             if path.parent == RunDir(folder).generations:
@@ -123,20 +118,31 @@ class _Ours:
 
     def made(self, path: Path) -> bool:
         """Whether this start made what is new. What cannot be told is not its own."""
-        if path.parent == self._tensorboard:
+        if (whose := _whose(path)) == "process":
             return any(f".{host}.{pid}." in path.name for host, pid in self._processes)
-        if path.parent == self._wandb and re.fullmatch(r"(offline-)?run-.*", path.name):
-            return self._run_id is not None and path.name.endswith(f"-{self._run_id}")
+        if whose == "run":
+            return path.name.endswith(self._endings[path.parent.name])
         return self.changes(path)
 
     def changes(self, path: Path) -> bool:
         """Whether this start may have changed what was there; of all that is known it removes old claims alone."""
         if not os.path.lexists(path):
             return path.parent.name == LEASE
-        if path.parent == self._wandb and re.fullmatch(_LINKS, path.name):
+        if (whose := _whose(path)) == "link":
             run = Path(os.readlink(path)) if path.is_symlink() else Path()
-            return self._run_id is not None and any(part.endswith(f"-{self._run_id}") for part in run.parts)
-        return path.parent != self._tensorboard
+            return any(part.endswith(self._endings[path.parent.name]) for part in run.parts)
+        return whose != "process"
+
+
+def _whose(path: Path) -> str:
+    names = TRACKERS.get(path.parent.name, {})
+    return next((whose for pattern, whose in names.items() if re.fullmatch(pattern, path.name)), "ours")
+
+
+def _run_id(folder: Path) -> str:
+    """A tracker's id of the run; what is in no name if it has none."""
+    text = _remembered(folder / "id.txt")
+    return (text.decode(errors="replace").strip() if isinstance(text, bytes) else "") or "\0"
 
 
 def _is_claim(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Built-in tasks by name, and the user's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from inspect import signature
 
 from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
@@ -16,11 +17,9 @@ from dist_train.tasks.segmentation import Segmentation
 
 __all__ = ["Loss", "PerSample", "Predictions", "Rows", "Sums", "Task", "Totals", "build"]
 
-_NEED_CLASSES: dict[str, Callable[..., Task]] = {
-    "classification": Classification,
-    "multi_label": MultiLabel,
-    "segmentation": Segmentation,
-}
+BUILDERS: dict[str, type[Task]] = {"classification": Classification, "multi_label": MultiLabel}
+BUILDERS |= {"regression": Regression, "segmentation": Segmentation}
+BUILDERS |= {"language_model": LanguageModel, "huggingface": HuggingFace}
 
 
 def build(
@@ -31,7 +30,7 @@ def build(
     token_bytes: Sequence[int] | None = None,
     window: int | None = None,
 ) -> Task:
-    """The task. The user's own is called with its args, and with `classes`, how many the data has, and `vocabulary` and
+    """The task. It is called with its keys or args, and with `classes`, how many the data has, `vocabulary` and
     `token_bytes`, if its signature has parameters of these names and the args don't give them.
 
     Args:
@@ -44,20 +43,15 @@ def build(
     Raises:
         UserError: when it cannot be built so.
     """
+    count = None if classes is None else len(classes)
+    known = {"classes": count, "vocabulary": vocabulary, "token_bytes": token_bytes}
     if not isinstance(config, Custom):
-        args = {name: value for name, value in dict(config).items() if name != "name"}
-        if (kind := _NEED_CLASSES.get(config.name)) is not None:
-            if classes is None:
-                raise UserError(
-                    f"task: {config.name} needs classes; give the data set an attribute `classes` with their names"
-                )
-            return kind(classes=len(classes), **args)
-        if config.name == "regression":
-            return Regression(**args)
-        if config.name == "huggingface":
-            return HuggingFace()
-        return LanguageModel(vocabulary=vocabulary, token_bytes=token_bytes, window=window, **args)
-    known = {"classes": classes and len(classes), "vocabulary": vocabulary, "token_bytes": token_bytes}
+        builder, args = BUILDERS[config.name], {key: value for key, value in dict(config).items() if key != "name"}
+        takes = signature(builder).parameters
+        if "classes" in takes and classes is None:
+            missing = "give the data set an attribute `classes` with their names"
+            raise UserError(f"task: {config.name} needs classes; {missing}")
+        return builder(**args, **{name: value for name, value in (known | {"window": window}).items() if name in takes})
     task = construct(config, "task", offered={name: value for name, value in known.items() if value is not None})
     kind = type(task)
     if not isinstance(task, Task):

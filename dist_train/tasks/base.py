@@ -101,12 +101,14 @@ class Task:
         targets_per_sample: the same for more targets than one, as many in every sample; None where that is not known.
         needs_targets: a sample without a target is refused, by `check_targets`.
         keywords: whether inputs that are a mapping reach the model as keyword arguments.
+        whole_pictures: to predict, a picture is brought to the model's size as a whole, and not only its middle.
     """
 
     counts_every_sample: bool = False
     targets_per_sample: int | None = None
     needs_targets: bool = False
     keywords: bool = False
+    whole_pictures: bool = False
 
     def forward(self, model: Model, inputs: Any) -> Any:
         """What the model gives for the inputs of a batch."""

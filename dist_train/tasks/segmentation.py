@@ -28,6 +28,7 @@ class Segmentation(Task):
     """
 
     needs_targets = True
+    whole_pictures = True
 
     def __init__(
         self,

@@ -4,9 +4,10 @@ import os
 import textwrap
 from pathlib import Path
 
+from dist_train.config.metrics import SHARES
 from dist_train.config.problems import printable
 from dist_train.report.live import Part, fitted, line, measures
-from dist_train.report.words import SHARES, number, seconds
+from dist_train.report.words import number, seconds, shown
 from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import Row, RunFacts, SessionOutcome, prefix_of
@@ -132,11 +133,10 @@ def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     if not outcome.best:
         return ""
     metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
-    label, epoch = SHARES.get(metric, metric), facts.epoch_of(step)
-    shown = f"{100 * value:.1f} %" if metric in SHARES else number(value)
+    label, text, epoch = SHARES.get(metric, metric), shown(metric, value), facts.epoch_of(step)
     if outcome.metrics.get("split", "evaluation") != "evaluation":
-        return f"checkpoint of epoch {epoch}, evaluation {label} {shown}"
-    return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {shown}, epoch {epoch}"
+        return f"checkpoint of epoch {epoch}, evaluation {label} {text}"
+    return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {text}, epoch {epoch}"
 
 
 def _checkpoints(facts: RunFacts, outcome: SessionOutcome) -> list[str]:

@@ -19,9 +19,6 @@ from ..configs import inputs_and_overrides, load_recorded
 from .common import json_option, launch_command, run_argument, trust_option
 from .on_ranks import run_on_ranks
 
-TAKES_TEXT = ("language_model", "huggingface")
-"""Tasks whose input may be a text, so that a word need not be a file; and those of the user's own."""
-
 
 @launch_command()
 @run_argument
@@ -59,7 +56,7 @@ def command(
     config = load_recorded(target, overrides, trust=trust)  # reports mistakes before torch is imported
     if not inputs:
         raise UserError("predict from what? After the run come files, folders or texts, or - for standard input")
-    takes_text = config.task.name in TAKES_TEXT or ":" in config.task.name
+    takes_text = ":" in config.task.name or getattr(config.task, "takes_text", False)
     for path in inputs:
         if path != STDIN and not takes_text and not os.path.exists(path):
             raise UserError(f"{path}: no such file or folder")  # also for a name that no file can have

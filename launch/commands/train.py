@@ -101,13 +101,10 @@ def command(
     sys.exit(supervise(planned.plan, print_verdict if as_json else None))
 
 
-FEW_STEPS: tuple[str, ...] = (
-    "train.stop_after=3 steps",
-    "eval.every=2 steps",
-    "eval.most_batches=2",
-    "checkpoint.every=1 steps",
+FEW_STEPS = (
+    *("train.stop_after=3 steps", "eval.every=2 steps", "eval.most_batches=2"),
+    *("checkpoint.every=1 steps", "tracking.every=1 steps"),
 )
-FEW_STEPS += ("tracking.every=1 steps", "tracking.wandb.mode=disabled", "tracking.tensorboard=false")
 
 
 def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resume: str | None, **options: Any) -> int:
@@ -120,10 +117,13 @@ def _fast_dev_run(words: tuple[str, ...], report: Any, run_dir: str | None, resu
         raise UserError("--fast-dev-run begins anew, in a folder of its own: leave --run-dir and --resume out")
     if options["profile"] is not None:
         raise UserError("--fast-dev-run leaves nothing, and so no profile: leave one of the two out")
+    from dist_train.config.schema import TrackingConfig
+
     from ..supervisor import supervise
 
     with tempfile.TemporaryDirectory(prefix=FAST_DEV_RUN) as folder:
-        planned = plan_training((*words, *FEW_STEPS), run_dir=f"{folder}/run", resume=None, **options)
+        words = (*words, *FEW_STEPS, *TrackingConfig.none)
+        planned = plan_training(words, run_dir=f"{folder}/run", resume=None, **options)
         if planned.plan.nodes > 1:
             raise UserError("--fast-dev-run is for one node: --nnodes 1")
         code = supervise(planned.plan, report)
@@ -170,9 +170,8 @@ def plan_training(
 
     given, machine = Flags(**flags), host.look()
     place = machine.place if machine.place and not (given.standalone or machine.place.interactive) else None
-    job, restarts = (place.run_name, place.restarts) if place else (given.rdzv_id, None)
-    nodes, allowed = count_nodes(given, machine), allow_change
-    request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, restarts=restarts, allowed=allowed)
+    job, nodes, allowed = place.run_name if place else given.rdzv_id, count_nodes(given, machine), allow_change
+    request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, place=place, allowed=allowed)
     choice = choose_run(config, request)
     foreign_files.refuse(choice.folder, trusted=trust)
     passed_on = as_words({"allow_change": allow_change, "profile": profile, "profile_ranks": profile_ranks})

@@ -13,7 +13,7 @@ from dist_train.rundir.runs import newest_checkpoint
 from ..plan import LaunchPlan, host, make_plan
 from ..plan.dry_run import describe
 from ..plan.flags import Flags
-from ..scheduler import without_job
+from ..scheduler import NAME, without_job
 from . import disk, gpu, machine, network, ranks, software
 from .finding import Finding, problem
 
@@ -33,7 +33,7 @@ def examine(
         here = host.look(os.environ)
     except UserError as error:
         here = host.look(without_job(os.environ))
-        yield problem("SLURM", str(error))
+        yield problem(NAME.upper(), str(error))
     torch = software.ask_torch()
     works = software.check_versions(torch)
     yield works

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dist_train.processor import processor
 
+from .. import scheduler
 from ..plan import host
 from .finding import Finding, ok, problem, warning
 
@@ -24,7 +25,7 @@ def cores(found: host.Host, *, ranks: int, threads: int) -> Finding:
         "machine": os.cpu_count() or 1,
         "affinity": len(os.sched_getaffinity(0)),
         "cgroup": host.cpu_quota(groups, Path("/sys/fs/cgroup")),
-        "slurm": found.place.cpus if found.place else None,
+        scheduler.NAME: found.place.cpus if found.place else None,
     }
     set_by = [f"{name} {limit}" for name, limit in limits.items() if limit is not None and name != "machine"]
     text = f"{found.cores} of {limits['machine']} to use ({', '.join(set_by)})"

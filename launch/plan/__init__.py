@@ -10,8 +10,8 @@ from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir, suffix
 from dist_train.rundir.records import Round
 
+from ..job import Place
 from ..relay.request import Shown
-from ..scheduler import Place
 from .console_options import parse_shown, parse_size
 from .environment import environment, threads_of_a_rank
 from .flags import Flags, as_words
@@ -57,18 +57,13 @@ class LaunchPlan:
     log_size: int
     """Bytes after which a rank's log is put aside and a new one begins."""
     place: Place | None
-    """This node's place in the scheduler's job; None without a scheduler."""
+    """This node's place in the scheduler's job, which starts us again when we ask for it; None without a scheduler."""
     run_id: str
     """The launch's name, as the ranks of every generation are told it. torch calls it the run id."""
     attempt: int = 1
     """The generation's number within the launch, from 1; the launchers of several nodes count together."""
     agreed_name: str | None = None
     """The generation's name, where the nodes have agreed on one (supervisor/rounds.py)."""
-
-    @property
-    def scheduler(self) -> Literal["slurm"] | None:
-        """The scheduler, which starts this launch again when asked to."""
-        return "slurm" if self.place else None
 
     @property
     def generation_name(self) -> str | None:

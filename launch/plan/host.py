@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dist_train.memory import cgroup_folders, text_in
 
-from ..scheduler import Place, find_place
+from ..job import Place
+from ..scheduler import find_place
 
 
 @dataclass(frozen=True, kw_only=True)

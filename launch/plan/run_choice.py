@@ -12,6 +12,8 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import RunState, read_launches
 from dist_train.rundir.runs import CHECKPOINTS, Saved, has_checkpoints, is_checkpoint, new_run_dir, saved, to_go_on_with
 
+from ..job import Place
+
 if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
@@ -39,8 +41,8 @@ class RunRequest:
     job: str | None
     """A name that all nodes of this start know: SLURM's job, or --rdzv-id."""
     nodes: int
-    restarts: int | None = None
-    """How often SLURM's job has come back; None where `job` is not one."""
+    place: Place | None = None
+    """In SLURM's job; None where `job` is not one."""
     allowed: tuple[str, ...] = ()
     """Keys that may have changed."""
 
@@ -88,16 +90,16 @@ def _in_job(config: "RunConfig", request: RunRequest, job: str, source: Path | N
     """The job's own run, to which a requeued job comes back. With --resume auto it is the run in which the job has gone
     on with this training before; else the job's own run; and where that has saved nothing, the newest run."""
     first = own = Path(config.run_root) / config.name / job
-    name, ours = job.removeprefix("slurm-"), list[Path]()
-    if request.restarts is not None:
+    place, ours, others = request.place, list[Path](), False
+    if place is not None:
         if request.resume == "auto":
             runs = first.parent.glob("*")
-            ours = [run for run in runs if any(launch.began.job == name for launch in read_launches(run))]
+            ours = [run for run in runs if any(launch.began.job == place.job for launch in read_launches(run))]
             same = _newest([run for run in ours if _is_of(run, config, request.allowed)])
             if same is not None:
                 return _auto(same)
-        own = _folder_of(first, config, request.allowed, name, request.restarts)
-    others = any(_was_visited(run, name, request.restarts or 0) for run in ours)  # another config's, in this very start
+        own = _folder_of(first, config, request.allowed, place.job, place.restarts)
+        others = any(_was_visited(run, place.job, place.restarts) for run in ours)  # another config's, in this start
     if request.resume == "auto" and own == first and not others and not has_checkpoints(own):
         newest = _newest(ours) or to_go_on_with(config)
         if newest is not None:

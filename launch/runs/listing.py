@@ -18,7 +18,7 @@ from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import is_elsewhere
 
 from .. import scheduler
-from ..scheduler import JobStatus
+from ..job import JobStatus, jobs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +78,15 @@ def _by_name(folder: Path) -> tuple[str, int]:
 
 def is_copy(folder: Path) -> bool:
     """Whether it is a copy of a run that is still there: the launchers and the job that it names are that one's."""
-    generation, job = RunDir(folder).newest_generation(), read_json(RunDir(folder).job)
+    generation, jobs = RunDir(folder).newest_generation(), map(read_json, RunDir(folder).jobs())
     named = [node.folder for node in read_records(NodeRecord, generation.nodes)] if generation else []
-    named += [str(job.get("run_dir"))] if isinstance(job, dict) else []
+    named += [str(job.get("run_dir")) for job in jobs if isinstance(job, dict)]
     return any(is_elsewhere(one, folder) for one in named)
 
 
 def describe(folder: Path, root: Path) -> RunSummary:
     state, copied = RunState.of(folder), is_copy(folder)
-    ids = [] if copied else scheduler.of_run(folder)
+    ids = [] if copied else jobs_of(folder)
     status, why = state.status or "starting", ""
     generation = RunDir(folder).newest_generation()
     if status in ("running", "starting") and generation is not None:

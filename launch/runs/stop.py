@@ -17,6 +17,7 @@ from dist_train.rundir.runs import newest_checkpoint
 
 from .. import scheduler
 from ..console import mark, say
+from ..job import JobStatus, jobs_of, newest_launchers
 from ..processes import send
 from .listing import is_copy, list_runs
 
@@ -35,7 +36,7 @@ class Target:
     """The process of a sweep here that it is a point of, and that hands on what it is asked."""
     launchers: list[NodeRecord] = field(default_factory=list)
     """Of its newest generation, one for each node, and those that wait for another node's."""
-    entries: list[scheduler.JobStatus] = field(default_factory=list)
+    entries: list[JobStatus] = field(default_factory=list)
     """Its jobs that are in the queue."""
     was: str | None = None
     """How it was found: running, or waiting in the queue; None when neither."""
@@ -103,11 +104,11 @@ def runs_of(place: Path) -> list[Path]:
 def look(targets: list[Target]) -> None:
     """What is so now: one question to the queue for all of them."""
     targets = [target for target in targets if not is_copy(target.folder)]
-    ids = {target.folder: scheduler.of_run(target.folder) for target in targets}
+    ids = {target.folder: jobs_of(target.folder) for target in targets}
     found = scheduler.look(job for own in ids.values() for job in own)
     for target in targets:
         waiting = read_records(NodeRecord, RunDir(target.folder).nodes)  # for another node's, in no generation yet
-        target.launchers = [*scheduler.newest_launchers(target.folder), *waiting]
+        target.launchers = [*newest_launchers(target.folder), *waiting]
         if found is not None:  # else what was known stands
             known = [found[job] for job in ids[target.folder] if job in found]
             target.entries = [entry for entry in known if entry.active]

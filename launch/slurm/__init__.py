@@ -2,6 +2,6 @@
 
 place        our place in a job, from the environment (allocation: a launcher on each node of an allocation)
 submission   submits a job, with the script that `render` writes
-queue        the state of jobs in the queue (jobs: what a run directory knows about its own)
+queue        the state of jobs in the queue
 stop         stops a job after a save (orphans: ends what an earlier start of a job left on this machine)
 """

@@ -9,8 +9,8 @@ from dist_train.errors import ExitCode
 from dist_train.rundir.records import RunState
 
 from ..console import say
+from ..job import JobStatus, SubmittedJob
 from . import queue
-from .jobs import SubmittedJob
 
 _CODES = {"COMPLETED": ExitCode.DONE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
 _ENDED_FROM_OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE")
@@ -34,7 +34,7 @@ def follow(submitted: SubmittedJob) -> int:
         return ExitCode.INTERRUPTED
 
 
-def exit_code_of_job(entry: queue.JobStatus | None, run_dir: Path) -> int:
+def exit_code_of_job(entry: JobStatus | None, run_dir: Path) -> int:
     """The exit code of the job's script. If the queue no longer knows the job, the run's state decides."""
     if entry is None:
         status = RunState.of(run_dir).status

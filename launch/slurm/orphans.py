@@ -5,8 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from ..job import Place
 from ..processes import send, stat
-from .place import Place
 
 _END_TIMEOUT_S = 5.0
 _OF_ONE_CLUSTER = (b"SLURM_CLUSTER_NAME", b"SLURM_CONF")

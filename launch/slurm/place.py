@@ -1,45 +1,21 @@
 """Our place in a SLURM job step, from its environment."""
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dist_train.errors import UserError
 
+from ..job import Place
 from . import hostlist
 
+NAME = "slurm"
+"""The section of a config, the folder in a run directory, and how the name of a job's run begins."""
+VARIABLES = r"SLURM_.+"
+"""What it tells its jobs."""
 INTERACTIVE_STEP = str(0xFFFFFFFA)
 """The step of salloc's own shell, with `LaunchParameters=use_interactive_step`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Our place in a SLURM job step."""
-
-    job: str
-    """The job's id; `ARRAYJOB_TASK` in an array."""
-    job_number: int
-    """Unique to the job; each task of an array has its own."""
-    nodes: int
-    node: int
-    head: str
-    """Host name of the first node."""
-    restarts: int
-    """How often the job has been requeued."""
-    cpus: int | None
-    """Cores that SLURM gave to this task, if it says so."""
-    hosts: tuple[str, ...] = ()
-    """The nodes' names, in order."""
-    step: str = "batch"
-    """The job's step, unique within each start of the job."""
-    interactive: bool = False
-    """A person typed the command in the allocation's shell: no requeue repeats it, and another command may follow."""
-
-    @property
-    def run_name(self) -> str:
-        """Name of the run directory on all nodes of the job; a requeued job returns to it."""
-        return f"slurm-{self.job}"
 
 
 def find_place(environ: Mapping[str, str]) -> Place | None:
@@ -73,6 +49,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     variables = ["SLURM_CPUS_PER_TASK"] * (in_step and not interactive) + ["SLURM_CPUS_ON_NODE"]
     cores = [environ.get(name, "") for name in variables]
     return Place(
+        scheduler=NAME,
         job=_job_id(environ),
         job_number=_number(environ, "SLURM_JOB_ID"),
         nodes=nodes,
@@ -88,7 +65,7 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
 
 def without_job(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without the variables of a job."""
-    return {name: value for name, value in environ.items() if not name.startswith("SLURM_")}
+    return {name: value for name, value in environ.items() if not re.fullmatch(VARIABLES, name)}
 
 
 def step_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+from ..job import JobStatus
 
 _FINISHED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 _FINISHED |= {"REVOKED", "TIMEOUT"}
@@ -17,39 +18,6 @@ _MEANWHILE_S = 0.5
 _ANSWER_TIMEOUT_S = 60
 """How long a busy controller may take to answer."""
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStatus:
-    """What squeue says about a job."""
-
-    job: str
-    """`12`, or `12_3`: task 3 of array 12."""
-    state: str
-    """`PENDING`, `RUNNING`, `COMPLETED`, …"""
-    reason: str | None
-    """Why it waits, or why it ended."""
-    restarts: int
-    """How often it has been put back into the queue."""
-    exit_code: int
-    """Of its script; 128 + N if signal N ended it."""
-
-    @property
-    def active(self) -> bool:
-        return self.state not in _FINISHED
-
-    @property
-    def is_pending(self) -> bool:
-        return self.state == "PENDING"
-
-    @property
-    def is_running(self) -> bool:
-        return self.state == "RUNNING"
-
-    def __str__(self) -> str:
-        """`PENDING (Priority), requeued 2×`."""
-        why = f" ({self.reason})" if self.reason and self.is_pending else ""
-        return f"{self.state}{why}" + (f", requeued {self.restarts}×" if self.restarts else "")
 
 
 def look(jobs: Iterable[str]) -> dict[str, JobStatus] | None:
@@ -104,6 +72,9 @@ def _parse(line: str) -> JobStatus:
     return JobStatus(
         job=job,
         state=state,
+        active=state not in _FINISHED,
+        is_pending=state == "PENDING",
+        is_running=state == "RUNNING",
         reason=None if reason in ("None", "(null)", "") else reason,
         restarts=int(restarts) if restarts.isdigit() else 0,
         exit_code=code if code >= 0 else 128 - code,

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dist_train.errors import UserError
 from dist_train.rundir.records import NodeRecord
 
-from .queue import JobStatus, call
+from ..job import JobStatus
+from .queue import call
 
 _ALREADY_OVER = ("Invalid job id", "already completing or completed", "already finished", "Job/step already")
 

@@ -21,7 +21,9 @@ from dist_train.rundir.ownership import refuse_owned
 
 from ..children import ROOT
 from ..console import mark, say
-from . import jobs, queue
+from ..job import SubmittedJob, jobs_of
+from . import queue
+from .place import NAME
 from .render import Script, directives, render
 
 _OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
@@ -42,7 +44,7 @@ class Training:
     @property
     def config_file(self) -> Path:
         """The config at the time of submission: later edits of the user's file do not change it."""
-        return self.folder / jobs.FOLDER / jobs.CONFIG
+        return RunDir(self.folder).job(NAME).with_name("config.yaml")
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ def script_of(config: RunConfig, runs: Trainings, folder: Path, at_once: int | N
     return Script(
         name=config.name,
         folder=cwd,
-        logs=folder / jobs.FOLDER,
+        logs=folder / NAME,
         slurm=config.slurm,
         tasks={task: run.arguments for task, run in runs.items()},
         python=sys.executable,
@@ -91,20 +93,20 @@ def _check_startable(run: Training, slurm: SlurmConfig) -> None:
         check_fits(run.config, ranks, at_least(run.config, ranks))
     if run.folder.is_dir():
         refuse_owned(run.folder.resolve())
-    for entry in (queue.look(jobs.of_run(run.folder)) or {}).values():
+    for entry in (queue.look(jobs_of(run.folder)) or {}).values():
         if entry.active:
             queued = f"{run.folder} is in the queue already, as job {entry.job}: {entry}"
             raise UserError(f"{queued}. To end that: dist-train stop {run.folder}", ExitCode.OWNED)
 
 
-def submit(script: Script, runs: Trainings) -> list[jobs.SubmittedJob]:
+def submit(script: Script, runs: Trainings) -> list[SubmittedJob]:
     """Writes script and configs into the run directories, gives the script to sbatch, and records the job in each.
 
     Raises:
         UserError: when it cannot be done; everything created for it is removed.
     """
     text = render(script)
-    path = script.logs / jobs.SCRIPT
+    path = script.logs / "job.sbatch"
     made = _make([script.logs, *(run.config_file.parent for run in runs.values())])
     try:
         for run in runs.values():
@@ -118,10 +120,10 @@ def submit(script: Script, runs: Trainings) -> list[jobs.SubmittedJob]:
     records = []
     for task, run in runs.items():
         own = job if task is None else f"{job}_{task}"
-        record = jobs.SubmittedJob(
+        record = SubmittedJob(
             job=own, run_dir=str(run.folder), log=str(script.log_of(own)), script=str(path), submitted=time.time()
         )
-        write_json(RunDir(run.folder).job, record)
+        write_json(RunDir(run.folder).job(NAME), record)
         records.append(record)
     return records
 
@@ -139,7 +141,7 @@ def _make(folders: Sequence[Path]) -> list[Path]:
     return made
 
 
-def say_queued(script: Script, records: Sequence[jobs.SubmittedJob], *more: str) -> str:
+def say_queued(script: Script, records: Sequence[SubmittedJob], *more: str) -> str:
     """Tells what was submitted, and of an array `more`. Returns the id of the job, or of the array."""
     job, _, task = records[0].job.partition("_")
     tasks = f": {len(records):,} task{'s' * (len(records) > 1)}" if task else ""

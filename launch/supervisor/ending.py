@@ -248,7 +248,7 @@ def _smaller_batches(plan: LaunchPlan) -> str | None:
 
 def stopped_code(plan: LaunchPlan, number: int) -> int:
     """The exit code of a launch that a signal has stopped in good order."""
-    if number == signal.SIGUSR1 or (number == signal.SIGTERM and plan.scheduler):
+    if number == signal.SIGUSR1 or (number == signal.SIGTERM and plan.place):
         return ExitCode.REQUEUE
     return signal_code(number)
 
@@ -273,7 +273,7 @@ def agreed_code(plan: LaunchPlan, generation: GenerationDir, code: int, *, last:
     Returns:
         75 when a node was lost, so that the scheduler starts again on nodes that live.
     """
-    if plan.scheduler is None or plan.nodes == 1 or plan.node is None:
+    if plan.place is None or plan.nodes == 1 or plan.node is None:
         return code
     verdicts = _verdicts(plan, generation)
     for one in verdicts.values():

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from dist_train.config.problems import ConfigError, Problem, printable
-from dist_train.config.schema import RunConfig
+from dist_train.config.schema import JOB_SECTIONS, RunConfig
 from dist_train.config.source import load
 from dist_train.config.types import RunName
 
@@ -25,7 +25,7 @@ from .listed import ListedPoint, read_list, wrong
 
 MAX_POINTS = 10_000
 """Of one sweep; more is considered a mistake."""
-FIXED = ("name", "run_root", "eval.best", "eval.best_is", "slurm")
+FIXED = ("name", "run_root", "eval.best", "eval.best_is", *JOB_SECTIONS)
 """Keys that are the same for all points: they share one folder, one ranking and one array."""
 _RANGE = re.compile(r"\s*(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})\s*")
 _NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.eE+-]*")

@@ -97,12 +97,7 @@ def lay_out(config: str, points: Sequence[Point], configs: Sequence[RunConfig]) 
 
 
 def grouped(config: RunConfig, sweep: Sweep) -> RunConfig:
-    """The config with the sweep as its group in W&B, unless the user named one there or in W&B's own variable."""
-    tracking = config.tracking
-    if tracking.wandb.group or os.environ.get("WANDB_RUN_GROUP"):
-        return config
-    wandb = tracking.wandb.model_copy(update={"group": sweep.name})
-    return config.model_copy(update={"tracking": tracking.model_copy(update={"wandb": wandb})})
+    return config.model_copy(update={"tracking": config.tracking.grouped(sweep.name)})
 
 
 def create(sweep: Sweep, configs: Mapping[str, RunConfig]) -> None:

@@ -15,8 +15,8 @@ from dist_train.rundir.records import RunState, VerdictSummary
 from dist_train.rundir.strict_json import to_json
 
 from ..diagnosis.explain import signal_name
+from ..job import JobStatus
 from ..runs.listing import RunSummary, describe, with_queue
-from ..scheduler import JobStatus
 from .points import Point, short_keys, varied
 from .store import Sweep
 

@@ -1,11 +1,13 @@
 """Every task of the schema trains to the same bits on 1, 2 and 3 ranks, and after a stop and a resume."""
 
+import inspect
 import json
 from typing import get_args
 
 import pytest
 
-from dist_train.config.schema import REPORTED, TaskConfig
+from dist_train import tasks
+from dist_train.config.schema import TaskConfig
 from tests.distributed.training import result, train
 
 BASE = """
@@ -43,8 +45,15 @@ def test_a_task_ends_in_the_same_bits(run_ranks, tmp_path, name, loss):
     (tmp_path / "c.yaml").write_text(BASE.format(kind=name, task=json.dumps(section)))
     assert all(row["truth"] and row["prediction"] for row in check(run_ranks, tmp_path))
     row = [row for row in result(tmp_path / "1")[1] if row["kind"] != "train"][-1]
-    assert set(REPORTED[name]) >= set(row) - {"kind", "split", "step", "epoch", "samples_seen", "per_class"}
-    assert REPORTED[name][0] in row
+    assert set(SECTIONS[name].reports) >= set(row) - {"kind", "split", "step", "epoch", "samples_seen", "per_class"}
+    assert SECTIONS[name].reports[0] in row
+
+
+def test_every_section_has_its_task_which_takes_its_keys():
+    assert set(NAMED) == tasks.BUILDERS.keys()
+    for name, task in tasks.BUILDERS.items():
+        keys = SECTIONS[name].model_fields.keys() - {"name"}
+        assert keys <= inspect.signature(task).parameters.keys(), name
 
 
 @pytest.mark.parametrize("model", ["lraspp_mobilenet_v3_large", pytest.param("fcn_resnet50", marks=LONG)])

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from dist_train.checkpoint.manifest import MANIFEST
+from dist_train.config.schema import JOB_SECTIONS, RunConfig
 
 Forgery = Callable[[Path, random.Random], None]
 CANARY = "DIST_TRAIN_CANARY"
@@ -100,9 +101,10 @@ def _names(section: str, name: str, args: dict[str, Any]) -> Forgery:
 
 def _in_the_shell(run: Path, dice: random.Random) -> None:
     config = config_of(run)
-    key = dice.choice(("site", "prefix", "python", "options"))
+    section = dice.choice(JOB_SECTIONS)
+    key = dice.choice(getattr(RunConfig(**config), section).executes)
     values = {"prefix": f"touch {os.environ[CANARY]}", "options": ["--export=ALL,PYTHONPATH=."]}
-    config["slurm"][key] = values.get(key, "evil.sh")
+    config[section][key] = values.get(key, "evil.sh")
     put_config(run, config)
 
 

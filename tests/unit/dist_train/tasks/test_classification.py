@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from dist_train import tasks
 from dist_train.config import schema
-from dist_train.config.schema import REPORTED, Custom
+from dist_train.config.schema import Classification as Section
+from dist_train.config.schema import Custom
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.classification import Classification
 
@@ -227,7 +228,7 @@ def test_what_is_no_class_is_refused_by_the_samples_name(target, words):
 def test_the_config_knows_what_is_reported():
     scores, target = made(20, 3, 0)
     found = Classification(classes=3).metrics(summed(Classification(classes=3), scores, target, []))
-    assert set(found) == set(REPORTED["classification"])
+    assert set(found) == set(Section.reports)
 
 
 def test_shares_of_the_classes_have_no_figures():

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_train.config.schema import TrackingConfig
+from dist_train.config.source import load_plain
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.tracking.base import Interval, Sink, metrics_of
@@ -24,9 +26,11 @@ from dist_train.tracking.pace import Pace
 from dist_train.tracking.pictures import confusion_picture
 from dist_train.tracking.tensorboard import TensorboardSink
 from dist_train.tracking.tracker import Tracker, build_tracker
+from dist_train.tracking.wandb_sink import WandbSink
 from tests.unit.dist_train.tracking.runs import (
     BATCH,
     EPOCH,
+    ONE_RANK,
     TOTAL,
     config,
     evaluation_row,
@@ -49,6 +53,22 @@ class Broken(Sink):
         self.calls += 1
         if self.calls == 2:
             raise ConnectionError("the server\nwent away")
+
+
+NO_TRACKERS = {"every", "samples", "texts", "worst_samples"}
+"""Keys of the section that switch no tracker on."""
+
+
+def test_no_tracker_sees_a_run_with_the_overrides_that_say_so(tmp_path: Path) -> None:
+    """As `--fast-dev-run` has them. A new key of the section is a tracker's, and switched off, or joins the table."""
+    switched = {word.split("=")[0].split(".")[1] for word in TrackingConfig.none}
+    assert switched | NO_TRACKERS == TrackingConfig.model_fields.keys() and not switched & NO_TRACKERS
+    shown = config(wandb={"mode": "offline"}, tensorboard=True)
+    hidden = load_plain(shown.model_dump(mode="json"), "a config", TrackingConfig.none)
+    first, second = (build_tracker(one, ONE_RANK, tmp_path) for one in (shown, hidden))
+    assert isinstance(first, Tracker) and isinstance(second, Tracker)
+    kinds = [{type(sink) for sink in tracker._sinks} for tracker in (first, second)]
+    assert kinds[0] - kinds[1] == {TensorboardSink, WandbSink}
 
 
 def test_a_failing_sink_is_dropped_with_one_line_and_the_others_go_on(tmp_path: Path, capsys) -> None:

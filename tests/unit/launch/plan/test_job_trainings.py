@@ -8,7 +8,7 @@ import pytest
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
 from launch.plan.run_choice import Choice, RunRequest, choose_run
-from tests.unit.launch.plan.test_run_choice import make_run
+from tests.unit.launch.plan.test_run_choice import in_job, make_run
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def config(runs: Path, **more) -> RunConfig:
 
 
 def chosen(runs: Path, restarts: int = 0, resume: str | None = None, allowed: tuple[str, ...] = (), **more) -> Choice:
-    request = RunRequest(run_dir=None, resume=resume, job="slurm-7", nodes=1, restarts=restarts, allowed=allowed)
+    request = RunRequest(run_dir=None, resume=resume, nodes=1, allowed=allowed, **in_job("7", restarts))
     return choose_run(config(runs, **more), request)
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
+from launch.job import Place
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
 from launch.plan.requirements import Requirements
-from launch.slurm.place import Place
 
-SLURM = Place(job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
+SLURM = Place(scheduler="slurm", job="4711", job_number=4711, nodes=2, node=1, head="gpu07", restarts=3, cpus=None)
 
 SYNCHRONISED = {"name": "cnn", "sync_batchnorm": True}
 
@@ -110,7 +110,7 @@ def test_the_equivalent_torchrun_command_of_one_node():
 
 def test_slurm_gives_nodes_head_and_port():
     made = plan(slurm=SLURM, nproc_per_node="2")
-    assert (made.nodes, made.node, made.world_size, made.scheduler) == (2, 1, 4, "slurm")
+    assert (made.nodes, made.node, made.world_size, made.place) == (2, 1, 4, SLURM)
     meet = made.rendezvous
     assert (meet.rdzv_backend, meet.master_addr, meet.rdzv_id) == ("static", "gpu07", "4711-3")
     assert meet.master_port is not None and 10_000 <= meet.master_port < 30_000

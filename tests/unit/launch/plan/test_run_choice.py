@@ -14,6 +14,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.runs import newest_checkpoint, point_latest_at
+from launch.job import Place
 from launch.plan import run_choice
 from launch.plan.run_choice import RunRequest
 from launch.runs.listing import list_runs
@@ -39,6 +40,13 @@ def make_run(folder: Path, *steps: int) -> Path:
         facts = {"files": {"model.safetensors": {"size": 7}}, "saved": next(SECONDS)}
         (checkpoint / "manifest.json").write_text(json.dumps(facts))
     return folder
+
+
+def in_job(job: str, restarts: int = 0) -> dict[str, Any]:
+    """What a request says in a scheduler's job."""
+    where = {"job_number": 1, "nodes": 1, "node": 0, "head": "here", "cpus": None}
+    place = Place(scheduler="slurm", job=job, restarts=restarts, **where)
+    return {"job": place.run_name, "place": place}
 
 
 def choose(config: RunConfig, **asked: Any) -> run_choice.Choice:
@@ -129,14 +137,14 @@ def test_a_copy_that_is_called_latest_does_not_stand_for_the_run_itself(config, 
 def test_auto_in_a_job_goes_on_with_the_job_s_own_run_else_with_the_newest(config, tmp_path):
     runs = tmp_path / "runs" / "digits"
     first = make_run(runs / "slurm-7", 10)
-    chosen = choose(config, job="slurm-8", resume="auto", restarts=0)
+    chosen = choose(config, **in_job("8"), resume="auto")
     assert (chosen.folder, chosen.resume) == (first, "auto")
     (first / "lives.jsonl").write_text('{"life": 2, "event": "began", "job": "8"}\n{"li')
     make_run(runs / "other", 20)  # by now the newest; job 8 comes back from the queue
-    assert choose(config, job="slurm-8", resume="auto", restarts=0).folder == first
-    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "other"
+    assert choose(config, **in_job("8"), resume="auto").folder == first
+    assert choose(config, **in_job("9"), resume="auto").folder == runs / "other"
     make_run(runs / "slurm-9", 1)
-    assert choose(config, job="slurm-9", resume="auto", restarts=0).folder == runs / "slurm-9"
+    assert choose(config, **in_job("9"), resume="auto").folder == runs / "slurm-9"
 
 
 def test_a_run_goes_on_in_place_and_a_checkpoint_begins_a_new_one(config, tmp_path):

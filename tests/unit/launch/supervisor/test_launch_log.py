@@ -12,11 +12,11 @@ from dist_train.config.source import load
 from dist_train.errors import ExitCode
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import read_launches
+from launch.job import Place
 from launch.plan import LaunchPlan, make_plan
 from launch.plan.flags import Flags
 from launch.plan.host import Host
 from launch.signals import OTHERS, STOPS, ReceivedSignals
-from launch.slurm.place import Place
 from launch.supervisor.ending import agreed_code
 from launch.supervisor.launch_log import Launch
 from launch.supervisor.run_files import RunFiles
@@ -28,7 +28,7 @@ def plan(folder: Path, restarts: int, node: int = 0, nodes: int = 1) -> LaunchPl
     config: RunConfig = load(str(ROOT / "configs/digits.yaml"), [])
     hosts = tuple(f"n{number}" for number in range(nodes))
     facts = {"job": "7", "job_number": 7, "nodes": nodes, "node": node, "head": "n0", "restarts": restarts, "cpus": 1}
-    host = Host(name="n", cores=1, gpus=0, place=Place(**facts, hosts=hosts))
+    host = Host(name="n", cores=1, gpus=0, place=Place(scheduler="slurm", **facts, hosts=hosts))
     words = {"program": ("-m", "dist_train"), "arguments": (), "resume": "auto"}
     return make_plan(config, Flags(), host, folder=folder, **words)  # type: ignore[arg-type]
 
