@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.leaks import Surroundings, mark_this_process
-from tests.sharing import Sharing, group_of
+from tests.sharing import Sharing, places
 
 ROOT = Path(__file__).parents[1]
 COMPILED = ("dist_train", "launch", "tests", "examples", "benchmarks")
@@ -41,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run one after the other in one worker come first, so that the other workers do not wait for them."""
-    items.sort(key=lambda item: group_of(item.nodeid) is None)
+    place = places([item.nodeid for item in items])
+    items.sort(key=lambda item: place[item.nodeid])
 
 
 def pytest_collection_finish() -> None:
