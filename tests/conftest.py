@@ -1,20 +1,33 @@
 """For every test: nothing may be left behind."""
 
+import compileall
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.leaks import Surroundings, mark_this_process
-from tests.sharing import Sharing, group_of
+from tests.sharing import Sharing, places
 
+ROOT = Path(__file__).parents[1]
+COMPILED = ("dist_train", "launch", "tests", "examples", "benchmarks")
+MEMORY, ROOM = "/dev/shm", 1_000_000_000
 _FOLDERS: list[str] = []
+_WRITES_NO_BYTECODE = sys.dont_write_bytecode
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # With PYTHONDONTWRITEBYTECODE set, as in many containers, each of hundreds of launches would compile all of us
+    # anew. What tests write is not compiled to disk even so, but for themselves, whose asserts pytest rewrites.
+    if not hasattr(config, "workerinput"):
+        for name in COMPILED:
+            compileall.compile_dir(ROOT / name, quiet=2)
+    sys.dont_write_bytecode = False
     config.pluginmanager.register(Sharing())
     mark_this_process()
     _FOLDERS.append(tempfile.mkdtemp(prefix="dist-train-tests-"))
@@ -28,13 +41,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run one after the other in one worker come first, so that the other workers do not wait for them."""
-    items.sort(key=lambda item: group_of(item.nodeid) is None)
+    place = places([item.nodeid for item in items])
+    items.sort(key=lambda item: place[item.nodeid])
+
+
+def pytest_collection_finish() -> None:
+    sys.dont_write_bytecode = _WRITES_NO_BYTECODE
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     while _FOLDERS:
         shutil.rmtree(_FOLDERS.pop(), ignore_errors=True)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """As tmp_path, where files cost no disk if the machine has such a place: for trainings that save all the time, in
+    tests that are not about what a disk does."""
+    room = MEMORY if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM else None
+    with tempfile.TemporaryDirectory(prefix="dist-train-test-", dir=room) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 PRELOADED = ["pytest", "numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.optim", "torch.utils.data"]
 PRELOADED += ["torchvision.transforms.v2", "safetensors.torch", "dist_train.worker"]
-PRELOADED += ["tests.rank_pool"]
+PRELOADED += ["numpy.ma", "dist_train.commands.fingerprint", "dist_train.report.page"]
+PRELOADED += [*(f"PIL.{name}" for name in PIL._plugins), "tests.rank_pool"]
+"""Also what a training imports at its end, in each of a thousand ranks."""
 DUMP_STACKS = signal.SIGRTMAX - 1
 """None of the signals that the code under test gives a meaning to."""
 GRACE = 3.0

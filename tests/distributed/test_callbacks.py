@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_train.callbacks import Callbacks, build_callbacks
 from dist_train.config.source import load
@@ -69,6 +68,9 @@ def test_what_is_logged_is_in_every_tracker(run_ranks, folder):
     kinds = ("Watch/square", "Watch/noise/tensor", "Watch-2/square", "Watch-2/noise/tensor")
     assert names == {f"{kind}/{step:08d}.png" for kind in kinds for step in (11, 22)}
     assert size_of(folder / "r/pictures/Watch/square/00000011.png") == (6, 5)
+
+    # Not above: every rank imports this file.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "r/tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
     assert [one.value for one in events.Scalars("Watch/draws")][-1] == pytest.approx(last["draws"])

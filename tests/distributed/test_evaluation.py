@@ -6,13 +6,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    top_k_accuracy_score,
-)
 from torch import nn
 
 from dist_train.config.schema import Classification, DistributedConfig, RunConfig
@@ -67,6 +60,15 @@ def test_any_number_of_ranks_and_either_mode_give_the_same_bits(run_ranks):
 
 
 def test_the_figures_are_scikit_learn_s(run_ranks):
+    # Not above: every rank imports this file, and would spend most of its time on these.
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        log_loss,
+        precision_recall_fscore_support,
+        top_k_accuracy_score,
+    )
+
     metrics, confusion, per_class = run_ranks(_all_figures, 3, [101])[0][0]
     metrics = {name: float.fromhex(value) for name, value in metrics.items()}
     inputs, targets = _data(101)

@@ -10,7 +10,8 @@ import pytest
 from tests.distributed.training import result, train, write_configs
 from tests.rank_pool import RankFailed
 
-SIZES = (1, 2, 3, 4, 5, 8)
+SIZES, FEWER = (1, 2, 3, 4, 5, 8), (1, 2, 3, 8)
+"""Numbers of ranks, in the long suite and always."""
 
 
 @pytest.fixture
@@ -19,13 +20,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _all_equal(run_ranks, folder, config, *overrides):
-    """Trains on every number of ranks; returns what they all end with."""
-    for world_size in SIZES:
+def _all_equal(run_ranks, folder, sizes, config, *overrides):
+    """Trains on all these numbers of ranks; returns what they all end with."""
+    for world_size in sizes:
         arguments = (folder, config, f"w{world_size}", *overrides)
         assert run_ranks(train, world_size, *arguments, timeout=200) == [0] * world_size
     expected = result(folder / "w1")
-    for world_size in SIZES:
+    for world_size in sizes:
         assert result(folder / f"w{world_size}") == expected
     return expected
 
@@ -36,7 +37,7 @@ def test_any_number_of_ranks_ends_in_the_same_bits(run_ranks, folder, config, pr
     """Convolution, BatchNorm, dropout, augmentation, momentum; and AdamW, LayerNorm, clipping, averaging. With fewer
     ranks than the eight microbatches, gradients are accumulated."""
     overrides = [f"train.precision={precision}", "train.duration=6 steps", "eval.every=3 steps"]
-    _, rows, samples = _all_equal(run_ranks, folder, config, *overrides)
+    _, rows, samples = _all_equal(run_ranks, folder, FEWER, config, *overrides)
     assert len(rows) == 6 + 2
     log = [json.loads(line) for line in samples]
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
@@ -51,7 +52,7 @@ def test_any_number_of_ranks_ends_in_the_same_bits(run_ranks, folder, config, pr
 def test_three_epochs_on_any_number_of_ranks_end_in_the_same_bits(run_ranks, folder, config, precision, microbatches):
     size = ["batch.global_size=192", f"batch.microbatches={microbatches}"]
     overrides = [f"train.precision={precision}", "train.duration=3 epochs", *size]
-    _, rows, _ = _all_equal(run_ranks, folder, config, *overrides)
+    _, rows, _ = _all_equal(run_ranks, folder, SIZES, config, *overrides)
     assert len(rows) == 21 + 2
 
 

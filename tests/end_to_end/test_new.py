@@ -1,5 +1,6 @@
 """`dist-train new`: a project that trains at once, from an installed package."""
 
+import compileall
 import os
 import resource
 import subprocess
@@ -31,10 +32,11 @@ def new(folder, *words, **more):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A folder with the files of a wheel, and nothing of this checkout."""
+    """A folder with the files of a wheel, compiled as installers do it, and nothing of this checkout."""
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
+    compileall.compile_dir(folder, quiet=2)
     return folder
 
 

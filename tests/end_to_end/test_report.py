@@ -99,13 +99,22 @@ class Opened:
         self.path = path
 
 
-def test_in_a_browser(browser, run_dir, photos):
+WINDOWS = ((360, "dark"), (1440, "light"))
+"""What fits hangs on the width, and what can be read on the colours; the other two are for the long suite."""
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [WINDOWS, pytest.param(((360, "light"), (1440, "dark")), marks=pytest.mark.long)],
+    ids=["some", "others"],
+)
+def test_in_a_browser(browser, run_dir, photos, windows):
     """One start of the browser for all."""
     page = run_dir / "report.html"
-    for width, scheme in ((360, "light"), (360, "dark"), (1440, "light"), (1440, "dark")):
+    for width, scheme in windows:
         it_asks_for_nothing_fits_and_can_be_used_by_all(Opened(browser, page, width, color_scheme=scheme), width)
     its_parts_answer(Opened(browser, page, 1200).page)
-    for width, scheme in ((360, "dark"), (1440, "light")):
+    for width, scheme in windows:
         seen = Opened(browser, photos / "report.html", width, color_scheme=scheme)
         it_asks_for_nothing_fits_and_can_be_used_by_all(seen, width)
         the_wrong_label_is_the_first_of_the_worst_samples(seen.page)

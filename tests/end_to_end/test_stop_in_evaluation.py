@@ -26,8 +26,8 @@ STOPS = ((signal.SIGINT, 130, "2"), (signal.SIGUSR1, 75, "1"))
 """Signal, exit code, and the ranks that it is sent to."""
 
 
-def launched(folder, run: str, ranks: str) -> LaunchedLife:
-    return LaunchedLife(folder, run, "slow.yaml", "--run-dir", run, "--nproc-per-node", ranks)
+def launched(folder, run: str, ranks: str, *words: str) -> LaunchedLife:
+    return LaunchedLife(folder, run, "slow.yaml", "--run-dir", run, "--nproc-per-node", ranks, *words)
 
 
 @pytest.mark.timeout(400)
@@ -35,7 +35,7 @@ def launched(folder, run: str, ranks: str) -> LaunchedLife:
 def test_an_evaluation_is_given_up_and_repeated_after_the_resume(tmp_path, mode):
     sign = tmp_path / "evaluating"
     (tmp_path / "slow.yaml").write_text(CONFIG.replace("MODE", mode).replace("SIGN", str(sign)))
-    with launched(tmp_path, "whole", "2") as life:
+    with launched(tmp_path, "whole", "2", "data.args.seconds=0.0") as life:
         assert life.wait(120) == 0, life.tail()
     for place, (number, code, ranks) in enumerate(STOPS, 1):
         step = 3 * place

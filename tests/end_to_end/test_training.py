@@ -59,7 +59,7 @@ class Breaks(Task):
 def test_a_fast_dev_run_does_everything_and_leaves_nothing(folder):
     """Also where the user's code breaks, in an evaluation that would come after an epoch."""
     (folder / "breaks.py").write_text(BREAKS)
-    elsewhere = {"TMPDIR": str(folder / "tmp"), "PYTHONPYCACHEPREFIX": str(folder / "tmp/pycache")}
+    elsewhere = {"TMPDIR": str(folder / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
     (folder / "tmp").mkdir()
     before = sorted(folder.iterdir())
     own = ["task.name=breaks:Breaks", "train.sanity_check=false"]

@@ -17,7 +17,7 @@ from tests.faults.fixture import PLAIN, Record, record, write_configs
 from tests.faults.lives import pooled, undisturbed
 from tests.faults.tally import Order, Tally
 
-TRUNCATIONS = 16
+TRUNCATIONS, QUICK_TRUNCATIONS = 16, 4
 STOP = ("train.stop_after=47 steps",)
 Damage = tuple[str, tuple[str, ...], Callable[[Path], None]]
 """What is done, the files of which one must be named, and how it is done to a checkpoint."""
@@ -80,8 +80,9 @@ def _others(order: Order) -> Iterator[Damage]:
     files = sorted(os.listdir(own))
     for file in files:
         size = (own / file).stat().st_size
-        for part in range(TRUNCATIONS):
-            length = size * part // TRUNCATIONS
+        parts = QUICK_TRUNCATIONS if order.quick else TRUNCATIONS
+        for part in range(parts):
+            length = size * part // parts
             yield f"{file} cut to {length} of {size} bytes", (file,), lambda p, f=file, n=length: os.truncate(p / f, n)
         yield f"{file} missing", (file,), lambda path, file=file: (path / file).unlink()
         yield f"{file} one byte longer", (file,), lambda path, file=file: _append(path / file)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ SIXTY_STEPS = "train.stop_after=60 steps"
 TWO_NODES = ("--nodes=2", "--cpus-per-task=1")
 ENVIRONMENT = {"DIST_TRAIN_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 ENVIRONMENT |= {"DIST_TRAIN_HOME": str(ROOT)}
+LOOK_S = 1.0
+"""Between two looks at whether a job is over, while something else is waited for."""
 
 stopping_times: dict[str, list[float]] = {}
 """Seconds from the request to the committed checkpoint, by what made it; printed at the end of the tests."""
@@ -59,13 +62,17 @@ class Submitted:
         self.wait_until(lambda: words in self.log_text(), f"the words {words!r}")
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
-        """Waits; gives up at once when the job is over without it."""
+        """Waits; gives up soon when the job is over without it."""
+        next_look = time.monotonic()
 
         def is_so() -> bool:
+            nonlocal next_look
             if condition():
                 return True
-            job = self.cluster.job(self.id)
-            assert not job.finished or condition(), f"the job is {job.state}, before {what}"
+            if time.monotonic() >= next_look:  # scontrol costs more than most conditions
+                next_look = time.monotonic() + LOOK_S
+                job = self.cluster.job(self.id)
+                assert not job.finished or condition(), f"the job is {job.state}, before {what}"
             return False
 
         try:
