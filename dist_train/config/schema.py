@@ -5,6 +5,7 @@ Every section is frozen and refuses unknown keys. A component (data, model, task
 """
 
 import os
+import re
 import shlex
 from typing import Annotated, Any, Literal, Self
 
@@ -1012,7 +1013,8 @@ class EvalConfig(Section):
     multi_label, rmse of a regression, mean_iou of a segmentation, else the loss. A figure that is not finite is never
     the best."""
     best_is: Literal["auto", "max", "min"] = "auto"
-    """Whether a higher or a lower figure is better. `auto`: lower for a loss, an error or a perplexity, else higher."""
+    """Whether a higher or a lower figure is better. `auto`: lower where the metric's name is that of a loss, an error
+    or a perplexity (`val_loss`, `mean_absolute_error`, `error_rate`, `mae`), else higher."""
 
 
 class CheckpointConfig(Section):
@@ -1228,7 +1230,7 @@ class RunConfig(Section):
         """Whether a higher or a lower figure of it is better."""
         if self.eval.best_is != "auto":
             return self.eval.best_is
-        return "min" if self.best in _LOWER_IS_BETTER or self.best.endswith("loss") else "max"
+        return "min" if lower_is_better(self.best) else "max"
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
@@ -1248,7 +1250,15 @@ REPORTED: dict[str, tuple[str, ...]] = {
     "huggingface": ("loss", "accuracy"),
 }
 """What the tasks report, first what picks the best checkpoint; a test compares."""
-_LOWER_IS_BETTER = ("loss", "mae", "rmse", "perplexity", "bits_per_byte")
+_LOWER_IS_BETTER = re.compile(
+    "error|loss(?!less)|(?<![a-z])(perplexity|ppl|bits|bp[bcd]|nll|ece|[wc]er|cross_?entropy|s?ma[ps]?e|r?msl?e)(?![a-z])"
+)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's name is that of a loss, an error, a perplexity or bits. `neg_mean_squared_error` and its like
+    are scikit-learn's names of what is higher where it is better."""
+    return _LOWER_IS_BETTER.search(metric.lower()) is not None and not metric.lower().startswith(("neg_", "negative_"))
 
 
 def _contradictions(config: RunConfig) -> Any:
