@@ -20,11 +20,8 @@ _OTHER_NAMES = {
     "grad_clip": "train.clip_norm", "amp": "train.precision", "num_classes": "nothing: the data tells",
 }  # fmt: skip
 """Names that other trainers use."""
-_OFF = {
-    "tracking.wandb": "{mode: disabled}", "tracking.texts": "{count: 0}", "tracking.worst_samples": "0",
-    "tracking.tensorboard": "false", "schedule": "{name: constant}", "augment": "[]", "callbacks": "[]",
-    "loader.workers": "0", "loader.threads": "0",
-}  # fmt: skip
+_OFF = {"tracking.wandb": "{mode: disabled}", "tracking.texts": "{count: 0}", "schedule": "{name: constant}"}
+_OFF |= {"augment": "[]", "callbacks": "[]"}
 """What switches something off that null, false or 0 does not."""
 
 
@@ -132,10 +129,8 @@ def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
     if at is None or not isinstance(at.value, dict):
         given = at.plain() if at else None
         hint = given if isinstance(given, str) and given.isidentifier() else "…"
-        message = (
-            f"must be a section with a name, such as {{name: {hint}}}, not {shown(given)}{_off(given, path, node)}"
-        )
-        return problem_at(_value_place(tree, path), path, message)
+        message = f"must be a section with a name, such as {{name: {hint}}}, not {shown(given)}"
+        return problem_at(_value_place(tree, path), path, message + _off(given, path, node))
     if name is None:
         return problem_at(_key_place(tree, path), (*path, "name"), f"is missing: {choices}")
     near = did_you_mean(name.value, shape.component_names(node)) if isinstance(name.value, str) else ""
@@ -177,12 +172,9 @@ def _off(value: Any, path: KeyPath, node: shape.Node) -> str:
     """How to switch off what somebody gave nothing."""
     if value not in (None, 0, "disabled", "none"):  # 0 is false, too
         return ""
-    off = _OFF.get(".".join(map(str, path)), "null" if shape.may_be_null(node) else "")
-    return (
-        f" (to switch it off: {off})"
-        if off
-        else " (for the default, leave it out)" * (value is None and "default" in node)
-    )
+    if off := _OFF.get(".".join(map(str, path)), "null" if shape.may_be_null(node) else ""):
+        return f" (to switch it off: {off})"
+    return " (for the default, leave it out)" * (value is None and "default" in node)
 
 
 def _is_number(text: str) -> bool:

@@ -97,6 +97,8 @@ class ClassFolders:
     @property
     def notes(self) -> tuple[str, ...]:
         under, lines = f"under {self.folder}", []
+        if len(self.classes) == 1 and (inner := _folders_in(only := self.folder / self.classes[0])):
+            lines.append(f"! the only class has folders in it ({_first(inner)}): if these are the classes, name {only}")
         if total := self._other_kinds.total():
             lines.append(f"{_are(total, 'file', under)} of no kind that is read ({_kinds(self._other_kinds)})")
         if loose := _images_in(self.folder):
@@ -116,7 +118,9 @@ def subfolders(folder: Path) -> list[str]:
     try:
         names = _folders_in(folder)
     except OSError as error:
-        raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
+        said = f"cannot read the image folder {folder.absolute()}: {error.strerror}"
+        said += ": images that a file lists need a data set of your own (docs/bring-your-own.md)" * folder.is_file()
+        raise UserError(said, ExitCode.DATA) from error
     if not names:
         raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
     return names

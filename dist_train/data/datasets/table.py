@@ -21,6 +21,7 @@ from dist_train.config.problems import did_you_mean, printable
 from dist_train.config.schema import Table
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
 from dist_train.data.datasets.class_counts import class_lines
+from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.errors import ExitCode, UserError
 
 FILES = (".csv", ".tsv", ".npz")
@@ -53,8 +54,7 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
     whole = tables["train"]
     classes = _classes(config, whole)
     parts = {split: (rows.inputs, _targets(rows, classes)) for split, rows in tables.items()}
-    counts = [] if classes is None else np.bincount(parts["train"][1], minlength=len(classes)).tolist()
-    notes = tuple(class_lines(classes, counts)) if classes else ()
+    notes = tuple(class_lines(classes, np.bincount(parts["train"][1]).tolist())) if classes else ()
     if "eval" not in parts:
         inputs, targets = parts["train"]
         split = held_out(config, classes, targets)
@@ -294,7 +294,10 @@ def _is_number(text: str) -> bool:
 
 def _wrong(place: str, column: str, value: str) -> ValueError:
     said = f"is {printable(value)!r}, no number" if value.strip().lower() not in _MISSING else "has no value"
-    return ValueError(f"{place}, column {column} {said}: fill it in, or leave the row or the column out")
+    advice = "fill it in, or leave the row or the column out"
+    if value.lower().endswith(EXTENSIONS):
+        advice = "images that a table lists need a data set of your own (docs/bring-your-own.md)"
+    return ValueError(f"{place}, column {column} {said}: {advice}")
 
 
 def _check_finite(values: np.ndarray, names: Sequence[str], place: Callable[[int], str]) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic
+from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic, Table
 from dist_train.data import datasets, decode
 from dist_train.data.datasets.base import held_out
 from dist_train.data.datasets.class_counts import class_lines
@@ -339,6 +339,24 @@ def test_of_many_classes_the_smallest_and_the_largest_are_named():
     names = [f"class {number}" for number in range(1000)]
     counts = [5, 2000, *range(100, 1098)]
     assert [*class_lines(names, counts)] == ["classes  1,000: class 0 5 (the fewest) … class 1 2,000 (the most)"]
+
+
+def test_classes_one_folder_too_deep_are_told(tmp_path: Path):
+    for name in ("all/circles/0", "all/circles/1", "all/squares/0"):
+        picture(tmp_path / f"{name}.png")
+    words = "the only class has folders in it (circles, …): if these are the classes, name"
+    assert f"! {words} all" in notes_of(tmp_path, eval_fraction=0.5)
+    picture(tmp_path / "none" / "0.png")
+    assert not any(words in line for line in notes_of(tmp_path, eval_fraction=0.5))
+
+
+def test_a_list_of_images_is_no_folder(tmp_path: Path):
+    (tmp_path / "split.csv").write_text("file,label\na.png,cat\n")
+    root = str(tmp_path / "split.csv")
+    for data in (ImageFolder(root=root, eval_fraction=0.5), Table(root=root, targets=["label"])):
+        with pytest.raises(UserError, match="need a data set of your own") as error:
+            datasets.build(data)
+        assert error.value.code == ExitCode.DATA and "\n" not in str(error.value)
 
 
 def test_an_empty_class_says_what_it_holds(tmp_path: Path):
