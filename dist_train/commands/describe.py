@@ -51,7 +51,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     try:
         splits = _splits(config)
         facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
-        facts |= {"cache": [holding(part) for part in parts(splits)]}
+        facts |= {"notes": splits.notes, "cache": [holding(part) for part in parts(splits)]}
         facts |= _length(config, len(splits.train))
         build_callbacks(config, Ranks.from_environment())
         tasks.build(config.task, splits.classes, **splits.of_tokens)

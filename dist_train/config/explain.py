@@ -20,6 +20,9 @@ _OTHER_NAMES = {
     "grad_clip": "train.clip_norm", "amp": "train.precision", "num_classes": "nothing: the data tells",
 }  # fmt: skip
 """Names that other trainers use."""
+_OFF = {"tracking.wandb": "{mode: disabled}", "tracking.texts": "{count: 0}", "schedule": "{name: constant}"}
+_OFF |= {"augment": "[]", "callbacks": "[]"}
+"""What switches something off that null, false or 0 does not."""
 
 
 def explain_errors(error: ValidationError, tree: Tree) -> list[Problem]:
@@ -97,7 +100,8 @@ def _unknown_key(path: KeyPath, section: shape.Node, tree: Tree) -> str:
         name = tree.at((*above, "name"))
         of = f" for {'.'.join(map(str, above))}"
         of += f" {name.value}" if name and isinstance(name.value, str) else ""
-    return f"unknown key{of}{_where_it_belongs(key, path, known)} ({', '.join(known)})"
+    has = ", ".join(known) or f"this {path[0]} has no keys"
+    return f"unknown key{of}{_where_it_belongs(key, path, known)} ({has})"
 
 
 def _where_it_belongs(key: str, path: KeyPath, known: list[str]) -> str:
@@ -126,7 +130,7 @@ def _component_problem(path: KeyPath, node: shape.Node, tree: Tree) -> Problem:
         given = at.plain() if at else None
         hint = given if isinstance(given, str) and given.isidentifier() else "…"
         message = f"must be a section with a name, such as {{name: {hint}}}, not {shown(given)}"
-        return problem_at(_value_place(tree, path), path, message)
+        return problem_at(_value_place(tree, path), path, message + _off(given, path, node))
     if name is None:
         return problem_at(_key_place(tree, path), (*path, "name"), f"is missing: {choices}")
     near = did_you_mean(name.value, shape.component_names(node)) if isinstance(name.value, str) else ""
@@ -144,7 +148,7 @@ def _wrong_value(item: Any, path: KeyPath, node: shape.Node, tree: Tree) -> str:
     if not node:
         return f"{item['msg'][:1].lower()}{item['msg'][1:]}, not {shown(value)}"
     near = did_you_mean(value, _fixed_values(node)) if isinstance(value, str) else ""
-    return f"must be {shape.in_words(node)}, not {shown(value)}{near or _hint(value, node)}"
+    return f"must be {shape.in_words(node)}, not {shown(value)}{near or _hint(value, node) or _off(value, path, node)}"
 
 
 def _fixed_values(node: shape.Node) -> list[str]:
@@ -162,6 +166,15 @@ def _hint(value: Any, node: shape.Node) -> str:
     if kinds == {"string"} and isinstance(value, (int, float)) and not any(_fixed_values(node)):
         return " (put it in quotes)"
     return ""
+
+
+def _off(value: Any, path: KeyPath, node: shape.Node) -> str:
+    """How to switch off what somebody gave nothing."""
+    if value not in (None, 0, "disabled", "none"):  # 0 is false, too
+        return ""
+    if off := _OFF.get(".".join(map(str, path)), "null" if shape.may_be_null(node) else ""):
+        return f" (to switch it off: {off})"
+    return " (for the default, leave it out)" * (value is None and "default" in node)
 
 
 def _is_number(text: str) -> bool:

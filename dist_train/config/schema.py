@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dist_train.config.metrics import LOWER_IS_BETTER
+from dist_train.config.metrics import lower_is_better
 from dist_train.config.problems import alternatives, did_you_mean, shown
 from dist_train.config.torchvision_names import SEGMENTS, TorchvisionName
 from dist_train.config.types import (
@@ -1028,7 +1028,8 @@ class EvalConfig(Section):
     multi_label, rmse of a regression, mean_iou of a segmentation, else the loss. A figure that is not finite is never
     the best."""
     best_is: Literal["auto", "max", "min"] = "auto"
-    """Whether a higher or a lower figure is better. `auto`: lower for a loss, an error or a perplexity, else higher."""
+    """Whether a higher or a lower figure is better. `auto`: lower where the metric's name is that of a loss, an error
+    or a perplexity (`val_loss`, `mean_absolute_error`, `error_rate`, `mae`), else higher."""
 
 
 class CheckpointConfig(Section):
@@ -1253,7 +1254,7 @@ class RunConfig(Section):
         """Whether a higher or a lower figure of it is better."""
         if self.eval.best_is != "auto":
             return self.eval.best_is
-        return "min" if self.best in LOWER_IS_BETTER or self.best.endswith("loss") else "max"
+        return "min" if lower_is_better(self.best) else "max"
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":

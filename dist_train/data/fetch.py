@@ -174,8 +174,8 @@ class Fetch(Dataset):
         is_ours = isinstance(error, UserError) and self._on_error == "stop"
         if not (is_ours and is_of_a_sample(error) and storage_error(error) is None):
             return error
-        key = "data.on_error=substitute" if self._augment else "eval.on_error=skip"
-        return UserError(f"{error} (to go on without it: {key})", ExitCode.DATA)
+        keys = "data.on_error=substitute; in evaluations eval.on_error=skip" if self._augment else "eval.on_error=skip"
+        return UserError(f"{error} (to go on without it: {keys})", ExitCode.DATA)
 
     def _read(self, request: LoadRequest) -> tuple[Any, Any]:
         """Inputs and targets, stacked and augmented."""

@@ -6,7 +6,7 @@ from inspect import signature
 from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
 from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Predictions, Rows, Sums, Task, Totals
+from dist_train.tasks.base import Loss, Predictions, Rows, Sums, Task, Totals, trainable
 from dist_train.tasks.classification import Classification
 from dist_train.tasks.huggingface import HuggingFace
 from dist_train.tasks.language_model import LanguageModel
@@ -56,6 +56,9 @@ def build(
     kind = type(task)
     if not isinstance(task, Task):
         raise UserError(f"task {config.name} gave a {kind.__name__}, no dist_train.tasks.Task", ExitCode.USER_CODE)
+    if name := next(trainable(task), None):
+        unseen = "which no optimizer sees and no checkpoint keeps: move it into the model, or set requires_grad_(False)"
+        raise UserError(f"task {config.name} holds the parameter {name}, {unseen}")
     if kind.loss is Task.loss and kind.step is Task.step:
         raise UserError(f"task {config.name} has neither `loss(output, target)` nor `step(model, batch)`")
     return task

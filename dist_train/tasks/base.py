@@ -1,12 +1,12 @@
 """What is learned: from a batch to a loss, and to the metrics of an evaluation. Nothing else looks into a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.tasks.per_sample import PerSample
@@ -89,6 +89,13 @@ def tensor_of(output: Any, rows: int) -> Tensor:
             ExitCode.USER_CODE,
         )
     return values.float()
+
+
+def trainable(task: "Task") -> Iterator[str]:
+    """Names of what a task holds that is to be learned, and that no optimizer would see."""
+    for name, value in (("", task), *vars(task).items()):
+        held = value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]
+        yield from (path for path, item in held if isinstance(item, Tensor) and item.requires_grad)
 
 
 class Task:

@@ -56,6 +56,9 @@ def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterat
     yield "batch", _batch(config, plan)
     of = f", of {config.eval.data.name}" if config.eval.data else ""
     yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples{of}"
+    for note in facts.get("notes", ()):
+        name, text = note.split(maxsplit=1)
+        yield (name, text) if name in ("classes", "!") else ("", note)
     if facts.get("cache"):
         yield "cache", holding_in_words(facts["cache"])
     yield "steps", _steps(config, facts)

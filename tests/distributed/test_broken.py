@@ -98,7 +98,8 @@ def test_more_than_the_limit_end_with_13_at_the_same_sample_by_any_ranks_and_aft
 
 def test_a_training_that_a_broken_file_has_ended_may_go_on_without_it(folder, alone, run_ranks):
     code, said = run_ranks(told, 1, folder, "c.yaml", "later", "data.on_error=stop", "train.sanity_check=false")[0]
-    assert code == 13 and said.endswith("(to go on without it: data.on_error=substitute)\n")
+    both = "data.on_error=substitute; in evaluations eval.on_error=skip"
+    assert code == 13 and said.endswith(f"(to go on without it: {both})\n")
     assert run_ranks(train, 2, folder, "c.yaml", "later") == [0, 0]
     assert result(folder / "later") == alone
 

@@ -225,6 +225,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_dry_run_names_a_class_that_may_be_misspelt(folder):
+    rows = "".join(f"{number},{name}\n" for name, count in (("setosa", 80), ("setsoa", 4)) for number in range(count))
+    (folder / "flowers.csv").write_text(f"width,kind\n{rows}")
+    table = "data={name: table, root: flowers.csv, targets: [kind]}"
+    _, said = run(folder, "dist-train", "train", "digits.yaml", table, "model={name: mlp}", "augment=[]", "--dry-run")
+    assert "\nclasses  2: setosa 80, setsoa 4\n!        setsoa (4) looks like setosa (80): is it the same class" in said
+
+
 def test_a_dry_run_ends_as_the_training_would(folder):
     before = sorted(folder.rglob("*"))
     missing = "data={name: image_folder, root: nowhere, eval_fraction: 0.1}"

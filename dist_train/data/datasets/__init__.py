@@ -52,7 +52,7 @@ def build_all(config: RunConfig, local_rank0_first: LocalRank0First = nullcontex
     if config.eval.data is None:
         return splits
     other = build_evaluated(config.eval.data, splits.saved, local_rank0_first)
-    notes = tuple(dict.fromkeys((*splits.notes, *other.notes)))
+    notes = tuple(dict.fromkeys((*splits.notes, *(n for n in other.notes if not n.startswith("classes  ")))))
     return replace(splits, evaluation=other.evaluation, test=other.test, notes=notes)
 
 

@@ -18,7 +18,8 @@ _Identity = tuple[int, int]
 
 
 class ClassFolders:
-    """The classes under `folder`, and their images; `notes` are lines for the user on what is skipped or doubled.
+    """The classes under `folder`, and their images; `notes` are lines for the user on what is skipped or doubled, and
+    `counts` how many images each class has.
 
     Args:
         classes: the known ones; without them, the folders' names.
@@ -32,6 +33,7 @@ class ClassFolders:
         names = subfolders(folder)
         self.classes = tuple(names if classes is None else classes)
         self._numbers = {name: number for number, name in enumerate(self.classes)}
+        self.counts = [0] * len(self.classes)
         self.paths: list[bytes] = []
         self.targets: list[int] = []
         self._other_kinds: Counter[str] = Counter()
@@ -56,6 +58,7 @@ class ClassFolders:
             raise UserError(f"class folder {place} has no image ({' '.join(EXTENSIONS)}){held}", ExitCode.DATA)
         self.paths += found
         self.targets += [self._numbers[place.name]] * len(found)
+        self.counts[self._numbers[place.name]] = len(found)
 
     def _images_under(self, folder: Path) -> Iterator[bytes]:
         """Images at any depth, also behind links, but never in a circle of links."""
@@ -94,6 +97,8 @@ class ClassFolders:
     @property
     def notes(self) -> tuple[str, ...]:
         under, lines = f"under {self.folder}", []
+        if len(self.classes) == 1 and (inner := _folders_in(only := self.folder / self.classes[0])):
+            lines.append(f"! the only class has folders in it ({_first(inner)}): if these are the classes, name {only}")
         if total := self._other_kinds.total():
             lines.append(f"{_are(total, 'file', under)} of no kind that is read ({_kinds(self._other_kinds)})")
         if loose := _images_in(self.folder):
@@ -113,7 +118,9 @@ def subfolders(folder: Path) -> list[str]:
     try:
         names = _folders_in(folder)
     except OSError as error:
-        raise UserError(f"cannot read the image folder {folder.absolute()}: {error.strerror}", ExitCode.DATA) from error
+        said = f"cannot read the image folder {folder.absolute()}: {error.strerror}"
+        said += ": images that a file lists need a data set of your own (docs/bring-your-own.md)" * folder.is_file()
+        raise UserError(said, ExitCode.DATA) from error
     if not names:
         raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
     return names
@@ -149,7 +156,7 @@ def _alike(classes: Sequence[str]) -> Iterator[str]:
     first: dict[str, str] = {}
     for name in classes:
         if (other := first.setdefault(name.strip().casefold(), name)) != name:
-            yield f"the classes {other!r} and {name!r} differ in their spelling alone"
+            yield f"the classes {other!r} and {name!r} differ in upper and lower case alone"
 
 
 def _images_in(folder: Path) -> int:

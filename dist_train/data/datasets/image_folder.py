@@ -15,6 +15,7 @@ from dist_train.config.schema import ImageCache, ImageFolder
 from dist_train.data.cache.files import Stamp
 from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits, held_out
+from dist_train.data.datasets.class_counts import class_lines
 from dist_train.data.datasets.class_folders import ClassFolders, splits_as_classes
 from dist_train.data.datasets.decoded import DecodedImages, Kept, kept_images
 from dist_train.data.decode import decode_file, read_file
@@ -111,7 +112,7 @@ def build(config: ImageFolder, local_rank0_first: Any, classes: Sequence[str] | 
     root = Path(config.root)
     first = () if config.train else splits_as_classes(root)
     whole = ClassFolders(root / config.train if config.train else root, classes)
-    notes = [*first, *whole.notes]
+    notes = [*class_lines(whole.classes, whole.counts), *first, *whole.notes]
     files = _listed(whole)
 
     room = Room(config.cache) if isinstance(config.cache, ImageCache) else None

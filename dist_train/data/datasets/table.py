@@ -20,6 +20,8 @@ from torch import Tensor
 from dist_train.config.problems import did_you_mean, printable
 from dist_train.config.schema import Table
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
+from dist_train.data.datasets.class_counts import class_lines
+from dist_train.data.datasets.class_folders import EXTENSIONS
 from dist_train.errors import ExitCode, UserError
 
 FILES = (".csv", ".tsv", ".npz")
@@ -52,12 +54,12 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
     whole = tables["train"]
     classes = _classes(config, whole)
     parts = {split: (rows.inputs, _targets(rows, classes)) for split, rows in tables.items()}
-    notes: tuple[str, ...] = ()
+    notes = tuple(class_lines(classes, np.bincount(parts["train"][1]).tolist())) if classes else ()
     if "eval" not in parts:
         inputs, targets = parts["train"]
         split = held_out(config, classes, targets)
         parts |= {name: (inputs[rows], targets[rows]) for name, rows in (("train", split.kept), ("eval", split.held))}
-        notes = split.notes
+        notes += split.notes
     if (shapes := {inputs.shape[1:] for inputs, _ in parts.values()}) and len(shapes) > 1:
         raise UserError(f"the splits have inputs of several shapes: {', '.join(map(str, shapes))}", ExitCode.DATA)
     scale = _scale(parts["train"][0]) if config.normalize else None
@@ -292,7 +294,10 @@ def _is_number(text: str) -> bool:
 
 def _wrong(place: str, column: str, value: str) -> ValueError:
     said = f"is {printable(value)!r}, no number" if value.strip().lower() not in _MISSING else "has no value"
-    return ValueError(f"{place}, column {column} {said}: fill it in, or leave the row or the column out")
+    advice = "fill it in, or leave the row or the column out"
+    if value.lower().endswith(EXTENSIONS):
+        advice = "images that a table lists need a data set of your own (docs/bring-your-own.md)"
+    return ValueError(f"{place}, column {column} {said}: {advice}")
 
 
 def _check_finite(values: np.ndarray, names: Sequence[str], place: Callable[[int], str]) -> None:

@@ -53,6 +53,19 @@ BAD = {
     "true for a number": Bad("seed: true", "3:7", "seed", "whole number of 0 or more, not true"),
     "number for text": Bad("name: 2024", "3:7", "name", "(put it in quotes)"),
     "null for a section": Bad("train:", "3:7", "train", "must be a section of keys, not null"),
+    "null to switch a section off": Bad(
+        "tracking: {wandb: null}", "3:19", "tracking.wandb", "not null (to switch it off: {mode: disabled})"
+    ),
+    "false to switch a section off": Bad(
+        "tracking: {texts: false}", "3:19", "tracking.texts", "not false (to switch it off: {count: 0})"
+    ),
+    "false where it is null": Bad("train: {clip_norm: false}", "3:20", "train.clip_norm", "(to switch it off: null)"),
+    "zero where it is null": Bad("train: {ema_decay: 0}", "3:20", "train.ema_decay", "not 0 (to switch it off: null)"),
+    "null for a component": Bad("schedule: null", "3:11", "schedule", "(to switch it off: {name: constant})"),
+    "null for the default": Bad("eval: null", "3:7", "eval", "not null (for the default, leave it out)"),
+    "a key of a task without keys": Bad(
+        "task: {name: huggingface, loss: x}", "3:27", "task.loss", "segmentation (this task has no keys)"
+    ),
     "number for a section": Bad("batch: 64", "3:8", "batch", "a section of keys, not 64"),
     "list for a section": Bad("batch: [64]", "3:8", "batch", "a section of keys, not [64]"),
     "text for a list": Bad("tracking: {wandb: {tags: x}}", "3:26", "tracking.wandb.tags", "a list of texts, not 'x'"),

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from dist_train import models, tasks
+from dist_train.config.schema import Custom
 from dist_train.config.source import load
 from dist_train.data import datasets
-from dist_train.errors import UserError
+from dist_train.errors import ExitCode, UserError
 from examples.spirals import LargeMargin, Spirals
 
 CONFIG = "configs/own_components.yaml"
@@ -48,3 +49,35 @@ def test_figures_of_two_batches_are_those_of_one():
     assert task.metrics({name: first[name] + second[name] for name in one}) == pytest.approx(task.metrics(one))
     with pytest.raises(UserError, match="nothing to evaluate"):
         task.metrics({})
+
+
+class Thresholds(tasks.Task):
+    def __init__(self, trains=True):
+        self.thresholds = torch.nn.Parameter(torch.zeros(3), requires_grad=trains)
+
+    def loss(self, output, target):
+        return (output - self.thresholds).square().sum(), len(output)
+
+
+class Critic(Thresholds):
+    def __init__(self, trains=True):
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 2)).requires_grad_(trains)
+
+
+class IsAModule(Thresholds, torch.nn.Module):
+    def __init__(self, trains=True):
+        torch.nn.Module.__init__(self)
+        super().__init__(trains)
+
+
+@pytest.mark.parametrize(
+    ("task", "held"), [(Thresholds, "thresholds"), (Critic, "net.0.weight"), (IsAModule, "thresholds")]
+)
+def test_a_task_that_would_learn_is_refused(task, held):
+    def built(**args):
+        return tasks.build(Custom(name=f"{__name__}:{task.__name__}", args=args), None)
+
+    with pytest.raises(UserError, match=f"holds the parameter {held}, which no optimizer sees") as error:
+        built()
+    assert error.value.code == ExitCode.CONFIG and "\n" not in str(error.value)
+    assert isinstance(built(trains=False), task)

@@ -57,6 +57,21 @@ def test_a_slow_gain_counts_once_it_has_added_up(sign, restart):
     assert (state.step, state.best_step, state.improved_value) == (5, 3, sign * 0.6)
 
 
+LOWER = ("loss", "val_loss", "loss/box", "focalLoss", "mean_absolute_error", "error_rate", "top1-error", "MAE", "rmse")
+LOWER += ("bits_per_byte", "perplexity", "nll", "wer", "cross_entropy")
+HIGHER = ("accuracy", "r2", "mean_iou", "f1", "maestro", "lossless_share", "neg_mean_squared_error", "score")
+
+
+@pytest.mark.parametrize("metric", LOWER + HIGHER)
+def test_a_metric_says_by_its_name_whether_lower_is_better(metric):
+    content = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "task": {"name": "own:Task"}}
+    settled = [
+        RunConfig.model_validate({**content, "eval": {"best": metric, "best_is": asked}}).best_is
+        for asked in ("auto", "max", "min")
+    ]
+    assert settled == ["min" if metric in LOWER else "max", "max", "min"]
+
+
 def test_checkpoints_of_before_go_on():
     state = TrainState(step=4, best_value=0.5, best_step=4, stale=1, metrics={"score": 0.505})
     _note_best(config(patience=2, min_delta=0.01), state)

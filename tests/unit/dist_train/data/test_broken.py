@@ -188,7 +188,8 @@ def test_a_set_in_which_every_sample_is_broken_ends_with_the_error_itself(worker
 
 def test_by_default_the_error_names_the_key_that_goes_on_without_the_sample(folder: Path):
     data = ImageFolder(root=str(folder), train="train", eval="eval", image_size=16)
-    with pytest.raises(UserError, match=r"cannot read .*png: .* \(to go on without it: data\.on_error=substitute\)$"):
+    both = r"data\.on_error=substitute; in evaluations eval\.on_error=skip"
+    with pytest.raises(UserError, match=rf"cannot read .*png: .* \(to go on without it: {both}\)$"):
         load(config(data), datasets.build(data))
     data = data.model_copy(update={"on_error": "substitute"})
     with pytest.raises(UserError, match=r"cannot read .*png: .* \(to go on without it: eval\.on_error=skip\)$"):

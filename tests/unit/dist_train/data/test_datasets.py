@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic
+from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic, Table
 from dist_train.data import datasets, decode
 from dist_train.data.datasets.base import held_out
+from dist_train.data.datasets.class_counts import class_lines
 from dist_train.data.decode import decode_file
 from dist_train.errors import ExitCode, UserError
 
@@ -237,11 +238,11 @@ def test_image_folder_without_class_folders(tmp_path: Path):
 
 
 def notes_of(root: Path, **options) -> list[str]:
-    """Those on the files; what the drawn split lacks has a test of its own."""
+    """Those on the files; what the drawn split lacks, and the classes, have tests of their own."""
     return [
         line.replace(f"{root}/", "").replace(str(root), ".")
         for line in datasets.build(ImageFolder(root=str(root), **options)).notes
-        if " split has no sample of " not in line
+        if " split has no sample of " not in line and not line.startswith("classes  ")
     ]
 
 
@@ -269,7 +270,7 @@ def test_image_folder_says_what_it_left_out_or_has_twice(tmp_path: Path):
         "dog/deep/round leads back to a folder that it is in: left out",
         "dog/up leads back to a folder that it is in: left out",
         "hound is cat once more: its images are there twice",
-        "the classes 'Cat' and 'cat' differ in their spelling alone",
+        "the classes 'Cat' and 'cat' differ in upper and lower case alone",
     ]
 
 
@@ -298,6 +299,64 @@ def test_classes_that_may_be_meant_are_trained_on(tmp_path: Path, names: tuple[s
         picture(tmp_path / f"{name}1.png")
     advice = "for these as splits set data.train=train data.eval=val data.eval_fraction=null"
     assert notes_of(tmp_path, eval_fraction=0.5) == ([f"{which} classes are train and val: {advice}"] if which else [])
+
+
+def test_image_folder_counts_its_classes(tmp_path: Path):
+    for name, number in (("circels", 2), ("circles", 8), ("squares", 9)):
+        for each in range(number):
+            picture(tmp_path / name / f"{each}.png")
+    assert datasets.build(ImageFolder(root=str(tmp_path), eval_fraction=0.5)).notes[:2] == (
+        "classes  3: circels 2, circles 8, squares 9",
+        "! circels (2) looks like circles (8): is it the same class, misspelt?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [("circels", "circles"), ("circle", "circles"), ("cirkles", "circles"), ("dog", "dogs"), ("Sea-lion", "sea_lions")],
+)
+def test_a_class_that_may_be_misspelt_is_named(few: str, many: str):
+    said = f"! {few} (10) looks like {many} (90): is it the same class, misspelt?"
+    assert [*class_lines(("other", few, many), (50, 10, 90))][1:] == [*class_lines((many, few), (90, 10))][1:] == [said]
+    assert len([*class_lines((few, many), (10, 39))]) == len([*class_lines((few, many), (0, 90))]) == 1
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        ("cat", "car"),
+        ("grade_ii", "grade_iii"),
+        ("class_1", "class_10"),
+        ("n01440764", "n01440765"),
+        ("male", "female"),
+    ],
+)
+def test_a_class_of_another_meaning_is_not(few: str, many: str):
+    assert len([*class_lines((few, many), (10, 90))]) == 1
+
+
+def test_of_many_classes_the_smallest_and_the_largest_are_named():
+    names = [f"class {number}" for number in range(1000)]
+    counts = [5, 2000, *range(100, 1098)]
+    assert [*class_lines(names, counts)] == ["classes  1,000: class 0 5 (the fewest) … class 1 2,000 (the most)"]
+
+
+def test_classes_one_folder_too_deep_are_told(tmp_path: Path):
+    for name in ("all/circles/0", "all/circles/1", "all/squares/0"):
+        picture(tmp_path / f"{name}.png")
+    words = "the only class has folders in it (circles, …): if these are the classes, name"
+    assert f"! {words} all" in notes_of(tmp_path, eval_fraction=0.5)
+    picture(tmp_path / "none" / "0.png")
+    assert not any(words in line for line in notes_of(tmp_path, eval_fraction=0.5))
+
+
+def test_a_list_of_images_is_no_folder(tmp_path: Path):
+    (tmp_path / "split.csv").write_text("file,label\na.png,cat\n")
+    root = str(tmp_path / "split.csv")
+    for data in (ImageFolder(root=root, eval_fraction=0.5), Table(root=root, targets=["label"])):
+        with pytest.raises(UserError, match="need a data set of your own") as error:
+            datasets.build(data)
+        assert error.value.code == ExitCode.DATA and "\n" not in str(error.value)
 
 
 def test_an_empty_class_says_what_it_holds(tmp_path: Path):
