@@ -15,7 +15,7 @@ from dist_train.rundir.process_id import stat
 from dist_train.rundir.records import Frame, RankRecord
 
 from ..processes import catches, descendants, send
-from ..rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
+from ..rank.heartbeat import ASIDE, ASIDE_AT, COUNTS_AT, PHASES, RECORD, SIGNAL
 from ..rank.page import Pages
 from . import collectives
 from .collectives import Call
@@ -45,8 +45,8 @@ class Heartbeat:
     step: int = 0
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
-    monitor: int = 0
-    """Id of the thread of ours in it, whose wakings are no work."""
+    aside: frozenset[int] = frozenset()
+    """Ids of threads of ours in it and of child processes, whose wakings are no work."""
     main: int = 0
     """Ident of its main thread."""
     stacks: int = 0
@@ -66,8 +66,8 @@ class Heartbeat:
 
 def read_heartbeat(page: bytes) -> Heartbeat:
     """What the head of a rank's page says; of an empty one, that nothing is known."""
-    beats, _, phase, step, slowest, main, monitor, stacks = RECORD.unpack_from(page)
-    told = {"slowest": slowest, "monitor": monitor, "stacks": stacks}
+    beats, _, phase, step, slowest, main, stacks = RECORD.unpack_from(page)
+    told = {"slowest": slowest, "stacks": stacks, "aside": frozenset(ASIDE.unpack_from(page, ASIDE_AT)) - {0}}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
     except ValueError:  # not there yet, or being written

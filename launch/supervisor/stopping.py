@@ -175,8 +175,8 @@ class Stopping:
         if self.plan.is_training and not has_failed:  # it has nothing to save that the others have not
             return waited >= AFTER_FAILURE_S
         if now - ending.looked >= LOOK_S:
-            monitor = read_heartbeat(self.pages.head(rank.local_rank)).monitor
-            seen = activity(rank.pid, family_tree(), monitor)
+            aside = read_heartbeat(self.pages.head(rank.local_rank)).aside
+            seen = activity(rank.pid, family_tree(), aside)
             does = ending.seen is None or seen.did_something_since(ending.seen, now - ending.looked)
             if does or seen.state == "D":  # or waits for a disk
                 ending.worked = now
