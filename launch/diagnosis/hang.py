@@ -30,7 +30,7 @@ class Finding:
 
 def find(evidence: list[Evidence]) -> Finding:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
-    for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another):
+    for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another, _loaders):
         if (finding := test(evidence)) is not None:
             return finding
     return _odd([], "no odd rank: all wait " + _where(evidence[0].process))
@@ -74,13 +74,40 @@ def _elsewhere(evidence: list[Evidence]) -> Finding | None:
     process = odd[0].running
     if process.waits != "loader":
         return _odd(odd, _at(process), process.place)
-    threads = [child for child in odd[0].children if child.pid == process.pid]
-    in_own_code = (child for child in odd[0].children if child.own is not None)
-    stuck = next(in_own_code, threads[0] if threads else None)
+    what, stuck = _loads(odd[0])
     if stuck is None:
         return _odd(odd, "waits for its loader: " + _at(process))
-    what = "loading thread" if stuck.pid == process.pid else f"loader process {stuck.pid}"
     return _odd(odd, f"its {what} is at {_at(stuck)}", stuck.place)
+
+
+def _loads(one: Evidence) -> tuple[str, Process | None]:
+    """What loads for a rank, in words, and where it is: in the user's code rather than elsewhere."""
+    threads = [child for child in one.children if child.pid == one.running.pid]
+    in_own_code = (child for child in one.children if child.own is not None)
+    stuck = next(in_own_code, threads[0] if threads else None)
+    is_thread = stuck is not None and stuck.pid == one.running.pid
+    return "loading thread" if is_thread else f"loader process {stuck.pid if stuck else 0}", stuck
+
+
+def _loaders(evidence: list[Evidence]) -> Finding | None:
+    """All wait for what loads their samples. One of those that wait for no file lock, or at another line than most, is
+    the odd one; else each is told."""
+    loads = [(one, *_loads(one)) for one in evidence if one.running.waits == "loader"]
+    stuck = {one.rank: process for one, _, process in loads if process is not None}
+    if len(stuck) < len(evidence):
+        return None
+    at_locks = any("locks_lock" in process.syscall for process in stuck.values())
+    usual = Counter(process.place for process in stuck.values()).most_common(1)[0][0]
+    odd = [
+        one
+        for one, *_ in loads
+        if ("locks_lock" not in stuck[one.rank].syscall if at_locks else stuck[one.rank].place != usual)
+    ]
+    if odd and (at_locks or len(odd) < len(loads) / 2):
+        what, process = _loads(odd[0])[0], stuck[odd[0].rank]
+        return _odd(odd, f"its {what} is at {_at(process)}", process.place)
+    told = (f"rank {one.rank}'s {what} is at {_at(stuck[one.rank])}" for one, what, _ in loads)
+    return _odd([], f"no odd rank: all wait for their loaders: {'; '.join(told)}", stuck[loads[0][0].rank].place)
 
 
 def _far(one: Evidence) -> tuple[int, int]:
@@ -146,6 +173,11 @@ def _at(process: Process) -> str:
     return _line(process.place) if process.place else f"no place known (state {process.state})"
 
 
+def _waits(one: Evidence) -> str:
+    what, stuck = _loads(one) if one.process is not None and one.process.waits == "loader" else ("", None)
+    return _where(one.process) if stuck is None else f"for its {what}, which is at {_at(stuck)}"
+
+
 def _where(process: Process | None) -> str:
     if process is None:
         return "nowhere"
@@ -169,7 +201,7 @@ def explain(hang: Hang, finding: Finding) -> str:
     others: dict[str, list[int]] = {}
     for one in hang.evidence:
         if one.rank not in odd:
-            others.setdefault(_where(one.process), []).append(one.rank)
+            others.setdefault(_waits(one), []).append(one.rank)
     for where, ranks in others.items():
         lines.append(f"  {named(ranks)} wait{'s' * (len(ranks) == 1)} {where}")
     return "\n".join(lines)
