@@ -43,6 +43,8 @@ class Heartbeat:
     beats: int = 0
     phase: str = "unknown"
     step: int = 0
+    seconds: float = 0.0
+    """Since its last beat, with those in which the machine slept."""
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
     aside: frozenset[int] = frozenset()
@@ -66,13 +68,15 @@ class Heartbeat:
 
 def read_heartbeat(page: bytes) -> Heartbeat:
     """What the head of a rank's page says; of an empty one, that nothing is known."""
-    beats, _, phase, step, slowest, main, stacks = RECORD.unpack_from(page)
-    told = {"slowest": slowest, "stacks": stacks, "aside": frozenset(ASIDE.unpack_from(page, ASIDE_AT)) - {0}}
+    beats, boot, phase, step, slowest, main, stacks = RECORD.unpack_from(page)
+    seconds = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot) / 1e9
+    aside = frozenset(ASIDE.unpack_from(page, ASIDE_AT)) - {0}
+    told = {"seconds": seconds, "slowest": slowest, "stacks": stacks}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
     except ValueError:  # not there yet, or being written
         groups = {}
-    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
+    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, aside=aside, **told)
 
 
 def _is_program(frame: Frame) -> bool:

@@ -207,6 +207,15 @@ def explain(hang: Hang, finding: Finding) -> str:
     return "\n".join(lines)
 
 
+def end_in_words(hang: Hang, finding: Finding, code: int) -> str:
+    """The last line of a run that was ended for it."""
+    place, ranks = finding.place, list(finding.ranks)
+    at = f" at {short(place.file)}:{place.line}" if place else ""
+    who = named(ranks) + at if ranks else f"no odd rank{at and ', the first is'}{at}"
+    what = f"ended after {_seconds(hang.seconds)} without progress: {who} (exit code {int(code)})"
+    return f"{mark('✗', 'red')} {what}. Stacks: {hang.stacks}/"
+
+
 def quiet_in_words(hang: Hang, node: int | None) -> str:
     """What is told while the run is let go on; nodes but the first say one line."""
     text = explain(hang, find(hang.evidence))

@@ -8,7 +8,7 @@ from dist_train.rundir.records import Frame
 from launch.diagnosis.collectives import Call
 from launch.diagnosis.evidence import Evidence, Heartbeat, Process
 from launch.diagnosis.formatting import frame_at, stacks_in
-from launch.diagnosis.hang import explain, find
+from launch.diagnosis.hang import end_in_words, explain, find
 from launch.diagnosis.watchdog import Hang
 
 
@@ -112,3 +112,6 @@ def test_where_all_wait_for_their_loaders_those_are_told(lines, locks, odd):
     said = explain(hang, found)
     assert all(f"loader process {70 + number}" in said for number in range(2)), said
     assert "/me/pack.py:19 read()" in said and "/me/pack.py:22 read()" in said
+    last = end_in_words(hang, found, 15)
+    assert "✗ ended after 12 s without progress: " in last and last.endswith("(exit code 15). Stacks: s/")
+    assert ("rank 1 at /me/pack.py:22" in last) == bool(odd)
