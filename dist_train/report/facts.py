@@ -18,10 +18,12 @@ from dist_train.report.late import Late
 from dist_train.report.words import POSITION
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.reading import open_regular, parse_json
+from dist_train.rundir.reading import is_number, open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
 Row = dict[str, Any]
+LAST_READ = 2**16
+"""Bytes of its end that hold its last row."""
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
 
@@ -234,7 +236,26 @@ def ended_as(verdict: VerdictSummary | None) -> str:
     if cause is None:
         return verdict.outcome
     said = f": {cause.report.type}: {cause.report.message}" if cause.report else ""
+    said = f": {hang_in_words(vars(cause))}" if cause.kind == "hang" else said
     return f"{verdict.outcome} ({cause.kind}{said})"
+
+
+def hang_in_words(cause: Row) -> str:
+    """What a verdict's cause says of a hang."""
+    ranks, why = cause.get("ranks"), " ".join(str(cause.get("why") or "no word").split())
+    return f"rank {', '.join(map(str, ranks))}: {why}" if isinstance(ranks, list) and ranks else why
+
+
+def newest_step(path: Path) -> int:
+    """The last one in metrics.jsonl; 0 for none."""
+    with suppress(OSError), open(open_regular(path), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_READ))
+        for line in reversed(file.read().splitlines()):
+            with suppress(ValueError):
+                row = parse_json(line)
+                if isinstance(row, dict) and is_number(row.get("step")):
+                    return int(row["step"])
+    return 0
 
 
 def _config(run_dir: Path) -> RunConfig | None:
