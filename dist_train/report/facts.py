@@ -2,6 +2,7 @@
 
 import bisect
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dist_train.report.late import Late
 from dist_train.report.words import POSITION
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.reading import is_number, open_regular, parse_json
+from dist_train.rundir.reading import open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
 Row = dict[str, Any]
@@ -37,6 +38,7 @@ class Spent(NamedTuple):
 
 
 _STEP, _WITH_TIME = b'{"kind": "train"', b'"budget": '
+_STEP_OF = re.compile(rb'^{"kind": "train", "step": (\d{1,18}),', re.MULTILINE)
 _CLOCK = ("unix", "samples_per_s")
 
 
@@ -250,11 +252,7 @@ def newest_step(path: Path) -> int:
     """The last one in metrics.jsonl; 0 for none."""
     with suppress(OSError), open(open_regular(path), "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_READ))
-        for line in reversed(file.read().splitlines()):
-            with suppress(ValueError):
-                row = parse_json(line)
-                if isinstance(row, dict) and is_number(row.get("step")):
-                    return int(row["step"])
+        return max(map(int, _STEP_OF.findall(file.read())), default=0)
     return 0
 
 

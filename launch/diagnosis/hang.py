@@ -92,22 +92,20 @@ def _loads(one: Evidence) -> tuple[str, Process | None]:
 def _loaders(evidence: list[Evidence]) -> Finding | None:
     """All wait for what loads their samples. One of those that wait for no file lock, or at another line than most, is
     the odd one; else each is told."""
-    loads = [(one, *_loads(one)) for one in evidence if one.running.waits == "loader"]
-    stuck = {one.rank: process for one, _, process in loads if process is not None}
+    loads = {one.rank: _loads(one) for one in evidence if one.running.waits == "loader"}
+    stuck = {rank: process for rank, (_, process) in loads.items() if process is not None}
     if len(stuck) < len(evidence):
         return None
-    at_locks = any("locks_lock" in process.syscall for process in stuck.values())
-    usual = Counter(process.place for process in stuck.values()).most_common(1)[0][0]
-    odd = [
-        one
-        for one, *_ in loads
-        if ("locks_lock" not in stuck[one.rank].syscall if at_locks else stuck[one.rank].place != usual)
-    ]
-    if odd and (at_locks or len(odd) < len(loads) / 2):
-        what, process = _loads(odd[0])[0], stuck[odd[0].rank]
-        return _odd(odd, f"its {what} is at {_at(process)}", process.place)
-    told = (f"rank {one.rank}'s {what} is at {_at(stuck[one.rank])}" for one, what, _ in loads)
-    return _odd([], f"no odd rank: all wait for their loaders: {'; '.join(told)}", stuck[loads[0][0].rank].place)
+    odd = [one for one in evidence if "locks_lock" not in stuck[one.rank].syscall]
+    if len(odd) == len(evidence):
+        usual, count = Counter(process.place for process in stuck.values()).most_common(1)[0]
+        odd = [one for one in evidence if stuck[one.rank].place != usual and 2 * count > len(evidence)]
+    told = [f"{loads[one.rank][0]} is at {_at(stuck[one.rank])}" for one in odd or evidence]
+    place = stuck[(odd or evidence)[0].rank].place
+    if odd:
+        return _odd(odd, f"its {told[0]}", place)
+    each = "; ".join(f"rank {one.rank}'s {what}" for one, what in zip(evidence, told, strict=True))
+    return _odd([], f"no odd rank: all wait for their loaders: {each}", place)
 
 
 def _far(one: Evidence) -> tuple[int, int]:
@@ -212,8 +210,8 @@ def end_in_words(hang: Hang, finding: Finding, code: int) -> str:
     place, ranks = finding.place, list(finding.ranks)
     at = f" at {short(place.file)}:{place.line}" if place else ""
     who = named(ranks) + at if ranks else f"no odd rank{at and ', the first is'}{at}"
-    what = f"ended after {_seconds(hang.seconds)} without progress: {who} (exit code {int(code)})"
-    return f"{mark('✗', 'red')} {what}. Stacks: {hang.stacks}/"
+    what = f"{mark('✗', 'red')} ended after {_seconds(hang.seconds)} without progress"
+    return f"{what}: {who} (exit code {int(code)}). Stacks: {hang.stacks}/"
 
 
 def quiet_in_words(hang: Hang, node: int | None) -> str:

@@ -118,14 +118,14 @@ class Stopping:
                 if catches(rank.pid, number):
                     send(rank.pid, number)
         self._end_those_left_waiting(ranks, alive)
-        if self._is_announced and self.plan.is_training and not self._is_stuck_told:
-            self._tell_of_no_progress(alive)
+        self._tell_of_no_progress(alive)
 
     def _tell_of_no_progress(self, alive: Sequence[RankRecord]) -> None:
         """Ranks save between two steps. One that takes long may still end, so the user is told, and decides."""
         hearts = [read_heartbeat(self.pages.head(rank.local_rank)) for rank in alive]
         quiet = [one.seconds for one in hearts if one.phase == "step" and one.seconds > max(STEP, TIMES * one.slowest)]
-        if not hearts or len(quiet) < len(hearts) or self.plan.node not in (0, None):
+        is_asked = self._is_announced and self.plan.is_training and self.plan.node in (0, None)
+        if not is_asked or not quiet or len(quiet) < len(hearts) or self._is_stuck_told:
             return
         self._is_stuck_told = True
         newest = newest_checkpoint(self.plan.folder)

@@ -22,10 +22,10 @@ from launch.rank.page import Pages
 from tests.end_to_end.test_launcher import until
 
 RANK = """
-import ctypes, pathlib, subprocess, sys, time
+import ctypes, os, pathlib, subprocess, sys, time
 sys.path.append(sys.argv[1])
 import main
-BUSY = "import ctypes; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); any(iter(int, 1))"  # ends with its parent
+BUSY = "import os, sys; all(os.getppid() == int(sys.argv[1]) for _ in iter(int, 1))"  # ends with its parent
 module, page = main.beside("rank/heartbeat"), main.beside("rank/page").Page(sys.argv[2], int(sys.argv[3]))
 wrap, log = main.beside("torch_patches").wrap_collective, main.beside("rank/collectives").CollectiveLog
 module.install(page.memory, lambda memory: log(memory, wrap))
@@ -37,7 +37,7 @@ if sys.argv[5] == "is stuck":  # beside what our own threads and W&B's process d
     from dist_train.rundir.lease import Lease
     lease = Lease(renewal=0.1, renews=heartbeat.set_aside)
     lease.take(pathlib.Path("run"))
-    heartbeat.set_aside(subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.DEVNULL).pid)
+    heartbeat.set_aside(subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())], stdout=subprocess.DEVNULL).pid)
 print("ready", flush=True)
 if sys.argv[5] == "waits in the kernel":  # state D: clone(2) with CLONE_VFORK, whose child ends with its parent
     if ctypes.CDLL(None).syscall(56, 0x4000 | 17, 0, 0, 0, 0) == 0:
