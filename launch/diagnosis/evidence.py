@@ -47,7 +47,7 @@ class Heartbeat:
     """Since its last beat, with those in which the machine slept."""
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
-    aside: frozenset[int] = frozenset()
+    aside: list[int] = field(default_factory=list)
     """Ids of threads of ours in it and of child processes, whose wakings are no work."""
     main: int = 0
     """Ident of its main thread."""
@@ -70,7 +70,7 @@ def read_heartbeat(page: bytes) -> Heartbeat:
     """What the head of a rank's page says; of an empty one, that nothing is known."""
     beats, boot, phase, step, slowest, main, stacks = RECORD.unpack_from(page)
     seconds = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot) / 1e9
-    aside = frozenset(ASIDE.unpack_from(page, ASIDE_AT)) - {0}
+    aside = [one for one in ASIDE.unpack_from(page, ASIDE_AT) if one]
     told = {"seconds": seconds, "slowest": slowest, "stacks": stacks}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
