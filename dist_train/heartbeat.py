@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 Phase = Literal["init", "connect", "compile", "step", "evaluate", "save", "callback", "end"]
+_MODULE = "_dist_train_heartbeat"
+"""launch/rank/heartbeat.py puts it there."""
 _step = 0
 _phase: Phase = "init"
 _is_muted = False
@@ -35,6 +37,13 @@ def during(phase: Phase) -> Iterator[None]:
     beat(before)
 
 
+def set_aside(number: int) -> None:
+    """What this thread, or this child process, does is no work of the rank's: it does so in a stuck one."""
+    writer = sys.modules.get(_MODULE)
+    if writer is not None:
+        writer.set_aside(number)  # type: ignore[attr-defined]
+
+
 def stacks() -> tuple[str, int] | None:
     """Where this rank writes its stacks, and the signal that asks for them; None where nobody would."""
     writer = _writer()
@@ -42,4 +51,4 @@ def stacks() -> tuple[str, int] | None:
 
 
 def _writer() -> Any:
-    return None if _is_muted else sys.modules.get("_dist_train_heartbeat")  # launch/rank/heartbeat.py put it there
+    return None if _is_muted else sys.modules.get(_MODULE)

@@ -42,7 +42,7 @@ from dist_train.data.source import Source
 from dist_train.errors import ExitCode, UserError
 from dist_train.fit import fit_microbatches, trial_config
 from dist_train.gallery import Gallery, NullGallery
-from dist_train.heartbeat import beat
+from dist_train.heartbeat import beat, set_aside
 from dist_train.learner import Learner, build_learner
 from dist_train.memory import keep_freed_memory
 from dist_train.parallel.process_group import ProcessGroup
@@ -101,7 +101,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request:
     config = _config(arguments, ranks)
     set_deterministic(config)
-    with Lease(takes_back=not arguments.supervised) as lease, ProcessGroup(ranks, config.distributed) as group:
+    lease = Lease(takes_back=not arguments.supervised, renews=set_aside)
+    with lease, ProcessGroup(ranks, config.distributed) as group:
         asked = (arguments.run_dir, arguments.resume, arguments.allow_change)
         resolved = group.run_on_rank0(lambda: resolve_run(config, ranks.world_size, *asked, lease))
         profiled = (arguments.profile, arguments.profile_ranks)

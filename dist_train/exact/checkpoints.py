@@ -18,6 +18,7 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.exact.model import seed_after
 from dist_train.exact.state import Tensors, flattened, load_state, state_of, unflattened
 from dist_train.exact.world import world
+from dist_train.heartbeat import set_aside
 from dist_train.rundir.lease import Fence, Lease
 from dist_train.rundir.strict_json import tagged, untagged
 
@@ -67,7 +68,7 @@ def _hold(folder: Path) -> Fence:
     """Takes the folder, until the process group is closed; a script that was killed holds it no more."""
     leases = world().leases
     if (place := str(folder.absolute())) not in leases:
-        lease = Lease(lost=lambda: None)  # the next save finds the fence closed, and says why
+        lease = Lease(lost=lambda: None, renews=set_aside)  # the next save finds the fence closed, and says why
         leases[place] = lease, lease.take(folder)
     return leases[place][1]
 

@@ -2,6 +2,7 @@
 
 import bisect
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from dist_train.rundir.reading import open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
 Row = dict[str, Any]
+LAST_READ = 2**16
+"""Bytes of its end that hold its last row."""
 MOST_READ = 64 * 2**20
 """Bytes of training rows, about 250,000 steps: a second's work."""
 
@@ -35,6 +38,7 @@ class Spent(NamedTuple):
 
 
 _STEP, _WITH_TIME = b'{"kind": "train"', b'"budget": '
+_STEP_OF = re.compile(rb'^{"kind": "train", "step": (\d{1,18}),', re.MULTILINE)
 _CLOCK = ("unix", "samples_per_s")
 
 
@@ -234,7 +238,22 @@ def ended_as(verdict: VerdictSummary | None) -> str:
     if cause is None:
         return verdict.outcome
     said = f": {cause.report.type}: {cause.report.message}" if cause.report else ""
+    said = f": {hang_in_words(vars(cause))}" if cause.kind == "hang" else said
     return f"{verdict.outcome} ({cause.kind}{said})"
+
+
+def hang_in_words(cause: Row) -> str:
+    """What a verdict's cause says of a hang."""
+    ranks, why = cause.get("ranks"), " ".join(str(cause.get("why") or "no word").split())
+    return f"rank {', '.join(map(str, ranks))}: {why}" if isinstance(ranks, list) and ranks else why
+
+
+def newest_step(path: Path) -> int:
+    """The last one in metrics.jsonl; 0 for none."""
+    with suppress(OSError), open(open_regular(path), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_READ))
+        return max(map(int, _STEP_OF.findall(file.read())), default=0)
+    return 0
 
 
 def _config(run_dir: Path) -> RunConfig | None:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator
 
 from dist_train.report.curves import smoothed
-from dist_train.report.facts import Facts
+from dist_train.report.facts import Facts, hang_in_words
 from dist_train.report.words import label, seconds, shown
 
 WORTH_SAYING = 0.05
@@ -18,7 +18,8 @@ def headline(facts: Facts) -> str:
     if not status or (status != "Done" and ended is not None and not ended.in_order):
         status = f"Ended: {ended.reason or 'nobody knows why'}" if ended is not None else "Running"
         status = "Failed" if ended is not None and ended.exit_code not in (0, None) and not ended.in_order else status
-    at = f" at step {state.step:,} of {state.total_steps:,}" if state.step is not None and state.total_steps else ""
+    step = state.step if state.step is None else max([state.step, *facts.steps.step[-1:]])
+    at = f" at step {step:,} of {state.total_steps:,}" if state.step is not None and state.total_steps else ""
     return f"{status}{'' if state.status == 'done' else at}"
 
 
@@ -30,7 +31,9 @@ def sentences(facts: Facts) -> list[str]:
 def _failure(facts: Facts) -> Iterator[str]:
     verdict = facts.verdict or {}
     cause = verdict.get("cause")
-    if verdict.get("outcome") == "failed" and isinstance(cause, dict):
+    if isinstance(cause, dict) and cause.get("kind") == "hang":
+        yield f"It was ended, for no rank went forward: {hang_in_words(cause)}."
+    elif verdict.get("outcome") == "failed" and isinstance(cause, dict):
         report = cause.get("report") or {}
         what = ": ".join(str(report[key]) for key in ("type", "message") if report.get(key))
         who = f"rank {cause['rank']}" if isinstance(cause.get("rank"), int) else "it"

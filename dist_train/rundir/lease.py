@@ -64,6 +64,7 @@ class Lease:
         renewal: seconds between two renewals.
         note: told one line when taking has to wait.
         lost: called, from another thread, when another owner has taken the directory over.
+        renews: called with the id of that thread, once it runs.
         takes_back: whether an end with exit code 2 leaves the directory as it was. Under the launcher, that does it.
     """
 
@@ -75,9 +76,10 @@ class Lease:
         renewal: float = RENEWAL_S,
         note: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         lost: Callable[[], None] = ask_to_stop,
+        renews: Callable[[int], None] = lambda thread: None,
         takes_back: bool = False,
     ) -> None:
-        self._lost, self._note = lost, note
+        self._lost, self._note, self._renews = lost, note, renews
         self._owner = owner or Owner.now()
         self._expiry, self._renewal = expiry, renewal
         self._fence: Fence | None = None
@@ -123,6 +125,7 @@ class Lease:
         _remove_before(claim_path(run_dir, self._fence.number))
         self._thread = threading.Thread(target=self._renew, args=(self._fence,), name="lease", daemon=True)
         self._thread.start()
+        self._renews(self._thread.native_id or 0)
         return self._fence
 
     def release(self) -> None:

@@ -141,6 +141,8 @@ class VerdictCause:
     kind: str = "unknown"
     exit_code: int | None = None
     report: VerdictReport | None = None
+    ranks: list[int] = field(default_factory=list)
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_train.heartbeat import set_aside
 from dist_train.report.live import Live, Part, drawn, fitted, styled
 from dist_train.report.words import clock
 from dist_train.tracking.base import Note, Row, RunFacts
@@ -74,6 +75,7 @@ class TerminalSink(ConsoleSink):
         threading.Thread(target=self._keep_moving, args=(self._closing,), name="progress line", daemon=True).start()
 
     def _keep_moving(self, closing: threading.Event) -> None:
+        set_aside(threading.get_native_id())
         while not closing.wait(QUIET_S):
             with self._lock:
                 is_quiet = time.monotonic() - self._due > QUIET_S - REDRAW_S

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_train.heartbeat import set_aside
 from dist_train.report.words import POSITION
 from dist_train.rundir.files import open_to_append, write_atomic
 from dist_train.rundir.layout import RunDir
@@ -96,6 +97,7 @@ class WandbSink(Sink):
         self._facts, self._note = facts, note
         self._best = RunState.of(facts.run_dir).best if facts.first_step else None
         self._process, self._stdin, self._stdout = _start(folder / "process.log")
+        set_aside(self._process.pid)
         log = {"log": str(self._log.absolute()), "log_from": self._log_from if facts.first_step else 0}
         self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")) | log)
 

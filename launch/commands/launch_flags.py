@@ -81,7 +81,8 @@ launch_flags = with_options(
         "--grace",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Time to save and stop after a signal; when it is over, everything ends unsaved.",
+        help="Time to save and stop after a signal; when it is over, everything ends unsaved. Without it a training "
+        "waits for its step, and says so when none ends; a second signal ends it. Other programs: 30.",
     ),
     click.option(
         "--hang-timeout",

@@ -1,6 +1,7 @@
 """What a rank and its children have done so far, from /proc."""
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,28 +32,30 @@ class Activity:
         return self.bytes != before.bytes or (seconds > 0 and load > LEAST_LOAD * seconds)
 
 
-def activity(rank: int, children: dict[int, list[int]], monitor: int = 0) -> Activity:
+def activity(rank: int, children: dict[int, list[int]], aside: Collection[int] = ()) -> Activity:
     """Of a rank and what is below it in a `processes.family_tree`.
 
     Args:
-        monitor: a thread that does not count.
+        aside: threads of the rank that do not count, and processes below it, with what is below those.
     """
     found = stat(rank)
-    processes = [Path(f"/proc/{pid}") for pid in (rank, *descendants(rank, children))]
+    others = {pid for one in aside for pid in (one, *descendants(one, children))}
+    processes = [Path(f"/proc/{pid}") for pid in (rank, *descendants(rank, children)) if pid not in others]
     return Activity(
         state=found.state if found else "X",
-        cpu_ns=sum(_cpu_ns(process, monitor) for process in processes),
-        bytes=sum(map(_bytes, processes)),
+        cpu_ns=sum(_cpu_ns(process, aside) for process in processes),
+        bytes=sum(_bytes(process) for process in processes)
+        - sum(_bytes(Path(f"/proc/{rank}/task/{one}")) for one in aside),
     )
 
 
-def _cpu_ns(process: Path, but: int) -> int:
+def _cpu_ns(process: Path, but: Collection[int]) -> int:
     """To the nanosecond; in ticks where the kernel keeps no such record. A tick is charged whole to whoever happens to
     run, so a thread that wakes on time, and at once sleeps again, seems to do more than it does."""
     spent = 0
     for thread in process.glob("task/[0-9]*"):
         with suppress(OSError):  # it has ended
-            if thread.name == str(but):
+            if int(thread.name) in but:
                 continue
             if _IS_EXACT:
                 spent += int((thread / "schedstat").read_text().split()[0])
@@ -63,7 +66,7 @@ def _cpu_ns(process: Path, but: int) -> int:
 
 
 def _bytes(process: Path) -> int:
-    """Read and written."""
+    """Read and written, by a process with the threads that it has had, or by one thread."""
     try:
         lines = (process / "io").read_text().splitlines()
     except OSError:

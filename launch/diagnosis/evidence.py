@@ -15,7 +15,7 @@ from dist_train.rundir.process_id import stat
 from dist_train.rundir.records import Frame, RankRecord
 
 from ..processes import catches, descendants, send
-from ..rank.heartbeat import COUNTS_AT, PHASES, RECORD, SIGNAL
+from ..rank.heartbeat import ASIDE, ASIDE_AT, COUNTS_AT, PHASES, RECORD, SIGNAL
 from ..rank.page import Pages
 from . import collectives
 from .collectives import Call
@@ -43,10 +43,12 @@ class Heartbeat:
     beats: int = 0
     phase: str = "unknown"
     step: int = 0
+    seconds: float = 0.0
+    """Since its last beat, with those in which the machine slept."""
     slowest: float = 0.0
     """Seconds of the slowest recent step, or batch of an evaluation."""
-    monitor: int = 0
-    """Id of the thread of ours in it, whose wakings are no work."""
+    aside: list[int] = field(default_factory=list)
+    """Ids of threads of ours in it and of child processes, whose wakings are no work."""
     main: int = 0
     """Ident of its main thread."""
     stacks: int = 0
@@ -66,13 +68,15 @@ class Heartbeat:
 
 def read_heartbeat(page: bytes) -> Heartbeat:
     """What the head of a rank's page says; of an empty one, that nothing is known."""
-    beats, _, phase, step, slowest, main, monitor, stacks = RECORD.unpack_from(page)
-    told = {"slowest": slowest, "monitor": monitor, "stacks": stacks}
+    beats, boot, phase, step, slowest, main, stacks = RECORD.unpack_from(page)
+    seconds = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot) / 1e9
+    aside = [one for one in ASIDE.unpack_from(page, ASIDE_AT) if one]
+    told = {"seconds": seconds, "slowest": slowest, "stacks": stacks}
     try:
         groups = json.loads(page[COUNTS_AT:].partition(b"\n")[0])
     except ValueError:  # not there yet, or being written
         groups = {}
-    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, **told)
+    return Heartbeat(beats=beats, phase=PHASES[phase], step=step, main=main, groups=groups, aside=aside, **told)
 
 
 def _is_program(frame: Frame) -> bool:

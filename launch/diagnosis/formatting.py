@@ -12,6 +12,8 @@ from ..children import LAUNCH, ROOT
 from ..console import ranges
 
 _OURS = tuple(str(folder) for folder in (LAUNCH, LAUNCH.resolve(), ROOT / "dist_train"))
+_WRAPPER = "/launch/rank/collectives.py"
+"""Whose frame is between a call of torch.distributed and where it came from, and says nothing of either."""
 _FRAME = re.compile(r'^\s+File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.+)$')
 
 
@@ -28,7 +30,7 @@ def stacks_in(lines: list[str]) -> list[tuple[str, list[Frame]]]:
         if "(most recent call first)" in line:
             found.append((line, []))
             is_open = True
-        elif is_open and (match := _FRAME.match(line)):
+        elif is_open and (match := _FRAME.match(line)) and not match["file"].endswith(_WRAPPER):
             found[-1][1].append(frame_at(match["file"], int(match["line"]), match["function"]))
         elif not line.strip():
             is_open = False

@@ -30,7 +30,7 @@ class Finding:
 
 def find(evidence: list[Evidence]) -> Finding:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
-    for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another):
+    for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another, _loaders):
         if (finding := test(evidence)) is not None:
             return finding
     return _odd([], "no odd rank: all wait " + _where(evidence[0].process))
@@ -74,13 +74,38 @@ def _elsewhere(evidence: list[Evidence]) -> Finding | None:
     process = odd[0].running
     if process.waits != "loader":
         return _odd(odd, _at(process), process.place)
-    threads = [child for child in odd[0].children if child.pid == process.pid]
-    in_own_code = (child for child in odd[0].children if child.own is not None)
-    stuck = next(in_own_code, threads[0] if threads else None)
+    what, stuck = _loads(odd[0])
     if stuck is None:
         return _odd(odd, "waits for its loader: " + _at(process))
-    what = "loading thread" if stuck.pid == process.pid else f"loader process {stuck.pid}"
     return _odd(odd, f"its {what} is at {_at(stuck)}", stuck.place)
+
+
+def _loads(one: Evidence) -> tuple[str, Process | None]:
+    """What loads for a rank, in words, and where it is: in the user's code rather than elsewhere."""
+    threads = [child for child in one.children if child.pid == one.running.pid]
+    in_own_code = (child for child in one.children if child.own is not None)
+    stuck = next(in_own_code, threads[0] if threads else None)
+    is_thread = stuck is not None and stuck.pid == one.running.pid
+    return "loading thread" if is_thread else f"loader process {stuck.pid if stuck else 0}", stuck
+
+
+def _loaders(evidence: list[Evidence]) -> Finding | None:
+    """All wait for what loads their samples. One of those that wait for no file lock, or at another line than most, is
+    the odd one; else each is told."""
+    loads = {one.rank: _loads(one) for one in evidence if one.running.waits == "loader"}
+    stuck = {rank: process for rank, (_, process) in loads.items() if process is not None}
+    if len(stuck) < len(evidence):
+        return None
+    odd = [one for one in evidence if "locks_lock" not in stuck[one.rank].syscall]
+    if len(odd) == len(evidence):
+        usual, count = Counter(process.place for process in stuck.values()).most_common(1)[0]
+        odd = [one for one in evidence if stuck[one.rank].place != usual and 2 * count > len(evidence)]
+    told = [f"{loads[one.rank][0]} is at {_at(stuck[one.rank])}" for one in odd or evidence]
+    place = stuck[(odd or evidence)[0].rank].place
+    if odd:
+        return _odd(odd, f"its {told[0]}", place)
+    each = "; ".join(f"rank {one.rank}'s {what}" for one, what in zip(evidence, told, strict=True))
+    return _odd([], f"no odd rank: all wait for their loaders: {each}", place)
 
 
 def _far(one: Evidence) -> tuple[int, int]:
@@ -146,6 +171,11 @@ def _at(process: Process) -> str:
     return _line(process.place) if process.place else f"no place known (state {process.state})"
 
 
+def _waits(one: Evidence) -> str:
+    what, stuck = _loads(one) if one.process is not None and one.process.waits == "loader" else ("", None)
+    return _where(one.process) if stuck is None else f"for its {what}, which is at {_at(stuck)}"
+
+
 def _where(process: Process | None) -> str:
     if process is None:
         return "nowhere"
@@ -169,10 +199,19 @@ def explain(hang: Hang, finding: Finding) -> str:
     others: dict[str, list[int]] = {}
     for one in hang.evidence:
         if one.rank not in odd:
-            others.setdefault(_where(one.process), []).append(one.rank)
+            others.setdefault(_waits(one), []).append(one.rank)
     for where, ranks in others.items():
         lines.append(f"  {named(ranks)} wait{'s' * (len(ranks) == 1)} {where}")
     return "\n".join(lines)
+
+
+def end_in_words(hang: Hang, finding: Finding, code: int) -> str:
+    """The last line of a run that was ended for it."""
+    place, ranks = finding.place, list(finding.ranks)
+    at = f" at {short(place.file)}:{place.line}" if place else ""
+    who = named(ranks) + at if ranks else f"no odd rank{at and ', the first is'}{at}"
+    what = f"{mark('✗', 'red')} ended after {_seconds(hang.seconds)} without progress"
+    return f"{what}: {who} (exit code {int(code)}). Stacks: {hang.stacks}/"
 
 
 def quiet_in_words(hang: Hang, node: int | None) -> str:

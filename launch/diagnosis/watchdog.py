@@ -90,7 +90,7 @@ class Hang:
 
 def _activities(alive: Sequence[RankRecord], hearts: Mapping[int, Heartbeat]) -> dict[int, Activity]:
     children = family_tree()
-    return {record.rank: activity(record.pid, children, hearts[record.rank].monitor) for record in alive}
+    return {record.rank: activity(record.pid, children, hearts[record.rank].aside) for record in alive}
 
 
 class Watchdog:
@@ -169,7 +169,8 @@ class Watchdog:
         for rank, active in seen.items():
             quiet = self._quiet[rank]
             works, quiet.active = active.did_something_since(quiet.active, since), active
-            if active.state == "D" or (works and quiet.heartbeat.total == fewest):
+            # What was done before it fell silent is none: the step itself, or its end.
+            if quiet.idle > since and (active.state == "D" or (works and quiet.heartbeat.total == fewest)):
                 self._worked = time.monotonic()
             if works and quiet.heartbeat.total == fewest and quiet.heartbeat.phase in ("unknown", *WORKING):
                 quiet.idle = 0.0

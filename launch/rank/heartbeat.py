@@ -23,9 +23,11 @@ MODULE = "_dist_train_heartbeat"
 SIGNAL = signal.SIGRTMIN + 8
 """Asks for stacks. No signal that programs, schedulers or libraries are known to use."""
 PHASES = ("unknown", "init", "compile", "step", "evaluate", "save", "end", "connect", "callback")
-RECORD = struct.Struct("<qqqqdQqq")
+RECORD = struct.Struct("<qqqqdQq")
 """Beats, boot time of the last one in ns, phase, step, seconds of the slowest recent beat, ident of the main thread,
-thread id of our own monitor thread, the rank's descriptor of the file that its stacks go to."""
+the rank's descriptor of the file that its stacks go to."""
+ASIDE, ASIDE_AT = struct.Struct("<16q"), 128
+"""Ids of threads and of child processes that are as busy in a rank that is stuck; 0 for none."""
 COUNTS_AT, COUNTS_END = 256, 2048
 """After which launch/rank/collectives.py has the rest of the page."""
 RECENT = 100
@@ -55,7 +57,8 @@ class HeartbeatWriter:
         self._logs_calls = self._calls.begin()
         thread = threading.Thread(target=self._count, name="watchdog", daemon=True)
         thread.start()
-        self._monitor = thread.native_id or 0
+        self._aside = deque(16 * [0], maxlen=16)
+        self.set_aside(thread.native_id or 0)
         self._write(0)
 
     def beat(self, phase: str, step: int) -> None:
@@ -72,8 +75,12 @@ class HeartbeatWriter:
         number = PHASES.index(self._phase) if self._phase else 0
         slowest = max(self._took.get(self._phase, ()), default=0.0)
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        more = (self._main, self._monitor, self._stacks_file)
-        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, *more)
+        RECORD.pack_into(self._memory, 0, self._beats, boot, number, step, slowest, self._main, self._stacks_file)
+
+    def set_aside(self, number: int) -> None:
+        """What this thread, or this child process with those below it, does is no work of the rank's."""
+        self._aside.append(number)
+        ASIDE.pack_into(self._memory, ASIDE_AT, *self._aside)
 
     def _count(self) -> None:
         """Once a second: how many collectives each process group has begun, whoever called them."""

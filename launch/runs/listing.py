@@ -11,7 +11,7 @@ from dist_train.config.changes import differences
 from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import UserError
-from dist_train.report.facts import ended_as
+from dist_train.report.facts import ended_as, newest_step
 from dist_train.rundir.codec import read_json, read_record, read_records
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.records import Best, NodeRecord, RunState, VerdictSummary, read_launches
@@ -103,7 +103,7 @@ def describe(folder: Path, root: Path) -> RunSummary:
     return RunSummary(
         name=str(folder.relative_to(root)),
         state=status,
-        step=state.step,
+        step=None if state.step is None else max(state.step, newest_step(RunDir(folder).metrics)),
         total_steps=state.total_steps,
         best=state.best,
         metrics=state.metrics,

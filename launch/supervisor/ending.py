@@ -148,6 +148,7 @@ class Ending:
         finding = hangs.find(hang.evidence)
         text = hangs.explain(hang, finding)
         say(text if self._plan.node in (0, None) else text.split("\n")[0])
+        say(hangs.end_in_words(hang, finding, ExitCode.HANG))
         return self._write(hangs.as_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
 
     def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:

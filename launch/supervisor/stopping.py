@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from dist_train.rundir.layout import GenerationDir
 from dist_train.rundir.records import RankRecord
-from dist_train.rundir.runs import newest_checkpoint
+from dist_train.rundir.runs import newest_checkpoint, shown_path
 
 from ..console import mark
 from ..diagnosis.activity import Activity, activity
 from ..diagnosis.evidence import read_heartbeat
+from ..diagnosis.watchdog import STEP, TIMES
 from ..plan import LaunchPlan
 from ..processes import catches, family_tree, send
 from ..rank.page import Pages
@@ -79,7 +80,7 @@ class Stopping:
         self.had_nothing_to_save = False
         self._asked: set[int] = set()
         """Process ids of the ranks that were asked to stop."""
-        self._is_announced = False
+        self._is_announced = self._is_stuck_told = False
         self._deadline: float | None = None
         self._failing_since: float | None = None
         self._ending: dict[int, _Ending] = {}
@@ -117,6 +118,20 @@ class Stopping:
                 if catches(rank.pid, number):
                     send(rank.pid, number)
         self._end_those_left_waiting(ranks, alive)
+        self._tell_of_no_progress(alive)
+
+    def _tell_of_no_progress(self, alive: Sequence[RankRecord]) -> None:
+        """Ranks save between two steps. One that takes long may still end, so the user is told, and decides."""
+        hearts = [read_heartbeat(self.pages.head(rank.local_rank)) for rank in alive]
+        quiet = [one.seconds for one in hearts if one.phase == "step" and one.seconds > max(STEP, TIMES * one.slowest)]
+        is_asked = self._is_announced and self.plan.is_training and self.plan.node in (0, None)
+        if not is_asked or not quiet or len(quiet) < len(hearts) or self._is_stuck_told:
+            return
+        self._is_stuck_told = True
+        newest = newest_checkpoint(self.plan.folder)
+        left = f"keeps the last checkpoint, {newest}" if newest else "there is no checkpoint to go on from"
+        again = f"a second Ctrl-C (or `dist-train stop {shown_path(self.plan.folder)}` again) ends it now, and {left}"
+        self._say(f"  no rank has finished a step for {min(quiet):.0f} s, so nothing can be saved yet; {again}")
 
     def _stop(self, number: int, ranks: Sequence[RankRecord], alive: Sequence[RankRecord]) -> None:
         """Sends the signal once to each rank. In a training, only ranks with a handler get it; in another program all
@@ -177,8 +192,8 @@ class Stopping:
         if self.plan.is_training and not has_failed:  # it has nothing to save that the others have not
             return waited >= AFTER_FAILURE_S
         if now - ending.looked >= LOOK_S:
-            monitor = read_heartbeat(self.pages.head(rank.local_rank)).monitor
-            seen = activity(rank.pid, family_tree(), monitor)
+            aside = read_heartbeat(self.pages.head(rank.local_rank)).aside
+            seen = activity(rank.pid, family_tree(), aside)
             does = ending.seen is None or seen.did_something_since(ending.seen, now - ending.looked)
             if does or seen.state == "D":  # or waits for a disk
                 ending.worked = now

@@ -135,6 +135,7 @@ def check(ended: Ended, action: str, victim: int) -> None:
     assert ended.cause["kind"] == "hang"
     assert ended.cause["rank"] == victim, ended.said
     assert f"rank {victim} is the odd one" in ended.said
+    assert "✗ ended after " in ended.said and "(exit code 15). Stacks: " in ended.said.splitlines()[-1]
     if action == "stop":
         assert "stopped by a signal (state T)" in ended.said
         return

@@ -22,14 +22,22 @@ from launch.rank.page import Pages
 from tests.end_to_end.test_launcher import until
 
 RANK = """
-import ctypes, sys, time
+import ctypes, os, pathlib, subprocess, sys, time
 sys.path.append(sys.argv[1])
 import main
+BUSY = "import os, sys; all(os.getppid() == int(sys.argv[1]) for _ in iter(int, 1))"  # ends with its parent
 module, page = main.beside("rank/heartbeat"), main.beside("rank/page").Page(sys.argv[2], int(sys.argv[3]))
 wrap, log = main.beside("torch_patches").wrap_collective, main.beside("rank/collectives").CollectiveLog
 module.install(page.memory, lambda memory: log(memory, wrap))
 if sys.argv[4] != "unknown":
     sys.modules[module.MODULE].beat(sys.argv[4], 7)
+if sys.argv[5] == "is stuck":  # beside what our own threads and W&B's process do in it
+    sys.path.append(str(pathlib.Path(sys.argv[1]).parents[1]))
+    from dist_train import heartbeat
+    from dist_train.rundir.lease import Lease
+    lease = Lease(renewal=0.1, renews=heartbeat.set_aside)
+    lease.take(pathlib.Path("run"))
+    heartbeat.set_aside(subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())], stdout=subprocess.DEVNULL).pid)
 print("ready", flush=True)
 if sys.argv[5] == "waits in the kernel":  # state D: clone(2) with CLONE_VFORK, whose child ends with its parent
     if ctypes.CDLL(None).syscall(56, 0x4000 | 17, 0, 0, 0, 0) == 0:
@@ -48,12 +56,12 @@ def pages() -> Iterator[Pages]:
 
 
 @pytest.fixture
-def start(pages) -> Iterator:
+def start(pages, tmp_path) -> Iterator:
     begun = []
 
     def one(rank: int, phase: str, what: str = "sleeps") -> RankRecord:
         command = [sys.executable, "-c", RANK, str(HOME / "launch/rank"), pages.path, str(rank), phase, what]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
         begun.append(process)
         assert process.stdout.readline() == "ready\n"
         me = {"host": "here", "pid": process.pid, "started": stat(process.pid).started}
@@ -142,6 +150,17 @@ def test_a_training_that_waits_for_a_disk_is_given_more_time(start, dog, monkeyp
     assert watch(watchdog, alive, 4) is None
     ended = watch(watchdog, alive, 60)
     assert ended is not None and ended.is_over and ended.ends_after == 8.0
+
+
+def test_what_our_own_threads_do_in_a_stuck_rank_is_no_work(start, dog, monkeypatch):
+    monkeypatch.setattr("launch.diagnosis.watchdog.STEP", 1.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.END_S", 3.0)
+    monkeypatch.setattr("launch.diagnosis.watchdog.NEXT_ACTIVITY", 0.2)
+    watchdog, alive = dog(None), [start(0, "step", "is stuck")]
+    told = watch(watchdog, alive, 60)
+    assert told is not None and not told.is_over and told.ends_after == 3.0
+    ended = watch(watchdog, alive, 60)
+    assert ended is not None and ended.is_over and ended.ends_after == 3.0
 
 
 def test_another_program_is_told_of_and_never_ended_unasked(start, dog, monkeypatch):

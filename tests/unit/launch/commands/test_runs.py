@@ -77,3 +77,17 @@ def test_a_run_that_is_over_is_watched_once_whatever_its_files_hold(runs: list[R
     (folder / "generations" / "1" / "verdict.json").unlink()
     assert watch(folder, []) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("✗ Died at step 40 of 112,590.")
+
+
+def test_a_run_that_hung_has_the_step_that_it_reached_and_who_kept_it(runs: list[RunSummary], capsys) -> None:
+    """state.json is as old as the last checkpoint; a verdict of a hang has the rank and its line, and no outcome."""
+    folder = Path(runs[2].path)
+    cause = {"kind": "hang", "rank": 1, "ranks": [1], "why": "pack.py:22 _touch()   self._queue().get()", "line": 22}
+    (folder / "generations" / "1" / "verdict.json").write_text(json.dumps({"exit_code": 15, "cause": cause}))
+    rows = [{"kind": "train", "step": step, "loss": 0.5, "time": {"unix": 1e9}} for step in range(1, 52)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"kind": "tr')
+    hung = list_runs(folder.parents[1])[2]
+    assert (hung.step, hung.why) == (51, "hang: rank 1: pack.py:22 _touch()   self._queue().get()".replace("   ", " "))
+    assert watch(folder, []) == 0
+    said = " ".join(capsys.readouterr().out.splitlines()[-1].split())
+    assert " at step 51 of 112,590. It was ended, for no rank went forward: rank 1: pack.py:22 _touch()" in said

@@ -1,12 +1,15 @@
 """Which calls of a stack wait for a GPU: all that our own loop has, and none that merely computes."""
 
+from pathlib import Path
+
 import pytest
 
 from dist_train.rundir.records import Frame
 from launch.diagnosis.collectives import Call
 from launch.diagnosis.evidence import Evidence, Heartbeat, Process
-from launch.diagnosis.formatting import frame_at
-from launch.diagnosis.hang import find
+from launch.diagnosis.formatting import frame_at, stacks_in
+from launch.diagnosis.hang import end_in_words, explain, find
+from launch.diagnosis.watchdog import Hang
 
 
 def process(tmp_path, line: str) -> Process:
@@ -75,3 +78,40 @@ def test_calls_that_do_not_fit_are_told_with_both_shapes_though_one_rank_went_on
     found = find(evidence)
     assert found.ranks == () and found.why.startswith("collective 4 does not fit:\n")
     assert all(f"rank {rank} called {what[rank]} at " in found.why for rank in (0, 1))
+
+
+def test_our_note_of_a_call_is_no_place_that_a_rank_waits_at():
+    """Between the user's line and torch there is a frame of ours, in whatever the call was made from."""
+    files = [
+        "/site-packages/torch/distributed/distributed_c10d.py",
+        "/x/launch/rank/collectives.py",
+        "/x/dist_train/sums.py",
+    ]
+    lines = ["Thread 0x1 (most recent call first):", *(f'  File "{file}", line 5 in all_to_all' for file in files)]
+    [(_, frames)] = stacks_in(lines)
+    waiting = Process(pid=1, state="S", syscall="", frames=frames)
+    assert waiting.operation == "all_to_all" and waiting.place is not None and waiting.place.file == files[2]
+
+
+@pytest.mark.parametrize("lines, locks, odd", [((19, 22), (0,), (1,)), ((19, 22), (), ()), ((19, 22, 19), (), (1,))])
+def test_where_all_wait_for_their_loaders_those_are_told(lines, locks, odd):
+    """One that waits for a lock of files waits for another process; at two lines for no lock, both are named."""
+    loader = [Frame(file="/lib/torch/utils/data/dataloader.py", line=1, function="get")]
+    rank = Process(
+        pid=1, state="S", syscall="", frames=[*loader, Frame(file="/x/dist_train/data/l.py", line=2, function="i")]
+    )
+    evidence = []
+    for number, line in enumerate(lines):
+        frames = [Frame(file="/me/pack.py", line=line, function="read")]
+        syscall = "locks_lock_inode_wait" if number in locks else "futex_do_wait"
+        child = Process(pid=70 + number, state="S", syscall=syscall, frames=frames)
+        evidence.append(Evidence(rank=number, heartbeat=Heartbeat(), process=rank, children=[child]))
+    found = find(evidence)
+    assert found.ranks == odd and found.place is not None and found.place.line == (22 if odd else 19)
+    hang = Hang(seconds=12, usual=None, evidence=evidence, stacks=Path("s"), is_over=True, ends_after=15)
+    said = explain(hang, found)
+    assert all(f"loader process {70 + number}" in said for number in range(2)), said
+    assert "/me/pack.py:19 read()" in said and "/me/pack.py:22 read()" in said
+    last = end_in_words(hang, found, 15)
+    assert "✗ ended after 12 s without progress: " in last and last.endswith("(exit code 15). Stacks: s/")
+    assert ("rank 1 at /me/pack.py:22" in last) == bool(odd)
