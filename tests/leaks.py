@@ -76,8 +76,9 @@ class Surroundings:
 
 def _processes() -> dict[int, str]:
     """Command lines of the living processes that this one has started, by pid, however far they have moved away."""
-    parents = _parents()
-    ours = {pid for pid in parents if _descends(pid, parents) or _is_marked(pid)}
+    found = _look()
+    parents = {pid: parent for pid, (parent, _) in found.items()}
+    ours = {pid for pid, (_, identity) in found.items() if _descends(pid, parents) or _is_marked(pid, identity)}
     return {pid: command for pid in ours - _helpers() if (command := _command(pid))}
 
 
@@ -89,17 +90,32 @@ def _helpers() -> set[int]:
     return {pid for pid in pids if pid} | SERVERS
 
 
-def _parents() -> dict[int, int]:
-    """The parent of every process but this one. (/proc/PID/task/TID/children may leave out some while others end.)"""
+def _look() -> dict[int, tuple[int, bytes]]:
+    """The parent of every process but this one, and its program's name with its time of start: together with the pid
+    they tell it from others. (/proc/PID/task/TID/children may leave out some while others end.)"""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            try:
-                stat = Path(f"/proc/{name}/stat").read_text(errors="replace")
-            except OSError:  # ended meanwhile
-                continue
-            found[int(name)] = int(stat.rpartition(")")[2].split()[1])
+            stat = _read(f"/proc/{name}/stat")
+            if stat:
+                program, _, rest = stat.rpartition(b")")
+                fields = rest.split(maxsplit=20)
+                found[int(name)] = (int(fields[1]), program + fields[19])
     return found
+
+
+def _read(path: str) -> bytes:
+    """Of a file of /proc; empty where its process has ended meanwhile, or is another user's."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 17), b""))
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _descends(pid: int, parents: dict[int, int]) -> bool:
@@ -108,11 +124,18 @@ def _descends(pid: int, parents: dict[int, int]) -> bool:
     return pid == os.getpid()
 
 
-def _is_marked(pid: int) -> bool:
-    try:
-        return f"{MARK}={os.getpid()}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, or another user's
+_UNMARKED: set[tuple[int, bytes]] = set()
+"""Processes that are nobody's of ours. Two looks a test at every environment were a fiftieth of the suite's time."""
+
+
+def _is_marked(pid: int, identity: bytes) -> bool:
+    if (pid, identity) in _UNMARKED:
         return False
+    environment = _read(f"/proc/{pid}/environ")
+    is_marked = f"{MARK}={os.getpid()}".encode() in environment.split(b"\0")
+    if environment and not is_marked:
+        _UNMARKED.add((pid, identity))
+    return is_marked
 
 
 def _command(pid: int) -> str:

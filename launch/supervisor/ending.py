@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from dist_train.config.problems import ConfigError
 from dist_train.config.shares import smaller
-from dist_train.config.source import load
 from dist_train.errors import ExitCode, UserError
 from dist_train.memory import Memory, memory
 from dist_train.rundir.codec import read_record, read_records
@@ -240,11 +239,14 @@ class Ending:
 
 def _smaller_batches(plan: LaunchPlan) -> str | None:
     """What the user can set when a training has run out of memory; None where its config cannot be read, or not yet."""
+    if not plan.is_training:
+        return None
+    from dist_train.config.source import load  # its import takes 0.1 s, which other programs need not wait for
+
     try:
-        config = load(str(RunDir(plan.folder).config), (), recorded=True) if plan.is_training else None
+        return smaller(load(str(RunDir(plan.folder).config), (), recorded=True), plan.world_size)
     except (OSError, UserError, ConfigError):
         return None
-    return None if config is None else smaller(config, plan.world_size)
 
 
 def stopped_code(plan: LaunchPlan, number: int) -> int:
