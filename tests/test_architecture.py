@@ -129,6 +129,13 @@ def test_the_command_line_is_there_without_the_heavy_libraries():
     assert done.stdout.split() == []
 
 
+def test_a_program_of_others_starts_without_the_schema():
+    """Its import takes 0.1 s, for which the ranks would wait."""
+    script = "import sys, launch.commands.run, launch.supervisor; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_configuration_is_read_without_torch():
     script = "import sys, dist_train.config.source; print(*{'torch', 'wandb', 'rich'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
