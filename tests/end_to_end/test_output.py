@@ -88,6 +88,8 @@ def test_a_terminal_is_rank_0s_and_others_print_whole_lines_above_its_bar(start,
     process = start("on-a-terminal", {"nproc_per_node": "2", "ranks": "0,1"}, **streams)
     until(lambda: (run / "begun0").exists(), PATIENCE)
     terminal.resize(61)
+    until(lambda: "half way" in terminal.text(), PATIENCE)
+    (run / "half").touch()
     assert process.wait(PATIENCE) == 0
     until(lambda: "50/50 of rank 0 |██████████|\r\n" in terminal.text(), PATIENCE)
     shown = terminal.text()

@@ -49,7 +49,8 @@ def begin_a_line(folder: Path) -> None:
 
 
 def on_a_terminal(folder: Path) -> None:
-    """Rank 0 draws a bar as wide as its terminal says, again when that is resized; rank 1 prints lines meanwhile."""
+    """Rank 0 draws a bar as wide as its terminal says, again when that is resized; rank 1 prints lines once the test
+    has seen half of it, since a terminal may deliver later than a pipe."""
     terminals = [stream.isatty() for stream in (sys.stdout, sys.stderr)]
     if RANK == 0:
         resized: list[int] = []
@@ -61,7 +62,6 @@ def on_a_terminal(folder: Path) -> None:
             time.sleep(0.02)
         print(f"resized to {tuple(os.get_terminal_size(2))}")
         sys.stderr.write("\rhalf way |█████     |")
-        (folder / "half").touch()
         wait_for(folder / "said1")
         draw_bar(50)
     else:
