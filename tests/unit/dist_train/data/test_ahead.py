@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,7 +193,10 @@ def test_a_thread_that_waits_for_storage_ends_at_once(folder: Path, tmp_path: Pa
     run, splits = threaded(config(data), 2, retry=Duration(5, "min")), datasets.build(data)
     batches = train_batches(run, splits, rank_of(0, 1), CPU, 0, 100)
     next(batches)
+    (ahead,) = (one for one in aheads() if one._threads)
+    wait(ahead._ready)
     root.unlink()
+    next(ahead)  # was ready; now a thread is asked for one that is away
     while not any("retry.py" in str(frame) for frame in stacks()):
         time.sleep(0.01)
     begun = time.monotonic()
@@ -228,9 +232,13 @@ def test_no_thread_is_at_work_in_a_forked_process(folder: Path):
 
 def locks() -> list:
     """Those that a thread holds while it is at work."""
+    return [lock for one in aheads() for _, lock in one._threads]
+
+
+def aheads() -> list:
     from dist_train.data.ahead import _rest_at_forks
 
-    return [lock for one in _rest_at_forks() for _, lock in one._threads]
+    return list(_rest_at_forks())
 
 
 @pytest.mark.parametrize(
