@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.links import bytes_between, connections, sent_by_link
-from dist_train.config.schema import DistributedConfig
+from dist_train.config.schema import Cnn, DistributedConfig, ImageFolder, RunConfig
 from dist_train.config.shares import share
 from dist_train.parallel import process_group
 from dist_train.parallel.exchange import _PIECE, Exchange, Lanes, level_sizes
@@ -32,8 +32,11 @@ from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
 from dist_train.parallel.tree import cover
 from dist_train.report.budget import COLUMNS
-from tests.rank_pool import PRELOADED, run_ranks
+from launch.node.fork_server import OFTEN
+from launch.plan.requirements import Requirements
+from tests.rank_pool import run_ranks
 
+ROOT = Path(__file__).parents[1]
 SMALL, LARGE, TIMES = 8, 64 << 20, 200
 FLUSHED = 50
 """Steps whose metrics are read at once, for the size of the table."""
@@ -191,6 +194,9 @@ import importlib, os, sys, time
 opened = [0]
 sys.addaudithook(lambda event, _: event == "open" and opened.__setitem__(0, opened[0] + 1))
 begun = time.process_time()
+import torch
+from launch.torch_patches import install_lazy_dynamo
+install_lazy_dynamo()
 for name in sys.argv[1:]:
     importlib.import_module(name)
 spent, files, read, in_library = time.process_time() - begun, set(), int(open("/proc/self/io").read().split()[1]), False
@@ -207,8 +213,11 @@ print(spent, opened[0] + len(files), read)
 
 def importing() -> tuple[float, int, int]:
     """Of a fork server: processor time, files opened, bytes read, and of libraries the pages that were touched."""
-    modules = [name for name in PRELOADED if name.split(".")[0] not in ("pytest", "tests")]
-    told = subprocess.run([sys.executable, "-c", _IMPORT, *modules], capture_output=True, text=True, check=True)
+    config = RunConfig(data=ImageFolder(root="images", eval_fraction=0.1), model=Cnn())
+    modules = [*OFTEN, *Requirements.of(config).preload]
+    told = subprocess.run(
+        [sys.executable, "-c", _IMPORT, *modules], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+    )
     seconds, files, read = told.stdout.split()
     return float(seconds), int(files), int(read)
 

@@ -2,6 +2,7 @@
 
     pip install accelerate lightning
     python -m benchmarks.peers DATA [--job images|photos|text|kill] [--rounds N] [--peers plain,accelerate,lightning]
+        [--best]
 
 2 ranks of one thread each on the CPU; the same network in the same memory layout and precision, whose size is compared;
 an evaluation and a checkpoint after each epoch. DATA is a folder with `train/CLASS/*.jpg` and `eval/CLASS/*.jpg`, or
@@ -16,9 +17,10 @@ for `text` a file, tinyshakespeare's.
   again by themselves (--max-restarts). A command that ends before the training is done, as Lightning's, is given again
   at once. Each goes on from what it has saved after the second epoch.
 
-First every peer finds its own best number of loading processes (0, 1, 2), or is given it by --loading, then rounds of
-all of them in turn. The figures are medians over the rounds. In brackets is dist-train's divided by the peer's, of each
-round by itself. dist-train's cache of decoded images is dropped before each command.
+First every peer finds its own best number of loading processes (0, 1, 2), or is given it by --loading. With --best,
+each side, ours too, also finds its own fastest precision (fp32, bf16) and memory format. Then rounds of all of them in
+turn. The figures are medians over the rounds. In brackets is dist-train's divided by the peer's, of each round by
+itself. dist-train's cache of decoded images is dropped before each command.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import events, limits
-from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, command, environment, write_tokens
+from benchmarks.peers.jobs import JOBS, OURS, RANKS, SCRIPTS, Job, Settings, command, environment, write_tokens
 from launch.processes import descendants, send
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,17 +55,17 @@ ALIKE = ("accuracy", "starts")
 Figures = dict[str, float]
 
 
-def measure(side: str, job: Job, data: Path, workers: int) -> Figures:
+def measure(side: str, job: Job, data: Path, settings: Settings) -> Figures:
     """Of one whole command; where the job has a kill, of one with it, and of how much longer that took."""
-    calm = run(side, replace(job, killed=0.0), data, workers)
+    calm = run(side, replace(job, killed=0.0), data, settings)
     if not job.killed:
         return calm
-    killed = run(side, job, data, workers)
+    killed = run(side, job, data, settings)
     same = {name: calm[name] for name in ("accuracy", "numbers")}
     return {**killed, "undisturbed": calm["whole"], "extra": killed["whole"] - calm["whole"], **same}
 
 
-def run(side: str, job: Job, data: Path, workers: int) -> Figures:
+def run(side: str, job: Job, data: Path, settings: Settings) -> Figures:
     """One training in a folder of its own.
 
     Raises:
@@ -74,7 +76,7 @@ def run(side: str, job: Job, data: Path, workers: int) -> Figures:
         kill_at, found = int(job.killed * job.total_steps(data)), None
         while True:
             given += 1
-            words = command(side, job, data, out, workers)
+            words = command(side, job, data, out, settings)
             with open(out / "log", "ab") as log, _Process(words, environment(side, job), log) as process:
                 if kill_at and given == 1:
                     found = _kill(process, side, out, kill_at)
@@ -129,6 +131,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(SCRIPTS), help="those to measure (default: all)")
     parser.add_argument("--loading", help="loading processes of each peer, 0,0,2 say, in place of finding the best")
+    parser.add_argument("--best", action="store_true", help="each side in its own fastest precision and memory format")
     parser.add_argument("--short", type=int, metavar="N", help="so many epochs, of text steps: to try it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -146,10 +149,11 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"{args.data} is not what --job {args.job} needs: {wanted}")
     with tempfile.TemporaryDirectory(prefix="dist-train-tokens-") as folder:
         data = write_tokens(args.data, Path(folder)) if job.steps else args.data.resolve()
-        best = dict(zip(peers, given, strict=True)) if given else {peer: _best(peer, job, data) for peer in peers}
+        numbers = dict(zip(peers, given, strict=True)) if given else {}
+        best = {side: _best(side, job, data, numbers.get(side), args.best) for side in [OURS, *peers]}
         found = _rounds(args.rounds, job, data, best)
-        least = limits.bare(job, data, Path(folder))
-    rows = [_row(side, found, best.get(side)) for side in found]
+        least = limits.bare(job, data, Path(folder), best[OURS])
+    rows = [_row(side, found, best[side]) for side in found]
     if args.json:
         print(json.dumps({"sides": rows, "limits": least}, indent=2))
         return 0
@@ -158,23 +162,36 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _best(peer: str, job: Job, data: Path) -> int:
-    tried = {workers: run(peer, replace(job, killed=0.0), data, workers)["whole"] for workers in WORKERS}
-    print(f"{peer}: " + ", ".join(f"{n} loading: {s:.1f} s" for n, s in tried.items()), file=sys.stderr)
+def _best(side: str, job: Job, data: Path, workers: int | None, is_free: bool) -> Settings:
+    """The fastest number of loading processes, unless it is given; and with it, if that `is_free`, the fastest
+    precision and memory format."""
+    given = Settings(workers=0 if side == OURS else workers or 0, channels_last=not job.steps)
+    is_open = side != OURS and workers is None
+    best = _fastest(side, job, data, [replace(given, workers=n) for n in (WORKERS if is_open else [given.workers])])
+    formats = (True, False) if is_free and not job.steps else (given.channels_last,)
+    precisions = ("fp32", "bf16") if is_free else ("fp32",)
+    return _fastest(side, job, data, [replace(best, precision=p, channels_last=f) for p in precisions for f in formats])
+
+
+def _fastest(side: str, job: Job, data: Path, several: Sequence[Settings]) -> Settings:
+    if len(several) == 1:
+        return several[0]
+    tried = {settings: run(side, replace(job, killed=0.0), data, settings)["whole"] for settings in several}
+    print(f"{side}: " + "; ".join(f"{one}: {s:.1f} s" for one, s in tried.items()), file=sys.stderr)
     return min(tried, key=tried.__getitem__)
 
 
-def _rounds(rounds: int, job: Job, data: Path, best: Mapping[str, int]) -> dict[str, list[Figures]]:
+def _rounds(rounds: int, job: Job, data: Path, best: Mapping[str, Settings]) -> dict[str, list[Figures]]:
     """Of ours and of each peer, a round after the other.
 
     Raises:
         RuntimeError: when the sides' models are not of one size.
     """
-    sides = [OURS, *best]
+    sides = list(best)
     found: dict[str, list[Figures]] = {side: [] for side in sides}
     for number in range(rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
-            found[side].append(measure(side, job, data, best.get(side, 0)))
+            found[side].append(measure(side, job, data, best[side]))
             print(f"round {number + 1}, {side}: {found[side][-1]['whole']:.1f} s", file=sys.stderr)
     sizes = {side: int(own[0]["numbers"]) for side, own in found.items()}
     if len(set(sizes.values())) > 1:
@@ -182,8 +199,8 @@ def _rounds(rounds: int, job: Job, data: Path, best: Mapping[str, int]) -> dict[
     return found
 
 
-def _row(side: str, found: Mapping[str, Sequence[Figures]], workers: int | None) -> dict[str, Any]:
-    own, row = found[side], {"side": side, "loading_processes": workers}
+def _row(side: str, found: Mapping[str, Sequence[Figures]], settings: Settings) -> dict[str, Any]:
+    own, row = found[side], {"side": side, "settings": str(settings)}
     for name in own[0]:
         row[name] = statistics.median(one[name] for one in own)
         if name not in ("numbers", *ALIKE):  # of each round by itself: what else the machine does falls on both
@@ -197,8 +214,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [name for name in rows[0] if name in ALIKE or f"{name}_ratio" in rows[0]]
     cells = [["", *(f"{name} {UNITS.get(name, (1, 's'))[1]}".strip() for name in names)]]
     for row in rows:
-        workers = "" if row["loading_processes"] is None else f", {row['loading_processes']} loading"
-        cells.append([row["side"] + workers])
+        cells.append([f"{row['side']}, {row['settings']}"])
         for name in names:
             factor, unit = UNITS.get(name, (1, "s"))
             figure = f"{factor * row[name]:.{2 if unit in ('s', 'ms') else 1 if unit == '%' else 0}f}"

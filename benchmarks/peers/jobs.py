@@ -21,6 +21,24 @@ RESTARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a side may choose for itself.
+
+    Attributes:
+        workers: loading processes of a rank; dist-train has none.
+        precision: `fp32` or `bf16`, which is torch's autocast with weights in fp32, on all sides.
+        channels_last: the memory format of images and convolutions.
+    """
+
+    workers: int = 0
+    precision: str = "fp32"
+    channels_last: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.workers} loading, {self.precision}{', channels last' * self.channels_last}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What all sides do.
 
@@ -54,23 +72,25 @@ JOBS = {
 }
 
 
-def command(side: str, job: Job, data: Path, out: Path, workers: int) -> list[str]:
+def command(side: str, job: Job, data: Path, out: Path, settings: Settings) -> list[str]:
     """From a folder `out`, empty unless the command is given again to go on."""
     restarts = ["--max-restarts", str(RESTARTS)] if job.killed else []
     if side == OURS:
         launch = [sys.executable, "-m", "dist_train.launch", "train", str(TEXT if job.steps else IMAGES), *restarts]
-        return [*launch, "--nproc-per-node", str(RANKS), "--run-dir", str(out / "run"), *_overrides(job, data, out)]
-    module = script(SCRIPTS[side], job, data, out, workers)
+        launch += ["--nproc-per-node", str(RANKS), "--run-dir", str(out / "run")]
+        return [*launch, *_overrides(job, data, out, settings)]
+    module = script(SCRIPTS[side], job, data, out, settings)
     if side == "lightning":  # which starts its ranks, and not again
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *restarts]
     return [sys.executable, *torchrun, *module]
 
 
-def script(name: str, job: Job, data: Path, out: Path, workers: int) -> list[str]:
+def script(name: str, job: Job, data: Path, out: Path, settings: Settings) -> list[str]:
     """One of the scripts of this folder, with the arguments that all have."""
     module = ["-m", f"benchmarks.peers.{name}", str(data), str(out), "--epochs", str(job.epochs)]
-    module += ["--batch", str(job.batch), "--photos", str(job.photos), "--workers", str(workers)]
+    module += ["--batch", str(job.batch), "--photos", str(job.photos), "--workers", str(settings.workers)]
+    module += ["--precision", settings.precision, *["--contiguous"] * (not settings.channels_last)]
     return [*module, "--windows", str(job.steps * job.batch * RANKS)]
 
 
@@ -81,12 +101,13 @@ def environment(side: str, job: Job) -> dict[str, str]:
     return alike | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if job.killed and side != OURS else {})
 
 
-def _overrides(job: Job, data: Path, out: Path) -> list[str]:
+def _overrides(job: Job, data: Path, out: Path, settings: Settings) -> list[str]:
     duration = f"{job.steps} steps" if job.steps else f"{job.epochs} epochs"
     same = [f"data.root={data}", f"train.duration={duration}", f"batch.global_size={RANKS * job.batch}"]
-    same += [f"eval.batch_size={EVALUATED}"]
+    same += [f"eval.batch_size={EVALUATED}", f"train.precision={settings.precision}"]
     if job.steps:
         return same
+    same += [f"model.channels_last={str(settings.channels_last).lower()}"]
     if not job.photos:
         return [*same, f"data.cache={{folder: {out / 'cache'}}}"]
     normalized = "{name: normalize, mean: [0.49, 0.48, 0.45], std: [0.25, 0.24, 0.26]}"

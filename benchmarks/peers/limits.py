@@ -14,19 +14,19 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.peers import work
-from benchmarks.peers.jobs import RANKS, Job, environment, script
+from benchmarks.peers.jobs import RANKS, Job, Settings, environment, script
 
 STEPS, FILES = 60, 400
 
 
-def bare(job: Job, data: Path, out: Path) -> dict[str, float]:
+def bare(job: Job, data: Path, out: Path, settings: Settings) -> dict[str, float]:
     """Seconds of an epoch's forwards, backwards and optimizer steps, and of decoding a rank's share of the training's
     files once, 0 for texts. The slowest process counts.
 
     Raises:
         RuntimeError: when a process fails.
     """
-    words = [sys.executable, *script("limits", job, data, out, workers=0)]
+    words = [sys.executable, *script("limits", job, data, out, settings)]
     own = [subprocess.Popen(words, env=environment("limits", job), stdout=subprocess.PIPE) for _ in range(RANKS)]
     told = [process.communicate()[0] for process in own]
     if any(process.returncode for process in own):
@@ -53,7 +53,9 @@ def _step(args, train) -> float:
     for _ in range(STEPS):
         began = time.perf_counter()
         optimizer.zero_grad()
-        work.loss(model(batch[0]), batch[1]).backward()
+        with work.autocast(args):
+            loss = work.loss(model(batch[0]), batch[1])
+        loss.backward()
         optimizer.step()
         took.append(time.perf_counter() - began)
     return statistics.median(took)

@@ -38,7 +38,8 @@ def main() -> None:
         model.train()
         for step, (inputs, targets) in enumerate(loader, epoch * len(loader)):
             optimizer.zero_grad()
-            loss = work.loss(model(inputs), targets)
+            with work.autocast(args):
+                loss = work.loss(model(inputs), targets)
             loss.backward()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
@@ -50,7 +51,7 @@ def main() -> None:
         work.tell(args, "trained", epoch=epoch)
         model.eval()
         right = torch.zeros(2)
-        with torch.no_grad():
+        with torch.no_grad(), work.autocast(args):
             for inputs, targets in evaluation:
                 right += torch.tensor([(model(inputs).argmax(-1) == targets).sum(), targets.numel()])
         dist.all_reduce(right)

@@ -15,7 +15,8 @@ from benchmarks.peers import work
 def main() -> None:
     args = work.arguments()
     # Otherwise a step of the schedule is taken for each process: huggingface/accelerate, docs of AcceleratedScheduler.
-    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    precision = "bf16" if args.precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, step_scheduler_with_optimizer=False)
     train, held_out = work.data(args)
     torch.manual_seed(0)
     model = work.model(args)
@@ -35,7 +36,8 @@ def main() -> None:
         model.train()
         for step, (inputs, targets) in enumerate(loader, epoch * len(loader)):
             optimizer.zero_grad()
-            loss = work.loss(model(inputs), targets)
+            with accelerator.autocast():
+                loss = work.loss(model(inputs), targets)
             accelerator.backward(loss)
             if args.clip:
                 accelerator.clip_grad_norm_(model.parameters(), args.clip)

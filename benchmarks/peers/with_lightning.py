@@ -55,6 +55,7 @@ def main() -> None:
         accelerator="cpu",
         strategy="ddp",
         devices=2,
+        precision="bf16-mixed" if args.precision == "bf16" else "32-true",
         max_epochs=args.epochs,
         default_root_dir=args.out,
         callbacks=[ModelCheckpoint(args.out / "checkpoints", save_last="link"), TQDMProgressBar(refresh_rate=10)],

@@ -37,6 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=int, default=0, help="random_resized_crop to so many pixels")
     parser.add_argument("--windows", type=int, default=0, help="a language model, with so many windows an epoch")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--contiguous", action="store_true", help="images and convolutions are not channels last")
     args = parser.parse_args()
     args.clip = 1.0 if args.windows else None
     _write(args, "began", rank=_rank(), pid=os.getpid())
@@ -95,7 +97,7 @@ def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def model(args: argparse.Namespace) -> nn.Module:
-    """dist-train's own, in the same memory layout."""
+    """dist-train's own, in the memory format that is asked for."""
     module = gpt() if args.windows else _cnn(args)
     tell(args, "built", numbers=sum(tensor.numel() for tensor in module.state_dict().values()))
     return module
@@ -103,7 +105,13 @@ def model(args: argparse.Namespace) -> nn.Module:
 
 def _cnn(args: argparse.Namespace) -> nn.Module:
     size, classes = args.photos or 32, sum(1 for _ in (args.data / "train").iterdir())
-    return models.build(Cnn(width=16), shape=(3, size, size), classes=classes, seed=0)
+    config = Cnn(width=16, channels_last=not args.contiguous)
+    return models.build(config, shape=(3, size, size), classes=classes, seed=0)
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """For what computes a model's scores and loss, where no library does it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
 
 
 def loss(scores: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from benchmarks.models import CONTEXT, VOCABULARY
 from benchmarks.peers import events, work
 from benchmarks.peers.__main__ import reached, table
-from benchmarks.peers.jobs import JOBS, OURS, SCRIPTS, command, environment, write_tokens
+from benchmarks.peers.jobs import JOBS, OURS, SCRIPTS, Settings, command, environment, write_tokens
 from dist_train.config.source import load
 from dist_train.data.datasets import build
 from dist_train.optim.optimizer import build_optimizer
@@ -80,12 +80,13 @@ def tokens(tmp_path):
 
 
 def our_config(job, data):
-    words = command(OURS, job, data, data, 0)
+    words = command(OURS, job, data, data, Settings())
     return load(next(word for word in words if word.endswith(".yaml")), [word for word in words if "=" in word])
 
 
 def arguments(folder, windows):
-    return Namespace(data=folder, out=folder, windows=windows, photos=0, batch=6, workers=0, epochs=1, clip=1.0)
+    chosen = {"workers": 0, "precision": "fp32", "contiguous": False}
+    return Namespace(data=folder, out=folder, windows=windows, photos=0, batch=6, epochs=1, clip=1.0, **chosen)
 
 
 def test_both_sides_evaluate_the_same_windows(tokens):
@@ -126,8 +127,10 @@ def test_another_text_is_refused(tmp_path):
 @pytest.mark.parametrize("name", JOBS)
 def test_every_side_does_the_same_work(name, side, tmp_path):
     """Its size is in each command, and restarts are only where ranks are killed."""
-    words = command(side, JOBS[name], tmp_path, tmp_path, 1)
-    job = JOBS[name]
+    job, settings = JOBS[name], Settings(workers=1, precision="bf16", channels_last=False)
+    words = command(side, job, tmp_path, tmp_path, settings)
+    assert any(word in words for word in ("bf16", "train.precision=bf16"))
+    assert any(word in words for word in ("--contiguous", "model.channels_last=false")) or job.steps
     size = f"batch.global_size={2 * job.batch}" if side == OURS else f"--batch {job.batch}"
     assert size in " ".join(words)
     assert ("--max-restarts" in words) == (name == "kill" and side != "lightning")
@@ -143,12 +146,12 @@ def test_the_best_peer_is_the_one_that_ours_gains_the_least_on():
 
 def test_a_table_has_a_column_for_each_figure_and_ratios_of_peers():
     rows = [
-        {"side": OURS, "loading_processes": None, "whole": 6.0, "whole_ratio": 1.0, "starts": 2, "numbers": 12},
-        {"side": "plain", "loading_processes": 1, "whole": 12.0, "whole_ratio": 0.5, "starts": 3, "numbers": 12},
+        {"side": OURS, "settings": Settings(), "whole": 6.0, "whole_ratio": 1.0, "starts": 2, "numbers": 12},
+        {"side": "plain", "settings": "1 loading", "whole": 12.0, "whole_ratio": 0.5, "starts": 3, "numbers": 12},
     ]
     assert [line.split("  ") for line in map(str.strip, (re.sub(" {2,}", "  ", line) for line in table(rows)))] == [
         ["whole s", "starts"],
-        [OURS, "6.00", "2"],
+        [f"{OURS}, 0 loading, fp32, channels last", "6.00", "2"],
         ["plain, 1 loading", "12.00 (0.500)", "3"],
     ]
 
