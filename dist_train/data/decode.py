@@ -6,15 +6,18 @@ worth recording. A file may hold anything: torchvision's PNG decoder kills its p
 used here raise.
 """
 
+import importlib
+import importlib.util
 import io
 import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +30,31 @@ Decode = Callable[[bytearray], Tensor]
 
 MOST_PIXELS = 178_956_970
 """Of one image, which takes half a gigabyte once decoded. Pillow refuses larger ones; for JPEG this module does."""
+_CODECS = ("image_stable", "image")
+"""Libraries with torchvision's codecs, of torchvision 0.29 on and before."""
+_RGB = 3
+"""Of torchvision.io.ImageReadMode."""
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 """The formats that Pillow may try. It knows others, and some of them run other programs (EPS)."""
+_READERS = ("Jpeg", "Mpo", "Png", "Bmp", "WebP", "Gif", "Tiff", "Ppm", "Jpeg2K", "Avif", "Ico")
+"""Pillow's modules for them."""
 
 
 def decode_file(path: str | bytes) -> Tensor:
     """RGB uint8 [3, height, width] of an image file; raises as `decode_bytes` does, also when it can't be read."""
-    with _told(lambda: os.fsdecode(path)):
+    try:
         return _decoded(_read(path)[0])
+    except Exception as error:
+        raise _unreadable(error, os.fsdecode(path)) from error
 
 
 def read_file(path: str | bytes) -> tuple[bytearray, tuple[int, int]]:
     """The bytes of an image file, its size and its time of modification in ns; raises as `decode_file` does."""
-    with _told(lambda: os.fsdecode(path)):
+    try:
         return _read(path)
+    except Exception as error:
+        raise _unreadable(error, os.fsdecode(path)) from error
 
 
 def decode_bytes(content: bytes | bytearray, name: Callable[[], str] = lambda: "of these bytes") -> Tensor:
@@ -56,8 +69,10 @@ def decode_bytes(content: bytes | bytearray, name: Callable[[], str] = lambda: "
     Raises:
         UserError: naming it, when it is no whole image.
     """
-    with _told(name):
+    try:
         return _decoded(content if isinstance(content, bytearray) else bytearray(content))
+    except Exception as error:
+        raise _unreadable(error, name()) from error
 
 
 def _decoded(content: bytearray) -> Tensor:
@@ -66,16 +81,12 @@ def _decoded(content: bytearray) -> Tensor:
     return _decoder_of(content)(content)
 
 
-@contextmanager
-def _told(name: Callable[[], str]) -> Iterator[None]:
-    """Raises whatever a decoder raises over a broken file as a UserError: Pillow's errors are of many kinds."""
-    try:
-        yield
-    except Exception as error:
-        memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        reason = "it does not fit into memory" if memory else _reason(error)
-        code = ExitCode.OUT_OF_MEMORY if memory else ExitCode.DATA
-        raise UserError(f"cannot read the image {name()}: {reason}", code) from error
+def _unreadable(error: Exception, name: str) -> UserError:
+    """What to raise for whatever a decoder raises over a broken file: Pillow's errors are of many kinds."""
+    memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    reason = "it does not fit into memory" if memory else _reason(error)
+    code = ExitCode.OUT_OF_MEMORY if memory else ExitCode.DATA
+    return UserError(f"cannot read the image {name}: {reason}", code)
 
 
 def decoder_name() -> str:
@@ -165,15 +176,19 @@ def _torchcodec() -> Decode:
 
 
 def _torchvision() -> Decode:
-    from torchvision.io import ImageReadMode, encode_jpeg
-
-    # They are deprecated in favour of torchcodec, which was looked for first.
-    warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)
-    tried = encode_jpeg(torch.zeros(3, 1, 1, dtype=torch.uint8))  # raises if torchvision was built without its codecs
-    # What torchvision.io.decode_jpeg calls, after it has warned of that once more: a third of a small image's time.
-    decode, mode = torch.ops.image.decode_jpeg.default, ImageReadMode.RGB.value
-    decode(tried, mode, True)
-    return lambda content: decode(_tensor(content), mode, True)  # True: upright, as EXIF says
+    """What torchvision.io.decode_jpeg calls, from the library with torchvision's codecs, which has no need of the
+    package: importing that takes a tenth of a second, and calling it warns each time that it is deprecated."""
+    found = importlib.util.find_spec("torchvision")
+    folder = Path(str(found and found.origin)).parent
+    library = next((path for name in _CODECS if (path := folder / f"{name}.so").exists()), None)
+    if library is None:
+        raise ImportError("there is no torchvision, or it was built without codecs")
+    torch.ops.load_library(library)
+    codecs = torch.ops.image
+    tried = codecs.encode_jpeg(torch.zeros(3, 1, 1, dtype=torch.uint8), 75)  # raises where it has no libjpeg
+    decode = codecs.decode_jpeg.default
+    decode(tried, _RGB, True)
+    return lambda content: decode(_tensor(content), _RGB, True)  # True: upright, as EXIF says
 
 
 def _tensor(content: bytearray) -> Tensor:
@@ -201,10 +216,12 @@ def _pillow(content: bytearray) -> Tensor:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that Pillow was built with."""
+    """The formats that Pillow was built with. Pillow itself would import its readers of all others too."""
     from PIL import Image
 
-    Image.init()
+    for name in _READERS:
+        with suppress(ImportError):
+            importlib.import_module(f"PIL.{name}ImagePlugin")
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dist_train.config.torchvision_names import TorchvisionClassifier
+from dist_train.config.torchvision_names import TorchvisionName
+
+_OF_TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "rand_augment")
+"""Data and changes of images that torchvision has, besides its models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,9 @@ class Requirements:
 
 
 def _modules(config: Any) -> tuple[str, ...]:
-    """The modules that every rank imports under this config. torchvision is left out if unused: it takes seconds."""
+    """The modules that every rank imports under this config. torchvision is left out if unused: that takes time."""
     found = ["dist_train.worker"]
-    in_torchvision = config.model.name in get_args(TorchvisionClassifier) or config.data.name not in (
-        "digits",
-        "synthetic",
-    )
-    found += ["torchvision"] * (in_torchvision or any(step.name == "rand_augment" for step in config.augment))
+    names = {config.model.name, config.data.name, *(step.name for step in config.augment)}
+    found += ["torchvision"] * bool(names & {*get_args(TorchvisionName), *_OF_TORCHVISION})
     found += ["torch._dynamo", "torch._inductor.config"] * config.model.compile
     return tuple(found)

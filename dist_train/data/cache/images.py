@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dist_train.config.schema import ImageCache
 from dist_train.config.types import in_bytes
-from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Stamp, blocks_of, content_hash, slot_of
+from dist_train.data.cache.files import INDEX, PIXELS, ImageFiles, Stamp, blocks_of, content_hash
+from dist_train.data.cache.form import Form
 from dist_train.data.decode import decode_bytes, decoder_identity
-from dist_train.data.resize import centre_crop, resize, resize_shorter_side
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
@@ -38,8 +38,8 @@ _SPARE = 0.05
 """Share of a file system that is left free."""
 _LOOK_EVERY = 32
 """Images that are kept between two looks at the room there is."""
-_ASPECT = 2.5
-"""Largest ratio of the sides of an image that fits in its slot, where its size is its own."""
+_TOGETHER, _MOST_TOGETHER = 1 << 16, 64
+"""Bytes of encoded images that are decoded together, and how many at most. Of what is decoded, only one is large."""
 
 
 class Source(Protocol):
@@ -55,52 +55,6 @@ class Source(Protocol):
         """The bytes of a sample's image, and the stamp that their file had then. Raises UserError."""
 
     def path(self, index: int) -> str: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """What is kept of an image: the square that the model gets, or with `side` the whole, its shorter side as long.
-
-    An image is never enlarged for that: one that has fewer pixels is kept as it is.
-    """
-
-    size: int = 0
-    resize: int = 0
-    side: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"side-{self.side}" if self.side else f"square-{self.size}-{self.resize}"
-
-    @property
-    def slot(self) -> int:
-        return slot_of(self.side, int(_ASPECT * self.side)) if self.side else slot_of(self.size, self.size)
-
-    @property
-    def usual(self) -> int:
-        """Bytes of an image of usual sides, 4 : 3, on disk."""
-        return slot_of(self.side, self.side * 4 // 3) if self.side else self.slot
-
-    def kept(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w], of any size, to what is kept of it."""
-        height, width = image.shape[1:]
-        if not self.side:
-            return image if height * width < self.size**2 else fitted(image, self.size, self.resize)
-        shorter = min(height, width)
-        if shorter <= self.side:
-            return image
-        return resize(image, height * self.side // shorter, width * self.side // shorter)
-
-    def used(self, image: Tensor) -> Tensor:
-        """From what is kept to what the model gets, or what random_resized_crop cuts from."""
-        return (
-            image if self.side or image.shape[1:] == (self.size, self.size) else fitted(image, self.size, self.resize)
-        )
-
-
-def fitted(image: Tensor, size: int, resize: int) -> Tensor:
-    """uint8 [3, h, w] to uint8 [3, size, size]: the middle of the image, its shorter side `resize` pixels long."""
-    return centre_crop(resize_shorter_side(image, resize), size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +86,16 @@ class Room:
         if self._limit is not None and (left := self._limit - sum(kept.taken for kept in self.kept)) < spare:
             return left, f"data.cache.limit of {self._limit / 1e9:g} GB is reached"
         return spare, f"less than {100 * _SPARE:.0f} % of the disk is free"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Given:
+    """A sample, its row, and its image: as it was found in the files, or else encoded."""
+
+    index: int
+    row: int
+    found: Tensor | None
+    encoded: tuple[bytes | bytearray, Stamp] | None
 
 
 class KeptImages:
@@ -282,17 +246,41 @@ class KeptImages:
                 return np.flatnonzero(~there)
         return np.arange(len(rows))
 
-    def image(self, source: Source, index: int) -> Tensor:
-        """The image of a sample that `look` has looked at, as it is used, uint8 [3, h, w]; not to be written. Raises
-        UserError."""
-        row, files, found = source.row(index), self.open(), None
+    def images(self, source: Source, indices: np.ndarray, rows: np.ndarray) -> Iterator[Tensor]:
+        """Those of samples and their rows, int64 [n], that `look` has looked at, as they are used, uint8 [3, h, w]; not
+        to be written. Raises UserError.
+
+        Small ones are read, then decoded, then written a few at a time: what a stage needs stays in the processor's
+        caches, and each costs two thirds of the time.
+        """
+        files, some, size = self.open(), list[_Given](), 0
+        for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
+            found = self._found(files, row)
+            encoded = source.encoded(index) if found is None else None
+            some.append(_Given(index=index, row=row, found=found, encoded=encoded))
+            size += len(encoded[0]) if encoded else 0
+            if size > _TOGETHER or len(some) == _MOST_TOGETHER:
+                yield from self._used(files, source, some)
+                some, size = [], 0
+        yield from self._used(files, source, some)
+
+    def _found(self, files: ImageFiles | None, row: int) -> Tensor | None:
         if files is not None and (size := int(self._known[row])):
             try:
-                found = files.image(row, size >> 16, size & 0xFFFF)
+                return files.image(row, size >> 16, size & 0xFFFF)
             except OSError as error:
                 self._tell_unreadable(error)
-        self._count("decoded" if found is None else "read")
-        return self.form.used(self._decoded(files, source, row, index) if found is None else found)
+        return None
+
+    def _used(self, files: ImageFiles | None, source: Source, some: Sequence["_Given"]) -> Iterator[Tensor]:
+        images = [self._decoded(source, one) if one.found is None else one.found for one in some]
+        for image, one in zip(images, some, strict=True):
+            if one.encoded is not None:
+                self._keep(files, one.row, image, *one.encoded)
+        decoded = sum(one.found is None for one in some)
+        self._count("decoded", decoded)
+        self._count("read", len(some) - decoded)
+        return map(self.form.used, images)
 
     def _are_fresh(self, records: np.ndarray, source: Source, indices: np.ndarray) -> np.ndarray:
         """Whether the files of samples are those that were decoded, bool [n]. Raises OSError, or UserError."""
@@ -302,9 +290,13 @@ class KeptImages:
         stamps = source.stamps(indices)
         return (stamps[:, 0] == records["size"]) & (stamps[:, 1] == records["mtime_ns"])
 
-    def _decoded(self, files: ImageFiles | None, source: Source, row: int, index: int) -> Tensor:
-        content, stamp = source.encoded(index)
-        image = self.form.kept(decode_bytes(content, lambda: source.path(index)))
+    def _decoded(self, source: Source, one: "_Given") -> Tensor:
+        assert one.encoded is not None
+        return self.form.kept(decode_bytes(one.encoded[0], lambda: source.path(one.index)))
+
+    def _keep(
+        self, files: ImageFiles | None, row: int, image: Tensor, content: bytes | bytearray, stamp: Stamp
+    ) -> None:
         if 0 in image.shape or image.numel() > self.form.slot or max(image.shape) >= 1 << 16:
             self._count("too long")
         elif files is not None and files.is_writable:
@@ -314,7 +306,6 @@ class KeptImages:
                     files.write(row, image, stamp, content_hash(content))
             except OSError as error:
                 self._stop(files, str(error.strerror))
-        return image
 
     def _look(self, files: ImageFiles) -> None:
         """Now and then asks whether there is room for more."""

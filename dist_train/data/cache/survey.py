@@ -97,12 +97,20 @@ def fill(part: Part, broken: Callable[[str], None], share: tuple[int, int] = (0,
     def some(dataset: DecodedImages, indices: range) -> int:
         numbers, files = np.array(indices), part.kept.open()
         if files is not None and files.is_writable:
-            for place in part.kept.look(dataset, numbers, dataset.rows(numbers)).tolist():
-                try:
-                    part.kept.image(dataset, indices[place])
-                except UserError as error:
-                    broken(str(error))
+            missing = numbers[part.kept.look(dataset, numbers, dataset.rows(numbers))]
+            try:
+                decode(dataset, missing)
+            except UserError:
+                for place in range(len(missing)):
+                    try:
+                        decode(dataset, missing[[place]])
+                    except UserError as error:
+                        broken(str(error))
         return len(indices)
+
+    def decode(dataset: DecodedImages, numbers: np.ndarray) -> None:
+        for _ in part.kept.images(dataset, numbers, dataset.rows(numbers)):
+            pass
 
     yield from _each(part, some, share)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dist_train.config.schema import ImageCache
 from dist_train.data.cache.files import Stamp
-from dist_train.data.cache.images import Form, KeptImages, Origin, Room, fitted
+from dist_train.data.cache.form import Form, fitted
+from dist_train.data.cache.images import KeptImages, Origin, Room
 from dist_train.data.datasets.base import Crop, ImageSet
 
 Kept = tuple[KeptImages, KeptImages | None]
@@ -48,21 +49,21 @@ class DecodedImages(ImageSet, Named):
 
     def __getitems__(self, indices: np.ndarray, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        pixels = images.numpy()  # which takes in a small image in a tenth of torch's time
         kept = self.kept(cuts=crop is not None)
         if kept is not None:
             rows = self.rows(indices)
             kept.look(self, indices, rows)
-            places = kept.gather(rows, images).tolist() if crop is None else range(len(indices))
-            for place in places:
-                image = kept.image(self, int(indices[place]))
-                images[place] = image if crop is None else crop(place, image, *self.shape[1:])
+            places = kept.gather(rows, images) if crop is None else np.arange(len(indices))
+            for place, image in zip(places.tolist(), kept.images(self, indices[places], rows[places]), strict=True):
+                pixels[place] = (image if crop is None else crop(place, image, *self.shape[1:])).numpy()
             return images, self.targets_of(indices)
         targets = []
         for place, index in enumerate(indices.tolist()):
             image, target = self.read(index)
-            images[place] = (
+            pixels[place] = (
                 fitted(image, self._image_size, self._resize) if crop is None else crop(place, image, *self.shape[1:])
-            )
+            ).numpy()
             targets.append(target)
         return images, torch.tensor(targets, dtype=torch.int64)
 

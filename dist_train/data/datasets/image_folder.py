@@ -88,6 +88,9 @@ class FolderImages(DecodedImages):
     def rows(self, indices: np.ndarray) -> np.ndarray:
         return self._rows[indices]
 
+    def row(self, index: int) -> int:
+        return int(self._rows[index])
+
     def targets_of(self, indices: np.ndarray) -> Tensor:
         return self._files.targets.index_select(0, torch.from_numpy(self._rows[indices]))
 

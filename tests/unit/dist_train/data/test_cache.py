@@ -26,7 +26,8 @@ from dist_train.config.schema import ImageCache, ImageFolder, RunConfig, Shards
 from dist_train.config.types import in_bytes
 from dist_train.data import datasets
 from dist_train.data.cache.files import INDEX, PIXELS
-from dist_train.data.cache.images import COUNTS, Form, fitted
+from dist_train.data.cache.form import Form, fitted
+from dist_train.data.cache.images import COUNTS
 from dist_train.data.datasets.part import split
 from dist_train.errors import UserError
 

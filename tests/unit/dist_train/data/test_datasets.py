@@ -383,6 +383,26 @@ def test_decoding_is_pillows(tmp_path: Path, mode: str, extension: str):
     assert (decoded.int() - expected.int()).abs().max() <= (2 if extension == "jpg" else 0)
 
 
+_TORCHVISIONS = """
+import sys
+from dist_train.data.decode import decode_file, decoder_name
+ours = decode_file(sys.argv[1])
+assert not any(name.split(".")[0] == "torchvision" for name in sys.modules), "imported"
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+theirs = decode_jpeg(read_file(sys.argv[1]), ImageReadMode.RGB, apply_exif_orientation=True)
+assert decoder_name() == "torchvision" and ours.equal(theirs)
+"""
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_files_are_torchvisions_and_need_no_import_of_it(tmp_path: Path, mode: str):
+    path = tmp_path / "image.jpg"
+    image, exif = Image.fromarray(noise(21, 17, 3)).convert(mode), Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(path, exif=exif)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _TORCHVISIONS, str(path)], check=True)
+
+
 def test_transparency_is_dropped_and_sixteen_bits_are_scaled(tmp_path: Path):
     rgba = noise(8, 9, 4)
     save(tmp_path / "rgba.png", rgba)

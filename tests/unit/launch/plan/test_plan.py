@@ -101,6 +101,20 @@ def test_exact_on_a_gpu_fixes_the_workspace():
     assert "CUBLAS_WORKSPACE_CONFIG" not in plan(gpus=1, given=config(exact=False)).environment
 
 
+@pytest.mark.parametrize(
+    ("sections", "needs"),
+    [
+        ({}, False),
+        ({"data": {"name": "image_folder", "root": "images", "eval_fraction": 0.1}, "model": {"name": "cnn"}}, False),
+        ({"data": {"name": "cifar10"}, "model": {"name": "cnn"}}, True),
+        ({"model": {"name": "resnet18"}}, True),
+        ({"model": {"name": "cnn"}, "augment": [{"name": "rand_augment"}]}, True),
+    ],
+)
+def test_torchvision_is_imported_before_the_ranks_where_they_need_it(sections, needs):
+    assert ("torchvision" in Requirements.of(config(**sections)).preload) is needs
+
+
 def test_the_equivalent_torchrun_command_of_one_node():
     assert plan(nproc_per_node="2").command == (
         "torchrun --nproc-per-node 2 --standalone --max-restarts 0 --monitor-interval 0.1 "
