@@ -2,11 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -46,6 +47,32 @@ def start(
         process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         process.stdin.flush()
     return process, process.stdin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkServerProcess:
+    """A fork server (node/fork_server.py), and our end of the line to it. It ends when that is closed, or we end."""
+
+    process: subprocess.Popen
+    socket: socket.socket
+
+    def end(self) -> None:
+        self.process.kill()  # before it learns that we have gone: it would end what may live on
+        self.process.wait()
+        self.socket.close()
+
+
+def start_fork_server(*early: str) -> ForkServerProcess:
+    """Starts one that imports modules of ours, which use neither torch nor NumPy, and then waits for its order."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    file = str(LAUNCH / "node" / "fork_server.py")
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-u", file, str(theirs.fileno()), str(os.getpid()), str(ROOT), PACKAGE, *early],
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    return ForkServerProcess(process=process, socket=ours)
 
 
 def ask(module: str, *words: str, timeout_s: float, alone: bool = True) -> dict[str, Any]:

@@ -142,6 +142,15 @@ def test_configuration_is_read_without_torch():
     assert done.stdout.split() == []
 
 
+def test_what_the_fork_server_imports_early_reads_no_environment():
+    """The plan's comes later. OpenMP reads how many threads it may have as torch and NumPy are loaded."""
+    from launch.commands.train import EARLY
+
+    script = f"import sys, {', '.join(EARLY)}; print(*{{'torch', 'numpy'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_wandb_is_behind_one_door():
     found = [
         f"{name_of(path)}:{line}"

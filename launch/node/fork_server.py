@@ -1,8 +1,9 @@
 """The fork server: imports torch and the program's modules once, and forks the agent and its ranks from that.
 
-`fork_server.py SOCKET PARENT ROOT PACKAGE` is run as a file of its own, so that no folder of ours gets into the
-program's sys.path; it imports the standard library alone. The supervisor sends one message that says what to import,
-then one for each agent; an agent sends one for each rank. Whoever asked for a process is told how it ended.
+`fork_server.py SOCKET PARENT ROOT PACKAGE [MODULE]...` is run as a file of its own, so that no folder of ours gets into
+the program's sys.path; it imports the standard library alone, and the modules of ours that it is given. The supervisor
+sends one message that says what else to import, then one for each agent; an agent sends one for each rank. Whoever
+asked for a process is told how it ended.
 
 No rank is forked from a process that has called the GPU's driver or that has further threads: neither survives a fork.
 """
@@ -17,7 +18,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class PreloadOrder:
     """The supervisor's first message.
 
     Attributes:
+        environment: what is added to that of the process.
         cwd: the folder that the user's command was given in.
         path: the program's own folder, first in sys.path.
         log: the file for what the imports print.
@@ -54,6 +56,7 @@ class PreloadOrder:
         devices: how the paths of a GPU driver's files begin.
     """
 
+    environment: dict[str, str]
     cwd: str
     path: str
     log: str
@@ -114,9 +117,11 @@ class ForkServer:
         control: the line to the supervisor.
         root: the folder that our packages are imported from, which the program does not see.
         package: what launch/ is called there.
+        early: modules to import before the order comes. They import neither torch nor NumPy, which read the environment
+            as they are loaded.
     """
 
-    def __init__(self, control: socket.socket, root: str, package: str) -> None:
+    def __init__(self, control: socket.socket, root: str, package: str, early: Sequence[str]) -> None:
         self._control, self._root, self._package = control, root, package
         if sys.flags.safe_path:  # Python has put no folder of ours there
             sys.path.insert(0, root)
@@ -124,6 +129,8 @@ class ForkServer:
         self._rank_main, self._processes = load("rank/main"), load("processes")
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
             del sys.modules[name]  # the program may have one of its own
+        for name in early:
+            importlib.import_module(name)
         self._refusal: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
@@ -140,6 +147,7 @@ class ForkServer:
         if received is None:
             os._exit(1)
         order = PreloadOrder(**received)
+        os.environ.update(order.environment)
         os.chdir(order.cwd)
         sys.path[0] = order.path
         with open(order.log, "a") as log:  # what the imports print is no rank's: each asks for an output of its own
@@ -241,9 +249,9 @@ class ForkServer:
 
 
 if __name__ == "__main__":
-    descriptor, parent, root, package = sys.argv[1:]
+    descriptor, parent, root, package, *early = sys.argv[1:]
     try:
-        ForkServer(socket.socket(fileno=int(descriptor)), root, package).serve(int(parent))
+        ForkServer(socket.socket(fileno=int(descriptor)), root, package, early).serve(int(parent))
     except Forked as forked:
         work = forked.work
     work()

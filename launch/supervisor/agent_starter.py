@@ -5,11 +5,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..children import LAUNCH, PACKAGE, ROOT, start
+from ..children import ForkServerProcess, start, start_fork_server
 from ..console import mark, say
 from ..node.channel import send
 from ..node.fork_client import ForkClient, ForkedProcess
@@ -26,23 +25,27 @@ class AgentStarter:
     """Starts the agents of one launch: from a fork server if the plan says so, for as long as that works.
 
     The fork server is our child and serves one generation after another. The kernel ends it when we end.
+
+    Args:
+        server: one that has begun, and waits for its order.
     """
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, plan: LaunchPlan, server: ForkServerProcess | None = None) -> None:
         self._plan, self._log = plan, plan.preload_log.absolute()
-        self._server: subprocess.Popen | None = None
+        self._server = server
         self._client: ForkClient | None = None
         if plan.flags.start == "auto" and (why := _too_late(plan)):
             say_not_preloaded(why)
+            self.close()
         elif plan.flags.start != "exec":
-            self._client = self._start_server()
+            self._client = self._order()
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Starts the agent of one generation on this node. None when a stop was asked for before the agent began."""
         if self._client is not None:
             if self.server_death() is not None:
                 self.close()
-                self._client = self._start_server()
+                self._client = self._order()
             self._client.ask(asdict(request))
             while (agent := self._client.answer()) is None and not self._client.is_gone:
                 if signals.stop is not None:
@@ -63,11 +66,11 @@ class AgentStarter:
     @property
     def pids(self) -> list[int]:
         """The fork server's process, which outlives a generation."""
-        return [self._server.pid] if self._server is not None else []
+        return [self._server.process.pid] if self._server is not None else []
 
     def server_death(self) -> str | None:
         """What ended the fork server, and with it the agent and the ranks; None where it lives or there is none."""
-        code = self._server.poll() if self._server is not None else None
+        code = self._server.process.poll() if self._server is not None else None
         if code is None:
             return None
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -78,35 +81,26 @@ class AgentStarter:
         return [self._client.channel] if self._client is not None and not self._client.is_gone else []
 
     def close(self) -> None:
-        if self._server is not None and self._client is not None:
-            self._server.kill()  # before it learns that we have gone: it would end what may live on
-            self._server.wait()
-            self._client.channel.close()
+        if self._server is not None:
+            self._server.end()
         self._server = self._client = None
 
-    def _start_server(self) -> ForkClient:
-        """Starts the fork server, which begins to import what the plan says."""
+    def _order(self) -> ForkClient:
+        """Has the fork server, which may have begun, import what the plan says."""
         with contextlib.suppress(OSError):  # the server works without a log
             self._log.parent.mkdir(parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        file = str(LAUNCH / "node" / "fork_server.py")
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-u", file, str(theirs.fileno()), str(os.getpid()), str(ROOT), PACKAGE],
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, **self._plan.environment},
-                start_new_session=True,
-            )
+        server = self._server = self._server or start_fork_server()
         program = self._plan.program
         order = PreloadOrder(
+            environment=self._plan.environment,
             cwd=os.getcwd(),
             path=_first_path(program),
             log=str(self._log),
             modules=[*self._plan.requirements.preload],
             strict=not self._plan.is_training,  # a training's are our guess; others were named by the user
         )
-        send(ours, asdict(order))
-        return ForkClient(ours, say_not_preloaded)
+        send(server.socket, asdict(order))
+        return ForkClient(server.socket, say_not_preloaded)
 
 
 def _too_late(plan: LaunchPlan) -> str | None:

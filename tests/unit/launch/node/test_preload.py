@@ -72,7 +72,7 @@ def begin(
     words = [*server, str(theirs.fileno()), str(os.getpid()), str(HOME), "launch"]
     server = subprocess.Popen(words, pass_fds=(theirs.fileno(),), env=given)
     theirs.close()
-    order = {"cwd": str(folder), "path": str(folder), "log": str(folder / "log"), "devices": devices}
+    order = {"environment": {}, "cwd": str(folder), "path": str(folder), "log": str(folder / "log"), "devices": devices}
     send(ours, {**order, "modules": modules, "strict": True})
     send(ours, {})  # for an agent, which will not know what to do, and end
     return server, ours
