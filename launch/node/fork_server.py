@@ -129,8 +129,7 @@ class ForkServer:
         self._rank_main, self._processes = load("rank/main"), load("processes")
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
             del sys.modules[name]  # the program may have one of its own
-        for name in early:
-            importlib.import_module(name)
+        self._early = early
         self._refusal: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._start_agent)
@@ -143,6 +142,8 @@ class ForkServer:
         """
         self._rank_main.die_with(parent)
         self._processes.ignore_signals()
+        for name in self._early:
+            importlib.import_module(name)
         received = channel.receive(self._control)
         if received is None:
             os._exit(1)
