@@ -1,6 +1,16 @@
-"""`python -m launch`, the same as `dist-train`."""
+"""`dist-train`, and `python -m launch`."""
 
-from .cli import main
+import sys
+
+
+def main() -> None:
+    """The command's entry point. Ctrl-C while it is imported ends it as at any later time."""
+    try:
+        from .cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

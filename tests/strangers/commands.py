@@ -196,6 +196,7 @@ def _without_new_programs() -> None:
     import launch.commands.export
     import launch.commands.fingerprint
     import launch.commands.predict
+    import launch.commands.train
     import launch.doctor.ranks
     import launch.supervisor
 
@@ -203,6 +204,7 @@ def _without_new_programs() -> None:
     for module in (commands.checkpoints, commands.export, commands.fingerprint, commands.predict):
         module.become = _module  # type: ignore[attr-defined]
     launch.supervisor.supervise = launch.doctor.ranks.supervise = _one_rank  # type: ignore[assignment]
+    commands.train.start_fork_server = lambda *early: None  # type: ignore[assignment,misc,return-value]
     real = subprocess.run
 
     def started(command: Any, *given: Any, **named: Any) -> Any:
@@ -226,7 +228,7 @@ def _to(place: Path) -> None:
     os.dup2(file, 2)
 
 
-def _one_rank(plan: Any, at_end: Any = None) -> int:
+def _one_rank(plan: Any, at_end: Any = None, server: Any = None) -> int:
     """In place of the launcher's supervisor: the program, as `python -m MODULE` runs it."""
     from dist_train.rundir.ownership import refuse_owned
     from dist_train.rundir.runs import make_run_dir

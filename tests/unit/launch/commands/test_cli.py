@@ -121,7 +121,7 @@ sys.meta_path.insert(0, Lacks())
 sys.platform = sys.argv.pop(1)
 """
 STARTS = {
-    "the command": "from dist_train.launch.cli import main; main(['train', 'digits'])",
+    "the command": "sys.argv[1:] = ['train', 'digits']; from dist_train.launch.__main__ import main; main()",
     "torchrun": "import runpy; sys.argv[1:] = ['digits']; runpy.run_module('dist_train', run_name='__main__')",
 }
 
