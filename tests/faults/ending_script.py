@@ -351,21 +351,25 @@ ENDS = {
 for thread in set(threading.enumerate()) - {threading.main_thread()} if PEERS != "return" else ():
     if not thread.daemon:
         thread.join()  # else how far it has come is left to chance
+
+
+def save(*_):
+    for number in range(5):
+        time.sleep(1)
+        note("save.txt", number)
+    sys.exit(1)
+
+
+IS_GUILTY = int(GUILTY) in (RANK, -1)
+if PEERS == "save" and not IS_GUILTY:
+    signal.signal(signal.SIGTERM, save)  # before the guilty one may end, whatever else the machine does
 open(f"../ready{RANK}", "w").close()
 while not all(os.path.exists(f"../ready{rank}") for rank in range(int(os.environ["WORLD_SIZE"]))):
     time.sleep(0.01)
-if int(GUILTY) in (RANK, -1):
+if IS_GUILTY:
     ENDS[END]()
 elif PEERS == "wait":
     signal.pause()
 elif PEERS == "save":
-
-    def save(*_):
-        for number in range(5):
-            time.sleep(1)
-            note("save.txt", number)
-        sys.exit(1)
-
-    signal.signal(signal.SIGTERM, save)
     while True:
         signal.pause()
