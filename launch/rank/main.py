@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
         if not is_interrupt:
             record(paging.ERROR, Path(generation) / "errors" / f"rank{rank}.json", report)
         with contextlib.suppress(OSError):
-            print(report["traceback"], file=log, flush=True)
+            print(report["traceback"], end="", file=log, flush=True)
         keep_process_groups()
         show(error, exceptions.own_part(error, _OUR_FILES))
         sys.exit(INTERRUPTED if is_interrupt else report["code"])
