@@ -99,13 +99,13 @@ def keep_stacks(log: TextIO) -> None:
 # that give these answers:
 #
 #   torch._dynamo                a LazyDynamo: `graph_break` and `disable`
-#   torch._dynamo.utils          a Part of it: `get_optimize_ddp_mode`, and `is_compile_supported` for later
-#   torch._dynamo.trace_rules    a Part of it: `clear_lru_cache`
-#   `import torch._dynamo.…`     asks Below first, which stands in sys.meta_path
+#   torch._dynamo.utils          a LazyPart: `get_optimize_ddp_mode`, and `is_compile_supported` for later
+#   torch._dynamo.trace_rules    a LazyPart: `clear_lru_cache`
+#   `import torch._dynamo.…`     asks the LazyFinder first, which stands in sys.meta_path
 #
 # Whatever else one of the first three is asked for (`__getattr__`), and any other import below them, calls `make_real`:
 # it runs the real module's code in the LazyDynamo, which is the same object from then on and a plain module, takes the
-# Parts and Below out, and is never called again. What is answered is what torch 2.11 to 2.15 ask. In another torch, a
+# other three out, and is never called again. What is answered is what torch 2.11 to 2.15 ask. In another torch, a
 # question that is not known makes the module real at once: slower, not wrong.
 
 
@@ -120,7 +120,7 @@ def install_lazy_dynamo() -> None:
     module.__class__ = LazyDynamo
     module.prepare()  # type: ignore[attr-defined]
     sys.modules[NAME] = sys.modules["torch"]._dynamo = module  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, Below(module))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, LazyFinder(module))  # type: ignore[arg-type]
 
 
 class LazyDynamo(types.ModuleType):
@@ -133,8 +133,8 @@ class LazyDynamo(types.ModuleType):
         self.graph_break = self._graph_break
         self.disable = self._disable
         # The mode of DistributedDataParallel is the default of its config.
-        self.utils = Part(self, "utils", ["is_compile_supported"], get_optimize_ddp_mode=lambda: "ddp_optimizer")
-        self.trace_rules = Part(self, "trace_rules", clear_lru_cache=lambda: None)
+        self.utils = LazyPart(self, "utils", ["is_compile_supported"], get_optimize_ddp_mode=lambda: "ddp_optimizer")
+        self.trace_rules = LazyPart(self, "trace_rules", clear_lru_cache=lambda: None)
 
     def __getattr__(self, name: str) -> Any:
         make_real(self)
@@ -169,13 +169,13 @@ def make_real(module: Any) -> Any:
         try:
             for function in module._marked:  # else the real one would never hear of them
                 vars(function).pop("__dynamo_disable", None)
-            parts: list[Part] = [vars(module).pop(name) for name in ("utils", "trace_rules") if name in vars(module)]
+            parts: list[LazyPart] = [vars(module).pop(n) for n in ("utils", "trace_rules") if n in vars(module)]
             for name in ("graph_break", "disable"):
                 vars(module).pop(name, None)
             for part in parts:
                 if sys.modules.get(part.__name__) is part:
                     del sys.modules[part.__name__]
-            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Below)]
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, LazyFinder)]
             module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
         finally:
             module._is_loading = False
@@ -187,7 +187,7 @@ def make_real(module: Any) -> Any:
         return module
 
 
-class Part(types.ModuleType):
+class LazyPart(types.ModuleType):
     """A module below torch._dynamo, that knows some answers. For any other it has the real one made, and asks that.
 
     Args:
@@ -220,9 +220,9 @@ class Part(types.ModuleType):
             delattr(self, name)
 
 
-class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds what is imported below torch._dynamo: a Part, or else a module of the real one, which is made first. The
-    real one has imported the module then itself, as a rule, and that is found."""
+class LazyFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds what is imported below torch._dynamo: a LazyPart, or else a module of the real one, which is made first. As
+    a rule, the real one has imported the module by itself then, and that is found."""
 
     def __init__(self, module: LazyDynamo) -> None:
         self._module = module
@@ -233,7 +233,7 @@ class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not fullname.startswith(f"{NAME}."):
             return None
         part = vars(self._module).get(fullname.removeprefix(f"{NAME}."))
-        if isinstance(part, Part):
+        if isinstance(part, LazyPart):
             return importlib.machinery.ModuleSpec(fullname, self, loader_state=part)
         make_real(self._module)
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in sys.modules else None
