@@ -25,7 +25,7 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore
 from dist_train.config.problems import ConfigError
 from dist_train.config.ranges import parse_ranks, parse_steps
-from dist_train.config.recorded import given
+from dist_train.config.recorded import load_given
 from dist_train.config.schema import Custom, RunConfig
 from dist_train.config.shipped import meant_by
 from dist_train.config.source import load
@@ -122,7 +122,7 @@ def _config(arguments: argparse.Namespace, ranks: Ranks) -> RunConfig:
         if ranks.is_first:
             print(line, file=sys.stderr)
 
-    config = given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=note)
+    config = load_given(Path(arguments.config), arguments.overrides, trusts=arguments.trust, note=note)
     if ranks.is_first:
         remember(powers(config))
     return config

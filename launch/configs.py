@@ -86,7 +86,7 @@ def load_trusted(
     """
     from dist_train.config import recorded
 
-    return recorded.given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
+    return recorded.load_given(Path(config), overrides, trusts=trust, note=say, of_run=of_run, job=job)
 
 
 def program_for(module: str, config: "RunConfig") -> tuple[str, ...]:

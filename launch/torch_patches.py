@@ -1,13 +1,20 @@
 """All that we change in torch, at run time. Standard library only: a rank and the fork server load this by its path.
 
-Each was last seen to be needed, and to work, in torch 2.11 to 2.15; the test that fails without it is named.
+Each was last seen to be needed, and to work, in torch 2.11 to 2.15. Each is called in one kind of process alone, and
+the test that fails without it is named.
 
-- install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py).
-- start_ranks_by: the elastic agent has its ranks started by a function of ours (test_preload.py).
+In the agent (node/agent.py):
+- start_ranks_by: torch's elastic agent has its ranks started by a function of ours (test_preload.py).
 - end_ranks_by: when a rank of a program of others has failed, a function of ours ends the rest, not torch's agent
   (test_endings.py).
+
+In a rank (`be_watched` in rank/main.py):
 - wrap_collective: the calls of torch.distributed's functions are noted (test_collectives.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
+
+In the fork server (node/fork_server.py), and so in all that it forks:
+- install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py). The second half of
+  this file, which nothing else needs.
 """
 
 import faulthandler
@@ -88,10 +95,18 @@ def keep_stacks(log: TextIO) -> None:
 #
 # Importing it takes as long as importing torch itself. Every program pays that, one that compiles nothing too:
 # optimizers and DistributedDataParallel import it to ask it for four things, torchvision to have a function for later,
-# and while nothing has been compiled the answer to each is known. `install_lazy_dynamo` puts a module in its place that
-# gives these answers. Whatever else it is asked for, or when another module below it is imported, it becomes the real
-# one, the same object, and stays out of the way for good. What it answers is what torch 2.11 to 2.15 ask. In another
-# torch, a question it does not know makes it the real module at once: slower, not wrong.
+# and while nothing has been compiled the answer to each is known. So `install_lazy_dynamo` puts modules in its place
+# that give these answers:
+#
+#   torch._dynamo                a LazyDynamo: `graph_break` and `disable`
+#   torch._dynamo.utils          a LazyPart: `get_optimize_ddp_mode`, and `is_compile_supported` for later
+#   torch._dynamo.trace_rules    a LazyPart: `clear_lru_cache`
+#   `import torch._dynamo.…`     asks the LazyFinder first, which stands in sys.meta_path
+#
+# Whatever else one of the first three is asked for (`__getattr__`), and any other import below them, calls `make_real`:
+# it runs the real module's code in the LazyDynamo, which is the same object from then on and a plain module, takes the
+# other three out, and is never called again. What is answered is what torch 2.11 to 2.15 ask. In another torch, a
+# question that is not known makes the module real at once: slower, not wrong.
 
 
 def install_lazy_dynamo() -> None:
@@ -105,11 +120,11 @@ def install_lazy_dynamo() -> None:
     module.__class__ = LazyDynamo
     module.prepare()  # type: ignore[attr-defined]
     sys.modules[NAME] = sys.modules["torch"]._dynamo = module  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, Below(module))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, LazyFinder(module))  # type: ignore[arg-type]
 
 
 class LazyDynamo(types.ModuleType):
-    """The module, as long as nothing is compiled. Its namespace is the one that the real module will run in."""
+    """torch._dynamo, as long as nothing is compiled. Its namespace is the one that the real module will run in."""
 
     def prepare(self) -> None:
         """Puts in what torch asks of a compiler that has compiled nothing, and what it is answered."""
@@ -117,9 +132,9 @@ class LazyDynamo(types.ModuleType):
         self._marked: list[Any] = []
         self.graph_break = self._graph_break
         self.disable = self._disable
-        answers = {"get_optimize_ddp_mode": lambda: "ddp_optimizer"}  # the default of its config
-        self.utils = Part(self, "utils", for_later=["is_compile_supported"], **answers)
-        self.trace_rules = Part(self, "trace_rules", clear_lru_cache=lambda: None)
+        # The mode of DistributedDataParallel is the default of its config.
+        self.utils = LazyPart(self, "utils", ["is_compile_supported"], get_optimize_ddp_mode=lambda: "ddp_optimizer")
+        self.trace_rules = LazyPart(self, "trace_rules", clear_lru_cache=lambda: None)
 
     def __getattr__(self, name: str) -> Any:
         make_real(self)
@@ -154,13 +169,13 @@ def make_real(module: Any) -> Any:
         try:
             for function in module._marked:  # else the real one would never hear of them
                 vars(function).pop("__dynamo_disable", None)
-            parts: list[Part] = [vars(module).pop(name) for name in ("utils", "trace_rules") if name in vars(module)]
+            parts: list[LazyPart] = [vars(module).pop(n) for n in ("utils", "trace_rules") if n in vars(module)]
             for name in ("graph_break", "disable"):
                 vars(module).pop(name, None)
             for part in parts:
                 if sys.modules.get(part.__name__) is part:
                     del sys.modules[part.__name__]
-            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Below)]
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, LazyFinder)]
             module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
         finally:
             module._is_loading = False
@@ -172,8 +187,8 @@ def make_real(module: Any) -> Any:
         return module
 
 
-class Part(types.ModuleType):
-    """A module below, that knows some answers.
+class LazyPart(types.ModuleType):
+    """A module below torch._dynamo, that knows some answers. For any other it has the real one made, and asks that.
 
     Args:
         for_later: functions that a module imports and calls once something is compiled.
@@ -205,8 +220,9 @@ class Part(types.ModuleType):
             delattr(self, name)
 
 
-class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes torch._dynamo real before a module below it is imported, which it then is already, as a rule."""
+class LazyFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds what is imported below torch._dynamo: a LazyPart, or else a module of the real one, which is made first. As
+    a rule, the real one has imported the module by itself then, and that is found."""
 
     def __init__(self, module: LazyDynamo) -> None:
         self._module = module
@@ -217,12 +233,10 @@ class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not fullname.startswith(f"{NAME}."):
             return None
         part = vars(self._module).get(fullname.removeprefix(f"{NAME}."))
-        if isinstance(part, Part):
+        if isinstance(part, LazyPart):
             return importlib.machinery.ModuleSpec(fullname, self, loader_state=part)
         make_real(self._module)
-        if fullname not in sys.modules:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in sys.modules else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = spec.loader_state or sys.modules[spec.name]

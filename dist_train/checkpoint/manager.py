@@ -28,7 +28,8 @@ LAST_SAVE_TIMEOUT_S = 10.0
 
 
 class NullCheckpointManager:
-    """The checkpoints of a rank that does not write. Its state is the same as rank 0's.
+    """What the training asks of its checkpoints. By itself, for a rank that does not write, since its state is the same
+    as rank 0's: it saves nothing.
 
     Attributes:
         last: the newest checkpoint of this session that is safely on disk.
@@ -37,8 +38,8 @@ class NullCheckpointManager:
     last: Path | None = None
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
-        """Copies the state and has it written, after the save under way. In the foreground it returns when the save is
-        done. In the background it returns at once: `tick`, the next `save`, `drain` or `close` learn how the save went.
+        """Saves the state, which may change afterwards. Whether the save went well, `tick`, the next `save`, `drain` or
+        `close` may be the first to learn.
 
         Args:
             lacks_evaluation: the evaluation that is due at this step is still to be done, by whoever goes on from here.
@@ -120,6 +121,8 @@ class CheckpointManager(NullCheckpointManager):
         """The newest save, whose copy is there to be written again."""
 
     def save(self, state: TrainState, *, lacks_evaluation: bool = False) -> None:
+        """Waits for the save under way, copies the state, and has it written: in the foreground, and then it returns
+        when the save is done, or in the background, and then it returns at once."""
         self.drain()
         state = replace(state)  # the training goes on changing the other one
         self._newest = None

@@ -83,7 +83,7 @@ def has_traces(folder: Path) -> bool:
     return RunDir(folder).has_traces() or os.path.lexists(folder / MANIFEST)
 
 
-def given(
+def load_given(
     path: Path, overrides: Sequence[str], *, trusts: bool, note: trust.Note, of_run: bool = False, job: bool = False
 ) -> RunConfig:
     """The config of a file that a command line names: the user's own, or a run's, which has to be trusted.

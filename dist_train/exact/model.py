@@ -11,10 +11,10 @@ from dist_train.errors import ExitCode, UserError
 from dist_train.exact.world import world
 from dist_train.parallel.bucket import aligned
 from dist_train.parallel.buffers import BufferSet, settle_buffers
-from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Place
+from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Placed
 from dist_train.randomness import Generators, key
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Placed)
 
 
 class _Number(NamedTuple):

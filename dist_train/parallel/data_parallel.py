@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
 
-class Place(Protocol):
-    """What the sum has to know of a microbatch: its optimizer step, and its number among the microbatches of that
-    step."""
+class Placed(Protocol):
+    """What the sum has to know of a microbatch, which is its place: its optimizer step, and its number in that step."""
 
     @property
     def step(self) -> int: ...
@@ -47,7 +46,7 @@ class Place(Protocol):
     def number(self) -> int: ...
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Placed)
 
 
 @dataclass(frozen=True, kw_only=True)

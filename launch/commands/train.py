@@ -4,7 +4,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -89,7 +89,7 @@ def command(
     if dry_run:
         from ..plan.dry_run import show
 
-        sys.exit(show(planned.config, planned.plan, planned.config_path, planned.overrides, full=full))
+        sys.exit(show(planned.config, planned.plan, planned.found.path, planned.found.overrides, full=full))
     from .. import foreign_files
 
     remember_configs([planned.config])
@@ -146,8 +146,7 @@ def _folder_of(words: tuple[str, ...], run_dir: str | None, resume: str | None, 
 class PlannedTraining:
     """What a command line means. `note` tells the user what may be unexpected."""
 
-    config_path: str
-    overrides: tuple[str, ...]
+    found: "FoundConfig"
     config: "RunConfig"
     plan: LaunchPlan
     note: str | None
@@ -168,11 +167,12 @@ def plan_training(
     Raises:
         UserError: when config, flags, host and run directory do not go together.
     """
-    config_path, overrides, of_run = find_config(words, resume, run_dir)
-    config = load_trusted(config_path, overrides, of_run, trust=trust)
+    found = find_config(words, resume, run_dir)
+    config = load_trusted(*found, trust=trust)
     from .. import foreign_files
 
     given, machine = Flags(**flags), host.look()
+    # The job names the run only where a requeue of it would come back to this very command.
     place = machine.place if machine.place and not (given.standalone or machine.place.interactive) else None
     job, nodes, allowed = place.run_name if place else given.rdzv_id, count_nodes(given, machine), allow_change
     request = RunRequest(run_dir=run_dir, resume=resume, job=job, nodes=nodes, place=place, allowed=allowed)
@@ -184,12 +184,12 @@ def plan_training(
         given,
         machine,
         folder=choice.folder,
-        program=program_for("dist_train", config) if of_run else ("-m", "dist_train"),
-        arguments=(config_path, *overrides, "--run-dir", str(choice.folder), *passed_on),
+        program=program_for("dist_train", config) if found.of_run else ("-m", "dist_train"),
+        arguments=(found.path, *found.overrides, "--run-dir", str(choice.folder), *passed_on),
         resume=choice.resume,
     )
     _check_profile(config, plan, profile, profile_ranks)
-    return PlannedTraining(config_path=config_path, overrides=overrides, config=config, plan=plan, note=choice.note)
+    return PlannedTraining(found=found, config=config, plan=plan, note=choice.note)
 
 
 def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ranks: str | None) -> None:
@@ -202,10 +202,17 @@ def _check_profile(config: "RunConfig", plan: LaunchPlan, steps: str | None, ran
     parse_ranks(ranks, plan.world_size, "--profile-ranks")
 
 
-def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> tuple[str, tuple[str, ...], bool]:
-    """Returns the config's path, its overrides, and whether it came with a run.
+class FoundConfig(NamedTuple):
+    """The config that a command line means, in the order in which `load_trusted` takes it."""
 
-    The config is the one on the command line, or else the one of the run to resume.
+    path: str
+    overrides: tuple[str, ...]
+    of_run: bool
+    """It is a run's own, which somebody else may have written."""
+
+
+def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None) -> FoundConfig:
+    """The config on the command line, or else the one of the run to resume.
 
     Raises:
         UserError: when there is neither.
@@ -214,10 +221,10 @@ def find_config(words: tuple[str, ...], resume: str | None, run_dir: str | None)
 
     config, overrides = split_config(words)
     if config is not None:
-        left = config_of(resume, None)
-        path = existing_config(config)
-        return path, overrides, is_recorded(Path(path)) or (left is not None and left.samefile(path))
+        path, resumed = existing_config(config), config_of(resume, None)
+        is_the_runs = is_recorded(Path(path)) or (resumed is not None and resumed.samefile(path))
+        return FoundConfig(path, overrides, is_the_runs)
     found = config_of(resume, run_dir)
     if found is None and resume not in (None, "auto", "none") and not Path(str(resume)).exists():
         raise UserError(f"--resume {resume}: no such directory")
-    return existing_config(str(found) if found else None), overrides, True
+    return FoundConfig(existing_config(str(found) if found else None), overrides, of_run=True)

@@ -92,7 +92,7 @@ def hold_lifeline(stdin: int) -> None:
 def run_ranks(request: AgentRequest) -> list[RankEnd]:
     """Runs the ranks to their end. Returns how they ended: only those that failed, if any did.
 
-    Never restarts them: every generation gets an agent of its own.
+    Never restarts them, since the plan says --max-restarts 0: every generation gets an agent of its own.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
@@ -113,14 +113,13 @@ def run_ranks(request: AgentRequest) -> list[RankEnd]:
     if arguments.node_rank == 0:
         allow_descriptors(config.max_nodes * (config.nproc_per_node + 1))
     config.logs_specs = rank_files(request, config.signals_to_handle)
-    config.max_restarts = 0
     if request.signals == "default":
         pages = Page(request.pages, request.ranks)
         end_ranks_by(lambda: pages.put(ERROR, {"has_failed": True}), 10 + 3 * request.grace)
     config.signals_to_handle = "SIGQUIT"  # the others are ignored here, see ignore_signals
     me = str(os.getpid())
     files = [request.generation, request.logs, request.output, request.pages]
-    entry = ["-u", str(RANK_MAIN), me, me, *files, request.signals]
+    entry = ["-u", str(RANK_MAIN), me, me, *files, request.signals]  # PARENT and AGENT are both this process
     try:
         ended = elastic_launch(config, python)(*entry, *request.program)
     except ChildFailedError as failed:
@@ -161,7 +160,7 @@ def fork_ranks_from(server: ForkClient) -> None:
 
     def start(environment: dict[str, str], args: tuple[str, ...]) -> ForkedRank | None:
         added = {name: value for name, value in os.environ.items() if before.get(name) != value}  # by torch
-        _, _, _, *words = args  # -u RANK_MAIN PARENT …
+        _, _, _, *words = args  # -u RANK_MAIN PARENT …; a forked rank's parent is the fork server
         server.ask({"environment": {**added, **environment}, "words": [parent, *words]})
         process = server.answer(None)
         if server.is_gone:

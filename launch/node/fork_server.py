@@ -125,7 +125,7 @@ class ForkServer:
         self._control, self._root, self._package = control, root, package
         if sys.flags.safe_path:  # Python has put no folder of ours there
             sys.path.insert(0, root)
-        sys.path[0] = root  # for the imports of these two
+        sys.path[0] = root  # until `serve` puts the program's there: processes.py imports from ours
         self._rank_main, self._processes = load("rank/main"), load("processes")
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
             del sys.modules[name]  # the program may have one of its own

@@ -44,7 +44,8 @@ class LaunchPlan:
     program: tuple[str, ...]
     """What a rank runs: `-m MODULE`, `--no-python PROGRAM`, or a script."""
     arguments: tuple[str, ...]
-    """The program's arguments."""
+    """The program's arguments. A training's are its config and the overrides: each rank reads them itself, as the
+    launcher has. Of what a config says, the plan itself holds `requirements` alone."""
     resume: str | None
     """What the training begins from: `auto` (its newest checkpoint), `none` (it begins anew) or a checkpoint's
     directory. None where the program is not a training."""
@@ -93,7 +94,7 @@ class LaunchPlan:
         """The flags, for torchrun's own parser. The program's words are not among them: the parser would look for its
         flags there, too."""
         flags = ["--nproc-per-node", str(self.ranks_per_node)]
-        if self.rendezvous == Rendezvous():
+        if self.rendezvous == Rendezvous():  # nothing was decided: one node, which nobody has to find
             flags.append("--standalone")
         else:
             node = None if self.node is None else str(self.node)
@@ -146,7 +147,7 @@ def make_plan(
         UserError: when flags, config and host do not go together.
     """
     requirements = config if isinstance(config, Requirements) else Requirements.of(config)
-    nodes, node = _place(flags, host)
+    nodes, node = _nodes(flags, host)
     device, backend, ranks = _ranks(requirements, flags, host, nodes)
     given = requirements.microbatches
     microbatches = given if isinstance(given, int) else nodes * ranks
@@ -196,7 +197,8 @@ def count_nodes(flags: Flags, host: Host) -> int:
     return int(low)
 
 
-def _place(flags: Flags, host: Host) -> tuple[int, int | None]:
+def _nodes(flags: Flags, host: Host) -> tuple[int, int | None]:
+    """How many nodes, and the number of this one."""
     nodes = count_nodes(flags, host)
     if nodes > 1 and flags.standalone:
         raise UserError(f"--standalone is for one node, and --nnodes says {nodes}")

@@ -17,6 +17,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
+import mmap
 import os
 import pkgutil
 import runpy
@@ -46,20 +47,16 @@ def main(arguments: list[str]) -> None:
     facts = Path(generation) / "ranks" / f"{rank}.json"
     identity = {"rank": rank, "local_rank": local_rank, "agent": int(agent), **whoami()}
 
-    def say(told: dict[str, Any]) -> None:
-        """Writes facts into the page for the supervisor, and into a file for people and other nodes, if the disk takes
-        it."""
+    def record(where: tuple[int, int], path: Path, told: dict[str, Any]) -> None:
+        """Writes into the page for the supervisor, and into a file for people and other nodes, if the disk takes it."""
         if os.getpid() == identity["pid"]:  # it is no child that the program has forked
-            page.put(paging.FACTS, identity | told)
-            write_json(facts, identity | told)
+            page.put(where, identity | told)
+            write_json(path, identity | told)
 
-    say({})
+    record(paging.FACTS, facts, {})
     log = send_output(output, Path(logs) / f"rank{rank}.log", rank)
     spare = os.open(os.devnull, os.O_RDONLY)  # closed when an error is to be written and no descriptor is left
-    patches = beside("torch_patches")
-    os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
-    log_of = beside("rank/collectives").CollectiveLog
-    beside("rank/heartbeat").install(page.memory, lambda memory: log_of(memory, patches.wrap_collective))
+    be_watched(page.memory, log)
     installed = (Path(__file__).parents[1] / "../native_threads.py").exists()  # in dist_train/launch; else a checkout
     beside("../native_threads" if installed else "../dist_train/native_threads").settle_at_exit()
     try:
@@ -67,31 +64,25 @@ def main(arguments: list[str]) -> None:
     except SystemExit as leaving:
         code = leaving.code
         told = 0 if code is None else int(code) if isinstance(code, int) else str(code)
-        say({"ended": told, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
+        record(paging.FACTS, facts, {"ended": told, "ended_ns": boot_ns(), "chain": exceptions.chain(leaving)})
         if told != 0:
             keep_process_groups()
         raise
-    except KeyboardInterrupt as error:
-        own = exceptions.own_part(error, _OUR_FILES)
-        with contextlib.suppress(OSError):
-            traceback.print_exception(type(error), error, own, file=log)
-        keep_process_groups()
-        show(error, own)
-        sys.exit(INTERRUPTED)
     except BaseException as error:
-        if os.getpid() != identity["pid"]:
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if os.getpid() != identity["pid"] and not is_interrupt:
             show(error, exceptions.own_part(error, _OUR_FILES), by_default=True)
             sys.exit(1)
         os.close(spare)
         report = exceptions.report(error, _OUR_FILES)
-        page.put(paging.ERROR, identity | report)
-        write_json(Path(generation) / "errors" / f"rank{rank}.json", identity | report)
+        if not is_interrupt:
+            record(paging.ERROR, Path(generation) / "errors" / f"rank{rank}.json", report)
         with contextlib.suppress(OSError):
-            print(report["traceback"], file=log, flush=True)
+            print(report["traceback"], end="", file=log, flush=True)
         keep_process_groups()
         show(error, exceptions.own_part(error, _OUR_FILES))
-        sys.exit(report["code"])
-    say({"ended": 0, "ended_ns": boot_ns()})
+        sys.exit(INTERRUPTED if is_interrupt else report["code"])
+    record(paging.FACTS, facts, {"ended": 0, "ended_ns": boot_ns()})
 
 
 def beside(name: str) -> Any:
@@ -102,6 +93,14 @@ def beside(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def be_watched(memory: mmap.mmap, log: TextIO) -> None:
+    """Gives the watchdog what it needs inside of a rank: the heartbeat and the newest collectives, in the page, and the
+    stacks, which a loading process writes too."""
+    patches, log_of = beside("torch_patches"), beside("rank/collectives").CollectiveLog
+    os.register_at_fork(after_in_child=lambda: patches.keep_stacks(log))
+    beside("rank/heartbeat").install(memory, lambda memory: log_of(memory, patches.wrap_collective))
 
 
 def number_on_node() -> int:

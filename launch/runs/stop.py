@@ -25,6 +25,8 @@ LOOK_S = 0.2
 """Seconds between two looks at a process."""
 QUEUE_LOOK_S = (1.0, 10.0)
 """Seconds between two looks at the queue, rising from the first to the last."""
+SLOW_S = 15.0
+"""Seconds of waiting after which the user is told what a second request does."""
 
 
 @dataclass(kw_only=True)
@@ -154,7 +156,11 @@ def _wait(targets: list[Target]) -> None:
     pause, next_look = QUEUE_LOOK_S[0], time.monotonic()
     if not all(target.over for target in targets):
         say("saving, then stopping … Ctrl-C ends the waiting, not the saving")
+    slow_at = time.monotonic() + SLOW_S
     while not all(target.over for target in targets):
+        if time.monotonic() >= slow_at:
+            slow_at = float("inf")
+            say("  not ended yet: a long step, or a rank that is stuck. To end it unsaved: Ctrl-C, then stop it again")
         time.sleep(LOOK_S)
         if any(target.entries for target in targets) and time.monotonic() >= next_look:
             look(targets)

@@ -104,7 +104,11 @@ def _supervise_on_record(plan: LaunchPlan, signals: ReceivedSignals, starter: Ag
 def _generations(
     plan: LaunchPlan, signals: ReceivedSignals, starter: AgentStarter, files: RunFiles, others: NoOtherNodes
 ) -> int:
-    """Starts generations until one ends well, or there is no point in another. Returns the exit code of the last."""
+    """Starts generations until one ends well, or there is no point in another. Returns the exit code of the last.
+
+    Args:
+        others: the other nodes, if there are any. It counts the restarts, which all nodes count together.
+    """
     barren, ended = 0, Ended(code=ExitCode.DONE)
     saved, has_begun = newest_checkpoint(plan.folder), False
     while True:

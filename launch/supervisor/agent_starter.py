@@ -55,7 +55,8 @@ class AgentStarter:
                 return agent
             self.close()
             say_not_preloaded(f"the fork server ended, see {self._log}")
-        # This agent imports torch itself. Its stdin is its lifeline, which closes when we drop the process or end.
+        # This agent imports torch itself. Its own stdin is a pipe from us, its lifeline: once that closes, because we
+        # have dropped the process or ended, it ends. Its ranks get the user's stdin, which it inherits as a copy.
         stdin = os.dup(0)
         try:
             told = replace(request, stdin=stdin)

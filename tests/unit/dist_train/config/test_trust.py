@@ -147,11 +147,11 @@ def test_a_file_of_the_users_own_is_trusted_beside_folders_of_other_names(home, 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text(to_yaml(config()))
     assert not recorded.is_recorded(tmp_path / "config.yaml")
-    loaded = recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+    loaded = recorded.load_given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
     assert loaded == config()
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     with pytest.raises(UserError, match="--trust"):
-        recorded.given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
+        recorded.load_given(tmp_path / "config.yaml", (), trusts=False, note=pytest.fail)
 
 
 def _named(words: tuple[str, ...] = (), resume: Path | None = None, run_dir: Path | None = None) -> RunConfig:
