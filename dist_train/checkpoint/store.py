@@ -25,6 +25,8 @@ from dist_train.rundir.reading import MAX_JSON, read_bytes, read_json
 
 ROOM = 2.2
 """A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""
+_REPLACED = ".tmp-replaced-"
+"""Before the name of a checkpoint whose place another one is taking."""
 _NAME = re.compile("step-([0-9]{8,12})")
 
 
@@ -137,10 +139,15 @@ class CheckpointStore:
 
     def remove_unfinished(self) -> None:
         """Removes what earlier sessions left unfinished, as far as the disk allows. A session that was taken for dead
-        just before its rename has nothing left to rename then."""
+        just before its rename has nothing left to rename then. A checkpoint whose place was not taken goes back to
+        it."""
         with suppress(OSError):
             for path in self.folder.glob(".tmp-*"):
-                remove_tree(path)
+                target = path.with_name(path.name.removeprefix(_REPLACED))
+                if target != path and not os.path.lexists(target):
+                    os.rename(path, target)
+                else:
+                    remove_tree(path)
 
     def newest(self) -> VerifiedCheckpoint | None:
         """The newest sound checkpoint, or None when there are none at all.
@@ -182,17 +189,25 @@ class CheckpointStore:
             self._fence.check()
 
     def _commit(self, temporary: Path, target: Path) -> None:
+        """Renames it. What had the name before may be sound, so that it gets the name back when this fails."""
         self._check_fence()
-        damaged = self._set_aside(target) if os.path.lexists(target) else None
-        self._check_fence()
-        os.rename(temporary, target)
+        before = target.with_name(f"{_REPLACED}{target.name}")
+        if os.path.lexists(target):
+            remove_tree(before)
+            os.rename(target, before)
         try:
-            sync_folder(self.folder)
-        except OSError:  # it could be gone after a power loss, so it must not pass for saved
-            os.rename(target, temporary)
+            self._check_fence()
+            os.rename(temporary, target)
+            try:
+                sync_folder(self.folder)
+            except OSError:  # it could be gone after a power loss, so it must not pass for saved
+                os.rename(target, temporary)
+                raise
+        except BaseException:
+            with suppress(OSError):
+                os.rename(before, target)
             raise
-        if damaged is not None:
-            remove_tree(damaged)
+        remove_tree(before)
 
     def _set_aside(self, path: Path) -> Path:
         """Renames it and returns the new name, so that a crash during the removal leaves no half checkpoint behind."""

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.checkpoint.store import CheckpointStore, DamagedCheckpoint, locate, verify
+from dist_train.checkpoint.store import (
+    LACKS_EVALUATION,
+    CheckpointStore,
+    DamagedCheckpoint,
+    lacks_evaluation,
+    locate,
+    verify,
+)
 from dist_train.errors import ExitCode, UserError
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "optimizer.safetensors": b"x" * 999, "state.json": b"{}"}
@@ -228,6 +236,28 @@ def test_a_call_that_is_refused_fails_the_save_and_leaves_nothing(store, call, c
             assert os.listdir(store.folder) == ["step-00000010"]
     assert number - 1 == {"write": len(FILES) + 1, "fsync": len(FILES) + 3, "mkdir": 1, "rename": 1}[call]
     assert _content(store.path(10)) == before
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", ["error=EIO", "signal=SIGKILL"])
+def test_a_sound_checkpoint_is_there_until_another_has_its_place(store, fault):
+    """One that lacks its evaluation is replaced when that has been done."""
+    for call in ("rename", "fsync"):
+        number, code = 0, -1
+        while code:
+            number += 1
+            shutil.rmtree(store.folder, ignore_errors=True)
+            _save(store, 20, **{LACKS_EVALUATION: True})
+            inject = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
+            command = ["strace", "-f", "-qq", "-o", os.devnull, *inject, sys.executable, "-B", "-c", SAVE]
+            code = subprocess.run([*command, str(store.folder)], cwd=ROOT).returncode
+            assert code in (0, errno.EIO, -signal.SIGKILL)
+            if code != errno.EIO:  # by itself, and a process that was killed with the next session
+                CheckpointStore(store.folder).remove_unfinished()
+            assert CheckpointStore(store.folder).newest() is not None
+            assert os.listdir(store.folder) == ["step-00000020"]
+        assert not lacks_evaluation(store.path(20))
+        assert number - 1 == {"rename": 2, "fsync": len(FILES) + 3}[call]
 
 
 @needs_strace
