@@ -29,11 +29,41 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """An error that the user can fix: one line with what was given, what is allowed and what to do."""
+    """An error that the user can fix: one line with what was given, what is allowed and what to do.
 
-    def __init__(self, message: str, code: ExitCode = ExitCode.CONFIG) -> None:
+    Attributes:
+        usual: the exit code of this kind of error, where no other one is given.
+    """
+
+    usual = ExitCode.CONFIG
+
+    def __init__(self, message: str, code: ExitCode | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code = self.usual if code is None else code
+
+
+class ResumeError(UserError):
+    """There is nothing to go on from, or nothing that fits."""
+
+    usual = ExitCode.CANNOT_RESUME
+
+
+class UserCodeError(UserError):
+    """The user's model, data set, task, optimizer or callback does something that it must not."""
+
+    usual = ExitCode.USER_CODE
+
+
+class DataError(UserError):
+    """The data is not there, not readable, or not what the task learns from."""
+
+    usual = ExitCode.DATA
+
+
+class DiskError(UserError):
+    """The disk refuses."""
+
+    usual = ExitCode.CHECKPOINT_IO
 
 
 def require_linux() -> None:

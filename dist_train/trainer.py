@@ -19,7 +19,7 @@ from dist_train.data.broken import Broken, most_broken
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.gallery import NullGallery
 from dist_train.heartbeat import beat
@@ -189,10 +189,9 @@ class Trainer:
         count = len(state.broken)
         self.tracker.note(f"! {one.reason}; {instead} takes its place ({count} broken so far, at most {most} may be)")
         if count > most:
-            raise UserError(
+            raise DataError(
                 f"step {step}: {count} of the {size:,} training samples cannot be read, and "
-                f"data.max_broken={share:g} allows {most}: mend the data, or raise data.max_broken",
-                ExitCode.DATA,
+                f"data.max_broken={share:g} allows {most}: mend the data, or raise data.max_broken"
             )
 
     def save(self, state: TrainState) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, ResumeError, UserError
 from dist_train.rundir.files import Bytes, remove_tree, sync_file, sync_folder
 from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
@@ -152,17 +152,16 @@ class CheckpointStore:
         try:
             paths = self.all()
         except OSError as error:
-            raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+            raise DiskError(f"cannot read {self.folder}: {error.strerror}") from None
         for path in paths:
             try:
                 return VerifiedCheckpoint.at(path, skipped=skipped)
             except DamagedCheckpoint as damage:
                 skipped.append(f"{path.name} is damaged ({damage})")
         if skipped:
-            raise UserError(
+            raise ResumeError(
                 f"{self.folder}: no checkpoint can be used: {'; '.join(skipped)}. "
-                "Restore one from a copy, or start anew in another directory",
-                ExitCode.CANNOT_RESUME,
+                "Restore one from a copy, or start anew in another directory"
             )
         return None
 
@@ -260,7 +259,7 @@ def locate(target: Path, report: Callable[[str], None], best: bool = False) -> V
         try:
             return VerifiedCheckpoint.at(target, by_name=False)
         except DamagedCheckpoint as damage:
-            raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
+            raise ResumeError(f"{target} is damaged ({damage})") from None
     store = CheckpointStore(RunDir(target).checkpoints)
     found = store.newest()
     if found is None:

@@ -24,7 +24,7 @@ from dist_train.config.schema import Normalize
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
 from dist_train.data.loader import evaluation_samples
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserCodeError, UserError
 from dist_train.rundir.files import replacing, write_atomic, write_synced
 from dist_train.rundir.strict_json import to_json
 from dist_train.tasks.base import Task
@@ -136,11 +136,11 @@ def _try(function: Callable[[], object], said: str) -> None:
         function()
     except Exception as error:
         reason = printable(" ".join(str(error).split()), 200)
-        raise UserError(f"{said} this model: {type(error).__name__}: {reason}", ExitCode.USER_CODE) from error
+        raise UserCodeError(f"{said} this model: {type(error).__name__}: {reason}") from error
 
 
 def _other(why: str) -> UserError:
-    return UserError(f"the file gives other results than the model, and is not kept; {why}", ExitCode.USER_CODE)
+    return UserCodeError(f"the file gives other results than the model, and is not kept; {why}")
 
 
 def _leaves(tree: Any) -> list[Tensor]:

@@ -24,7 +24,7 @@ from dist_train.config.stdout import aligned, tell
 from dist_train.data.batch import Microbatch
 from dist_train.data.given import Coder, Given, coder_of, read_text
 from dist_train.data.loader import number_of_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, ExitCode, UserError
 from dist_train.evaluate import evaluating, own_batches
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast
@@ -164,9 +164,9 @@ def _encoded(coder: Coder, text: str) -> Tensor:
     try:
         tokens = torch.tensor([list(map(int, coder.encode(text.encode(errors="surrogateescape"))))])
     except UnicodeDecodeError as error:
-        raise UserError(f"the text is no UTF-8 (byte {error.start:,})", ExitCode.DATA) from None
+        raise DataError(f"the text is no UTF-8 (byte {error.start:,})") from None
     if not tokens.numel():
-        raise UserError("the text is empty: give one character at least to go on with", ExitCode.DATA)
+        raise DataError("the text is empty: give one character at least to go on with")
     return tokens
 
 

@@ -121,7 +121,7 @@ def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
     return steps, evaluations
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def _row(line: bytes) -> Row:
     """The row of a line of metrics.jsonl; empty for an incomplete line. Raises ValueError."""
     if len(line) == _LONGEST_LINE:
         raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
@@ -187,7 +187,7 @@ class Difference:
         where = f"step {self.step}" + (f", {self.split}" if self.split else "")
         return f"{where}: {self.quantity} was {_exact(self.recorded)} and came out as {_exact(self.replayed)}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         values = {"recorded": self.recorded, "replayed": self.replayed}
         floats = {f"{name}_hex": value.hex() for name, value in values.items() if isinstance(value, float)}
         return {"step": self.step, "split": self.split, "quantity": self.quantity, **values, **floats}

@@ -30,7 +30,7 @@ from dist_train.control.stop import StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, ResumeError, UserError
 from dist_train.learner import Learner, build_learner
 from dist_train.loop import train
 from dist_train.parallel.process_group import ProcessGroup
@@ -183,10 +183,9 @@ def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
     try:
         return broadcast_checkpoint(found, group)
     except (OSError, DamagedCheckpoint) as error:
-        raise UserError(
+        raise ResumeError(
             f"{found.path.name} went away while it was read ({error}), as it happens in a run that is going on: "
-            "try again",
-            ExitCode.CANNOT_RESUME,
+            "try again"
         ) from None
 
 

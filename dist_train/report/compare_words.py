@@ -89,8 +89,8 @@ def figures_of(comparison: Comparison) -> list[list[str]]:
     for group in comparison.groups:
         for run in group.runs:
             last = [words.shown(name, run.last.get(name, "")) for name in names]
-            steps = f"{run.best[1]:,}", f"{run.last['step']:,}"
-            best = words.shown(metric, run.best[0])
+            steps = f"{run.best.step:,}", f"{run.last['step']:,}"
+            best = words.shown(metric, run.best.value)
             rows.append([group.label, run.name, str(run.config.seed), run.state, best, *steps, *last])
     return rows
 
@@ -112,7 +112,7 @@ def as_record(comparison: Comparison) -> Row:
             "run": str(run.path),
             "seed": run.config.seed,
             "state": run.state,
-            "best": {"metric": comparison.metric, "value": run.best[0], "step": run.best[1]},
+            "best": asdict(run.best),
             "last": {name: run.last.get(name) for name in ("step", *numbers(run.last))},
         }
         for group in comparison.groups

@@ -11,9 +11,8 @@ from typing import Any
 
 from dist_train.config.metrics import BESIDE_SHARES, KEPT, SHARES
 from dist_train.config.schema import RunConfig
-from dist_train.report.words import POSITION, clock, label, number, seconds, shown, telling
+from dist_train.report.words import POSITION, Row, clock, label, number, seconds, shown, telling
 
-Row = dict[str, Any]
 ALWAYS = 100
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 _ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}

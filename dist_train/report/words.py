@@ -7,6 +7,8 @@ from typing import Any
 
 from dist_train.config.metrics import SHARES
 
+Row = dict[str, Any]
+"""A row of metrics.jsonl, or what it is made of: the user's figures by name, beside keys of ours."""
 POSITION = ("step", "epoch", "samples_seen")
 """The keys of a row that say where it belongs; every other number in it is a figure."""
 

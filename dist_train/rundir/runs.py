@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError
 from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_json
@@ -128,4 +128,4 @@ def make_run_dir(folder: Path) -> None:
     try:
         RunDir(folder).generations.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the run directory {folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+        raise DiskError(f"cannot make the run directory {folder}: {error.strerror}") from None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserCodeError
 from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
 from dist_train.tasks.per_sample import of_numbers
 
@@ -47,9 +47,8 @@ class Regression(Task):
         wrong = (~torch.isfinite(target)).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])
-            raise UserError(
-                f"{name_of(row)}: the target is {target[tuple(wrong[0].tolist())].item()}, which is not finite",
-                ExitCode.DATA,
+            raise DataError(
+                f"{name_of(row)}: the target is {target[tuple(wrong[0].tolist())].item()}, which is not finite"
             )
         return target.float()
 
@@ -114,10 +113,9 @@ class Regression(Task):
             if output.shape == target.shape:
                 return output.float()
         given = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
+        raise UserCodeError(
             f"regression takes from the model, for each sample, the shape of its target, {list(target.shape[1:])}; the "
-            f"model gave {given}",
-            ExitCode.USER_CODE,
+            f"model gave {given}"
         )
 
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:

@@ -112,8 +112,8 @@ def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
     done = f"✓ done in {seconds(outcome.seconds)}"
     found = measures(outcome.metrics, len(facts.classes) if facts.classes is not None else None)
     found = [one for one in found if one[0] != "loss"] or found
-    if outcome.best and outcome.best["metric"] not in SHARES and outcome.best["metric"] in outcome.metrics:
-        name = outcome.best["metric"]  # what the run was about stands first
+    if outcome.best and outcome.best.metric not in SHARES and outcome.best.metric in outcome.metrics:
+        name = outcome.best.metric  # what the run was about stands first
         first = (name, name, number(outcome.metrics[name]))
         found = [first, *(one for one in found if one[0] != name)]
     if not found:
@@ -132,8 +132,8 @@ def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
 def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     if not outcome.best:
         return ""
-    metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
-    label, text, epoch = SHARES.get(metric, metric), shown(metric, value), facts.epoch_of(step)
+    metric, value, epoch = outcome.best.metric, outcome.best.value, facts.epoch_of(outcome.best.step)
+    label, text = SHARES.get(metric, metric), shown(metric, value)
     if outcome.metrics.get("split", "evaluation") != "evaluation":
         return f"checkpoint of epoch {epoch}, evaluation {label} {text}"
     return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {text}, epoch {epoch}"
@@ -142,7 +142,7 @@ def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
 def _checkpoints(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
-    best = RunDir(facts.run_dir).checkpoint(outcome.best["step"]) if outcome.best else None
+    best = RunDir(facts.run_dir).checkpoint(outcome.best.step) if outcome.best else None
     others = [f"  best        {shown_path(best)}"] if best and best != outcome.checkpoint and best.is_dir() else []
     mark = "  (the best)" if best == outcome.checkpoint else ""
     try_it = f"  try it      dist-train predict {shown_path(facts.run_dir)} INPUT..."

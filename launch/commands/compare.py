@@ -8,7 +8,7 @@ import click
 
 from dist_train.config.problems import printable, shown
 from dist_train.config.stdout import aligned, tell
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, UserError
 from dist_train.rundir.runs import shown_path
 from dist_train.rundir.strict_json import to_json
 
@@ -45,7 +45,7 @@ def command(runs: tuple[str, ...], metric: str | None, html: str | None, require
         try:
             compare_page.write(comparison, Path(html))
         except OSError as error:
-            raise UserError(f"{html}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+            raise DiskError(f"{html}: {error.strerror}") from None
         if not as_json:
             tell(f"\n{shown_path(Path(html))}")
     sys.exit(int(require_better and not comparison.judgements[0].better))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_train.config.replies import Description, TorchFacts
 from dist_train.errors import UserError
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import newest_checkpoint
@@ -38,14 +39,14 @@ def examine(
     works = software.check_versions(torch)
     yield works
     if works.level == "problem":
-        torch = {}
+        torch = TorchFacts()
     else:
         yield software.devices(torch, visible=here.gpus)
         yield gpu.check_driver(torch, driver=gpu.driver_version(), cards=gpu.cards(), gpus=here.gpus)
         yield software.backends(torch)
     try:
         # If torch sees no GPU, ranks run on the CPU, so that the rest can still be examined.
-        gpus = min(here.gpus, len(torch.get("gpus", [])))
+        gpus = min(here.gpus, len(torch.gpus))
         usable = host.Host(name=here.name, cores=here.cores, gpus=gpus, place=None)
         flags = Flags(nproc_per_node=nproc_per_node, standalone=True)
         plan = make_plan(config, flags, usable, folder=Path("unused"), program=(), arguments=(), resume=None)
@@ -59,12 +60,12 @@ def examine(
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        facts = describe(config, config_path, overrides) if config_path else {}
-        yield disk.room(root, each=facts.get("state_bytes"), kept=config.checkpoint.keep + 1)
-        if facts.get("cache"):
-            yield disk.images(facts["cache"])
+        facts = describe(config, config_path, overrides) if config_path else Description()
+        yield disk.room(root, each=facts.state_bytes, kept=config.checkpoint.keep + 1)
+        if facts.cache:
+            yield disk.images(facts.cache)
     yield software.tracking(config)
-    if plan is not None and torch:
+    if plan is not None and works.level != "problem":
         yield from ranks.findings(plan, cores=here.cores)
 
 
@@ -112,7 +113,7 @@ def _quick(config: Any, plan: LaunchPlan) -> Iterator[Finding]:
         # Checks NVIDIA's table; if that refuses the driver, asks torch itself, since a cuda-compat package may help.
         driver, cuda = gpu.driver_version(), gpu.cuda_of_torch()
         unsure = cuda is None or gpu.is_too_old(driver, cuda)
-        if unsure and "problem" not in (torch := software.ask_torch()):
+        if unsure and not (torch := software.ask_torch()).problem:
             yield gpu.check_driver(torch, driver=driver, cards=gpu.cards(), gpus=plan.ranks_per_node)
     yield from disk.run_directory(plan.folder)
     newest = newest_checkpoint(plan.folder)  # the next one will be about as large

@@ -25,7 +25,7 @@ from dist_train.config.schema import CustomData
 from dist_train.data.broken import TRIES, is_of_a_sample
 from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.data.failure import failures, noted
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 from dist_train.randomness import key, seeded
 
 
@@ -48,9 +48,8 @@ def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:
     if classes is None:
         return None
     if not isinstance(classes, Iterable):
-        raise UserError(
-            f"{name}: `classes` is {classes!r}, and must hold the names of the classes, in the order of the targets",
-            ExitCode.DATA,
+        raise DataError(
+            f"{name}: `classes` is {classes!r}, and must hold the names of the classes, in the order of the targets"
         )
     return tuple(str(one) for one in classes)
 
@@ -61,7 +60,7 @@ def _check(name: str, split: str, dataset: Any) -> None:
     if missing:
         raise UserError(f"{name} for split {split} has no {' and no '.join(missing)}: a map-style data set is needed")
     if len(dataset) == 0:
-        raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
+        raise DataError(f"{name} for split {split} is empty")
 
 
 def shape_of(dataset: Any, tries: int) -> tuple[tuple[int, ...] | None, int | None]:

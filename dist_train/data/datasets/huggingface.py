@@ -23,7 +23,7 @@ from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, fitted,
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.datasets.shards import expanded
 from dist_train.data.decode import decode_bytes, decode_file, read_file
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 _SAVED = "state.json"
@@ -47,15 +47,13 @@ class Table:
         """
         known = ", ".join(data.column_names)
         if missing := [name for name in columns if name not in data.column_names]:
-            raise UserError(f"{key}: {files[0]} has no column {missing[0]}: {known}", ExitCode.DATA)
+            raise DataError(f"{key}: {files[0]} has no column {missing[0]}: {known}")
         self.features = {name: data.features[name] for name in columns}
         for name, feature in self.features.items():
             if kind(feature) is None:
-                raise UserError(
-                    f"{key}: the column {name} of {files[0]} holds {feature}, which is not read", ExitCode.DATA
-                )
+                raise DataError(f"{key}: the column {name} of {files[0]} holds {feature}, which is not read")
         if not len(data):
-            raise UserError(f"{key}: {files[0]} has no rows", ExitCode.DATA)
+            raise DataError(f"{key}: {files[0]} has no rows")
         self._rows, self.files = data.with_format("arrow", columns=list(columns)), list(files)
 
     def __len__(self) -> int:
@@ -83,9 +81,7 @@ class Table:
         elif value is not None:
             return torch.tensor(value.as_py(), dtype=torch.float32) if what == "float" else value.as_py()
         if value is None or value.dtype == object:
-            raise UserError(
-                f"{self.name(row)}: the column {name} has no value, or lists of several lengths", ExitCode.DATA
-            )
+            raise DataError(f"{self.name(row)}: the column {name} has no value, or lists of several lengths")
         return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
 
     def encoded(self, row: int, name: str) -> tuple[bytes | bytearray, Stamp]:
@@ -100,7 +96,7 @@ class Table:
             found, stamp = read_file(str(content["path"]))
             return found, Stamp(*stamp)
         if not scalar.is_valid:
-            raise UserError(f"{self.name(row)}: the column {name} has no value", ExitCode.DATA)
+            raise DataError(f"{self.name(row)}: the column {name} has no value")
         return content["bytes"], self.stamp
 
     @cached_property
@@ -229,10 +225,9 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     for name, table in tables.items():
         if table.features != train.features:
             other = next(column for column, feature in table.features.items() if feature != train.features[column])
-            raise UserError(
+            raise DataError(
                 f"data.{name}: the column {other} holds {table.features[other]}, and that of data.train "
-                f"{train.features[other]}",
-                ExitCode.DATA,
+                f"{train.features[other]}"
             )
     single = isinstance(config.inputs, str) and isinstance(config.targets, str)
     kinds = [kind(train.features[name]) for name in _names(config)]
@@ -240,7 +235,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     caches: dict[int, Kept] = {}
     if isinstance(config.cache, ImageCache):
         if not images:
-            raise UserError("data.cache keeps rows of one image and one class, and these are others", ExitCode.DATA)
+            raise DataError("data.cache keeps rows of one image and one class, and these are others")
         room = Room(config.cache)
         for table in tables.values():
             origin = Origin(name=str(table.files[0]), rows=len(table), digest=table.fingerprint)
@@ -284,7 +279,7 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
             files = expanded(given, key)
             formats = {FORMATS.get(path.suffix.lower()) for path in files}
             if len(formats) > 1 or None in formats:
-                raise UserError(f"{key}: the files must all end in one of {alternatives([*FORMATS])}", ExitCode.DATA)
+                raise DataError(f"{key}: the files must all end in one of {alternatives([*FORMATS])}")
             data = datasets.load_dataset(
                 str(formats.pop()),
                 data_files=[str(path.absolute()) for path in files],
@@ -295,7 +290,7 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
         raise
     except Exception as error:  # of many kinds, those of pyarrow among them
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{key}: cannot read {given}: {printable(reason, 300)}", ExitCode.DATA) from error
+        raise DataError(f"{key}: cannot read {given}: {printable(reason, 300)}") from error
     return Table(data, files, _names(config), key)
 
 
@@ -307,7 +302,7 @@ def _on_disk(datasets: Any, folder: Path, key: str) -> tuple[Any, list[Path]]:
             if inside
             else ("is no folder of Dataset.save_to_disk; of a folder of files name the files, with *")
         )
-        raise UserError(f"{key}: {folder} {some}", ExitCode.DATA)
+        raise DataError(f"{key}: {folder} {some}")
     return datasets.load_from_disk(str(folder)), sorted(folder.glob("*.arrow"))
 
 

@@ -28,7 +28,7 @@ from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.decode import decode_bytes
 from dist_train.data.tars.index import TarIndex, index_of
 from dist_train.data.tars.samples import TarSamples
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 _THREADS = 16
 """Tars that are looked at at once: most of the time is spent waiting for storage."""
@@ -97,14 +97,14 @@ class ShardImages(_OfTars, DecodedImages):
             value = content.decode().strip() if self._field is None else json.loads(content)[self._field]
         except (ValueError, LookupError, TypeError):
             asked = "no text" if self._field is None else f"no JSON object with the field {self._field}"
-            raise UserError(f"{self.path(index)}: .{self._target} holds {asked}", ExitCode.DATA) from None
+            raise DataError(f"{self.path(index)}: .{self._target} holds {asked}") from None
         text = str(value)
         if text in self._numbers and not isinstance(value, int):
             return self._numbers[text]
         if not re.fullmatch(r"-?[0-9]{1,18}", text):
             words = "a class's number or name" if self._numbers else "a class's number (names need data.classes)"
             said = printable(text, 60)
-            raise UserError(f"{self.path(index)}: .{self._target} holds {said!r}, and must hold {words}", ExitCode.DATA)
+            raise DataError(f"{self.path(index)}: .{self._target} holds {said!r}, and must hold {words}")
         return int(text)
 
 
@@ -177,11 +177,11 @@ def expanded(patterns: str | Sequence[str], what: str) -> list[Path]:
         for name in [glob.escape(pattern)] if os.path.exists(pattern) else _braces(pattern):
             files = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] * os.path.exists(name)
             if not files:
-                raise UserError(f"{what}: there is no file {Path(name).absolute()}", ExitCode.DATA)
+                raise DataError(f"{what}: there is no file {Path(name).absolute()}")
             found += map(Path, files)
     if twice := len(found) - len(set(found)):
         again = next(path for place, path in enumerate(found) if path in found[:place])
-        raise UserError(f"{what} names {twice} files twice, such as {again}", ExitCode.DATA)
+        raise DataError(f"{what} names {twice} files twice, such as {again}")
     return found
 
 
@@ -195,7 +195,7 @@ def _braces(pattern: str) -> list[str]:
     else:
         first, last = int(match[1]), int(match[2])
         if abs(last - first) >= _MOST_TARS:
-            raise UserError(f"{pattern} names more than {_MOST_TARS:,} files", ExitCode.DATA)
+            raise DataError(f"{pattern} names more than {_MOST_TARS:,} files")
         width = max(map(len, match.group(1, 2))) if any(text[0] == "0" for text in match.group(1, 2)) else 0
         options = [f"{n:0{width}}" for n in range(first, last + 1)] or [
             f"{n:0{width}}" for n in range(first, last - 1, -1)
@@ -233,9 +233,7 @@ def _classes(given: int | str | list[str] | None) -> tuple[str, ...] | None:
     try:
         names = Path(given).read_text().splitlines() if isinstance(given, str) else given
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"data.classes: cannot read {given}: {getattr(error, 'strerror', error)}", ExitCode.DATA
-        ) from error
+        raise DataError(f"data.classes: cannot read {given}: {getattr(error, 'strerror', error)}") from error
     if not names or len(set(names)) < len(names):
-        raise UserError("data.classes: a class has no name, or two have the same one", ExitCode.DATA)
+        raise DataError("data.classes: a class has no name, or two have the same one")
     return tuple(names)

@@ -33,14 +33,14 @@ def custom(name, **args):
 )
 def test_what_would_end_the_training_is_told_with_its_exit_code(sections, code, words):
     found = facts(**sections)
-    assert found["exit_code"] == code and words in found["problem"] and "\n" not in found["problem"]
+    assert found.exit_code == code and words in found.problem and "\n" not in found.problem
 
 
 def test_what_the_training_fetches_itself_is_no_failure(tmp_path):
     found = facts(data={"name": "cifar10", "root": str(tmp_path / "there")})
-    assert found["exit_code"] is None and "the training downloads it" in found["problem"]
+    assert found.exit_code is None and "the training downloads it" in found.problem
     assert not (tmp_path / "there").exists()
-    assert facts()["problem"] is None
+    assert facts().problem is None
 
 
 def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
@@ -49,4 +49,4 @@ def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own = RunConfig.model_validate({"data": DIGITS, "model": {"name": "mlp"}})
     found = ask(own, str(tmp_path / "c.yaml"), [])
-    assert found["exit_code"] == 2 and "model.name" in found["problem"] and "a warning" not in found["problem"]
+    assert found.exit_code == 2 and "model.name" in found.problem and "a warning" not in found.problem

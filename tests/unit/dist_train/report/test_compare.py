@@ -12,6 +12,7 @@ from dist_train.report import compare_page
 from dist_train.report.compare import compare
 from dist_train.report.compare_words import as_record, figures_of, sentences
 from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import Best
 from dist_train.tracking.jsonl import row_to_json
 from launch.commands.compare import _text
 
@@ -69,7 +70,7 @@ def test_pairs_of_seeds_show_what_runs_apart_do_not(five_seeds):
 def test_a_lower_loss_is_better_and_so_is_a_lower_figure_that_is_asked_for(five_seeds):
     found = compare(five_seeds, "loss")
     assert (found.metric, found.better) == ("loss", "min") and found.judgements[0].better is False
-    assert found.runs[0].best == (1 / STEPS, STEPS)
+    assert found.runs[0].best == Best(metric="loss", value=1 / STEPS, step=STEPS)
 
 
 def test_the_figure_is_the_best_and_the_table_has_both(tmp_path):
@@ -137,7 +138,7 @@ def test_a_run_of_somebody_else_writes_nothing_into_the_terminal_and_no_tag_into
     metrics.write_text(metrics.read_text().replace('"accuracy": 0.9', '"\\u001b[31m<img>": 1, "accuracy": 0.9'))
     metrics.write_text(metrics.read_text().replace('"accuracy": 0.8', '"accuracy": 1e400, "x": 0.8'))
     found = compare(five_seeds)
-    assert found.runs[0].best == (0.9, STEPS)
+    assert found.runs[0].best == Best(metric="accuracy", value=0.9, step=STEPS)
     text, page = _text(found), compare_page.render(found)
     assert "[31m<img>" in text and "\x1b" not in text
     assert "<img>" not in page and "&lt;img&gt;" in page
