@@ -1,6 +1,8 @@
 """What ends a run early, and with which exit code. No torch here."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -72,3 +74,12 @@ def require_linux() -> None:
         raise UserError(
             f"dist-train needs Linux, and this is {sys.platform}: use a Linux machine, WSL on Windows, or a container"
         )
+
+
+@contextmanager
+def telling_why(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Where the disk refuses something in the block, that is an error for the user: `what`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror}") from None

@@ -138,13 +138,7 @@ class StepMetrics:
             ]
         interval = _means(names, figures[: len(rows)])
         return Report(
-            rows=rows,
-            figures=interval,
-            samples=samples,
-            skipped=skipped,
-            diverged=diverged,
-            broken=broken,
-            times=times,
+            rows=rows, figures=interval, samples=samples, skipped=skipped, diverged=diverged, broken=broken, times=times
         )
 
     def _reduced(self, own: Tensor) -> tuple[Tensor, list[list[float]]]:

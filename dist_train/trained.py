@@ -123,13 +123,7 @@ def assembled(
     data = saved.other["data"]
     classes, shape = ((None if data.get(name) is None else tuple(data[name])) for name in ("classes", "shape"))
     trained = Trained(
-        path=found.path,
-        step=saved.state.step,
-        config=config,
-        device=device,
-        classes=classes,
-        shape=shape,
-        data=data,
+        path=found.path, step=saved.state.step, config=config, device=device, classes=classes, shape=shape, data=data
     )
     return saved_model(config, saved, **trained.offered).to(device), trained
 

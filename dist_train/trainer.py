@@ -28,7 +28,7 @@ from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.clip import clip
 from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 from dist_train.parallel.data_parallel import Parallel, ParallelOptions
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.profile import NullProfile
@@ -113,7 +113,7 @@ class Trainer:
                 group["lr"] = scaled(lr, group)
             if not type(optimizer).__module__.startswith("torch."):  # torch's own compute each number by itself
                 for parameter in self.parallel.parameters:
-                    parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
+                    parameter.grad = None if parameter.grad is None else realigned(parameter.grad)
             # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))
             scaler.step(optimizer)

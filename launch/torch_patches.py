@@ -105,7 +105,7 @@ def install_lazy_dynamo() -> None:
     module.__class__ = LazyDynamo
     module.prepare()  # type: ignore[attr-defined]
     sys.modules[NAME] = sys.modules["torch"]._dynamo = module  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, Below(module))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, BelowDynamo(module))  # type: ignore[arg-type]
 
 
 class LazyDynamo(types.ModuleType):
@@ -118,8 +118,8 @@ class LazyDynamo(types.ModuleType):
         self.graph_break = self._graph_break
         self.disable = self._disable
         answers = {"get_optimize_ddp_mode": lambda: "ddp_optimizer"}  # the default of its config
-        self.utils = Part(self, "utils", for_later=["is_compile_supported"], **answers)
-        self.trace_rules = Part(self, "trace_rules", clear_lru_cache=lambda: None)
+        self.utils = LazyPart(self, "utils", for_later=["is_compile_supported"], **answers)
+        self.trace_rules = LazyPart(self, "trace_rules", clear_lru_cache=lambda: None)
 
     def __getattr__(self, name: str) -> Any:
         make_real(self)
@@ -154,13 +154,15 @@ def make_real(module: Any) -> Any:
         try:
             for function in module._marked:  # else the real one would never hear of them
                 vars(function).pop("__dynamo_disable", None)
-            parts: list[Part] = [vars(module).pop(name) for name in ("utils", "trace_rules") if name in vars(module)]
+            parts: list[LazyPart] = [
+                vars(module).pop(name) for name in ("utils", "trace_rules") if name in vars(module)
+            ]
             for name in ("graph_break", "disable"):
                 vars(module).pop(name, None)
             for part in parts:
                 if sys.modules.get(part.__name__) is part:
                     del sys.modules[part.__name__]
-            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Below)]
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, BelowDynamo)]
             module.__spec__.loader.exec_module(module)  # type: ignore[union-attr]
         finally:
             module._is_loading = False
@@ -172,7 +174,7 @@ def make_real(module: Any) -> Any:
         return module
 
 
-class Part(types.ModuleType):
+class LazyPart(types.ModuleType):
     """A module below, that knows some answers.
 
     Args:
@@ -205,7 +207,7 @@ class Part(types.ModuleType):
             delattr(self, name)
 
 
-class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class BelowDynamo(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes torch._dynamo real before a module below it is imported, which it then is already, as a rule."""
 
     def __init__(self, module: LazyDynamo) -> None:
@@ -217,7 +219,7 @@ class Below(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not fullname.startswith(f"{NAME}."):
             return None
         part = vars(self._module).get(fullname.removeprefix(f"{NAME}."))
-        if isinstance(part, Part):
+        if isinstance(part, LazyPart):
             return importlib.machinery.ModuleSpec(fullname, self, loader_state=part)
         make_real(self._module)
         if fullname not in sys.modules:

@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, Tensors, TrainState
-from dist_train.checkpoint.store import VerifiedCheckpoint, read_file
+from dist_train.checkpoint.store import VerifiedCheckpoint, read_checked
 from dist_train.config.changes import differences, differing, is_below, is_safe
 from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import RunConfig
@@ -106,7 +106,7 @@ def content_of(found: VerifiedCheckpoint) -> Snapshot:
         DamagedCheckpoint: when they have changed since.
         OSError: when they have gone since.
     """
-    files = {name: read_file(found.path, name, found.manifest) for name in found.manifest["files"]}
+    files = {name: read_checked(found.path, name, found.manifest) for name in found.manifest["files"]}
     try:
         tensors = {name: load(content) for name, content in files.items() if name.endswith(".safetensors")}
         snapshot = Snapshot.of(tensors, untagged(json.loads(files["state.json"])))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from dist_train.errors import DataError, ExitCode, UserCodeError, UserError
+from dist_train.errors import DataError, UserCodeError, UserError
 
 _PAIR = ("input", "target")
 
@@ -90,10 +90,7 @@ def padded(samples: Sequence[Any], values: float | Mapping[str, float]) -> list[
     parts = [dict(zip(_PAIR, sample, strict=True)) for sample in samples] if pairs else list(samples)
     found = _padded(parts, "", values, names)
     if isinstance(values, Mapping) and (unknown := values.keys() - names):
-        raise UserError(
-            f"data.pad names {', '.join(sorted(unknown))}; a sample's parts are {', '.join(sorted(names))}",
-            ExitCode.CONFIG,
-        )
+        raise UserError(f"data.pad names {', '.join(sorted(unknown))}; a sample's parts are {', '.join(sorted(names))}")
     return [tuple(sample.values()) for sample in found] if pairs else found
 
 

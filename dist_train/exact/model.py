@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from dist_train.config.shares import check_even, share
 from dist_train.errors import UserCodeError, UserError
 from dist_train.exact.world import world
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 from dist_train.parallel.buffers import BufferSet, settle_buffers
-from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Place
+from dist_train.parallel.data_parallel import Numbered, Parallel, ParallelOptions
 from dist_train.randomness import Generators, key
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Numbered)
 
 
 class _Number(NamedTuple):
@@ -150,7 +150,7 @@ class DistributedDataParallel(nn.Module):
                 parameter.grad = None
         self._sum.check()
         for parameter in self._sum.parameters:
-            parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
+            parameter.grad = None if parameter.grad is None else realigned(parameter.grad)
         seed_after(mine[0].step)
 
     def complete(self, loss: Tensor) -> Tensor:

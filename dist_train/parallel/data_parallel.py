@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dist_train.config.schema import RunConfig
 
 
-class Place(Protocol):
+class Numbered(Protocol):
     """What the sum has to know of a microbatch: its optimizer step, and its number among the microbatches of that
     step."""
 
@@ -47,7 +47,7 @@ class Place(Protocol):
     def number(self) -> int: ...
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Numbered)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from dist_train.config.problems import shown as as_written
 from dist_train.report import words
 from dist_train.report.compare import Comparison, Run
-from dist_train.report.compare_words import as_record, figures_of, sentences
-from dist_train.report.curves import Chart, Curve, figures, short, smoothed
+from dist_train.report.compare_words import comparison_record, comparison_sentences, figures_of
+from dist_train.report.curves import Chart, Curve, figures, rounded, smoothed
 from dist_train.report.html import Markup, table, tag
 from dist_train.report.page import chart_boxes, document, section
 from dist_train.report.words import Row
@@ -25,18 +25,18 @@ MOST_CURVES = 12
 """In one chart; more runs are shown as what their groups have in common."""
 
 
-def write(comparison: Comparison, path: Path) -> None:
+def write_comparison(comparison: Comparison, path: Path) -> None:
     """Raises OSError when it cannot be written."""
     with replacing(path) as temporary:
-        temporary.write_text(render(comparison), encoding="utf-8")
+        temporary.write_text(render_comparison(comparison), encoding="utf-8")
 
 
-def render(comparison: Comparison) -> str:
+def render_comparison(comparison: Comparison) -> str:
     """The whole page."""
     drawn = list(_charts(comparison))
     head, *rows = figures_of(comparison)
     parts = [
-        section("Verdict", tag("ul", *(tag("li", sentence) for sentence in sentences(comparison)))),
+        section("Verdict", tag("ul", *(tag("li", sentence) for sentence in comparison_sentences(comparison)))),
         section("Curves", *chart_boxes(drawn)),
         section("Figures", table("Runs", ["group", *head[1:]], rows)),
         section("Config", *_config(comparison)),
@@ -44,7 +44,7 @@ def render(comparison: Comparison) -> str:
     steps = [run.steps for run in comparison.runs]
     same = {"samplesPerStep": {one.samples for one in steps}, "stepsPerEpoch": {one.per_epoch for one in steps}}
     axes = {key: found.pop() if len(found) == 1 else 0 for key, found in same.items()}
-    data: Row = {"marks": [], **axes, "hours": 0, "comparison": as_record(comparison)}
+    data: Row = {"marks": [], **axes, "hours": 0, "comparison": comparison_record(comparison)}
     heading = f"{len(comparison.runs)} runs of {', '.join(sorted({run.config.name for run in comparison.runs}))}"
     return document(heading, heading, f"compared by {words.label(comparison.metric)} at its best", parts, drawn, data)
 
@@ -79,7 +79,7 @@ def _chart(comparison: Comparison, title: str, kind: str, points: Callable[[Run]
             found_curves.append((f"{group.label} {name}", drawn, 1 + number % COLOURS, one))
     at = sorted(set().union(*(one for *_, one in found_curves)))
     curves = [
-        Curve(label=label, kind=drawn, colour=colour, y=[short(one.get(step)) for step in at])
+        Curve(label=label, kind=drawn, colour=colour, y=[rounded(one.get(step)) for step in at])
         for label, drawn, colour, one in found_curves
     ]
     if any(y is not None for curve in curves for y in curve.y):

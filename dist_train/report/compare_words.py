@@ -14,7 +14,7 @@ MOST_FIGURES = 4
 WHAT = "loss and norm of the gradient"
 
 
-def sentences(comparison: Comparison) -> list[str]:
+def comparison_sentences(comparison: Comparison) -> list[str]:
     """What there is to say, the most important first."""
     left_out = [f"not done, and left out of the test: {run.name}" for run in comparison.runs if not run.is_done]
     return [*_judged(comparison), *_met(comparison), *left_out]
@@ -103,7 +103,7 @@ def _shown(comparison: Comparison) -> list[str]:
     return list(distinct.values())[:MOST_FIGURES]
 
 
-def as_record(comparison: Comparison) -> Row:
+def comparison_record(comparison: Comparison) -> Row:
     """For programs."""
     labels = [group.label for group in comparison.groups]
     runs = [
@@ -121,7 +121,7 @@ def as_record(comparison: Comparison) -> Row:
     return {
         "metric": comparison.metric,
         "better": comparison.better,
-        "sentences": sentences(comparison),
+        "sentences": comparison_sentences(comparison),
         "differing": {key: dict(zip(labels, values, strict=True)) for key, values in comparison.differing},
         "runs": runs,
         "judgements": [asdict(one) for one in comparison.judgements],

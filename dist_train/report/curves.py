@@ -95,15 +95,15 @@ def _loss(steps: Steps, rows: Sequence[Row]) -> Chart:
     nothing = (None, None, None)
     unix = [points.get(step, nothing)[2] or times.get(step) for step in at]
     curves = [
-        Curve(label="training", kind="raw", y=[short(points.get(step, nothing)[0]) for step in at]),
-        Curve(label="training, smoothed", kind="line", y=[short(points.get(step, nothing)[1]) for step in at]),
-        Curve(label="evaluation", kind="points", y=[short(evaluated.get(step)) for step in at]),
+        Curve(label="training", kind="raw", y=[rounded(points.get(step, nothing)[0]) for step in at]),
+        Curve(label="training, smoothed", kind="line", y=[rounded(points.get(step, nothing)[1]) for step in at]),
+        Curve(label="evaluation", kind="points", y=[rounded(evaluated.get(step)) for step in at]),
     ]
     return Chart(title="Loss", step=at, hours=_hours(unix, steps), curves=curves)
 
 
 def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps: Steps) -> Chart:
-    curves = [Curve(label=label(name), kind="points", y=[short(row.get(name)) for row in rows]) for name in names]
+    curves = [Curve(label=label(name), kind="points", y=[rounded(row.get(name)) for row in rows]) for name in names]
     hours = _hours([_unix(row) for row in rows], steps)
     return Chart(title=title, step=[row["step"] for row in rows], hours=hours, curves=curves)
 
@@ -111,10 +111,10 @@ def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps
 def _of_steps(title: str, column: Sequence[float | None], steps: Steps, *, smooth: bool) -> Chart:
     values = _finite(column)
     keep = decimated(values, MOST_POINTS)
-    curves = [Curve(label=title, kind="raw" if smooth else "line", y=[short(values[place]) for place in keep])]
+    curves = [Curve(label=title, kind="raw" if smooth else "line", y=[rounded(values[place]) for place in keep])]
     if smooth:
         means = smoothed(values)
-        curves.append(Curve(label="smoothed", kind="line", y=[short(means[place]) for place in keep]))
+        curves.append(Curve(label="smoothed", kind="line", y=[rounded(means[place]) for place in keep]))
     at, hours = [steps.step[place] for place in keep], _hours([steps.unix[place] for place in keep], steps)
     return Chart(title=title, step=at, hours=hours, curves=curves)
 
@@ -141,7 +141,7 @@ def _finite(values: Sequence[Any]) -> list[float | None]:
     return [value if _is_number(value) else None for value in values]
 
 
-def short(value: Any) -> float | None:
+def rounded(value: Any) -> float | None:
     """Five significant digits, as no screen shows more."""
     return float(f"{value:.5g}") if _is_number(value) else None
 

@@ -35,7 +35,7 @@ def render(facts: Facts) -> str:
         section("Classes", *_classes(facts)),
         section("Worst samples", *worst_samples(facts)),
         section("Texts", *_texts(facts)),
-        section("Time", *time.section(facts)),
+        section("Time", *time.time_section(facts)),
         section("Starts", *_starts(facts)),
         section("Config", *_config(facts)),
     ]
@@ -231,16 +231,8 @@ def _launch(launch: LaunchRecord) -> list[str]:
     reason = "" if ended is None else f"{ended.reason or ended.event}, exit code {ended.exit_code}"
     counts = ["" if count is None else str(count) for count in (began.ranks, began.nodes)]
     hosts = " ".join(began.hosts or ())
-    saved = (ended and ended.saved) or ""
-    return [
-        str(launch.number),
-        words.date(began.unix),
-        *counts,
-        hosts,
-        began.checkpoint or "the beginning",
-        reason,
-        saved,
-    ]
+    start, saved = began.checkpoint or "the beginning", (ended and ended.saved) or ""
+    return [str(launch.number), words.date(began.unix), *counts, hosts, start, reason, saved]
 
 
 def _config(facts: Facts) -> Iterator[Markup]:
@@ -285,7 +277,7 @@ def _summary(facts: Facts) -> Row:
         "state": json.loads(json.dumps(facts.state, default=vars)),
         "verdict": facts.verdict,
         "evaluations": {split: rows[-1] for split, rows in facts.evaluations.items()},
-        "time": time.summary(facts),
+        "time": time.time_summary(facts),
         "worst": worst_of(facts),
         "launches": json.loads(json.dumps(facts.launches, default=vars)),
         "config": facts.config.model_dump(mode="json") if facts.config else None,

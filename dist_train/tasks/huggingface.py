@@ -82,9 +82,8 @@ class HuggingFace(Task):
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; accuracy, of samples or tokens, where the model has scores of classes."""
-        count = counted(sums)
-        found = {"loss": sums["loss"].item() / count}
-        return {**found, "accuracy": sums["right"].item() / count} if "right" in sums else found
+        found = super().metrics(sums)
+        return {**found, "accuracy": sums["right"].item() / counted(sums)} if "right" in sums else found
 
 
 def _inputs(batch: "Microbatch") -> dict[str, Any]:

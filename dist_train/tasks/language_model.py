@@ -72,11 +72,7 @@ class LanguageModel(Task):
         """
         flat = self._flat(output, target).float()
         loss = F.cross_entropy(
-            flat,
-            target.flatten(),
-            ignore_index=self._ignored,
-            reduction="sum",
-            label_smoothing=self._label_smoothing,
+            flat, target.flatten(), ignore_index=self._ignored, reduction="sum", label_smoothing=self._label_smoothing
         )
         return Loss(loss, (target != self._ignored).sum())
 

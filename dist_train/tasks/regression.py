@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _MOST_PAIRS, _MOST_CHARTS = 1_000, 4
 """Truths and predictions that are drawn, and of how many of a sample's numbers."""
+_LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss}
+_LOSSES |= {"huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
 _LARGEST = 1_024
 """Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
 
@@ -120,14 +122,9 @@ class Regression(Task):
 
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
         """float32 [m]."""
-        if self._kind == "mse":
-            losses = F.mse_loss(output, target, reduction="none")
-        elif self._kind == "mae":
-            losses = F.l1_loss(output, target, reduction="none")
-        elif self._kind == "huber":
-            losses = F.huber_loss(output, target, reduction="none", delta=self._delta)
-        else:
-            losses = F.smooth_l1_loss(output, target, reduction="none", beta=self._delta)
+        of_a_number = _LOSSES[self._kind]
+        options = {"huber": {"delta": self._delta}, "smooth_l1": {"beta": self._delta}}.get(self._kind, {})
+        losses = of_a_number(output, target, reduction="none", **options)
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 

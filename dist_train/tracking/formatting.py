@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dist_train.config.metrics import SHARES
 from dist_train.config.problems import printable
-from dist_train.report.live import Part, fitted, line, measures
+from dist_train.report.live import Piece, line, measures, most_important
 from dist_train.report.words import number, seconds, shown
 from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
@@ -16,21 +16,8 @@ _STICKY = "\xa0"
 """A blank that no line is broken at."""
 _TEXT = 90
 """Characters of a text that the console shows."""
-_ASCII = str.maketrans(
-    {
-        "⏎": "/",
-        "✓": "ok",
-        "✗": "x",
-        "·": "-",
-        "×": "x",
-        "↻": ">",
-        "…": "...",
-        "━": "=",
-        "╸": "-",
-        "★": "*",
-        "\u2009": " ",
-    }
-)
+_ASCII = str.maketrans({"⏎": "/", "✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "..."})
+_ASCII |= str.maketrans({"━": "=", "╸": "-", "★": "*", "\u2009": " "})
 
 
 def ascii_only(text: str) -> str:
@@ -121,12 +108,12 @@ def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
     split = outcome.metrics.get("split", "evaluation")
     where = "" if split == "evaluation" else f"{prefix_of(split)} "
     (_, label, value), best = found[0], _best(facts, outcome)
-    parts = [Part(text=f"{done}: {where}{label} {value}", gap=0), *[Part(text=f"({best})", keep=50)] * bool(best)]
+    parts = [Piece(text=f"{done}: {where}{label} {value}", gap=0), *[Piece(text=f"({best})", keep=50)] * bool(best)]
     parts += [
-        Part(label=label, text=value, keep=40 - place, gap=2 + (place == 0))
+        Piece(label=label, text=value, keep=40 - place, gap=2 + (place == 0))
         for place, (_, label, value) in enumerate(found[1:])
     ]
-    return line(parts if room is None else fitted(parts, room))
+    return line(parts if room is None else most_important(parts, room))
 
 
 def _best(facts: RunFacts, outcome: SessionOutcome) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import dist_train
 
 
-def start(module: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
+def begin_process(module: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
     """Starts `python -m module`, in a session of its own: Ctrl-C is for the training."""
     root = str(Path(dist_train.__file__).parents[1])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)

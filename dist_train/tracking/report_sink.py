@@ -11,7 +11,7 @@ from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.strict_json import to_json
 from dist_train.tracking.base import OF_THE_NEWEST, Note, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.own_process import start
+from dist_train.tracking.own_process import begin_process
 
 PAUSE_S = 30.0
 """Seconds from the beginning to the first page, and at least between two."""
@@ -60,7 +60,10 @@ class ReportSink(Sink):
                 with replacing(path) as temporary:
                     temporary.write_text(to_json({"step": row["step"], "classes": self._classes, **found}) + "\n")
         if self._process is None and time.monotonic() >= self._due:
-            self._begun, self._process = time.monotonic(), start("dist_train.report", str(self._run.path), **_SILENT)
+            self._begun, self._process = (
+                time.monotonic(),
+                begin_process("dist_train.report", str(self._run.path), **_SILENT),
+            )
 
     def finish(self, outcome: SessionOutcome) -> None:
         self.close()

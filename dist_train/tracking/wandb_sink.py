@@ -32,7 +32,7 @@ from dist_train.rundir.reading import read_bytes
 from dist_train.rundir.records import Best, RunState
 from dist_train.tracking import base
 from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, SessionOutcome, Sink
-from dist_train.tracking.own_process import start
+from dist_train.tracking.own_process import begin_process
 from dist_train.tracking.wandb_messages import Begin, Panel
 
 PROJECT = "dist-train"
@@ -297,7 +297,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int, int]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until it can answer it
     pipe = subprocess.PIPE
     with os.fdopen(open_to_append(log), "ab") as chatter:
-        process = start("dist_train.tracking.wandb", stdin=pipe, stdout=pipe, stderr=chatter, bufsize=0)
+        process = begin_process("dist_train.tracking.wandb", stdin=pipe, stdout=pipe, stderr=chatter, bufsize=0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert process.stdin is not None and process.stdout is not None
     pipes = process.stdin.fileno(), process.stdout.fileno()

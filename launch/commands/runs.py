@@ -43,7 +43,7 @@ def command(root: str, sort: str, as_json: bool) -> None:
         say(f"no runs under {root}")
     else:
         room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        tell(table(found, room))
+        tell(runs_table(found, room))
 
 
 def as_json_row(run: "RunSummary") -> dict[str, Any]:
@@ -53,7 +53,7 @@ def as_json_row(run: "RunSummary") -> dict[str, Any]:
     return row
 
 
-def table(runs: "list[RunSummary]", room: int | None) -> str:
+def runs_table(runs: "list[RunSummary]", room: int | None) -> str:
     """Aligned columns without the empty ones; of little room, the first have it. What differs and why it failed have
     lines of their own, which a terminal cuts."""
     cells = [_row(run) for run in runs]

@@ -2,12 +2,15 @@
 
 import platform
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dist_train.config.replies import TorchFacts, WandbFacts
 
 from ..children import ask
 from .finding import Finding, ok, problem, warning
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
 
 _ANSWER_TIMEOUT_S = 120
 """For a first import of torch from a cold or shared disk."""
@@ -63,10 +66,10 @@ def backends(torch: TorchFacts) -> Finding:
     return ok("backends", text, backends=found)
 
 
-def tracking(config: Any) -> Finding:
+def tracking(config: "RunConfig") -> Finding:
     """What W&B would do. Reports whether there are credentials, and never reveals them."""
-    module, mode = "dist_train.commands.wandb_facts", config.tracking.wandb.mode
-    answer = ask(WandbFacts, module, mode, timeout_s=_ANSWER_TIMEOUT_S)
+    module = "dist_train.commands.wandb_facts"
+    answer = ask(WandbFacts, module, config.tracking.wandb.mode, timeout_s=_ANSWER_TIMEOUT_S)
     if answer.problem:
         advice = "the training goes on without it; tracking.wandb.mode=disabled says nothing of it"
         return warning("W&B", f"wandb does not answer: {answer.problem}", advice)

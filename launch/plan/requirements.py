@@ -1,16 +1,19 @@
 """What a program asks of the plan: from a config, or nothing in particular."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dist_train.config.torchvision_names import TorchvisionClassifier
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
     """What the program asks of the plan; the defaults are those of a program that we know nothing of."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
     threads: int | None = None
     """Threads of each rank on a CPU; None: its share of the cores."""
     microbatches: int | Literal["auto", "fit"] = "auto"
@@ -23,8 +26,8 @@ class Requirements:
     """Whether a variable that the user has set beats what the plan decides, and not only its defaults."""
 
     @classmethod
-    def of(cls, config: Any) -> "Requirements":
-        """The requirements of our own programs; `config` is a RunConfig."""
+    def of(cls, config: "RunConfig") -> "Requirements":
+        """The requirements of our own programs."""
         return cls(
             backend=config.distributed.backend,
             threads=config.distributed.threads_per_rank,
@@ -34,7 +37,7 @@ class Requirements:
         )
 
 
-def _modules(config: Any) -> tuple[str, ...]:
+def _modules(config: "RunConfig") -> tuple[str, ...]:
     """The modules that every rank imports under this config. torchvision is left out if unused: it takes seconds."""
     found = ["dist_train.worker"]
     in_torchvision = config.model.name in get_args(TorchvisionClassifier) or config.data.name not in (

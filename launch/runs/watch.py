@@ -17,7 +17,7 @@ from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.report.facts import ended_as, gather
-from dist_train.report.live import Live, drawn, evaluation_line, fitted, stamped, styled, summarised
+from dist_train.report.live import Live, drawn, evaluation_line, most_important, stamped, styled, summarised
 from dist_train.report.plot import plot
 from dist_train.report.sentences import headline, sentences
 from dist_train.report.words import Row, label
@@ -30,7 +30,7 @@ from dist_train.rundir.records import NodeRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import shown_path
 
 from ..console import say
-from .listing import describe, with_queue
+from .listing import summary_of, with_queue
 
 LOOK_S = 0.25
 QUEUE_LOOK_S = 10.0
@@ -94,7 +94,7 @@ class Watched:
 
     def goes_on(self) -> bool:
         """Whether the run goes on, or waits in a queue, as far as that can be seen from here."""
-        [summary] = with_queue([describe(self._folder, self._folder.parent)])
+        [summary] = with_queue([summary_of(self._folder, self._folder.parent)])
         self.jobs, self._state, queue = summary.jobs, summary.state, summary.queue
         if queue is not None and queue.active:
             self._doing = f"job {queue.job} {queue}" if summary.state in ("submitted", "stopped") else ""
@@ -157,7 +157,7 @@ class Watched:
                 parts = live.add_evaluation(row, unix)
                 self._figures += [(row["step"], row[config.best])] * math.isfinite(row.get(config.best, math.nan))
                 line = stamped(evaluation_line(parts, row), unix)
-                line = drawn(fitted(parts, room), room) if self._is_terminal else line
+                line = drawn(most_important(parts, room), room) if self._is_terminal else line
                 self._above += f"{line}\n" * (row["step"] >= oldest if is_first else row["step"] >= self._shown)
             if is_first and not self._is_terminal and together[-1] is rows[-1]:
                 self._above += stamped(live.log_line(), unix) + "\n"

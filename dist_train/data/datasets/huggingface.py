@@ -33,7 +33,7 @@ _ENDS = 4096
 _LISTS = ("List", "LargeList", "Sequence", "Array2D", "Array3D", "Array4D", "Array5D")
 
 
-class Table:
+class MappedTable:
     """Rows of some files, read from Arrow files that every process maps and none holds."""
 
     def __init__(self, data: Any, files: Sequence[Path], columns: Sequence[str], key: str) -> None:
@@ -152,7 +152,7 @@ def _array(scalar: Any) -> np.ndarray:
 
 
 class _OfTable(Named):
-    def __init__(self, table: Table, part: Part, config: HuggingFaceData) -> None:
+    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData) -> None:
         self._table, self._part, self._config = table, part, config
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class _OfTable(Named):
 class RowImages(_OfTable, DecodedImages):
     """Rows of an image and its class."""
 
-    def __init__(self, table: Table, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
+    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
         _OfTable.__init__(self, table, part, config)
         DecodedImages.__init__(self, config.image_size, config.resize, kept)
 
@@ -190,7 +190,7 @@ class RowImages(_OfTable, DecodedImages):
         return image, target
 
 
-class Rows(_OfTable):
+class TableRows(_OfTable):
     """Rows of anything: a column as it is, several as a dict of them."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
@@ -206,11 +206,11 @@ class Rows(_OfTable):
         return inputs, targets
 
 
-def inputs_of(config: HuggingFaceData, path: Path) -> Rows:
+def inputs_of(config: HuggingFaceData, path: Path) -> TableRows:
     """The inputs of a file's rows, without targets that mean anything."""
     own = config.model_copy(update={"train": str(path), "targets": config.inputs})
     table = _table(own, "train")
-    return Rows(table, whole(len(table)), own)
+    return TableRows(table, whole(len(table)), own)
 
 
 def _names(config: HuggingFaceData) -> list[str]:
@@ -247,7 +247,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
         parts = {"train": (train, kept), "eval": (train, held)}
         parts |= {"test": (tables["test"], whole(len(tables["test"])))} if "test" in tables else {}
     sets = {
-        name: RowImages(table, part, config, caches.get(id(table))) if images else Rows(table, part, config)
+        name: RowImages(table, part, config, caches.get(id(table))) if images else TableRows(table, part, config)
         for name, (table, part) in parts.items()
     }
     names = getattr(train.features[config.targets], "names", None) if isinstance(config.targets, str) else None
@@ -264,7 +264,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     )
 
 
-def _table(config: HuggingFaceData, split_name: str) -> Table:
+def _table(config: HuggingFaceData, split_name: str) -> MappedTable:
     """Opens a folder that save_to_disk wrote, or files; those that are no Arrow files are converted, once a machine."""
     try:
         import datasets
@@ -291,7 +291,7 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
     except Exception as error:  # of many kinds, those of pyarrow among them
         reason = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{key}: cannot read {given}: {printable(reason, 300)}") from error
-    return Table(data, files, _names(config), key)
+    return MappedTable(data, files, _names(config), key)
 
 
 def _on_disk(datasets: Any, folder: Path, key: str) -> tuple[Any, list[Path]]:

@@ -6,7 +6,7 @@ from typing import Any
 from dist_train.config.schema import Tokens
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.tokenizers import FromFile
-from dist_train.data.datasets.windows import TokenWindows, looked_at
+from dist_train.data.datasets.windows import TokenWindows, token_file
 from dist_train.errors import DataError
 
 
@@ -18,7 +18,7 @@ def build(config: Tokens, local_rank0_first: Any) -> Splits:
         raise DataError(said)
 
     def windows(name: str, stride: int) -> TokenWindows:
-        tokens = looked_at(Path(config.root) / name, dtype, vocabulary)
+        tokens = token_file(Path(config.root) / name, dtype, vocabulary)
         return TokenWindows(tokens, config.context, stride, vocabulary, tokenizer)
 
     lengths = tokenizer.token_bytes if tokenizer else None

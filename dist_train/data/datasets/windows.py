@@ -42,7 +42,7 @@ class TokenFile:
     content: str
 
 
-def looked_at(path: Path, dtype: str, vocabulary: int) -> TokenFile:
+def token_file(path: Path, dtype: str, vocabulary: int) -> TokenFile:
     """All tokens of a file. Of a large one, blocks that are spread over it are looked at.
 
     Raises:
