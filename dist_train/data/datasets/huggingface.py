@@ -14,12 +14,11 @@ from torch import Tensor
 
 from dist_train.config.problems import alternatives, printable
 from dist_train.config.schema import HuggingFaceData, ImageCache
-from dist_train.data.broken import TRIES
 from dist_train.data.cache.files import Stamp
 from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.custom import shape_of
-from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, fitted, kept_images
+from dist_train.data.datasets.decoded import DecodedImages, Kept, PartOf, fitted, kept_images
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.datasets.shards import expanded
 from dist_train.data.decode import decode_bytes, decode_file, read_file
@@ -151,30 +150,13 @@ def _array(scalar: Any) -> np.ndarray:
         return np.empty(0, dtype=object)
 
 
-class _OfTable(Named):
-    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData) -> None:
-        self._table, self._part, self._config = table, part, config
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    def path(self, index: int) -> str:
-        return self._table.name(self._part[index])
-
-    def fingerprint(self) -> str:
-        """Of the files that the rows were chosen from."""
-        return self._table.fingerprint()
-
-
-class RowImages(_OfTable, DecodedImages):
+class RowImages(PartOf, DecodedImages):
     """Rows of an image and its class."""
 
     def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
-        _OfTable.__init__(self, table, part, config)
+        PartOf.__init__(self, table, part)
         DecodedImages.__init__(self, config.image_size, config.resize, kept)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self._part.rows(indices)
+        self._table, self._config = table, config
 
     def target(self, index: int) -> int:
         return self._table.row(self._part[index], _names(self._config)[1:])[0]
@@ -190,8 +172,12 @@ class RowImages(_OfTable, DecodedImages):
         return image, target
 
 
-class TableRows(_OfTable):
+class TableRows(PartOf):
     """Rows of anything: a column as it is, several as a dict of them."""
+
+    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData) -> None:
+        super().__init__(table, part)
+        self._table, self._config = table, config
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         config, names = self._config, _names(self._config)
@@ -252,8 +238,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     }
     names = getattr(train.features[config.targets], "names", None) if isinstance(config.targets, str) else None
     first = sets["train"]
-    tries = 1 if config.on_error == "stop" else min(TRIES, len(first))
-    shape, outputs = (first.shape, None) if isinstance(first, RowImages) else shape_of(first, tries)
+    shape, outputs = (first.shape, None) if isinstance(first, RowImages) else shape_of(first, config.on_error)
     return Splits(
         train=first,
         evaluation=sets["eval"],
