@@ -42,7 +42,7 @@ def _judged(comparison: Comparison) -> Iterator[str]:
         if len(values) > 1:
             mean, spread = statistics.fmean(values), statistics.stdev(values)
             deviation = f"standard deviation {words.change(metric, spread, spread, signed=False)}{_unit(metric)}"
-            figure = f"{words.label(metric)} {words.shown(metric, mean)}"
+            figure = f"{words.label(metric)} {words.figure(metric, mean)}"
             yield f"one config, {len(values)} seeds: {figure} on average, {deviation}"
 
 
@@ -88,9 +88,9 @@ def figures_of(comparison: Comparison) -> list[list[str]]:
     rows = [head + [f"last {words.label(name)}" for name in names]]
     for group in comparison.groups:
         for run in group.runs:
-            last = [words.shown(name, run.last.get(name, "")) for name in names]
+            last = [words.figure(name, run.last.get(name, "")) for name in names]
             steps = f"{run.best.step:,}", f"{run.last['step']:,}"
-            best = words.shown(metric, run.best.value)
+            best = words.figure(metric, run.best.value)
             rows.append([group.label, run.name, str(run.config.seed), run.state, best, *steps, *last])
     return rows
 

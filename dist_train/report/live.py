@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_train.config.metrics import BESIDE_SHARES, KEPT, SHARES
 from dist_train.config.schema import RunConfig
-from dist_train.report.words import POSITION, Row, clock, label, number, seconds, shown, telling
+from dist_train.report.words import POSITION, Row, clock, figure, label, number, seconds, telling
 
 ALWAYS = 100
 LONGEST_BAR, SHORTEST_BAR = 24, 4
@@ -61,7 +61,7 @@ def styled(text: str, style: str) -> str:
     return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
 
 
-def drawn(parts: Sequence[Piece], room: int) -> str:
+def coloured(parts: Sequence[Piece], room: int) -> str:
     """The parts in their colours; what no part can be left out of is cut."""
     text = ""
     for part in parts:
@@ -137,9 +137,9 @@ class Live:
                 loss = math.fsum(self._losses) / len(self._losses)
                 parts.append(Piece(label="train loss", text=f"{number(loss):<6}", keep=50))
             self._losses = []
-        for place, (figure, short, value) in enumerate(shown_figures):
-            keep = ALWAYS if figure == self._metric else KEPT.get(figure, 40 - place)
-            parts.append(Piece(label=short, text=f"{value:<6}" if figure == "loss" else value, keep=keep))
+        for place, (metric, short, value) in enumerate(shown_figures):
+            keep = ALWAYS if metric == self._metric else KEPT.get(metric, 40 - place)
+            parts.append(Piece(label=short, text=f"{value:<6}" if metric == "loss" else value, keep=keep))
         took, self._evaluated_at = now - self._evaluated_at, now
         head = Piece(text=f"{name:<8}", gap=0, style="dim")
         mark = Piece(text=BEST if is_best else "  ", gap=0, style="bold green")
@@ -198,7 +198,7 @@ class Live:
         words = [f"step {self.step:,}/{self.total_steps:,}", f"epoch {number(float(summary.get('epoch', 0)))}"]
         words += [f"{key} {number(float(summary[key]))}" for key in ("loss", "lr") if key in summary]
         others = {key: value for key, value in summary.items() if key not in ("loss", "lr", "grad_norm", *POSITION)}
-        words += [f"{label(key)} {shown(key, value)}" for key, value in telling(others).items()]
+        words += [f"{label(key)} {figure(key, value)}" for key, value in telling(others).items()]
         words += [f"{speed:,.0f} {unit}" for unit, speed in self._rates()]
         words += [f"{clock(self._left)} left"] if self._left else []
         return " ".join(words)

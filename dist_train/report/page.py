@@ -90,7 +90,7 @@ def _verdict(facts: Facts) -> Iterator[Markup]:
     yield tag("ul", *(tag("li", sentence) for sentence in sentences(facts)))
     for split, rows in facts.evaluations.items():
         cells = [
-            tag("div", tag("dt", words.label(name)), tag("dd", words.shown(name, rows[-1][name])))
+            tag("div", tag("dt", words.label(name)), tag("dd", words.figure(name, rows[-1][name])))
             for name in figures(rows)
         ]
         yield tag("h3", f"{split}, step {rows[-1]['step']:,}")
@@ -164,7 +164,7 @@ def _classes(facts: Facts) -> Iterator[Markup]:
 
 def _cell(name: str, column: list[Any], place: int) -> str:
     value = column[place] if place < len(column) else None
-    return "" if value is None else words.shown(name, value)
+    return "" if value is None else words.figure(name, value)
 
 
 def _confusion(names: list[str], cells: list[list[int]]) -> Iterator[Markup]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dist_train.config.metrics import SHARES
 from dist_train.config.problems import printable
 from dist_train.report.live import Piece, line, measures, most_important
-from dist_train.report.words import number, seconds, shown
+from dist_train.report.words import figure, number, seconds
 from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import Row, RunFacts, SessionOutcome, prefix_of
@@ -120,7 +120,7 @@ def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     if not outcome.best:
         return ""
     metric, value, epoch = outcome.best.metric, outcome.best.value, facts.epoch_of(outcome.best.step)
-    label, text = SHARES.get(metric, metric), shown(metric, value)
+    label, text = SHARES.get(metric, metric), figure(metric, value)
     if outcome.metrics.get("split", "evaluation") != "evaluation":
         return f"checkpoint of epoch {epoch}, evaluation {label} {text}"
     return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {text}, epoch {epoch}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.heartbeat import set_aside
-from dist_train.report.live import Live, Piece, drawn, most_important, styled
+from dist_train.report.live import Live, Piece, coloured, most_important, styled
 from dist_train.report.words import clock
 from dist_train.tracking.base import Note, Row, RunFacts
 from dist_train.tracking.console import ConsoleSink
@@ -111,7 +111,7 @@ class TerminalSink(ConsoleSink):
             return
         with self._lock:
             parts = most_important(self._live.add_evaluation(row, time.monotonic()), self._room)
-            self._print(drawn(parts, self._room))
+            self._print(coloured(parts, self._room))
             for text in text_lines(row):
                 self._show(text)
 
@@ -167,7 +167,7 @@ class TerminalSink(ConsoleSink):
             parts = self._live.bar(room - len("^C"), now, self._doing)  # which the terminal puts behind it
         else:
             parts = [Piece(text=self._doing, gap=0, style="cyan"), Piece(text=clock(now - self._began), style="dim")]
-        self._stream.write_at_once(self._erased() + drawn(parts, room))
+        self._stream.write_at_once(self._erased() + coloured(parts, room))
         self._is_drawn = True
 
 

@@ -72,13 +72,13 @@ def runs_table(runs: "list[RunSummary]", room: int | None) -> str:
 
 
 def _row(run: "RunSummary") -> dict[str, str]:
-    from dist_train.report.words import date, label, seconds, shown
+    from dist_train.report.words import date, figure, label, seconds
 
     steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
     return {
         "name": printable(run.name, 300),
         "state": run.state,
-        "best": f"{printable(label(run.best.metric))} {shown(run.best.metric, run.best.value)}" if run.best else "",
+        "best": f"{printable(label(run.best.metric))} {figure(run.best.metric, run.best.value)}" if run.best else "",
         "queue": f"{run.queue.job} {run.queue}" if run.queue else "",
         "took": seconds(run.seconds) if run.seconds is not None else "",
         "step": steps,

@@ -12,7 +12,7 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import newest_checkpoint
 
 from ..plan import LaunchPlan, host, make_plan
-from ..plan.dry_run import describe
+from ..plan.dry_run import ask_description
 from ..plan.flags import Flags
 from ..scheduler import NAME, without_job
 from . import disk, gpu, machine, network, ranks, software
@@ -63,7 +63,7 @@ def examine(
     found = disk.run_directory(root)
     yield from found
     if found[0].level != "problem":
-        facts = describe(config, config_path, overrides) if config_path else Description()
+        facts = ask_description(config, config_path, overrides) if config_path else Description()
         yield disk.room(root, each=facts.state_bytes, kept=config.checkpoint.keep + 1)
         if facts.cache:
             yield disk.images(facts.cache)

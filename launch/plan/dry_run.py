@@ -26,7 +26,7 @@ _ANSWER_TIMEOUT_S = 300
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str], *, full: bool) -> int:
     """Shows the plan to a person, on stderr. With `full`, the resolved config comes before it as YAML, on stdout.
     Returns the exit code: the training's own, where something would end the training."""
-    facts = describe(config, config_path, overrides)
+    facts = ask_description(config, config_path, overrides)
     if facts.exit_code:
         say(f"{mark('✗', 'red')} {facts.problem}")
         return facts.exit_code
@@ -42,7 +42,7 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
     return ExitCode.DONE
 
 
-def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> Description:
+def ask_description(config: RunConfig, config_path: str, overrides: Sequence[str]) -> Description:
     """What only torch can say of model and data, asked in a process of its own. `problem` says why there is no answer.
     That process looks for modules in the current folder only if the config, overrides included, names one."""
     words = (config_path, *overrides)

@@ -17,7 +17,7 @@ from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.report.facts import ended_as, gather
-from dist_train.report.live import Live, drawn, evaluation_line, most_important, stamped, styled, summarised
+from dist_train.report.live import Live, coloured, evaluation_line, most_important, stamped, styled, summarised
 from dist_train.report.plot import plot
 from dist_train.report.sentences import headline, sentences
 from dist_train.report.words import Row, label
@@ -157,7 +157,7 @@ class Watched:
                 parts = live.add_evaluation(row, unix)
                 self._figures += [(row["step"], row[config.best])] * math.isfinite(row.get(config.best, math.nan))
                 line = stamped(evaluation_line(parts, row), unix)
-                line = drawn(most_important(parts, room), room) if self._is_terminal else line
+                line = coloured(most_important(parts, room), room) if self._is_terminal else line
                 self._above += f"{line}\n" * (row["step"] >= oldest if is_first else row["step"] >= self._shown)
             if is_first and not self._is_terminal and together[-1] is rows[-1]:
                 self._above += stamped(live.log_line(), unix) + "\n"
@@ -196,7 +196,7 @@ class Watched:
             yield styled(self._doing or "starting …", "cyan")
         else:
             self._live.began = self._session
-            yield drawn(self._live.bar(_room(), time.time(), self._doing), _room())
+            yield coloured(self._live.bar(_room(), time.time(), self._doing), _room())
 
     def _curves(self) -> Iterator[str]:
         """Side by side: the training loss, and the figure that picks the best checkpoint."""

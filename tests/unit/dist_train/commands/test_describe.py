@@ -4,7 +4,7 @@ import pytest
 
 from dist_train.commands.describe import describe
 from dist_train.config.schema import RunConfig
-from launch.plan.dry_run import describe as ask
+from launch.plan.dry_run import ask_description
 
 DIGITS = {"name": "digits"}
 
@@ -48,5 +48,5 @@ def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("data: {name: digits}\nmodel: {nme: mlp}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own = RunConfig.model_validate({"data": DIGITS, "model": {"name": "mlp"}})
-    found = ask(own, str(tmp_path / "c.yaml"), [])
+    found = ask_description(own, str(tmp_path / "c.yaml"), [])
     assert found.exit_code == 2 and "model.name" in found.problem and "a warning" not in found.problem
