@@ -23,14 +23,14 @@ import dist_train
 from dist_train.config.imports import construct, resolve_import
 from dist_train.config.problems import did_you_mean, printable
 from dist_train.config.schema import RunConfig
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserCodeError, UserError
 from dist_train.evaluate import evaluating
 from dist_train.heartbeat import during
 from dist_train.learner import Learner
 from dist_train.parallel.ranks import Ranks
 from dist_train.randomness import Generators, key, seeded
 from dist_train.rundir.layout import RunDir
-from dist_train.tracking.base import Own
+from dist_train.tracking.base import Own, Row
 from dist_train.tracking.pictures import picture_of
 from dist_train.tracking.tracker import NullTracker
 
@@ -160,7 +160,7 @@ class Callbacks(NullCallbacks):
             if log.own.values or log.own.pictures:
                 self._tracker.log_own(log.own)
 
-    def _position(self, step: int) -> dict[str, Any]:
+    def _position(self, step: int) -> Row:
         samples = step * self._config.batch.global_size
         return {"step": step, "epoch": step / self._steps_per_epoch, "samples_seen": samples}
 
@@ -168,7 +168,7 @@ class Callbacks(NullCallbacks):
 class Log:
     """`log(name, value)`: a number, a text, a picture or a figure for metrics.jsonl and every tracker."""
 
-    def __init__(self, key: str, position: dict[str, Any], file_of: Any) -> None:
+    def __init__(self, key: str, position: Row, file_of: Any) -> None:
         self.own, self._file_of = Own(key=key, position=position, values={}, pictures={}), file_of
 
     def __call__(self, name: str, value: Any) -> None:
@@ -203,12 +203,12 @@ def _described(value: Any) -> str:
 
 
 @torch.no_grad()
-def marks(model: nn.Module) -> dict[str, Any]:
+def marks(model: nn.Module) -> dict[str, object]:
     """What a callback must leave as it is, by name. Of a tensor it is the sum of its bits, which also sees what is
     written through `.data` and NumPy; reading them all costs a small part of a step."""
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     sums = [_bits(tensor.detach()).sum(dtype=torch.int64) for tensor in tensors.values()]
-    found: dict[str, Any] = dict(zip(tensors, torch.stack(sums).tolist() if sums else [], strict=True))
+    found: dict[str, object] = dict(zip(tensors, torch.stack(sums).tolist() if sums else [], strict=True))
     for name, parameter in model.named_parameters():
         found[f"requires_grad of {name}"] = parameter.requires_grad
     for name, module in model.named_modules():
@@ -227,10 +227,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _check(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = next((what for what in {**before, **now} if before.get(what) != now.get(what)), None)
     if changed is not None:
-        raise UserError(
+        raise UserCodeError(
             f"{name}: it has changed {changed}, and a callback only watches: work on a copy (copy.deepcopy(model)), or "
-            "do it in the model, the task or the optimizer",
-            ExitCode.USER_CODE,
+            "do it in the model, the task or the optimizer"
         )
 
 

@@ -1,6 +1,8 @@
 """What ends a run early, and with which exit code. No torch here."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -29,11 +31,41 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """An error that the user can fix: one line with what was given, what is allowed and what to do."""
+    """An error that the user can fix: one line with what was given, what is allowed and what to do.
 
-    def __init__(self, message: str, code: ExitCode = ExitCode.CONFIG) -> None:
+    Attributes:
+        usual: the exit code of this kind of error, where no other one is given.
+    """
+
+    usual = ExitCode.CONFIG
+
+    def __init__(self, message: str, code: ExitCode | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code = self.usual if code is None else code
+
+
+class ResumeError(UserError):
+    """There is nothing to go on from, or nothing that fits."""
+
+    usual = ExitCode.CANNOT_RESUME
+
+
+class UserCodeError(UserError):
+    """The user's model, data set, task, optimizer or callback does something that it must not."""
+
+    usual = ExitCode.USER_CODE
+
+
+class DataError(UserError):
+    """The data is not there, not readable, or not what the task learns from."""
+
+    usual = ExitCode.DATA
+
+
+class DiskError(UserError):
+    """The disk refuses."""
+
+    usual = ExitCode.CHECKPOINT_IO
 
 
 def require_linux() -> None:
@@ -42,3 +74,12 @@ def require_linux() -> None:
         raise UserError(
             f"dist-train needs Linux, and this is {sys.platform}: use a Linux machine, WSL on Windows, or a container"
         )
+
+
+@contextmanager
+def telling_why(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Where the disk refuses something in the block, that is an error for the user: `what`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror}") from None

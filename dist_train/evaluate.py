@@ -17,7 +17,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.data.broken import Broken, most_broken
 from dist_train.data.loader import evaluation_batches, number_of_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserCodeError, UserError
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast
 from dist_train.parallel.buffers import BufferSet
@@ -109,7 +109,7 @@ def evaluate(
     if gave_up:
         raise EvaluationGivenUp
     if done < len(own):
-        raise UserError(f"the evaluation data ended after {done} of {len(own)} batches", ExitCode.USER_CODE)
+        raise UserCodeError(f"the evaluation data ended after {done} of {len(own)} batches")
     everywhere = tuple(chain.from_iterable(group.gather_objects(broken))) if count else ()
     _check_broken(config, everywhere, len(dataset))
     total = sums.over_all_ranks(group)
@@ -126,10 +126,9 @@ def evaluate(
 def _check_broken(config: RunConfig, broken: Sequence[Broken], size: int) -> None:
     share = config.data.max_broken
     if len(broken) > (most := most_broken(share, size)):
-        raise UserError(
+        raise DataError(
             f"{len(broken)} of the {size:,} samples to evaluate cannot be read, and data.max_broken={share:g} allows "
-            f"{most}: mend the data, or raise data.max_broken. The first: {broken[0].reason}",
-            ExitCode.DATA,
+            f"{most}: mend the data, or raise data.max_broken. The first: {broken[0].reason}"
         )
 
 

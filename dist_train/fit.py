@@ -19,7 +19,7 @@ import torch
 from dist_train.checkpoint.manager import NullCheckpointManager
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.schema import RunConfig
-from dist_train.config.shares import choices, settled, share
+from dist_train.config.shares import microbatch_choices, settled, share
 from dist_train.control.agreement import Agreement
 from dist_train.control.due import Due
 from dist_train.control.stop import StopFlag
@@ -45,8 +45,8 @@ _GROWTH = 4
 
 def trial_config(config: RunConfig, world_size: int) -> RunConfig:
     """With small microbatches, for the sanity check: of two samples, since some models cannot learn from one."""
-    found = [parts for parts in choices(config, world_size) if config.batch.global_size >= 2 * parts]
-    return settled(config, found[-1] if found else choices(config, world_size)[-1])
+    found = [parts for parts in microbatch_choices(config, world_size) if config.batch.global_size >= 2 * parts]
+    return settled(config, found[-1] if found else microbatch_choices(config, world_size)[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Need:
 def fit_microbatches(config: RunConfig, splits: Splits, group: ProcessGroup) -> tuple[RunConfig, str]:
     """The config with its number of microbatches settled, and a line that says so; the same on every rank."""
     size = config.batch.global_size
-    parts = choices(config, group.ranks.world_size)[::-1]  # the smallest microbatches first
+    parts = microbatch_choices(config, group.ranks.world_size)[::-1]  # the smallest microbatches first
     sizes = [size // count for count in parts]
     meter, needs = Meter(group), list[Need]()
     chosen, place, bound = 0, 0, len(parts)

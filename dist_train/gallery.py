@@ -11,6 +11,7 @@ from dist_train.data.datasets import Splits
 from dist_train.data.thumbnails import Look, looked_at, plain_name, png_of
 from dist_train.data.workers import number_of_workers
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.report.words import Row
 from dist_train.rundir.files import remove_tree, replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.worst import Words, WorstSample
@@ -24,7 +25,7 @@ SHARE = 0.01
 class NullGallery:
     """That of every rank but the first."""
 
-    def row(self, split: str, worst: Sequence[WorstSample], *, is_last: bool) -> dict[str, Any]:
+    def row(self, split: str, worst: Sequence[WorstSample], *, is_last: bool) -> Row:
         """`worst`, a list with one for each sample, for JSON (docs/run-directory.md); empty where there are none."""
         return {}
 
@@ -44,7 +45,7 @@ class Gallery(NullGallery):
         self._files: dict[str, dict[tuple[int, str], str]] = {}
         """By split, sample and what is shown, below the run directory."""
 
-    def row(self, split: str, worst: Sequence[WorstSample], *, is_last: bool) -> dict[str, Any]:
+    def row(self, split: str, worst: Sequence[WorstSample], *, is_last: bool) -> Row:
         if not worst:
             return {}
         dataset, begun = getattr(self._splits, split), time.monotonic()

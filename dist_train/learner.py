@@ -13,7 +13,7 @@ from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ResumeError, UserError
 from dist_train.optim.ema import Ema
 from dist_train.optim.optimizer import build_optimizer
 from dist_train.tasks.base import Task
@@ -78,7 +78,7 @@ class Learner:
                 self.ema.load(snapshot.ema, other.get("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{source} does not fit this model: {reason}", ExitCode.CANNOT_RESUME) from None
+            raise ResumeError(f"{source} does not fit this model: {reason}") from None
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(other["scaler"])
         return snapshot.state

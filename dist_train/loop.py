@@ -6,7 +6,7 @@ from dist_train.checkpoint.state import TrainState
 from dist_train.control.stop import Request
 from dist_train.data.batch import Microbatch
 from dist_train.data.broken import Broken
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError
 from dist_train.learner import autocast
 from dist_train.step_metrics import StepResult
 from dist_train.trainer import Trainer
@@ -32,9 +32,8 @@ def train(trainer: Trainer, state: TrainState, first_step_done: Callable[[], Non
         if request.stops or state.finished:
             break
     if not request.stops and not state.finished and state.step < trainer.due.last_step:
-        raise UserError(
-            f"the training data ended at step {state.step}, and the training goes on to step {trainer.due.last_step}",
-            ExitCode.USER_CODE,
+        raise UserCodeError(
+            f"the training data ended at step {state.step}, and the training goes on to step {trainer.due.last_step}"
         )
     return max(request, trainer.agreement.close())
 

@@ -12,7 +12,7 @@ from typing import Any
 from dist_train.checkpoint.state import TrainState
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, telling_why
 from dist_train.parallel.ranks import Ranks
 from dist_train.rundir.files import write_atomic
 from dist_train.rundir.layout import RunDir
@@ -57,11 +57,9 @@ class RunRecord(NullRunRecord):
         self._fence.check()
         ranks = self._ranks
         facts = {**environment_facts(), "world_size": ranks.world_size, "nodes": ranks.nodes, "pid": os.getpid()}
-        try:
+        with telling_why(f"cannot write into {self._run_dir}", DiskError):
             _replace(RunDir(self._run_dir).config, to_yaml(self._config))
             _replace(RunDir(self._run_dir).environment, json.dumps(facts, indent=1))
-        except OSError as error:
-            raise UserError(f"cannot write into {self._run_dir}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
 
     def first_step_done(self) -> None:
         run_dir, home = self._run_dir.resolve(), Path(self._config.run_root) / self._config.name
@@ -69,12 +67,13 @@ class RunRecord(NullRunRecord):
             point_latest_at(run_dir)
 
     def update(self, status: str, state: TrainState, signal: str | None = None) -> None:
+        best = state.best(self._config.best)
         content = {
             "status": status,
             "step": state.step,
             "total_steps": self._total_steps,
             "samples_seen": state.samples_seen(self._config.batch.global_size),
-            "best": state.best(self._config.best),
+            "best": best and vars(best),
             "metrics": state.metrics,
             "world_size": self._ranks.world_size,
             "generation": self._generation,

@@ -65,7 +65,7 @@ def check_sanity(config: RunConfig, splits: Splits, group: ProcessGroup) -> None
         _check(config, splits, group)
     except UserError as error:
         if error.code in (ExitCode.USER_CODE, ExitCode.CHECKPOINT_IO):  # nothing has run yet, and nothing is written
-            raise UserError(str(error), ExitCode.CONFIG) from None
+            raise UserError(str(error)) from None
         raise
     except Exception as error:
         error.add_note("This is the check before the first step, on a few samples; train.sanity_check=false skips it")

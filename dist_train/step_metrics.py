@@ -13,11 +13,12 @@ from torch import Tensor
 
 from dist_train.config.schema import RunConfig
 from dist_train.data.broken import Broken
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError
 from dist_train.heartbeat import beat
 from dist_train.parallel.overlap import Leash
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.report.budget import COLUMNS
+from dist_train.report.words import Row
 from dist_train.timing import NullTiming
 
 ADVICE = "Try a smaller optimizer.lr, a longer schedule.warmup, or train.clip_norm"
@@ -66,9 +67,9 @@ class Report:
         times: by rank, what it spent its time on, as report/budget.py's COLUMNS say.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     figures: dict[str, float]
-    samples: list[dict[str, Any]]
+    samples: list[Row]
     skipped: list[str]
     diverged: str | None
     broken: list[tuple[int, Broken]]
@@ -86,7 +87,7 @@ class StepMetrics:
         self._results: list[StepResult] = []
         self._leash = Leash(group.device)
 
-    def position(self, step: int) -> dict[str, Any]:
+    def position(self, step: int) -> Row:
         """Where a row stands: after `step` steps, so many epochs and samples."""
         epoch, samples_seen = step / self._steps_per_epoch, step * self._config.batch.global_size
         return {"step": step, "epoch": epoch, "samples_seen": samples_seen}
@@ -137,13 +138,7 @@ class StepMetrics:
             ]
         interval = _means(names, figures[: len(rows)])
         return Report(
-            rows=rows,
-            figures=interval,
-            samples=samples,
-            skipped=skipped,
-            diverged=diverged,
-            broken=broken,
-            times=times,
+            rows=rows, figures=interval, samples=samples, skipped=skipped, diverged=diverged, broken=broken, times=times
         )
 
     def _reduced(self, own: Tensor) -> tuple[Tensor, list[list[float]]]:
@@ -184,10 +179,9 @@ class StepMetrics:
             return [], torch.zeros(len(results), 1, 0, 2)
         names = sorted(next(iter(results[0].figures.values())))
         if (signs != signs[0, 0]).any() or OURS & set(names):
-            raise UserError(
+            raise UserCodeError(
                 f"task {self._config.task.name}: the figures of a step are called {', '.join(names) or 'nothing'}; all "
-                f"microbatches must have the same ones, and none of {', '.join(sorted(OURS))}",
-                ExitCode.USER_CODE,
+                f"microbatches must have the same ones, and none of {', '.join(sorted(OURS))}"
             )
         table = torch.zeros(len(results), self._config.batch.settled, len(names), 2, dtype=torch.float64)
         for row, result in zip(table, results, strict=True):

@@ -7,7 +7,7 @@ import torch
 
 from dist_train.config.schema import RunConfig
 from dist_train.data.datasets import Splits
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 from dist_train.evaluate import evaluating
 from dist_train.learner import Learner, autocast
 from dist_train.randomness import Generators, key
@@ -38,7 +38,7 @@ def write_texts(
         )
     prompt = torch.tensor([list(map(int, data.encode(asked.prompt)))], dtype=torch.int64, device=device)
     if prompt.numel() == 0:
-        raise UserError("tracking.texts.prompt has no token, and a text begins with one at least", ExitCode.DATA)
+        raise DataError("tracking.texts.prompt has no token, and a text begins with one at least")
     model, found = learner.evaluated, []
     with evaluating(model, config.seed, Generators(model, learner.task)) as begin, _eager(config):
         for number in range(asked.count):

@@ -23,7 +23,7 @@ from dist_train.config.schema import Custom, CustomData, RunConfig
 from dist_train.data.batch import Microbatch
 from dist_train.data.given import Given, read_given
 from dist_train.data.loader import evaluation_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, ResumeError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def content(found: VerifiedCheckpoint) -> Snapshot:
         return content_of(found)
     except (OSError, DamagedCheckpoint) as error:
         message = f"{found.path} went away while it was read ({error}): try again"
-        raise UserError(message, ExitCode.CANNOT_RESUME) from None
+        raise ResumeError(message) from None
 
 
 def assembled(
@@ -123,13 +123,7 @@ def assembled(
     data = saved.other["data"]
     classes, shape = ((None if data.get(name) is None else tuple(data[name])) for name in ("classes", "shape"))
     trained = Trained(
-        path=found.path,
-        step=saved.state.step,
-        config=config,
-        device=device,
-        classes=classes,
-        shape=shape,
-        data=data,
+        path=found.path, step=saved.state.step, config=config, device=device, classes=classes, shape=shape, data=data
     )
     return saved_model(config, saved, **trained.offered).to(device), trained
 
@@ -166,9 +160,7 @@ def saved_model(config: RunConfig, snapshot: Snapshot, **offered: Any) -> nn.Mod
         snapshot.load_evaluated(model)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = printable(" ".join(str(error).split()), 300)
-        raise UserError(
-            f"the saved weights do not fit the model {config.model.name}: {reason}", ExitCode.CANNOT_RESUME
-        ) from None
+        raise ResumeError(f"the saved weights do not fit the model {config.model.name}: {reason}") from None
     return model
 
 
@@ -182,7 +174,7 @@ def _check_size(build: Callable[[], nn.Module], snapshot: Snapshot) -> None:
         nonlocal most, count
         most, count = most - (0 if parameter is None else parameter.numel()), count - 1
         if most < 0 or count < 0:
-            raise UserError("the config has a far larger model than the saved weights are of", ExitCode.CANNOT_RESUME)
+            raise ResumeError("the config has a far larger model than the saved weights are of")
 
     counting = register_module_parameter_registration_hook(of_parameter)
     try:

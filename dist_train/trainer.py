@@ -19,7 +19,7 @@ from dist_train.data.broken import Broken, most_broken
 from dist_train.data.datasets import Splits
 from dist_train.data.fetch import sample_name
 from dist_train.data.loader import train_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, ExitCode, UserError
 from dist_train.evaluate import EvaluationGivenUp, evaluate
 from dist_train.gallery import NullGallery
 from dist_train.heartbeat import beat
@@ -28,7 +28,7 @@ from dist_train.models.deterministic import check_deterministic
 from dist_train.optim.clip import clip
 from dist_train.optim.groups import scaled
 from dist_train.optim.schedule import Schedule
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 from dist_train.parallel.data_parallel import Parallel, ParallelOptions
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.profile import NullProfile
@@ -113,7 +113,7 @@ class Trainer:
                 group["lr"] = scaled(lr, group)
             if not type(optimizer).__module__.startswith("torch."):  # torch's own compute each number by itself
                 for parameter in self.parallel.parameters:
-                    parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
+                    parameter.grad = None if parameter.grad is None else realigned(parameter.grad)
             # Otherwise an optimizer that draws would go on from where the rank's last microbatch left off.
             self.generators.seed(key(self.config.seed, "optimizer", state.step))
             scaler.step(optimizer)
@@ -189,10 +189,9 @@ class Trainer:
         count = len(state.broken)
         self.tracker.note(f"! {one.reason}; {instead} takes its place ({count} broken so far, at most {most} may be)")
         if count > most:
-            raise UserError(
+            raise DataError(
                 f"step {step}: {count} of the {size:,} training samples cannot be read, and "
-                f"data.max_broken={share:g} allows {most}: mend the data, or raise data.max_broken",
-                ExitCode.DATA,
+                f"data.max_broken={share:g} allows {most}: mend the data, or raise data.max_broken"
             )
 
     def save(self, state: TrainState) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dist_train.config.problems import printable
 from dist_train.errors import ExitCode, UserError
 from dist_train.parallel.process_group import ProcessGroup
+from dist_train.report.words import Row
 from dist_train.tasks.base import Sums
 from dist_train.tasks.per_sample import PerSample
 
@@ -127,7 +128,7 @@ class Words:
     classes: Sequence[str] | None
     decode: Any = None
 
-    def row(self, sample: WorstSample, name: str) -> dict[str, Any]:
+    def row(self, sample: WorstSample, name: str) -> Row:
         """`sample` for JSON; without a picture."""
         found = {"index": sample.index, "name": name, "loss": shortened(sample.loss)}
         for what, value in (("truth", sample.truth), ("prediction", sample.prediction)):

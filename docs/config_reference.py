@@ -46,7 +46,7 @@ def markdown() -> str:
     for key, node in top.items():
         if key == "augment":
             parts += _component(key, node["items"], node.get("description", ""))
-        elif shape.is_component(node):
+        elif shape.is_component_node(node):
             parts += _component(key, node, _default_name(node))
         elif _is_section(node):
             parts += _section(key, shape.options(node)[0])
@@ -54,7 +54,7 @@ def markdown() -> str:
 
 
 def _is_section(node: shape.Node) -> bool:
-    return bool(shape.keys(shape.options(node)[0])) or shape.is_component(node.get("items", {}))
+    return bool(shape.keys(shape.options(node)[0])) or shape.is_component_node(node.get("items", {}))
 
 
 def _required(section: shape.Node) -> set[str]:
@@ -120,7 +120,7 @@ def _section(key: str, section: shape.Node) -> Iterator[str]:
 
 
 def _is_nested(node: shape.Node) -> bool:
-    return bool(shape.keys(shape.options(node)[0])) and not shape.is_component(node)
+    return bool(shape.keys(shape.options(node)[0])) and not shape.is_component_node(node)
 
 
 def _with_note(node: shape.Node) -> shape.Node:

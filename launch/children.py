@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
+
+from dist_train.config.replies import Reply
+from dist_train.rundir.codec import decode
 
 PACKAGE = str(__package__)
 """What this folder is called where it is imported from: `launch` in a checkout, `dist_train.launch` once installed."""
@@ -75,8 +78,11 @@ def start_fork_server(*early: str) -> ForkServerProcess:
     return ForkServerProcess(process=process, socket=ours)
 
 
-def ask(module: str, *words: str, timeout_s: float, alone: bool = True) -> dict[str, Any]:
-    """The object that `python -m module` prints as JSON; `problem` says why there is none.
+R = TypeVar("R", bound=Reply)
+
+
+def ask(kind: type[R], module: str, *words: str, timeout_s: float, alone: bool = True) -> R:
+    """What `python -m module` replies; `problem` says why it does not.
 
     Args:
         alone: the current folder is not searched for modules: it may be a run that somebody else has sent.
@@ -85,14 +91,14 @@ def ask(module: str, *words: str, timeout_s: float, alone: bool = True) -> dict[
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=child_environment())
     except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {timeout_s} s"}
+        return kind(problem=f"no answer within {timeout_s} s")
     except OSError as error:
-        return {"problem": str(error)}
+        return kind(problem=str(error))
     said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
     try:
-        return json.loads(answer.stdout.strip().splitlines()[-1])
+        return decode(kind, json.loads(answer.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        return {"problem": said[-1]}
+        return kind(problem=said[-1])
 
 
 def become(module: str, arguments: Sequence[str]) -> NoReturn:

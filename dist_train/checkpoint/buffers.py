@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError
 
 Part = tuple[int, int]
 """Where a file lies in the memory: its first byte, and its length."""
@@ -138,5 +138,5 @@ def _ordered(tensors: Tensors) -> Tensors:
     """The tensors in the order in which safetensors puts them into a file."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
-            raise UserError(f"{name} is {tensor.dtype}, which no checkpoint can hold", ExitCode.CHECKPOINT_IO)
+            raise DiskError(f"{name} is {tensor.dtype}, which no checkpoint can hold")
     return dict(sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0])))

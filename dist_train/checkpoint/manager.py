@@ -12,7 +12,7 @@ from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore, VerifiedCheckpoint, locate
 from dist_train.checkpoint.writer import Save, Writer, WriterKilled, WriterLost, save_and_retain
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError
 from dist_train.parallel.process_group import ProcessGroup
 
 MOST_FAILURES, PATIENCE_S = 3, 60.0
@@ -165,10 +165,9 @@ class CheckpointManager(NullCheckpointManager):
         self.end()
         if self._failures:
             told = [*self._failures[:1], *self._failures[1:][1 - MOST_FAILURES :]]
-            raise UserError(
+            raise DiskError(
                 f"{self._store.folder}: the last {len(self._failures)} saves failed ({'; '.join(told)}). "
-                "Make room or mend the disk, then go on with --resume",
-                ExitCode.CHECKPOINT_IO,
+                "Make room or mend the disk, then go on with --resume"
             )
 
     def end(self) -> None:

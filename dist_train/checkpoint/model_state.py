@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError
 
 Tensors = dict[str, Tensor]
 
@@ -73,10 +73,9 @@ def check_json(value: Any, what: str) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         is_same, reason = False, str(error)
     if not is_same:
-        raise UserError(
+        raise DiskError(
             f"{what} cannot be saved without pickle: {reason}. Numbers, text, lists and dicts of them can be, and a "
-            "tensor that stands alone",
-            ExitCode.CHECKPOINT_IO,
+            "tensor that stands alone"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import check_json, same
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError
 
 Tensors = dict[str, Tensor]
 
@@ -99,10 +99,9 @@ class OptimizerState:
 
     def _name(self, parameter: Any) -> str:
         if id(parameter) not in self._names:
-            raise UserError(
+            raise DiskError(
                 f"{self._kind} keeps state under {str(parameter)[:40]!r}, which is no parameter of the model: keep it "
-                "in a parameter's state, in a group, or as an attribute",
-                ExitCode.CHECKPOINT_IO,
+                "in a parameter's state, in a group, or as an attribute"
             )
         return self._names[id(parameter)]
 

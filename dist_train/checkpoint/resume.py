@@ -9,12 +9,12 @@ from safetensors.torch import load
 
 from dist_train.checkpoint.manifest import MANIFEST
 from dist_train.checkpoint.state import Snapshot, Tensors, TrainState
-from dist_train.checkpoint.store import VerifiedCheckpoint, read_file
+from dist_train.checkpoint.store import VerifiedCheckpoint, read_checked
 from dist_train.config.changes import differences, differing, is_below, is_safe
 from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load_plain
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ResumeError
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.rundir.codec import decode
 from dist_train.rundir.reading import is_number
@@ -32,11 +32,10 @@ def recorded_config(found: VerifiedCheckpoint) -> RunConfig | None:
         return None if content is None else load_plain(content, str(found.path / MANIFEST))
     except ConfigError as error:
         first = error.problems[0]
-        raise UserError(
+        raise ResumeError(
             f"{found.path} was written by another version of dist-train, whose config this one does not take "
             f"({printable(first.key or 'config', 100)}: {printable(first.message, 300)}): go on with that version, or "
-            "begin a new run",
-            ExitCode.CANNOT_RESUME,
+            "begin a new run"
         ) from None
 
 
@@ -52,10 +51,9 @@ def check_config_unchanged(old: RunConfig, new: RunConfig, allowed: Sequence[str
     safe = {path for path in lines if is_safe(path) and path not in decisive}
     if refused := [path for path in lines if path not in safe and not is_below(path, allowed)]:
         said, keys = "; ".join(map(lines.__getitem__, refused)), " ".join(f"--allow-change {path}" for path in refused)
-        raise UserError(
+        raise ResumeError(
             f"the config has changed since the checkpoint was written ({said}), so the run would not end as it began. "
-            f"Put it back, start a new run, or say {keys}",
-            ExitCode.CANNOT_RESUME,
+            f"Put it back, start a new run, or say {keys}"
         )
     return [*lines.values()]
 
@@ -85,10 +83,9 @@ def check_surroundings(found: VerifiedCheckpoint, now: Mapping[str, Any], allowe
         said = "; ".join(f"{path} was {old}, is {new}" for path, old, new in changes)
         line = f"{subject} changed since {found.path.name} was written ({said})"
         if kind in REFUSED and kind not in allowed:
-            raise UserError(
+            raise ResumeError(
                 f"{line}, so the run would not end as it began. Put it back, start a new run, or say "
-                f"--allow-change {kind}",
-                ExitCode.CANNOT_RESUME,
+                f"--allow-change {kind}"
             )
         lines.append(line)
     return lines
@@ -109,7 +106,7 @@ def content_of(found: VerifiedCheckpoint) -> Snapshot:
         DamagedCheckpoint: when they have changed since.
         OSError: when they have gone since.
     """
-    files = {name: read_file(found.path, name, found.manifest) for name in found.manifest["files"]}
+    files = {name: read_checked(found.path, name, found.manifest) for name in found.manifest["files"]}
     try:
         tensors = {name: load(content) for name, content in files.items() if name.endswith(".safetensors")}
         snapshot = Snapshot.of(tensors, untagged(json.loads(files["state.json"])))
@@ -117,7 +114,7 @@ def content_of(found: VerifiedCheckpoint) -> Snapshot:
         return snapshot
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-        raise UserError(f"{found.path} holds what no training has saved ({reason})", ExitCode.CANNOT_RESUME) from None
+        raise ResumeError(f"{found.path} holds what no training has saved ({reason})") from None
 
 
 def _check_other(other: Any, manifest: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import bytes_of, load_model
+from dist_train.rundir.records import Best
 from dist_train.rundir.strict_json import tagged
 
 Tensors = dict[str, Tensor]
@@ -50,11 +51,11 @@ class TrainState:
     def samples_seen(self, global_batch: int) -> int:
         return self.step * global_batch
 
-    def best(self, metric: str) -> dict[str, Any] | None:
-        """The best evaluation by `metric`, as state.json and the trackers have it; None before there is one."""
-        if self.best_step is None:
+    def best(self, metric: str) -> Best | None:
+        """The best evaluation by `metric`; None before there is one."""
+        if self.best_step is None or self.best_value is None:
             return None
-        return {"metric": metric, "value": self.best_value, "step": self.best_step}
+        return Best(metric=metric, value=self.best_value, step=self.best_step)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, ResumeError, UserError, telling_why
 from dist_train.rundir.files import Bytes, remove_tree, sync_file, sync_folder
 from dist_train.rundir.layout import RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
@@ -155,23 +155,28 @@ class CheckpointStore:
         Raises:
             UserError: (exit 4) when there are some, and all of them are damaged; (exit 14) when they cannot be listed.
         """
-        skipped: list[str] = []
-        try:
-            paths = self.all()
-        except OSError as error:
-            raise UserError(f"cannot read {self.folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
-        for path in paths:
-            try:
-                return VerifiedCheckpoint.at(path, skipped=skipped)
-            except DamagedCheckpoint as damage:
-                skipped.append(f"{path.name} is damaged ({damage})")
-        if skipped:
-            raise UserError(
-                f"{self.folder}: no checkpoint can be used: {'; '.join(skipped)}. "
-                "Restore one from a copy, or start anew in another directory",
-                ExitCode.CANNOT_RESUME,
+        with telling_why(f"cannot read {self.folder}", DiskError):
+            found, damaged = self.newest_sound()
+        if found is None and damaged:
+            raise ResumeError(
+                f"{self.folder}: no checkpoint can be used: {'; '.join(damaged)}. "
+                "Restore one from a copy, or start anew in another directory"
             )
-        return None
+        return found
+
+    def newest_sound(
+        self, usable: Callable[[int], bool] = lambda step: True
+    ) -> tuple[VerifiedCheckpoint | None, list[str]]:
+        """The newest sound checkpoint of those whose step is `usable`, and a line for each newer one that is damaged.
+        Raises OSError."""
+        damaged: list[str] = []
+        for path in self.all():
+            if usable(step_of(path)):
+                try:
+                    return VerifiedCheckpoint.at(path, skipped=damaged), damaged
+                except DamagedCheckpoint as damage:
+                    damaged.append(f"{path.name} is damaged ({damage})")
+        return None, damaged
 
     def short_of_room(self, size: int) -> str | None:
         """One line when the disk has less room than ROOM checkpoints of `size` bytes take; a save may still succeed."""
@@ -252,7 +257,7 @@ def has_manifest(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def read_file(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """One file of a verified checkpoint, checked once more as it is read.
 
     Raises:
@@ -275,7 +280,7 @@ def locate(target: Path, report: Callable[[str], None], best: bool = False) -> V
         try:
             return VerifiedCheckpoint.at(target, by_name=False)
         except DamagedCheckpoint as damage:
-            raise UserError(f"{target} is damaged ({damage})", ExitCode.CANNOT_RESUME) from None
+            raise ResumeError(f"{target} is damaged ({damage})") from None
     store = CheckpointStore(RunDir(target).checkpoints)
     found = store.newest()
     if found is None:

@@ -5,7 +5,6 @@ group, is started by the first save that needs it, and cannot outlive the rank: 
 and it ends when its pipe closes.
 """
 
-import ctypes
 import mmap
 import os
 import signal
@@ -22,11 +21,11 @@ from typing import Any
 
 from dist_train.checkpoint.store import CheckpointStore
 from dist_train.errors import UserError
+from dist_train.rundir.process_id import end_with_parent
 
 _ROOT = Path(__file__).resolve().parents[2]
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to stop. A terminal or a scheduler sends them to its children too; only the rank acts."""
-_PR_SET_PDEATHSIG = 1
 _EXIT_TIMEOUT_S = 5.0
 """Seconds for an idle writer to end."""
 
@@ -168,9 +167,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     pipe, memory, rank = map(int, sys.argv[1:])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != rank:  # it ended before the call
-        os._exit(1)
+    end_with_parent(rank)
     connection = Connection(pipe)
     store = connection.recv()
     with suppress(EOFError, ConnectionResetError):

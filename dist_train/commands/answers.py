@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_train.config.problems import printable
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.report.palette import palette
 from dist_train.rundir.files import write_synced
 from dist_train.tasks.base import Predictions
@@ -51,7 +51,7 @@ class Wording:
             return map(self._places, values)
         if self.classes is not None and values.shape[1] != len(self.classes):
             said = f"the model gives {values.shape[1]} scores, and the data has {len(self.classes)} classes"
-            raise UserError(said, ExitCode.USER_CODE)
+            raise UserCodeError(said)
         if kind == "labels":
             return map(self._labels, values)
         if self.top > values.shape[1]:

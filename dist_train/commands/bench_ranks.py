@@ -4,7 +4,6 @@ For `dist-train doctor`, which judges what rank 0 writes. Each rank multiplies m
 ranks all-reduce a tensor with the process group of a training; then pairs of ranks exchange a tensor.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +15,13 @@ import torch
 from torch import Tensor
 
 from dist_train.commands.common import reporting
+from dist_train.config.replies import RanksMeasured
 from dist_train.config.requests import BenchRanksRequest, read_request
 from dist_train.config.schema import DistributedConfig
 from dist_train.config.types import Duration
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
-from dist_train.rundir.files import write_atomic
+from dist_train.rundir.codec import write_json
 
 SLICES, SLICE_S = 10, 0.12
 COUNTS = 3
@@ -41,21 +41,16 @@ def main(request: BenchRanksRequest) -> int:
     config = DistributedConfig(backend=request.backend, timeout=TIMEOUT)  # type: ignore[arg-type]
     with reporting(), ProcessGroup(Ranks.from_environment(), config) as group:
 
-        def write(found: dict[str, Any]) -> None:
+        def write(found: Any) -> None:
             if group.ranks.is_first:
-                write_atomic(Path(request.outcome), json.dumps(found))
+                write_json(Path(request.outcome), found)
 
         write(measure(group, lambda stage: write({"stage": stage})))
     return 0
 
 
-def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]:
-    """All measurements of all ranks, on every rank. Calls `begin` with the name of the next stage.
-
-    Rates: `gflops` of the fastest multiplications, `share` of a core that the rank got (0 to 1; 1 on a GPU),
-    `all_reduce_gbs` as bytes of the tensor per second, times 2 (W - 1) / W, which is what each link carries (NCCL
-    tests' "bus bandwidth"), `pairs` in bytes per second each way.
-    """
+def measure(group: ProcessGroup, begin: Callable[[str], None]) -> RanksMeasured:
+    """All measurements of all ranks, on every rank. Calls `begin` with the name of the next stage."""
     torch.set_num_threads(1)
     begin("computing")
     _meet(group)
@@ -69,16 +64,17 @@ def measure(group: ProcessGroup, begin: Callable[[str], None]) -> dict[str, Any]
     own = dict(_exchanges(group))
     times = _gather(group, torch.tensor([own.get(pair, 0.0) for pair in pairs], dtype=torch.float64)).amax(dim=0)
     giga = EXCHANGED_MB[group.device.type] / 1e3
-    return {
-        "world_size": world_size,
-        "backend": group.backend,
-        "device": group.device.type,
-        "gflops": everyone[:, 0].tolist(),
-        "share": everyone[:, 1].tolist(),
-        "all_reduce_mb": REDUCED_MB[group.device.type],
-        "all_reduce_gbs": reduced,
-        "pairs_gbs": {f"{low}-{high}": giga / s for (low, high), s in zip(pairs, times.tolist(), strict=True) if s > 0},
-    }
+    rates = {f"{low}-{high}": giga / s for (low, high), s in zip(pairs, times.tolist(), strict=True) if s > 0}
+    return RanksMeasured(
+        world_size=world_size,
+        backend=group.backend,
+        device=group.device.type,
+        gflops=everyone[:, 0].tolist(),
+        share=everyone[:, 1].tolist(),
+        all_reduce_mb=REDUCED_MB[group.device.type],
+        all_reduce_gbs=reduced,
+        pairs_gbs=rates,
+    )
 
 
 def _meet(group: ProcessGroup) -> None:

@@ -3,7 +3,6 @@
 Nothing is downloaded, trained or written, but for the tokens of a text, which go into their cache.
 """
 
-import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dist_train import models, tasks
 from dist_train.callbacks import build_callbacks
 from dist_train.checkpoint.optimizer_state import OptimizerState
 from dist_train.config.problems import ConfigError
+from dist_train.config.replies import Description
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load
 from dist_train.control.due import Due
@@ -34,43 +34,31 @@ class _NotYet(Exception):
     """Something that keeps the description incomplete, but would not keep a training from running."""
 
 
-def describe(config: RunConfig) -> dict[str, Any]:
-    """Sizes of data, model and training. What is not known is None, and `problem` says why. If a training would fail,
-    `exit_code` is its exit code."""
-    facts: dict[str, Any] = dict.fromkeys(
-        ("train_samples", "evaluation_samples", "steps_per_epoch", "total_steps", "parameters", "trainable_parameters")
-    )
-    facts |= {
-        "model": config.model.name,
-        "state_bytes": None,
-        "lr": [],
-        "cache": [],
-        "problem": None,
-        "exit_code": None,
-    }
+def describe(config: RunConfig) -> Description:
+    facts = Description()
     try:
         splits = _splits(config)
-        facts |= {"train_samples": len(splits.train), "evaluation_samples": len(splits.evaluation)}
-        facts |= {"notes": splits.notes, "cache": [holding(part) for part in parts(splits)]}
-        facts |= _length(config, len(splits.train))
+        facts.train_samples, facts.evaluation_samples = len(splits.train), len(splits.evaluation)
+        facts.notes, facts.cache = [*splits.notes], [holding(part) for part in parts(splits)]
+        _add_length(facts, config, len(splits.train))
         build_callbacks(config, Ranks.from_environment())
         tasks.build(config.task, splits.classes, **splits.of_tokens)
         starts = models.can_start(config.model)
         model = models.build(config.model, seed=config.seed, starts=starts, **splits.offered)
-        facts |= _size(config, model)
+        _add_size(facts, config, model)
         if config.exact and (found := [*without_deterministic_form(model)]):
-            facts["not_on_a_gpu"] = explain_nondeterministic(found)
+            facts.not_on_a_gpu = explain_nondeterministic(found)
     except _NotYet as error:
-        facts["problem"] = str(error)
-        if facts["total_steps"] is None and config.train.duration.unit == "steps":
-            facts["total_steps"] = int(config.train.duration.value)
+        facts.problem = str(error)
+        if facts.total_steps is None and config.train.duration.unit == "steps":
+            facts.total_steps = int(config.train.duration.value)
     except UserError as error:
-        facts |= {"problem": str(error), "exit_code": int(error.code)}
+        facts.problem, facts.exit_code = str(error), int(error.code)
     except Exception as error:  # of the user's own data set, task or model
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())
-        said = f"{type(error).__name__}: {text} ({where.filename}:{where.lineno}, in {where.name})"
-        facts |= {"problem": said, "exit_code": int(ExitCode.USER_CODE)}
+        facts.problem = f"{type(error).__name__}: {text} ({where.filename}:{where.lineno}, in {where.name})"
+        facts.exit_code = int(ExitCode.USER_CODE)
     return facts
 
 
@@ -92,17 +80,17 @@ def _as_it_is(data: Any) -> Any:
     return data.model_copy(update={"download": False}) if hasattr(data, "download") else data
 
 
-def _length(config: RunConfig, samples: int) -> dict[str, Any]:
+def _add_length(facts: Description, config: RunConfig, samples: int) -> None:
     steps_per_epoch = samples // config.batch.global_size
     if steps_per_epoch == 0:
         raise UserError(f"{samples} training samples do not fill a global batch of {config.batch.global_size}")
     total = Due.of(config, steps_per_epoch).total_steps
     schedule = Schedule.of(config, steps_per_epoch)
-    points = [schedule.lr(i * (total - 1) // (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
-    return {"steps_per_epoch": steps_per_epoch, "total_steps": total, "lr": points}
+    facts.steps_per_epoch, facts.total_steps = steps_per_epoch, total
+    facts.lr = [schedule.lr(i * (total - 1) // (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
 
 
-def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
+def _add_size(facts: Description, config: RunConfig, model: torch.nn.Module) -> None:
     """Parameters, and the bytes of a checkpoint, measured after a step with gradients of zero."""
     optimizer = build_optimizer(config.optimizer, model)
     for parameter in model.parameters():
@@ -111,23 +99,17 @@ def _size(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
     weights = [value for value in model.state_dict().values() if isinstance(value, torch.Tensor)]
     state_bytes = sum(t.nbytes for t in weights) * (2 if config.train.ema_decay is not None else 1)
     optimizer.step()
-    state_bytes += sum(t.nbytes for t in OptimizerState(optimizer, model).tensors().values())
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "state_bytes": state_bytes,
-    }
+    facts.state_bytes = state_bytes + sum(t.nbytes for t in OptimizerState(optimizer, model).tensors().values())
+    facts.parameters = sum(p.numel() for p in model.parameters())
+    facts.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     try:
-        config = load(argv[0], argv[1:])
-        facts = describe(config)
+        describe(load(argv[0], argv[1:])).send()
     except ConfigError as error:  # on stdout like all results: libraries warn on stderr
-        facts = {"problem": str(error), "exit_code": int(ExitCode.CONFIG)}
-    print(json.dumps(facts))
-    return 0
+        Description(problem=str(error), exit_code=int(ExitCode.CONFIG)).send()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -20,7 +20,7 @@ from dist_train.evaluate import evaluate
 from dist_train.gallery import Gallery
 from dist_train.parallel.process_group import ProcessGroup
 from dist_train.parallel.ranks import Ranks
-from dist_train.report.words import label, shown, telling
+from dist_train.report.words import figure, label, telling
 from dist_train.rundir.strict_json import to_json
 from dist_train.trained import config_of_run, saved_model
 from dist_train.worker import set_deterministic
@@ -75,14 +75,14 @@ def _text(row: Mapping[str, Any]) -> str:
     """One figure a line, and a table of the classes."""
     lines = [f"{row['checkpoint']}  {row['split']} split"]
     figures = {name: value for name, value in telling(row).items() if name not in ("step", "broken_samples")}
-    lines += [f"  {label(name):<16} {shown(name, value)}" for name, value in figures.items()]
+    lines += [f"  {label(name):<16} {figure(name, value)}" for name, value in figures.items()]
     columns = row["per_class"]
     if not columns:
         return "\n".join(lines)
     by, count = "f1" if "f1" in columns else next(iter(columns)), max(map(len, columns.values()))
     names = row["classes"] or range(count)
     order = list(range(count)) if count <= MOST_CLASSES else sorted(range(count), key=columns[by].__getitem__)
-    cells = [[printable(str(names[one]), 40), *(shown(key, columns[key][one]) for key in columns)] for one in order]
+    cells = [[printable(str(names[one]), 40), *(figure(key, columns[key][one]) for key in columns)] for one in order]
     table = aligned([["class", *map(label, columns)], *cells[:MOST_CLASSES]], to_the_right=[*map(label, columns)])
     left_out = f"the {MOST_CLASSES} of {count:,} classes with the lowest {label(by)}; --json has all of them"
     return "\n".join([*lines, "", *([left_out] if count > MOST_CLASSES else []), table])

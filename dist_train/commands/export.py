@@ -24,7 +24,7 @@ from dist_train.config.schema import Normalize
 from dist_train.config.stdout import tell
 from dist_train.data import datasets
 from dist_train.data.loader import evaluation_samples
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserCodeError, UserError, telling_why
 from dist_train.rundir.files import replacing, write_atomic, write_synced
 from dist_train.rundir.strict_json import to_json
 from dist_train.tasks.base import Task
@@ -56,13 +56,11 @@ def _export(request: ExportRequest) -> str:
         call = _call(model, task, trained, request)
         expected = _leaves(model(*call[0], **call[1]))
         write = _program if request.format == "torch" else _tensors
-        try:
+        with telling_why(f"cannot write {file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
                 said = write(model, trained, call, expected, temporary)
                 write_atomic(file.with_suffix(".json"), to_json(_facts(trained, request.format, call), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror}") from None
     size = file.stat().st_size
     if request.as_json:
         facts = {"file": str(file), "bytes": size, "format": request.format, "step": trained.step, "tried": said}
@@ -136,11 +134,11 @@ def _try(function: Callable[[], object], said: str) -> None:
         function()
     except Exception as error:
         reason = printable(" ".join(str(error).split()), 200)
-        raise UserError(f"{said} this model: {type(error).__name__}: {reason}", ExitCode.USER_CODE) from error
+        raise UserCodeError(f"{said} this model: {type(error).__name__}: {reason}") from error
 
 
 def _other(why: str) -> UserError:
-    return UserError(f"the file gives other results than the model, and is not kept; {why}", ExitCode.USER_CODE)
+    return UserCodeError(f"the file gives other results than the model, and is not kept; {why}")
 
 
 def _leaves(tree: Any) -> list[Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import safetensors
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint
-from dist_train.checkpoint.store import VerifiedCheckpoint, locate, read_file
+from dist_train.checkpoint.store import VerifiedCheckpoint, locate, read_checked
 from dist_train.config.problems import printable
 from dist_train.config.requests import FingerprintRequest, read_request
 from dist_train.config.stdout import tell
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, ResumeError, UserError
 
 TENSOR_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
@@ -35,10 +35,10 @@ def fingerprint(found: VerifiedCheckpoint) -> str:
 def _tensors(found: VerifiedCheckpoint, file: str) -> list[tuple[str, str, list[int], bytes]]:
     """(name, dtype, shape, bytes) of the tensors of a safetensors file."""
     try:
-        entries = safetensors.deserialize(read_file(found.path, file, found.manifest))
+        entries = safetensors.deserialize(read_checked(found.path, file, found.manifest))
     except (safetensors.SafetensorError, OSError, DamagedCheckpoint) as error:
         reason = printable(" ".join(str(error).split()), 300)
-        raise UserError(f"{found.path / file} cannot be read: {reason}", ExitCode.CANNOT_RESUME) from None
+        raise ResumeError(f"{found.path / file} cannot be read: {reason}") from None
     return [(name, entry["dtype"], list(entry["shape"]), bytes(entry["data"])) for name, entry in entries]
 
 

@@ -24,7 +24,7 @@ from dist_train.config.stdout import aligned, tell
 from dist_train.data.batch import Microbatch
 from dist_train.data.given import Coder, Given, coder_of, read_text
 from dist_train.data.loader import number_of_batches
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, ExitCode, UserError, telling_why
 from dist_train.evaluate import evaluating, own_batches
 from dist_train.heartbeat import beat
 from dist_train.learner import autocast
@@ -164,9 +164,9 @@ def _encoded(coder: Coder, text: str) -> Tensor:
     try:
         tokens = torch.tensor([list(map(int, coder.encode(text.encode(errors="surrogateescape"))))])
     except UnicodeDecodeError as error:
-        raise UserError(f"the text is no UTF-8 (byte {error.start:,})", ExitCode.DATA) from None
+        raise DataError(f"the text is no UTF-8 (byte {error.start:,})") from None
     if not tokens.numel():
-        raise UserError("the text is empty: give one character at least to go on with", ExitCode.DATA)
+        raise DataError("the text is empty: give one character at least to go on with")
     return tokens
 
 
@@ -198,7 +198,7 @@ def _write(request: PredictRequest, answers: Sequence[Answer]) -> None:
     """The rows as a file, if --out names one. Raises UserError."""
     out, rows = Path(request.out or "."), [row for row, _ in answers]
     if out.suffix:
-        with _told(out):
+        with telling_why(f"cannot write {out}"):
             write_atomic(out, to_csv(rows) if out.suffix.lower() == ".csv" else to_json(rows) + "\n")
 
 
@@ -216,13 +216,13 @@ def _masks(request: PredictRequest, group: ProcessGroup, given: Given) -> Iterat
     temporary = out.with_name(f".tmp-{out.name}-{group.broadcast_object(os.getpid())}")
 
     def begin() -> None:
-        with _told(out):
+        with telling_why(f"cannot write {out}"):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(f"--out {out} is there already: name another folder, or a .csv or .json file")
             temporary.mkdir(parents=True)
 
     def commit() -> None:
-        with _told(out):
+        with telling_why(f"cannot write {out}"):
             sync_folder(temporary)
             os.rename(temporary, out)
             sync_folder(out.parent)
@@ -236,14 +236,6 @@ def _masks(request: PredictRequest, group: ProcessGroup, given: Given) -> Iterat
             remove_tree(temporary)
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
 def _mask_name(given: Given, row: int) -> Path:
     return given.below[row].with_suffix(".png") if given.below else Path(f"{row + 1}.png")
 
@@ -251,7 +243,7 @@ def _mask_name(given: Given, row: int) -> Path:
 def _write_masks(found: Predictions, given: Given, rows: Sequence[int], sizes: Tensor, folder: Path) -> None:
     if found.kind != "places" or found.values.ndim != 3:
         raise UserError("--out FOLDER takes masks, and this model gives none: name a .csv or .json file")
-    with _told(folder):
+    with telling_why(f"cannot write {folder}"):
         for place, row in enumerate(rows):
             size = sizes[place].tolist() if given.below else found.values.shape[1:]
             write_mask(folder / _mask_name(given, row), found.values[place], *size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest, verify
+from dist_train.checkpoint.manifest import DamagedCheckpoint, read_manifest
 from dist_train.checkpoint.resume import check_surroundings, recorded_config
 from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, step_of
 from dist_train.config.changes import differences, is_safe
@@ -86,9 +86,9 @@ def read_recording(
         )
     # The replay must pass through the state that a rollback returned to.
     any_will_do = config.train.non_finite != "rollback"
-    found, notes = checkpoint_before(
-        run_dir, lambda step: step < first and (any_will_do or due.rollback_step(step) == step)
-    )
+    store = CheckpointStore(RunDir(run_dir).checkpoints)
+    found, damaged = store.newest_sound(lambda step: step < first and (any_will_do or due.rollback_step(step) == step))
+    notes = [f"{line}: beginning from an older one" for line in damaged]
     begin = step_of(found.path) if found else 0
     if steps and begin < min(steps) - 1:
         notes.append(f"recorded from step {min(steps)} on: the run began from a checkpoint that is not here")
@@ -121,7 +121,7 @@ def _rows(path: Path) -> tuple[dict[int, Row], dict[int, Row]]:
     return steps, evaluations
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def _row(line: bytes) -> Row:
     """The row of a line of metrics.jsonl; empty for an incomplete line. Raises ValueError."""
     if len(line) == _LONGEST_LINE:
         raise ValueError(f"a line of more than {_LONGEST_LINE:,} bytes")
@@ -132,18 +132,6 @@ def _row(line: bytes) -> dict[str, Any]:
     if is_step and not is_number(row.get("step"), 1, 2**53):
         raise ValueError("a line whose step is no number")
     return row
-
-
-def checkpoint_before(run_dir: Path, usable: Callable[[int], bool]) -> tuple[VerifiedCheckpoint | None, list[str]]:
-    """The newest sound checkpoint whose step is `usable`, and a note on each damaged one that was skipped."""
-    skipped: list[str] = []
-    for path in CheckpointStore(RunDir(run_dir).checkpoints).all():
-        if usable(step_of(path)):
-            try:
-                return VerifiedCheckpoint(path=path, manifest=verify(path)), skipped
-            except DamagedCheckpoint as damage:
-                skipped.append(f"{path.name} is damaged ({damage}): beginning from an older one")
-    return None, skipped
 
 
 def _changes(
@@ -187,7 +175,7 @@ class Difference:
         where = f"step {self.step}" + (f", {self.split}" if self.split else "")
         return f"{where}: {self.quantity} was {_exact(self.recorded)} and came out as {_exact(self.replayed)}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         values = {"recorded": self.recorded, "replayed": self.replayed}
         floats = {f"{name}_hex": value.hex() for name, value in values.items() if isinstance(value, float)}
         return {"step": self.step, "split": self.split, "quantity": self.quantity, **values, **floats}
@@ -197,7 +185,7 @@ def _exact(value: Any) -> str:
     return f"{value!r} ({value.hex()})" if isinstance(value, float) else str(value)
 
 
-class Comparison(NullTracker):
+class ReplayComparison(NullTracker):
     """Receives the rows of a replay in place of a tracker and compares them with the recorded ones.
 
     Args:

@@ -18,7 +18,7 @@ from dist_train.checkpoint.resume import broadcast_checkpoint
 from dist_train.checkpoint.state import Snapshot, TrainState
 from dist_train.checkpoint.store import VerifiedCheckpoint
 from dist_train.commands.common import reporting
-from dist_train.commands.recording import Comparison, Recording, count, read_recording
+from dist_train.commands.recording import Recording, ReplayComparison, count, read_recording
 from dist_train.commands.watch import StepDetail, watched
 from dist_train.config.requests import ReplayRequest, read_request
 from dist_train.config.schema import RunConfig
@@ -30,7 +30,7 @@ from dist_train.control.stop import StopFlag
 from dist_train.data import datasets
 from dist_train.data.datasets import Splits
 from dist_train.data.loader import train_sampler
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, ResumeError, UserError
 from dist_train.learner import Learner, build_learner
 from dist_train.loop import train
 from dist_train.parallel.process_group import ProcessGroup
@@ -73,7 +73,7 @@ class ReplayOutcome:
     """
 
     recording: Recording
-    comparison: Comparison
+    comparison: ReplayComparison
     ranks: Ranks
     ended: str | None
     details: list[StepDetail]
@@ -147,19 +147,14 @@ def _replay(request: ReplayRequest) -> ReplayOutcome:
 
 
 def _compute(
-    request: ReplayRequest,
-    config: RunConfig,
-    splits: Splits,
-    recording: Recording,
-    due: Due,
-    group: ProcessGroup,
+    request: ReplayRequest, config: RunConfig, splits: Splits, recording: Recording, due: Due, group: ProcessGroup
 ) -> ReplayOutcome:
     found, flag = recording.found, StopFlag()
     learner = build_learner(config, splits, group.device, starts=found is None)
     state = learner.restore(_broadcast(found, group), found.path) if found else TrainState()
     state.finished = False
     # All ranks stop by agreement once rank 0 has seen a difference, unless the later steps are to be shown too.
-    comparison = Comparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
+    comparison = ReplayComparison(recording, on_difference=(lambda: None) if request.show else partial(flag.limit, 0))
     tracker = comparison if group.ranks.is_first else NullTracker()
     details: list[StepDetail] = []
     points = RollbackPoints(learner, due) if config.train.non_finite == "rollback" else NullCheckpointManager()
@@ -183,10 +178,9 @@ def _broadcast(found: VerifiedCheckpoint, group: ProcessGroup) -> Snapshot:
     try:
         return broadcast_checkpoint(found, group)
     except (OSError, DamagedCheckpoint) as error:
-        raise UserError(
+        raise ResumeError(
             f"{found.path.name} went away while it was read ({error}), as it happens in a run that is going on: "
-            "try again",
-            ExitCode.CANNOT_RESUME,
+            "try again"
         ) from None
 
 

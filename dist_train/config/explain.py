@@ -49,9 +49,9 @@ def _problems(item: Any, tree: Tree) -> Iterator[Problem]:
     if kind == "extra_forbidden":
         yield problem_at(_key_place(tree, path), path, _unknown_key(path, section, tree))
     elif kind == "missing":
-        names = f", {shape.choices(node)}" if shape.is_component(node) else ""
+        names = f", {shape.choices(node)}" if shape.is_component_node(node) else ""
         yield problem_at(_key_place(tree, path[:-1]), path, f"is missing: {shape.in_words(node)}{names}")
-    elif shape.is_component(node):
+    elif shape.is_component_node(node):
         yield _component_problem(path, node, tree)
     else:
         yield problem_at(_value_place(tree, path), path, _wrong_value(item, path, node, tree))
@@ -66,7 +66,7 @@ def _walk(location: tuple[str | int, ...], tree: Tree) -> tuple[KeyPath, shape.N
     steps = iter(location)
     for step in steps:
         option = shape.options(node)[0]
-        if shape.is_component(node):  # this step is the tag of a union
+        if shape.is_component_node(node):  # this step is the tag of a union
             option = shape.chosen(node, at.plain() if at else None) or option
             step = next(steps, None)  # type: ignore[assignment]
             if step is None:

@@ -34,7 +34,7 @@ class _Generator(GenerateJsonSchema):
 
 
 @cache
-def document() -> dict[str, Any]:
+def schema_document() -> dict[str, Any]:
     """The JSON Schema of a resolved RunConfig, in standard words; only texts with a pattern have titles. Do not modify
     the result."""
     _describe_fields()
@@ -81,7 +81,7 @@ def _tidy(node: Any) -> Any:
 
 def json_schema() -> str:
     """The text of configs/schema.json: what an editor may complete and check in a config file, `extends` included."""
-    schema = dict(document())
+    schema = dict(schema_document())
     schema.pop("required", None)  # a file may get its data and model from the one it extends
     schema["$defs"] = {key: _without_name(node) for key, node in schema["$defs"].items()}
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}

@@ -14,7 +14,7 @@ from dist_train.config import trust
 from dist_train.config.problems import ConfigError, printable
 from dist_train.config.schema import RunConfig
 from dist_train.config.source import load, load_plain
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ResumeError, UserError
 from dist_train.rundir.layout import SCHEDULERS, RunDir
 from dist_train.rundir.reading import read_json
 
@@ -111,7 +111,7 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or re.sub(r"\s+", " ", str(error))
         message = f"{checkpoint / MANIFEST} cannot be read: {printable(reason, 200)}"
-        raise UserError(message, ExitCode.CANNOT_RESUME) from None
+        raise ResumeError(message) from None
 
 
 def _recorded(

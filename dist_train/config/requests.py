@@ -19,47 +19,51 @@ _LONGEST_ARGUMENT = 30_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsRequest:
-    """Which checkpoints are there, and with `verify` whether they are sound?"""
+class _OfRun:
+    """Of a run directory or a checkpoint, `target`."""
 
     target: str
-    """A run directory or a checkpoint."""
-    verify: bool = False
     as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheRequest:
-    """What is there of the decoded images of a config's data?"""
+class _OfModel(_OfRun):
+    """Of a saved model: that of a checkpoint, or of a run's best one."""
 
-    target: str
-    """A config, or a run directory."""
+    overrides: tuple[str, ...] = ()
+    trust: bool = False
+    """--trust: the config may run code that the user does not know yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsRequest(_OfRun):
+    """Which checkpoints are there, and with `verify` whether they are sound?"""
+
+    verify: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRequest(_OfRun):
+    """What is there of the decoded images of the data of a config, `target`, or of a run?"""
+
     overrides: tuple[str, ...] = ()
     action: str = "show"
     """`show`, `build`, `verify` or `drop`."""
-    as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class FingerprintRequest:
-    """One hash over all tensors of a checkpoint."""
-
-    target: str
-    """A run directory (its newest checkpoint) or a checkpoint."""
-    as_json: bool = False
+class FingerprintRequest(_OfRun):
+    """One hash over all tensors of a checkpoint, or of a run's newest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictRequest:
+class PredictRequest(_OfModel):
     """What a saved model says of inputs."""
 
-    target: str
-    """A run directory (its best checkpoint) or a checkpoint."""
     inputs: tuple[str, ...]
     """Files, folders, texts; `-` is what comes from stdin."""
     stdin: str | None = None
     """A file of what came from stdin, where this process has another one."""
-    overrides: tuple[str, ...] = ()
     top: int = 1
     """Classes for each input."""
     length: int = 200
@@ -69,39 +73,26 @@ class PredictRequest:
     """Of the tokens that are drawn."""
     out: str | None = None
     """A .csv or .json file, or a folder of masks."""
-    trust: bool = False
-    """--trust: the config may run code that the user does not know yet."""
-    as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest:
+class ExportRequest(_OfModel):
     """A saved model as a file for other programs."""
 
-    target: str
-    """A run directory (its best checkpoint) or a checkpoint."""
     to: str
     """The file, or a folder for it."""
     format: str
     """`safetensors` or `torch`."""
     inputs: tuple[str, ...] = ()
     """What the file is tried on; without any, samples of the evaluation."""
-    overrides: tuple[str, ...] = ()
-    trust: bool = False
-    as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
+class EvaluateRequest(_OfModel):
     """The metrics of a saved model."""
 
-    target: str
-    """A run directory (its best checkpoint) or a checkpoint."""
-    overrides: tuple[str, ...] = ()
     split: str = "evaluation"
     """`evaluation`, `test` or `train`."""
-    trust: bool = False
-    as_json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

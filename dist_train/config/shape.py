@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dist_train.config.json_schema import document
+from dist_train.config.json_schema import schema_document
 from dist_train.config.problems import alternatives
 from dist_train.config.torchvision_names import TorchvisionName
 
@@ -14,13 +14,13 @@ TORCHVISION_NAMES: tuple[str, ...] = TorchvisionName.__args__  # type: ignore[at
 
 
 def root() -> Node:
-    return document()
+    return schema_document()
 
 
 def resolved(node: Node) -> Node:
     """The definition that a `$ref` points to, or the node itself."""
     reference = node.get("$ref")
-    return document()["$defs"][reference.rsplit("/", 1)[1]] if reference else node
+    return schema_document()["$defs"][reference.rsplit("/", 1)[1]] if reference else node
 
 
 def options(node: Node) -> list[Node]:
@@ -34,7 +34,7 @@ def may_be_null(node: Node) -> bool:
     return any(part.get("type") == "null" for part in resolved(node).get("anyOf", [node]))
 
 
-def is_component(node: Node) -> bool:
+def is_component_node(node: Node) -> bool:
     """Whether its section is one of several, chosen by a `name`."""
     return len(options(node)) > 1 and all("name" in keys(option) for option in options(node))
 
@@ -77,7 +77,7 @@ def choices(node: Node) -> str:
 
 def in_words(node: Node) -> str:
     """What a value may be: `a whole number of 1 or more, or auto`."""
-    if is_component(node):
+    if is_component_node(node):
         return "a section with a name"
     return ", or ".join([_option_words(option) for option in options(node)] + ["null"] * may_be_null(node))
 
@@ -102,7 +102,7 @@ def _option_words(node: Node) -> str:
 def _list_words(node: Node) -> str:
     least, most = node.get("minItems"), node.get("maxItems")
     length = f" of {least}" if least and least == most else " of 1 or more" if least else ""
-    items = f"a {choices(node['items'])} section" if is_component(node["items"]) else in_words(node["items"])
+    items = f"a {choices(node['items'])} section" if is_component_node(node["items"]) else in_words(node["items"])
     return f"a list{length} of texts" if items == "text" else f"a list{length}, each {items}"
 
 

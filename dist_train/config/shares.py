@@ -33,7 +33,7 @@ def check_even(world_size: int, microbatches: int) -> None:
         )
 
 
-def choices(config: "RunConfig", world_size: int) -> list[int]:
+def microbatch_choices(config: "RunConfig", world_size: int) -> list[int]:
     """The numbers of microbatches that `fit` chooses from, ascending: those that give every rank as many, where the
     size of the global batch allows that. Empty where there are more ranks than samples."""
     size = config.batch.global_size
@@ -46,7 +46,7 @@ def at_least(config: "RunConfig", world_size: int) -> int:
     """The number of microbatches that the config gives, else the smallest that it may become when the run begins."""
     given = config.batch.microbatches
     if given == "fit":
-        return next(iter(choices(config, world_size)), world_size)
+        return next(iter(microbatch_choices(config, world_size)), world_size)
     return world_size if given == "auto" else given
 
 
@@ -58,7 +58,7 @@ def settled(config: "RunConfig", microbatches: int) -> "RunConfig":
 def smaller(config: "RunConfig", world_size: int) -> str:
     """What a run that has no memory for its microbatches can do to have smaller ones, in words."""
     now, size = at_least(config, world_size), config.batch.global_size
-    more = next((parts for parts in choices(config, world_size) if parts > now), None)
+    more = next((parts for parts in microbatch_choices(config, world_size) if parts > now), None)
     if more is None:
         return "The microbatches are of one sample each: a smaller model or smaller samples"
     return f"A new run with batch.microbatches={more} ({size // more} samples each, not {size // now})"

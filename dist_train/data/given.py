@@ -23,7 +23,7 @@ from dist_train.data.datasets.text import tokenizer_of
 from dist_train.data.datasets.tokenizers import FromFile, Tokenizer
 from dist_train.data.decode import MOST_PIXELS, decode_file
 from dist_train.data.resize import centre_crop, resize, resize_shorter_side
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601), with which Pillow converts to grey."""
@@ -67,7 +67,7 @@ def read_given(words: Sequence[str], stdin: str, config: Any, data: Mapping[str,
         pictures = Pictures(names, shape, getattr(config, "resize", None), whole)
         return Given(dataset=pictures, kind="file", names=names, below=below)
     if other := next((word for word in words if word not in found), None):
-        raise UserError(f"{other}: this model takes rows of a {', '.join(tables)} file, or of CSV at -", ExitCode.DATA)
+        raise DataError(f"{other}: this model takes rows of a {', '.join(tables)} file, or of CSV at -")
     if len(found) > 1:
         raise UserError(f"one table at a time, and {len(found)} are given: {', '.join(found)}")
     path = Path(found[0])
@@ -82,9 +82,7 @@ def read_given(words: Sequence[str], stdin: str, config: Any, data: Mapping[str,
         content = stdin.removeprefix("\ufeff") if found[0] == STDIN else None
         values = table.read_inputs(path, content, names, data.get("scaling"))
         if shape is not None and values.shape[1:] != tuple(shape):
-            raise UserError(
-                f"{path} has rows of shape {list(values.shape[1:])}, and the model takes {list(shape)}", ExitCode.DATA
-            )
+            raise DataError(f"{path} has rows of shape {list(values.shape[1:])}, and the model takes {list(shape)}")
         dataset = TensorImages(values, torch.zeros(len(values), dtype=torch.int64))
     return Given(dataset=dataset, kind="row", names=range(1, len(dataset) + 1))
 
@@ -99,12 +97,12 @@ def _pictures(words: Sequence[str], stdin: str) -> Iterator[tuple[Path, Path]]:
                 file for file in path.rglob("[!.]*") if file.suffix.lower() in EXTENSIONS and file.is_file()
             )
             if not inside:
-                raise UserError(f"{path}: no images there ({' '.join(EXTENSIONS)})", ExitCode.DATA)
+                raise DataError(f"{path}: no images there ({' '.join(EXTENSIONS)})")
             yield from ((file, file.relative_to(path)) for file in inside)
         elif os.path.exists(path):
             yield path, Path(path.name)
         else:
-            raise UserError(f"{path}: no such file or folder", ExitCode.DATA)
+            raise DataError(f"{path}: no such file or folder")
 
 
 class Pictures(DecodedImages):
@@ -160,9 +158,9 @@ class _Mappings(torch.utils.data.Dataset):
                 self._arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             sizes = {len(array) for array in self._arrays.values()}
         except Exception as error:  # of zipfile, zlib, NumPy and torch, over what is no such file
-            raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}", ExitCode.DATA) from error
+            raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
         if len(sizes) != 1 or not self._arrays:
-            raise UserError(f"the arrays in {path} have several lengths, or there are none", ExitCode.DATA)
+            raise DataError(f"the arrays in {path} have several lengths, or there are none")
         self._size = sizes.pop()
 
     def __len__(self) -> int:
@@ -196,9 +194,7 @@ def coder_of(config: Any, data: Mapping[str, Any], local_rank0_first: LocalRank0
         tokenizer = FromFile(Path(config.tokenizer))
     if tokenizer is not None:
         if data.get("tokenizer", tokenizer.identity) != tokenizer.identity:
-            raise UserError(
-                "data.tokenizer has other tokens than in the training: give the file of then", ExitCode.DATA
-            )
+            raise DataError("data.tokenizer has other tokens than in the training: give the file of then")
         return Coder(encode=tokenizer.encode, decode=tokenizer.decode)
     dataset = datasets.build(config, local_rank0_first).train
     if not hasattr(dataset, "encode") or not hasattr(dataset, "decode"):
@@ -219,7 +215,7 @@ def read_text(word: str, stdin: str) -> str:
         try:
             return path.read_bytes().decode(errors="surrogateescape")
         except OSError as error:
-            raise UserError(f"cannot read {word}: {error.strerror}", ExitCode.DATA) from None
+            raise DataError(f"cannot read {word}: {error.strerror}") from None
     if word.split() == [word] and 1 < len(path.suffix) < 6 and path.suffix[1:].isalnum():
-        raise UserError(f"{word}: no such file; a text that looks like one comes through -", ExitCode.DATA)
+        raise DataError(f"{word}: no such file; a text that looks like one comes through -")
     return word

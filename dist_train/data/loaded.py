@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_train.data.broken import Broken
 from dist_train.data.sampler import LoadRequest
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError
 
 _SMALL = 1 << 20
 """Bytes of the largest array that goes through the pipe. That is less work than to pass the file descriptor of shared
@@ -96,10 +96,9 @@ def _check_travels(value: Any) -> None:
     try:
         ForkingPickler.dumps(each_array(lambda _: None, value))
     except Exception as error:
-        raise UserError(
+        raise UserCodeError(
             f"a sample holds what cannot be handed over by a loading process ({error}): define its class at the top of "
-            "a module, or set loader.workers=0",
-            ExitCode.USER_CODE,
+            "a module, or set loader.workers=0"
         ) from error
 
 

@@ -25,7 +25,7 @@ from dist_train.data.loaded import Loaded
 from dist_train.data.sampler import LoadRequest, ShardedSampler
 from dist_train.data.source import Source
 from dist_train.data.workers import free_cores, number_of_threads, start_method, start_worker
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 from dist_train.heartbeat import stacks
 from dist_train.parallel.ranks import Ranks
 from dist_train.tasks.base import Task
@@ -128,7 +128,7 @@ def evaluation_samples(
     requests = [LoadRequest(step=0, number=0, parts=1, epoch=0, indices=spread)] * times
     found = _answers(Source.of_evaluation(config, splits.evaluation, device, task), requests, config)
     if (broken := found[0].broken) and len(broken) == few:
-        raise UserError(f"none of {few} evaluation samples can be read; the first: {broken[0].reason}", ExitCode.DATA)
+        raise DataError(f"none of {few} evaluation samples can be read; the first: {broken[0].reason}")
     return found
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DistributedSampler
 
 from dist_train.config.shares import share
 from dist_train.data.permutation import Permutation
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 from dist_train.randomness import key
 
 _BLOCK = 8192
@@ -49,10 +49,9 @@ class ShardedSampler(DistributedSampler):
         if global_batch % microbatches:
             raise ValueError(f"a global batch of {global_batch} does not divide into {microbatches} microbatches")
         if len(dataset) < global_batch:
-            raise UserError(
+            raise DataError(
                 f"the training set has {len(dataset):,} samples, and a global batch takes {global_batch:,}: "
-                f"set batch.global_size to {len(dataset)} or less, or bring more data",
-                ExitCode.DATA,
+                f"set batch.global_size to {len(dataset)} or less, or bring more data"
             )
         self.global_batch = global_batch
         self.share = share(rank, num_replicas, microbatches)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserCodeError, UserError
 
 _PAIR = ("input", "target")
 
@@ -17,9 +17,7 @@ _PAIR = ("input", "target")
 def check_sample(sample: Any, name: str) -> None:
     """Raises UserError unless it is a pair, or a mapping, which is inputs alone."""
     if not _is_pair(sample) and not isinstance(sample, Mapping):
-        raise UserError(
-            f"{name} is a {_kind(sample)}, and must be a pair (input, target), or a dict of inputs", ExitCode.USER_CODE
-        )
+        raise UserCodeError(f"{name} is a {_kind(sample)}, and must be a pair (input, target), or a dict of inputs")
 
 
 def stacked(
@@ -38,18 +36,16 @@ def stacked(
         batch = collate(samples, collate_fn_map=_COLLATE) if own is None else own(samples)
     except _Ragged as error:
         (one, first), (two, second) = error.args
-        raise UserError(
+        raise UserCodeError(
             f"sample {indices[one]:,} of {type(dataset).__name__} has a tensor of the shape {first}, and sample "
-            f"{indices[two]:,} one of {second}: give them one size, say `pad` beside args, or write a method `collate`",
-            ExitCode.USER_CODE,
+            f"{indices[two]:,} one of {second}: give them one size, say `pad` beside args, or write a method `collate`"
         ) from None
     if isinstance(batch, Mapping):
         return batch, None
     if not _is_pair(batch):
-        raise UserError(
+        raise UserCodeError(
             f"{type(dataset).__name__}.collate gave a {_kind(batch)}, and must give a pair (inputs, targets), or a "
-            "dict of inputs",
-            ExitCode.USER_CODE,
+            "dict of inputs"
         )
     return batch[0], batch[1]
 
@@ -94,10 +90,7 @@ def padded(samples: Sequence[Any], values: float | Mapping[str, float]) -> list[
     parts = [dict(zip(_PAIR, sample, strict=True)) for sample in samples] if pairs else list(samples)
     found = _padded(parts, "", values, names)
     if isinstance(values, Mapping) and (unknown := values.keys() - names):
-        raise UserError(
-            f"data.pad names {', '.join(sorted(unknown))}; a sample's parts are {', '.join(sorted(names))}",
-            ExitCode.CONFIG,
-        )
+        raise UserError(f"data.pad names {', '.join(sorted(unknown))}; a sample's parts are {', '.join(sorted(names))}")
     return [tuple(sample.values()) for sample in found] if pairs else found
 
 
@@ -116,7 +109,7 @@ def _padded(parts: list[Any], name: str, values: float | Mapping[str, float], na
     tensors = [torch.as_tensor(part) for part in parts]
     if len({tensor.ndim for tensor in tensors}) > 1:
         shapes = ", ".join(sorted({str(list(tensor.shape)) for tensor in tensors})[:3])
-        raise UserError(f"data.pad: {name or 'a sample'} has the shapes {shapes} in one microbatch", ExitCode.DATA)
+        raise DataError(f"data.pad: {name or 'a sample'} has the shapes {shapes} in one microbatch")
     value = values.get(name, 0) if isinstance(values, Mapping) else values
     largest = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     return [_filled(tensor, largest, value) for tensor in tensors]

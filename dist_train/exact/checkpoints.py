@@ -13,8 +13,8 @@ from safetensors.torch import load
 from safetensors.torch import save as as_bytes
 
 from dist_train.checkpoint.manifest import DamagedCheckpoint
-from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, read_file
-from dist_train.errors import ExitCode, UserError
+from dist_train.checkpoint.store import CheckpointStore, VerifiedCheckpoint, read_checked
+from dist_train.errors import DiskError, ResumeError, UserError, telling_why
 from dist_train.exact.model import seed_after
 from dist_train.exact.state import Tensors, flattened, load_state, state_of, unflattened
 from dist_train.exact.world import world
@@ -57,10 +57,8 @@ def save(folder: str | Path, *, step: int, keep: int = 2, **stateful: Any) -> No
     files[_STATE] = json.dumps(tagged(trees)).encode()
     facts = {"torch": str(torch.__version__), "world_size": group.ranks.world_size, "best_step": None}
     store = CheckpointStore(Path(folder), keep, fence=_hold(Path(folder)))
-    try:
+    with telling_why(f"cannot save into {folder}", DiskError):
         store.save(step, files, facts)
-    except OSError as error:
-        raise UserError(f"cannot save into {folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
     store.retain(None)
 
 
@@ -111,7 +109,7 @@ def resume(folder: str | Path, **stateful: Any) -> int:
             load_state(name, thing, unflattened(trees[name], group.broadcast_tensors(tensors.get(name))))
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(f"{error}".split())
-            raise UserError(f"{path} does not fit this {name}: {reason}", ExitCode.CANNOT_RESUME) from None
+            raise ResumeError(f"{path} does not fit this {name}: {reason}") from None
     if step:
         seed_after(step - 1)
     return int(step)
@@ -124,15 +122,14 @@ def _read(found: VerifiedCheckpoint, names: Any, tensors: dict[str, Tensors]) ->
         UserError: (exit 4) when a name is not there, or nothing of ours has written that.
     """
     try:
-        trees = untagged(json.loads(read_file(found.path, _STATE, found.manifest)))
+        trees = untagged(json.loads(read_checked(found.path, _STATE, found.manifest)))
         if missing := [name for name in names if name not in trees]:
-            raise UserError(
+            raise ResumeError(
                 f"{found.path} has {', '.join(sorted(trees))}, and not {', '.join(missing)}: resume what was saved, or "
-                "begin in another folder",
-                ExitCode.CANNOT_RESUME,
+                "begin in another folder"
             )
         for name in names:
-            tensors[name] = load(read_file(found.path, f"{name}.safetensors", found.manifest))
+            tensors[name] = load(read_checked(found.path, f"{name}.safetensors", found.manifest))
     except (DamagedCheckpoint, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found.path} holds what exact.save has not saved: {error}", ExitCode.CANNOT_RESUME) from None
+        raise ResumeError(f"{found.path} holds what exact.save has not saved: {error}") from None
     return {name: trees[name] for name in names}

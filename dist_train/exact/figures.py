@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import bytes_of
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.exact.state import flattened, state_of
 from dist_train.exact.world import world
 from dist_train.optim.clip import clip_to
@@ -42,10 +42,9 @@ def sum(found: Mapping[int, Found]) -> Any:
     everywhere = group.gather_objects(told)
     numbers = [number for of_rank in everywhere for number in of_rank]
     if twice := [number for number, times in Counter(numbers).items() if times > 1]:
-        raise UserError(
+        raise UserCodeError(
             f"exact.sum: batch {min(twice)} is there on several ranks: each batch is counted once, by the rank that "
-            "exact.evaluation_loader or parallel.each gives it to",
-            ExitCode.USER_CODE,
+            "exact.evaluation_loader or parallel.each gives it to"
         )
     kinds = {json.dumps(kind, sort_keys=True) for of_rank in everywhere for kind in of_rank.values()}
     if len(kinds) > 1:

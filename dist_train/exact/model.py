@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config.shares import check_even, share
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.exact.world import world
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 from dist_train.parallel.buffers import BufferSet, settle_buffers
 from dist_train.parallel.data_parallel import Parallel, ParallelOptions, Placed
 from dist_train.randomness import Generators, key
@@ -95,10 +95,9 @@ class DistributedDataParallel(nn.Module):
         if self._world.active is self and torch.is_grad_enabled():
             return self._sum(*inputs, **keywords)
         if self._world.active is None and torch.is_grad_enabled():
-            raise UserError(
+            raise UserCodeError(
                 f"{type(self.module).__name__} is called outside of `for … in parallel.each(step)`, where nobody adds "
-                "up its gradients: call it in that block, under torch.no_grad(), or call parallel.module",
-                ExitCode.USER_CODE,
+                "up its gradients: call it in that block, under torch.no_grad(), or call parallel.module"
             )
         return self.module(*inputs, **keywords)
 
@@ -151,7 +150,7 @@ class DistributedDataParallel(nn.Module):
                 parameter.grad = None
         self._sum.check()
         for parameter in self._sum.parameters:
-            parameter.grad = None if parameter.grad is None else aligned(parameter.grad)
+            parameter.grad = None if parameter.grad is None else realigned(parameter.grad)
         seed_after(mine[0].step)
 
     def complete(self, loss: Tensor) -> Tensor:
@@ -169,17 +168,15 @@ class DistributedDataParallel(nn.Module):
     def _checked(self, step: Sequence[Any]) -> list[Any]:
         """This rank's microbatches of a step. Raises UserError as `each` does."""
         if self._world.active is not None:
-            raise UserError(
+            raise UserCodeError(
                 "parallel.each inside of another one's block: train one model after the other, or put those that share "
-                "a loss into one nn.ModuleDict",
-                ExitCode.USER_CODE,
+                "a loss into one nn.ModuleDict"
             )
         found = [microbatch.number for microbatch in step]
         if found != list(self._own) or len({microbatch.step for microbatch in step}) != 1:
-            raise UserError(
+            raise UserCodeError(
                 f"parallel.each has the microbatches {found}, and this rank's are {list(self._own)} of one step: give "
-                f"it a step of exact.loader(…, microbatches={self.microbatches}), or the step's number",
-                ExitCode.USER_CODE,
+                f"it a step of exact.loader(…, microbatches={self.microbatches}), or the step's number"
             )
         return list(step)
 
@@ -188,10 +185,9 @@ class DistributedDataParallel(nn.Module):
 
     def _check_backwards(self) -> None:
         if max(self._backwards.values(), default=1) > 1:
-            raise UserError(  # later ones would add to what has been sent
+            raise UserCodeError(  # later ones would add to what has been sent
                 "a microbatch has several backwards, and the sum over the ranks begins with the first: add the losses "
-                "up, and call backward once",
-                ExitCode.USER_CODE,
+                "up, and call backward once"
             )
 
 

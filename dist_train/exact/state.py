@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, UserError
 
 Tensors = dict[str, Tensor]
 _TENSOR, _TUPLE, _PAIRS, _COUNTER = "$tensor", "$tuple", "$pairs", "$counter"
@@ -78,10 +78,9 @@ def flattened(value: Any, place: str, tensors: Tensors) -> Any:
     if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
         pairs = [[key, flattened(item, f"{place}/{key}", tensors)] for key, item in value.items()]
         return {_COUNTER if isinstance(value, Counter) else _PAIRS: pairs, **_versions(value, place, tensors)}
-    raise UserError(
+    raise DiskError(
         f"{place} is a {type(value).__name__}, which cannot be saved without pickle: tensors, numbers, text, lists, "
-        "tuples and dicts of them can be",
-        ExitCode.CHECKPOINT_IO,
+        "tuples and dicts of them can be"
     )
 
 

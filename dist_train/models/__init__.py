@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from dist_train.config.imports import construct
 from dist_train.config.problems import printable
 from dist_train.config.schema import CustomModel, Gpt, Mlp, ModelConfig, TorchvisionModel
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.models import cnn, gpt, mlp, resnet_cifar, torchvision
 from dist_train.models.freeze import freeze
 from dist_train.models.start_weights import load_start_weights
@@ -113,16 +113,14 @@ def _start(config: ModelConfig, model: nn.Module, note: Callable[[str], None]) -
 def _check_parameters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            raise UserError(
+            raise UserCodeError(
                 f"the parameter {name} has no shape yet, as a lazy module leaves it until its first forward: give the "
-                "module its sizes, or run a forward in the constructor",
-                ExitCode.USER_CODE,
+                "module its sizes, or run a forward in the constructor"
             )
         if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
-            raise UserError(
+            raise UserCodeError(
                 f"the parameter {name} is expanded, so that several of its numbers share one place in memory and "
-                "cannot be trained one by one: clone it, or expand it in forward",
-                ExitCode.USER_CODE,
+                "cannot be trained one by one: clone it, or expand it in forward"
             )
 
 
@@ -152,5 +150,5 @@ def _ours(config: Any, shape: tuple[int, ...] | None, kind: str, count: int | No
 def _custom(config: CustomModel, **known: Any) -> nn.Module:
     model = construct(config, "model", offered={name: value for name, value in known.items() if value is not None})
     if not isinstance(model, nn.Module):
-        raise UserError(f"model {config.name} gave a {type(model).__name__}, no torch.nn.Module", ExitCode.USER_CODE)
+        raise UserCodeError(f"model {config.name} gave a {type(model).__name__}, no torch.nn.Module")
     return model

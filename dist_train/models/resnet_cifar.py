@@ -34,7 +34,7 @@ class ResNetCifar(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-class Block(nn.Module):
+class Residual(nn.Module):
     """Two 3×3 convolutions beside a shortcut without parameters (option A): where the shape changes, every second pixel
     is taken, and the new channels are zero.
     """
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 def _stage(n: int, width_in: int, width: int, stride: int) -> nn.Module:
-    return nn.Sequential(Block(width_in, width, stride), *(Block(width, width, 1) for _ in range(n - 1)))
+    return nn.Sequential(Residual(width_in, width, stride), *(Residual(width, width, 1) for _ in range(n - 1)))
 
 
 def _conv(channels: int, width: int, stride: int = 1) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from torch import hub, nn
 
 from dist_train.config.schema import TorchvisionModel
 from dist_train.config.torchvision_names import SEGMENTS
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 _FETCHED = {"weights", "weights_backbone", "pretrained", "pretrained_backbone"}
 """Arguments that have weights fetched over the network."""
@@ -76,10 +76,9 @@ class Pretrained:
             hub.download_url_to_file(self.url, str(self.path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(
+            raise DataError(
                 f"model.pretrained: {self.path} is not there and could not be downloaded ({reason}): fetch {self.url} "
-                "elsewhere and put it there, or set TORCH_HOME to the folder whose hub/checkpoints has it",
-                ExitCode.DATA,
+                "elsewhere and put it there, or set TORCH_HOME to the folder whose hub/checkpoints has it"
             ) from error
         finally:
             socket.setdefaulttimeout(before)

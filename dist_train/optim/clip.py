@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 
 if TYPE_CHECKING:
     from dist_train.config.schema import TrainConfig
@@ -23,7 +23,7 @@ def clip_to(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
     Returns:
         the norm before, 0-dim.
     """
-    norm = get_total_norm([aligned(parameter.grad) for parameter in parameters if parameter.grad is not None])
+    norm = get_total_norm([realigned(parameter.grad) for parameter in parameters if parameter.grad is not None])
     if max_norm is not None:
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

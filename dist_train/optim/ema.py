@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dist_train.checkpoint.model_state import Tensors, load_model, tensors_of
 from dist_train.checkpoint.state import AVERAGED
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserError
 
 
 class Ema:
@@ -70,8 +70,7 @@ def _copied(model: nn.Module) -> nn.Module:
         raise UserError(
             f"train.ema_decay needs a copy of the model, and {type(model).__name__} cannot be copied "
             f"({str(error).split('.')[0]}): leave ema_decay out, or keep no tensors of a forward as attributes (the "
-            "older torch.nn.utils.weight_norm does; torch.nn.utils.parametrizations has one that does not)",
-            ExitCode.CONFIG,
+            "older torch.nn.utils.weight_norm does; torch.nn.utils.parametrizations has one that does not)"
         ) from None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dist_train.config.imports import construct
 from dist_train.config.schema import AdamW, Muon, MuonRest, OptimizerConfig, Sgd
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.optim.groups import check_rules, layer_factors, parameter_groups
 from dist_train.optim.muon import FilterMuon, Together, hidden_matrices
 
@@ -32,7 +32,7 @@ def build_optimizer(
         UserError: when nothing can be trained, a pattern matches nothing, or the user's optimizer cannot be built so.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the model has no parameters to train", ExitCode.USER_CODE)
+        raise UserCodeError("the model has no parameters to train")
     check_rules(model, config.groups)
     layers = None if config.layer_decay is None else layer_factors(model, config.layer_decay)
     if layers:
@@ -52,7 +52,7 @@ def build_optimizer(
     optimizer = construct(config, "optimizer", groups, offered={}, lr=config.lr)
     if not isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer).__name__
-        raise UserError(f"optimizer {config.name} gave a {kind}, no torch.optim.Optimizer", ExitCode.USER_CODE)
+        raise UserCodeError(f"optimizer {config.name} gave a {kind}, no torch.optim.Optimizer")
     return optimizer
 
 

@@ -25,7 +25,7 @@ def in_bucket(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def aligned(gradient: Tensor) -> Tensor:
+def realigned(gradient: Tensor) -> Tensor:
     """The gradient at an address that is a multiple of 64 bytes; a copy if need be. Where in a bucket of DDP a gradient
     lies depends on whether the process has made a step before. From another address some sums are added in another
     order: CUDA's norm takes four numbers at a time (aten/src/ATen/native/cuda/ForeachReduceOp.cu), BLAS a cache

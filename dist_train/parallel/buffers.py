@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.parallel.exchange import Exchange
 from dist_train.parallel.tree import BinaryCounter
 
@@ -63,11 +63,10 @@ class Buffer:
             return found
         if not self.is_saved:
             return known
-        raise UserError(
+        raise UserCodeError(
             f"forward changes the buffer {self.name} from {known.dtype} {list(known.shape)} on {known.device} to "
             f"{found.dtype} {list(found.shape)} on {found.device}: a buffer keeps its shape, dtype and device, or is "
-            "registered with persistent=False",
-            ExitCode.USER_CODE,
+            "registered with persistent=False"
         )
 
     @property
@@ -81,10 +80,9 @@ class Buffer:
 
     def unlike(self) -> UserError:
         """The error for a counter that does not advance alike in all microbatches."""
-        return UserError(
+        return UserCodeError(
             f"the integer buffer {self.name} depends on the microbatch, so what it is after a step is not known: make "
-            "it a vector of counts, which are added up, or a floating-point buffer",
-            ExitCode.USER_CODE,
+            "it a vector of counts, which are added up, or a floating-point buffer"
         )
 
 
@@ -107,9 +105,8 @@ def settle_buffers(model: nn.Module) -> None:
     """
     for buffer in buffers_of(model):
         if buffer.tensor.layout != torch.strided or buffer.tensor.is_quantized:
-            raise UserError(
-                f"the buffer {buffer.name} is sparse or quantized, which no checkpoint can hold: keep a plain tensor",
-                ExitCode.USER_CODE,
+            raise UserCodeError(
+                f"the buffer {buffer.name} is sparse or quantized, which no checkpoint can hold: keep a plain tensor"
             )
         sizes = zip(buffer.tensor.shape, buffer.tensor.stride(), strict=True)
         if any(size > 1 and stride == 0 for size, stride in sizes) or buffer.tensor.requires_grad:
@@ -154,10 +151,9 @@ class BufferSet:
             if tensor is not None and held.get(name) is None and name not in module._non_persistent_buffers_set
         ]
         if new:
-            raise UserError(
+            raise UserCodeError(
                 f"forward makes the buffer {', '.join(sorted(new))}, which a new model would not have to load a "
-                "checkpoint into: register it in the constructor, in its final shape, or with persistent=False",
-                ExitCode.USER_CODE,
+                "checkpoint into: register it in the constructor, in its final shape, or with persistent=False"
             )
         return self._flat(Buffer.after_forward)
 
@@ -242,7 +238,7 @@ class StepBuffers:
             mean: what the exchange has made of `take`; None where there was nothing to exchange.
         """
         if self._versions != self._seen():
-            raise UserError("a buffer changes in the backward after the last gradient is there", ExitCode.USER_CODE)
+            raise UserCodeError("a buffer changes in the backward after the last gradient is there")
         floats, integers = self._before.floats, self._integers.after(self._before.integers, self._exchange)
         if mean is not None:
             new, changed = mean.chunk(2) if mean.numel() else (mean, mean)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError
 
 
 def with_all(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -50,9 +50,8 @@ def check_all_have_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     nothing (pytorch/pytorch#43259)."""
     unused = [name for name, parameter in named if parameter.grad is None]
     if unused:
-        raise UserError(
+        raise UserCodeError(
             f"the loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
             f"{', …' if len(unused) > 5 else ''}; use them, freeze them with requires_grad_(False), or allow that they "
-            "sometimes take no part: distributed.unused_parameters=allow",
-            ExitCode.USER_CODE,
+            "sometimes take no part: distributed.unused_parameters=allow"
         )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_train.report.words import Row
+
 EACH = ("input", "transfer", "forward", "backward")
 """What each microbatch takes anew."""
 PHASES = (*EACH, "exchange", "optimizer", "other", "evaluation", "save")
@@ -85,7 +87,7 @@ class Budget:
         """Of the mean rank: seconds of one step in each of OF_A_STEP, and of the whole interval in the others."""
         return {phase: value / self.steps if phase in OF_A_STEP else value for phase, value in self.sums.items()}
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> Row:
         """For `time` in metrics.jsonl. `ranks` has the seconds of the interval, in the order of PHASES."""
         shown = sorted(sorted(self.ranks, key=lambda rank: self.ranks[rank]["exchange"])[:MOST_RANKS])
         return {

@@ -15,7 +15,7 @@ from dist_train.report import student
 from dist_train.report.facts import Row, Steps, each_row, read_metrics
 from dist_train.report.student import Estimate
 from dist_train.rundir.layout import RunDir
-from dist_train.rundir.records import RunState
+from dist_train.rundir.records import Best, RunState
 from dist_train.rundir.runs import shown_path
 
 COMPARED = ("loss", "grad_norm")
@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         name: its path as a person types it.
-        best: the compared figure at its best, and at which step.
+        best: the compared figure at its best.
         last: the row of its last evaluation.
         is_done: whether it has reached its end; the tests leave out one that has not.
     """
@@ -40,7 +40,7 @@ class Run:
     evaluations: list[Row]
     state: str
     is_done: bool
-    best: tuple[float, int]
+    best: Best
 
     @property
     def last(self) -> Row:
@@ -56,7 +56,7 @@ class Group:
 
     def by_seed(self) -> dict[int, float]:
         """The best figure of each run that is done. Of two with the same seed, which must be equal, the first."""
-        return {run.config.seed: run.best[0] for run in reversed(self.runs) if run.is_done}
+        return {run.config.seed: run.best.value for run in reversed(self.runs) if run.is_done}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +171,8 @@ def _common_metric(configs: dict[Path, RunConfig]) -> str:
 
 def _read(folder: Path, config: RunConfig, metric: str, better: str) -> Run:
     name, state = printable(shown_path(folder), 4096), RunState.of(folder)
-    steps, evaluations, *_ = read_metrics(RunDir(folder).metrics)
-    rows = evaluations.get("evaluation", [])
+    found = read_metrics(RunDir(folder).metrics)
+    rows = found.evaluations.get("evaluation", [])
     if not rows:
         raise UserError(f"{name} has no evaluation yet: there is nothing to compare it by")
     if all(metric not in row for row in rows):
@@ -186,11 +186,11 @@ def _read(folder: Path, config: RunConfig, metric: str, better: str) -> Run:
         name=name,
         path=folder,
         config=config,
-        steps=steps,
+        steps=found.steps,
         evaluations=rows,
         state=state.status or "starting",
         is_done=state.reached_its_end,
-        best=(best[metric], best["step"]),
+        best=Best(metric=metric, value=best[metric], step=best["step"]),
     )
 
 

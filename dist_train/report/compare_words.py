@@ -14,7 +14,7 @@ MOST_FIGURES = 4
 WHAT = "loss and norm of the gradient"
 
 
-def sentences(comparison: Comparison) -> list[str]:
+def comparison_sentences(comparison: Comparison) -> list[str]:
     """What there is to say, the most important first."""
     left_out = [f"not done, and left out of the test: {run.name}" for run in comparison.runs if not run.is_done]
     return [*_judged(comparison), *_met(comparison), *left_out]
@@ -42,7 +42,7 @@ def _judged(comparison: Comparison) -> Iterator[str]:
         if len(values) > 1:
             mean, spread = statistics.fmean(values), statistics.stdev(values)
             deviation = f"standard deviation {words.change(metric, spread, spread, signed=False)}{_unit(metric)}"
-            figure = f"{words.label(metric)} {words.shown(metric, mean)}"
+            figure = f"{words.label(metric)} {words.figure(metric, mean)}"
             yield f"one config, {len(values)} seeds: {figure} on average, {deviation}"
 
 
@@ -88,9 +88,9 @@ def figures_of(comparison: Comparison) -> list[list[str]]:
     rows = [head + [f"last {words.label(name)}" for name in names]]
     for group in comparison.groups:
         for run in group.runs:
-            last = [words.shown(name, run.last.get(name, "")) for name in names]
-            steps = f"{run.best[1]:,}", f"{run.last['step']:,}"
-            best = words.shown(metric, run.best[0])
+            last = [words.figure(name, run.last.get(name, "")) for name in names]
+            steps = f"{run.best.step:,}", f"{run.last['step']:,}"
+            best = words.figure(metric, run.best.value)
             rows.append([group.label, run.name, str(run.config.seed), run.state, best, *steps, *last])
     return rows
 
@@ -103,7 +103,7 @@ def _shown(comparison: Comparison) -> list[str]:
     return list(distinct.values())[:MOST_FIGURES]
 
 
-def as_record(comparison: Comparison) -> Row:
+def comparison_record(comparison: Comparison) -> Row:
     """For programs."""
     labels = [group.label for group in comparison.groups]
     runs = [
@@ -112,7 +112,7 @@ def as_record(comparison: Comparison) -> Row:
             "run": str(run.path),
             "seed": run.config.seed,
             "state": run.state,
-            "best": {"metric": comparison.metric, "value": run.best[0], "step": run.best[1]},
+            "best": asdict(run.best),
             "last": {name: run.last.get(name) for name in ("step", *numbers(run.last))},
         }
         for group in comparison.groups
@@ -121,7 +121,7 @@ def as_record(comparison: Comparison) -> Row:
     return {
         "metric": comparison.metric,
         "better": comparison.better,
-        "sentences": sentences(comparison),
+        "sentences": comparison_sentences(comparison),
         "differing": {key: dict(zip(labels, values, strict=True)) for key, values in comparison.differing},
         "runs": runs,
         "judgements": [asdict(one) for one in comparison.judgements],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dist_train.report.facts import Facts, Row, Steps
@@ -12,9 +13,26 @@ MOST_POINTS = 2_000
 MOST_IN_SVG = 400
 HALF_LIFE_SHARE = 0.01
 """Of all steps, after which a smoothed value has forgotten half."""
-Curve = dict[str, Any]
-"""{"label", "y": numbers or None, "is": "raw", "line" or "points"}, and "colour" from 0 to 5 where its place does not
-say it; its chart has the x of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One of a chart's: `kind` is raw, line or points, and `colour` from 0 to 5 where its place does not say it."""
+
+    label: str
+    kind: str
+    y: list[float | None]
+    colour: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over the same steps; `hours` since the first row, of each step."""
+
+    title: str
+    step: list[int]
+    hours: list[float | None]
+    curves: list[Curve]
 
 
 def decimated(values: Sequence[float | None], most: int) -> list[int]:
@@ -43,11 +61,9 @@ def smoothed(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def charts(facts: Facts) -> list[dict[str, Any]]:
-    """Every chart of a run: the loss, the figures of the task, learning rate, norm of the gradients, samples a second.
-
-    Each is {"title", "step", "hours", "curves"}; `hours` since the first row, of each step.
-    """
+def charts(facts: Facts) -> list[Chart]:
+    """Every chart of a run: the loss, the figures of the task, learning rate, norm of the gradients, samples a
+    second."""
     steps, rows = facts.steps, facts.evaluations.get("evaluation", [])
     found = [_loss(steps, rows)]
     shares = [name for name in figures(rows) if name != "loss" and _is_share([row.get(name) for row in rows])]
@@ -60,7 +76,7 @@ def charts(facts: Facts) -> list[dict[str, Any]]:
         if name != "loss":
             found.append(_of_steps(titles.get(name, name), column, steps, smooth=name != "lr"))
     found.append(_of_steps("Samples a second", [value or None for value in steps.speed], steps, smooth=False))
-    return [chart for chart in found if any(y is not None for curve in chart["curves"] for y in curve["y"])]
+    return [chart for chart in found if any(y is not None for curve in chart.curves for y in curve.y)]
 
 
 def figures(rows: Sequence[Row]) -> list[str]:
@@ -68,7 +84,7 @@ def figures(rows: Sequence[Row]) -> list[str]:
     return list(telling(rows[-1])) if rows else []
 
 
-def _loss(steps: Steps, rows: Sequence[Row]) -> dict[str, Any]:
+def _loss(steps: Steps, rows: Sequence[Row]) -> Chart:
     """Training and evaluation over the same steps."""
     losses = _finite(steps.values.get("loss", []))
     keep, means = decimated(losses, MOST_POINTS), smoothed(losses)
@@ -79,28 +95,28 @@ def _loss(steps: Steps, rows: Sequence[Row]) -> dict[str, Any]:
     nothing = (None, None, None)
     unix = [points.get(step, nothing)[2] or times.get(step) for step in at]
     curves = [
-        {"label": "training", "is": "raw", "y": [short(points.get(step, nothing)[0]) for step in at]},
-        {"label": "training, smoothed", "is": "line", "y": [short(points.get(step, nothing)[1]) for step in at]},
-        {"label": "evaluation", "is": "points", "y": [short(evaluated.get(step)) for step in at]},
+        Curve(label="training", kind="raw", y=[rounded(points.get(step, nothing)[0]) for step in at]),
+        Curve(label="training, smoothed", kind="line", y=[rounded(points.get(step, nothing)[1]) for step in at]),
+        Curve(label="evaluation", kind="points", y=[rounded(evaluated.get(step)) for step in at]),
     ]
-    return {"title": "Loss", "step": at, "hours": _hours(unix, steps), "curves": curves}
+    return Chart(title="Loss", step=at, hours=_hours(unix, steps), curves=curves)
 
 
-def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps: Steps) -> dict[str, Any]:
-    curves = [{"label": label(name), "is": "points", "y": [short(row.get(name)) for row in rows]} for name in names]
+def _of_evaluations(title: str, names: Sequence[str], rows: Sequence[Row], steps: Steps) -> Chart:
+    curves = [Curve(label=label(name), kind="points", y=[rounded(row.get(name)) for row in rows]) for name in names]
     hours = _hours([_unix(row) for row in rows], steps)
-    return {"title": title, "step": [row["step"] for row in rows], "hours": hours, "curves": curves}
+    return Chart(title=title, step=[row["step"] for row in rows], hours=hours, curves=curves)
 
 
-def _of_steps(title: str, column: Sequence[float | None], steps: Steps, *, smooth: bool) -> dict[str, Any]:
+def _of_steps(title: str, column: Sequence[float | None], steps: Steps, *, smooth: bool) -> Chart:
     values = _finite(column)
     keep = decimated(values, MOST_POINTS)
-    curves = [{"label": title, "is": "raw" if smooth else "line", "y": [short(values[place]) for place in keep]}]
+    curves = [Curve(label=title, kind="raw" if smooth else "line", y=[rounded(values[place]) for place in keep])]
     if smooth:
         means = smoothed(values)
-        curves.append({"label": "smoothed", "is": "line", "y": [short(means[place]) for place in keep]})
-    at = [steps.step[place] for place in keep]
-    return {"title": title, "step": at, "hours": _hours([steps.unix[place] for place in keep], steps), "curves": curves}
+        curves.append(Curve(label="smoothed", kind="line", y=[rounded(means[place]) for place in keep]))
+    at, hours = [steps.step[place] for place in keep], _hours([steps.unix[place] for place in keep], steps)
+    return Chart(title=title, step=at, hours=hours, curves=curves)
 
 
 def _hours(unix: Sequence[float | None], steps: Steps) -> list[float | None]:
@@ -125,16 +141,16 @@ def _finite(values: Sequence[Any]) -> list[float | None]:
     return [value if _is_number(value) else None for value in values]
 
 
-def short(value: Any) -> float | None:
+def rounded(value: Any) -> float | None:
     """Five significant digits, as no screen shows more."""
     return float(f"{value:.5g}") if _is_number(value) else None
 
 
-def svg(chart: dict[str, Any], width: int = 640, height: int = 220) -> str:
+def svg(chart: Chart) -> str:
     """The chart as a picture for readers without scripts. Its texts are numbers alone."""
-    left, bottom = 60, 20
-    xs, curves = chart["step"], chart["curves"]
-    known = [y for curve in curves for y in curve["y"] if y is not None]
+    width, height, left, bottom = 640, 220, 60, 20
+    xs = chart.step
+    known = [y for curve in chart.curves for y in curve.y if y is not None]
     low, high = min(known), max(known)
     x_scale = (width - left - 10) / ((xs[-1] - xs[0]) or 1)
     y_scale = (height - bottom - 10) / ((high - low) or 1)
@@ -143,10 +159,11 @@ def svg(chart: dict[str, Any], width: int = 640, height: int = 220) -> str:
         return f"{left + (step - xs[0]) * x_scale:.1f},{height - bottom - (y - low) * y_scale:.1f}"
 
     def lines() -> Iterator[str]:
-        for number, curve in enumerate(curves):
-            keep = decimated(curve["y"], MOST_IN_SVG)
-            points = " ".join(place(xs[at], curve["y"][at]) for at in keep if curve["y"][at] is not None)
-            yield f'<polyline class="curve c{curve.get("colour", number % 6)} {curve["is"]}" points="{points}"/>'
+        for number, curve in enumerate(chart.curves):
+            there = [(xs[at], y) for at in decimated(curve.y, MOST_IN_SVG) if (y := curve.y[at]) is not None]
+            colour = number % 6 if curve.colour is None else curve.colour
+            points = " ".join(place(step, y) for step, y in there)
+            yield f'<polyline class="curve c{colour} {curve.kind}" points="{points}"/>'
 
     texts = [(left - 6, 14, "end", f"{high:.4g}"), (left - 6, height - bottom, "end", f"{low:.4g}")]
     texts += [(left, height - 4, "start", f"{xs[0]:,}"), (width - 10, height - 4, "end", f"{xs[-1]:,} steps")]

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,12 @@ from dist_train.errors import UserError
 from dist_train.report.bottleneck import Setting
 from dist_train.report.budget import Budget
 from dist_train.report.late import Late
-from dist_train.report.words import POSITION
+from dist_train.report.words import POSITION, Row
 from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import open_regular, parse_json
 from dist_train.rundir.records import LaunchRecord, NodeRecord, RunState, VerdictSummary, read_launches
 
-Row = dict[str, Any]
 LAST_READ = 2**16
 """Bytes of its end that hold its last row."""
 MOST_READ = 64 * 2**20
@@ -63,6 +62,23 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What metrics.jsonl has.
+
+    Attributes:
+        steps: the training rows.
+        evaluations: by split, in the order of the steps.
+        spent: where time went, in the order of the steps.
+        setting: what the newest start ran with.
+    """
+
+    steps: Steps
+    evaluations: dict[str, list[Row]]
+    spent: list[Spent]
+    setting: Setting | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """A start of the process group.
 
@@ -81,16 +97,13 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(Metrics):
     """All that a report shows."""
 
     run_dir: Path
     state: RunState
     verdict: Row | None
     """The newest generation's verdict.json, as it is."""
-    steps: Steps
-    evaluations: dict[str, list[Row]]
-    """By split, in the order of the steps."""
     details: dict[str, Row]
     """By split: what the newest evaluation has left besides figures, such as the counts of a confusion matrix."""
     launches: list[LaunchRecord]
@@ -98,10 +111,6 @@ class Facts:
     config: RunConfig | None
     config_text: str
     environment: Row
-    spent: list[Spent]
-    """In the order of the steps."""
-    setting: Setting | None
-    """What the newest start ran with."""
     before: tuple[str, list[tuple[str, Any, Any]]] | None
     """The run of the same name before this one, and how its config differs: key, there, here."""
 
@@ -114,13 +123,10 @@ def gather(run_dir: Path) -> Facts:
     newest = run.newest_generation()
     verdicts = [read_json(path) for path in newest.verdicts()] if newest else []
     return Facts(
+        **vars(metrics),
         run_dir=run_dir,
         state=RunState.of(run_dir),
         verdict=next((one for one in verdicts if isinstance(one, dict)), None),
-        steps=metrics.steps,
-        evaluations=metrics.evaluations,
-        spent=metrics.spent,
-        setting=metrics.setting,
         details=_details(run, metrics.evaluations),
         launches=read_launches(run_dir),
         starts=list(_starts(run, metrics.steps)),
@@ -129,15 +135,6 @@ def gather(run_dir: Path) -> Facts:
         environment=found if isinstance(found := read_json(run.environment), dict) else {},
         before=_before(run_dir, config),
     )
-
-
-class Metrics(NamedTuple):
-    """What metrics.jsonl has: the training rows as columns, the evaluations by split, and where time went."""
-
-    steps: Steps
-    evaluations: dict[str, list[Row]]
-    spent: list[Spent]
-    setting: Setting | None
 
 
 def _details(run: RunDir, splits: Iterable[str]) -> dict[str, Row]:
@@ -152,7 +149,7 @@ def read_metrics(path: Path) -> Metrics:
             columns.add(row)
         elif row.get("kind") == "evaluation" and isinstance(row.get("step"), int):
             evaluations.setdefault(str(row.get("split")), []).append(row)
-    return Metrics(columns.steps(), evaluations, columns.spent, columns.setting)
+    return Metrics(steps=columns.steps(), evaluations=evaluations, spent=columns.spent, setting=columns.setting)
 
 
 class _Columns:
@@ -191,14 +188,7 @@ class _Columns:
         if not row.get("step"):
             return found
         samples, epochs = row.get("samples_seen") or 0, row.get("epoch") or 0
-        return Steps(
-            step=found.step,
-            unix=found.unix,
-            speed=found.speed,
-            values=found.values,
-            samples=samples / row["step"],
-            per_epoch=row["step"] / epochs if epochs else 0.0,
-        )
+        return replace(found, samples=samples / row["step"], per_epoch=row["step"] / epochs if epochs else 0.0)
 
 
 def each_row(path: Path, *, whole: bool = False) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_train.report.budget import COLUMNS, EACH, MEDIANS, OF_A_STEP, Times
+from dist_train.report.words import Row
 
 STEPS, SECONDS = 10, 1.0
 """That a look at the ranks covers at least."""
@@ -47,7 +48,7 @@ class Late:
             "wait for it"
         )
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> Row:
         return {
             "rank": self.rank,
             "phase": self.phase,

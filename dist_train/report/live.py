@@ -11,9 +11,8 @@ from typing import Any
 
 from dist_train.config.metrics import BESIDE_SHARES, KEPT, SHARES
 from dist_train.config.schema import RunConfig
-from dist_train.report.words import POSITION, clock, label, number, seconds, shown, telling
+from dist_train.report.words import POSITION, Row, clock, figure, label, number, seconds, telling
 
-Row = dict[str, Any]
 ALWAYS = 100
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 _ATTRIBUTES, _COLOURS = {"bold": 1, "dim": 2}, {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "bright_black": 90}
@@ -22,7 +21,7 @@ BEST = "★ "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Piece:
     """A piece of a line.
 
     Attributes:
@@ -44,7 +43,7 @@ class Part:
         return self.gap + len(str(self))
 
 
-def fitted(parts: Sequence[Part], room: int) -> list[Part]:
+def most_important(parts: Sequence[Piece], room: int) -> list[Piece]:
     """Those that have room in as many cells, the most important ones."""
     kept = list(parts)
     while sum(part.width for part in kept) > room:
@@ -62,7 +61,7 @@ def styled(text: str, style: str) -> str:
     return f"\x1b[{chosen}m{text}\x1b[0m" if chosen and text else text
 
 
-def drawn(parts: Sequence[Part], room: int) -> str:
+def coloured(parts: Sequence[Piece], room: int) -> str:
     """The parts in their colours; what no part can be left out of is cut."""
     text = ""
     for part in parts:
@@ -73,7 +72,7 @@ def drawn(parts: Sequence[Part], room: int) -> str:
     return text
 
 
-def line(parts: Sequence[Part]) -> str:
+def line(parts: Sequence[Piece]) -> str:
     return "".join(" " * part.gap + str(part) for part in parts)
 
 
@@ -126,7 +125,7 @@ class Live:
         self.step, self._summary, self._speeds, self._left, self._told_at = rows[-1]["step"], summary, speeds, left, now
         self._losses += [row["loss"] for row in rows if isinstance(row.get("loss"), float) and "left_out" not in row]
 
-    def add_evaluation(self, row: Row, now: float) -> list[Part]:
+    def add_evaluation(self, row: Row, now: float) -> list[Piece]:
         """The parts of its line, the mark of the best in front."""
         shown_figures, split = measures(row), row.get("split", "evaluation")
         name, is_best = split, False
@@ -136,15 +135,15 @@ class Live:
             self._last_value = dict((name, value) for name, _, value in shown_figures).get(self._metric, "")
             if self._losses:
                 loss = math.fsum(self._losses) / len(self._losses)
-                parts.append(Part(label="train loss", text=f"{number(loss):<6}", keep=50))
+                parts.append(Piece(label="train loss", text=f"{number(loss):<6}", keep=50))
             self._losses = []
-        for place, (figure, short, value) in enumerate(shown_figures):
-            keep = ALWAYS if figure == self._metric else KEPT.get(figure, 40 - place)
-            parts.append(Part(label=short, text=f"{value:<6}" if figure == "loss" else value, keep=keep))
+        for place, (metric, short, value) in enumerate(shown_figures):
+            keep = ALWAYS if metric == self._metric else KEPT.get(metric, 40 - place)
+            parts.append(Piece(label=short, text=f"{value:<6}" if metric == "loss" else value, keep=keep))
         took, self._evaluated_at = now - self._evaluated_at, now
-        head = Part(text=f"{name:<8}", gap=0, style="dim")
-        mark = Part(text=BEST if is_best else "  ", gap=0, style="bold green")
-        return [mark, head, *parts, Part(text=seconds(took), keep=45, style="dim")]
+        head = Piece(text=f"{name:<8}", gap=0, style="dim")
+        mark = Piece(text=BEST if is_best else "  ", gap=0, style="bold green")
+        return [mark, head, *parts, Piece(text=seconds(took), keep=45, style="dim")]
 
     def _is_best(self, value: Any) -> bool:
         if not isinstance(value, int | float) or not math.isfinite(value):
@@ -154,7 +153,7 @@ class Live:
         self._best = value if is_better else before
         return is_better
 
-    def bar(self, room: int, now: float, doing: str = "") -> list[Part]:
+    def bar(self, room: int, now: float, doing: str = "") -> list[Piece]:
         """The parts of the progress line. Where there is little room the bar shrinks, and then the least important
         figures are left out.
 
@@ -163,24 +162,24 @@ class Live:
         """
         epochs = math.ceil(self.total_steps / self.steps_per_epoch) if self.steps_per_epoch else 0
         epoch = min(epochs, int(max(self.step - 1, 0) // self.steps_per_epoch) + 1) if epochs else 0
-        parts = [Part(label="epoch", text=f"{epoch:>{len(str(epochs))}}/{epochs}", gap=0)] if epochs else []
+        parts = [Piece(label="epoch", text=f"{epoch:>{len(str(epochs))}}/{epochs}", gap=0)] if epochs else []
         begin = len(parts)
-        parts += [Part(text=f"{self.step:,}/{self.total_steps:,}"), Part(text="steps", gap=1, keep=15)]
+        parts += [Piece(text=f"{self.step:,}/{self.total_steps:,}"), Piece(text="steps", gap=1, keep=15)]
         if doing:
-            parts.append(Part(text=doing, keep=90, style="cyan"))
+            parts.append(Piece(text=doing, keep=90, style="cyan"))
         elif not self._summary:
-            parts.append(Part(text="…", keep=10))
+            parts.append(Piece(text="…", keep=10))
         if "loss" in self._summary:
-            parts.append(Part(label="loss", text=number(float(self._summary["loss"])), keep=80))
+            parts.append(Piece(label="loss", text=number(float(self._summary["loss"])), keep=80))
         if self._last_value:
             short = {"accuracy": "acc", "loss": "eval"}.get(self._metric, label(self._metric))
-            parts.append(Part(label=short, text=self._last_value, keep=70))
+            parts.append(Piece(label=short, text=self._last_value, keep=70))
         if "lr" in self._summary:
-            parts.append(Part(label="lr", text=number(float(self._summary["lr"])), keep=10))
+            parts.append(Piece(label="lr", text=number(float(self._summary["lr"])), keep=10))
         if not doing:
-            parts += [Part(text=f"{speed:,.0f} {unit}", keep=20) for unit, speed in self._rates()[-1:]]
-        parts.append(Part(text=clock(now - self.began) + self._remaining(now), keep=75, style="dim"))
-        kept = fitted(parts, room - SHORTEST_BAR - 1)
+            parts += [Piece(text=f"{speed:,.0f} {unit}", keep=20) for unit, speed in self._rates()[-1:]]
+        parts.append(Piece(text=clock(now - self.began) + self._remaining(now), keep=75, style="dim"))
+        kept = most_important(parts, room - SHORTEST_BAR - 1)
         length = min(LONGEST_BAR, room - 1 - sum(part.width for part in kept))
         if length >= SHORTEST_BAR:
             kept[begin:begin] = _bar(self.step / max(self.total_steps, 1), length)
@@ -199,20 +198,20 @@ class Live:
         words = [f"step {self.step:,}/{self.total_steps:,}", f"epoch {number(float(summary.get('epoch', 0)))}"]
         words += [f"{key} {number(float(summary[key]))}" for key in ("loss", "lr") if key in summary]
         others = {key: value for key, value in summary.items() if key not in ("loss", "lr", "grad_norm", *POSITION)}
-        words += [f"{label(key)} {shown(key, value)}" for key, value in telling(others).items()]
+        words += [f"{label(key)} {figure(key, value)}" for key, value in telling(others).items()]
         words += [f"{speed:,.0f} {unit}" for unit, speed in self._rates()]
         words += [f"{clock(self._left)} left"] if self._left else []
         return " ".join(words)
 
 
-def _bar(share: float, length: int) -> list[Part]:
+def _bar(share: float, length: int) -> list[Piece]:
     filled = min(length, int(length * share))
     tip = "╸" if 0 < filled < length else ""
-    done = Part(text="━" * filled + tip, gap=1, style="green")
-    return [done, Part(text="━" * (length - filled - len(tip)), gap=0, style="bright_black")]
+    done = Piece(text="━" * filled + tip, gap=1, style="green")
+    return [done, Piece(text="━" * (length - filled - len(tip)), gap=0, style="bright_black")]
 
 
-def evaluation_line(parts: Sequence[Part], row: Row) -> str:
+def evaluation_line(parts: Sequence[Piece], row: Row) -> str:
     """The parts of an evaluation as a line of a file."""
     is_best, figures = parts[0].text == BEST, parts[2:]
     where = f"step {row['step']:,} epoch {number(float(row['epoch']))}"

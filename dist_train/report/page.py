@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -9,7 +10,7 @@ from dist_train.config.changes import leaves
 from dist_train.config.problems import shown as as_written
 from dist_train.config.schema import RunConfig
 from dist_train.report import time, words
-from dist_train.report.curves import charts, figures, svg
+from dist_train.report.curves import Chart, charts, figures, svg
 from dist_train.report.facts import Facts, Row
 from dist_train.report.html import Markup, joined, table, tag
 from dist_train.report.sentences import headline, sentences
@@ -34,25 +35,28 @@ def render(facts: Facts) -> str:
         section("Classes", *_classes(facts)),
         section("Worst samples", *worst_samples(facts)),
         section("Texts", *_texts(facts)),
-        section("Time", *time.section(facts)),
+        section("Time", *time.time_section(facts)),
         section("Starts", *_starts(facts)),
         section("Config", *_config(facts)),
     ]
-    data = {"charts": drawn, "marks": _marks(facts), **_positions(facts), "run": _summary(facts)}
-    return document(f"{name} · {facts.run_dir.name}", name, str(facts.run_dir), parts, data)
+    data = {"marks": _marks(facts), **_positions(facts), "run": _summary(facts)}
+    return document(f"{name} · {facts.run_dir.name}", name, str(facts.run_dir), parts, drawn, data)
 
 
-def document(title: str, heading: str, path: str, parts: Sequence[Markup | None], data: Row) -> str:
-    """A page that loads nothing. `data` is what its script draws, and what programs read."""
+def document(
+    title: str, heading: str, path: str, parts: Sequence[Markup | None], drawn: Sequence[Chart], data: Row
+) -> str:
+    """A page that loads nothing. Its script draws the charts, and programs read `data` besides."""
     head = joined(
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
         tag("title", title),
         tag("style", Markup(_asset("uPlot.min.css") + _asset("report.css"))),
     )
+    whole = {"charts": [asdict(chart) for chart in drawn], **data}
     header = tag("header", tag("h1", heading), tag("p", path, class_="path"))
     scripts = [
-        tag("script", Markup(_for_a_script(data)), type="application/json", id="data"),
+        tag("script", Markup(_for_a_script(whole)), type="application/json", id="data"),
         tag("script", Markup(_asset("uPlot.iife.min.js"))),
         tag("script", Markup(_asset("report.js"))),
     ]
@@ -86,7 +90,7 @@ def _verdict(facts: Facts) -> Iterator[Markup]:
     yield tag("ul", *(tag("li", sentence) for sentence in sentences(facts)))
     for split, rows in facts.evaluations.items():
         cells = [
-            tag("div", tag("dt", words.label(name)), tag("dd", words.shown(name, rows[-1][name])))
+            tag("div", tag("dt", words.label(name)), tag("dd", words.figure(name, rows[-1][name])))
             for name in figures(rows)
         ]
         yield tag("h3", f"{split}, step {rows[-1]['step']:,}")
@@ -96,7 +100,7 @@ def _verdict(facts: Facts) -> Iterator[Markup]:
 # ---------------------------------------------------------------- curves
 
 
-def chart_boxes(drawn: list[dict[str, Any]]) -> Iterator[Markup]:
+def chart_boxes(drawn: list[Chart]) -> Iterator[Markup]:
     """Where the script draws them, and pictures for readers without scripts."""
     if not drawn:
         return
@@ -107,9 +111,9 @@ def chart_boxes(drawn: list[dict[str, Any]]) -> Iterator[Markup]:
     yield tag("div", *(_chart(str(number), chart) for number, chart in enumerate(drawn)), class_="charts")
 
 
-def _chart(number: str, chart: dict[str, Any]) -> Markup:
+def _chart(number: str, chart: Chart) -> Markup:
     box, plain = tag("div", class_="chart", data_chart=number), tag("noscript", Markup(svg(chart)))
-    return tag("figure", tag("figcaption", words.label(chart["title"])), box, plain)
+    return tag("figure", tag("figcaption", words.label(chart.title)), box, plain)
 
 
 _AXES = {"step": "steps", "epoch": "epochs", "samples": "samples", "hours": "hours"}
@@ -120,7 +124,7 @@ def _positions(facts: Facts) -> dict[str, float]:
     return {"samplesPerStep": facts.steps.samples, "stepsPerEpoch": facts.steps.per_epoch}
 
 
-def _marks(facts: Facts) -> list[dict[str, Any]]:
+def _marks(facts: Facts) -> list[Row]:
     """Where a run was started again."""
     ranks = {launch.began.unix: launch.began.ranks for launch in facts.launches if launch.began.unix}
     found = []
@@ -160,7 +164,7 @@ def _classes(facts: Facts) -> Iterator[Markup]:
 
 def _cell(name: str, column: list[Any], place: int) -> str:
     value = column[place] if place < len(column) else None
-    return "" if value is None else words.shown(name, value)
+    return "" if value is None else words.figure(name, value)
 
 
 def _confusion(names: list[str], cells: list[list[int]]) -> Iterator[Markup]:
@@ -227,16 +231,8 @@ def _launch(launch: LaunchRecord) -> list[str]:
     reason = "" if ended is None else f"{ended.reason or ended.event}, exit code {ended.exit_code}"
     counts = ["" if count is None else str(count) for count in (began.ranks, began.nodes)]
     hosts = " ".join(began.hosts or ())
-    saved = (ended and ended.saved) or ""
-    return [
-        str(launch.number),
-        words.date(began.unix),
-        *counts,
-        hosts,
-        began.checkpoint or "the beginning",
-        reason,
-        saved,
-    ]
+    start, saved = began.checkpoint or "the beginning", (ended and ended.saved) or ""
+    return [str(launch.number), words.date(began.unix), *counts, hosts, start, reason, saved]
 
 
 def _config(facts: Facts) -> Iterator[Markup]:
@@ -260,7 +256,7 @@ def _config(facts: Facts) -> Iterator[Markup]:
         yield tag("details", tag("summary", "The whole config"), whole)
 
 
-def _own(config: RunConfig) -> dict[str, Any]:
+def _own(config: RunConfig) -> dict[str, object]:
     """Key paths and values of what is chosen: the names of the parts, and all that is not the default."""
     whole = config.model_dump(mode="json")
     parts = {key: part["name"] for key, part in whole.items() if isinstance(part, dict) and "name" in part}
@@ -281,7 +277,7 @@ def _summary(facts: Facts) -> Row:
         "state": json.loads(json.dumps(facts.state, default=vars)),
         "verdict": facts.verdict,
         "evaluations": {split: rows[-1] for split, rows in facts.evaluations.items()},
-        "time": time.summary(facts),
+        "time": time.time_summary(facts),
         "worst": worst_of(facts),
         "launches": json.loads(json.dumps(facts.launches, default=vars)),
         "config": facts.config.model_dump(mode="json") if facts.config else None,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from dist_train.report.curves import smoothed
 from dist_train.report.facts import Facts, hang_in_words
-from dist_train.report.words import label, seconds, shown
+from dist_train.report.words import figure, label, seconds
 
 WORTH_SAYING = 0.05
 """Share by which the evaluation loss must have risen above its lowest before that is called overfitting."""
@@ -45,7 +45,7 @@ def _best(facts: Facts) -> Iterator[str]:
     if best is not None:
         last = "its last evaluation" if rows and rows[-1].get("step") == best.step else f"step {best.step:,}"
         epoch = f", epoch {best.step / facts.steps.per_epoch:.3g}" if facts.steps.per_epoch else ""
-        yield f"Best {label(best.metric)}: {shown(best.metric, best.value)}, at {last}{epoch}."
+        yield f"Best {label(best.metric)}: {figure(best.metric, best.value)}, at {last}{epoch}."
 
 
 def _gap(facts: Facts) -> Iterator[str]:

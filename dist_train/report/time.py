@@ -21,7 +21,7 @@ def account(facts: Facts) -> Account | None:
     return Account.of(facts.config, facts.setting, [(one.budget, one.late) for one in facts.spent])
 
 
-def section(facts: Facts) -> Iterator[Markup]:
+def time_section(facts: Facts) -> Iterator[Markup]:
     """Empty where no interval has told of its time."""
     found = account(facts)
     if found is None:
@@ -109,7 +109,7 @@ def _svg(height: int, parts: Sequence[Markup], texts: Sequence[tuple[float, floa
     return tag("svg", *parts, *words, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=name)
 
 
-def summary(facts: Facts) -> dict[str, object] | None:
+def time_summary(facts: Facts) -> dict[str, object] | None:
     """The same for programs."""
     if (found := account(facts)) is None:
         return None

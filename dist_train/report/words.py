@@ -7,11 +7,13 @@ from typing import Any
 
 from dist_train.config.metrics import SHARES
 
+Row = dict[str, Any]
+"""A row of metrics.jsonl, or what it is made of: the user's figures by name, beside keys of ours."""
 POSITION = ("step", "epoch", "samples_seen")
 """The keys of a row that say where it belongs; every other number in it is a figure."""
 
 
-def shown(name: str, value: Any) -> str:
+def figure(name: str, value: Any) -> str:
     """A figure as people read it: shares in percent."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, ExitCode, UserError
 from dist_train.rundir.files import NO_LINKS, create_synced, sync_folder
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import EXPIRY_S, RELEASED, RENEWAL_S, Owner, await_free, claim_path, current
@@ -117,9 +117,7 @@ class Lease:
                     f"! {run_dir}: this file system does not sync folders: a power loss may take the newest checkpoint"
                 )
         except OSError as error:
-            raise UserError(
-                f"cannot make the run directory {run_dir}, or its lease: {error.strerror}", ExitCode.CHECKPOINT_IO
-            ) from None
+            raise DiskError(f"cannot make the run directory {run_dir}, or its lease: {error.strerror}") from None
         if self._before is not None:
             self._before.look_again()
         _remove_before(claim_path(run_dir, self._fence.number))

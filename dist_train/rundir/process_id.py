@@ -1,11 +1,15 @@
 """One process among all that ever were, and whether it still lives. Linux; standard library only."""
 
+import ctypes
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Self
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,10 @@ class ProcessId:
         except OSError:
             return None
         return None  # /proc hides it
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on, the kernel ends this process when its parent does, however that happens."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, telling_why
 from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_json
@@ -125,7 +125,5 @@ def make_run_dir(folder: Path) -> None:
     Raises:
         UserError: when the file system does not let us.
     """
-    try:
+    with telling_why(f"cannot make the run directory {folder}", DiskError):
         RunDir(folder).generations.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {folder}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None

@@ -5,7 +5,7 @@ from inspect import signature
 
 from dist_train.config.imports import construct
 from dist_train.config.schema import Custom, TaskConfig
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError, UserError
 from dist_train.tasks.base import Loss, Predictions, Rows, Sums, Task, Totals, trainable
 from dist_train.tasks.classification import Classification
 from dist_train.tasks.huggingface import HuggingFace
@@ -55,7 +55,7 @@ def build(
     task = construct(config, "task", offered={name: value for name, value in known.items() if value is not None})
     kind = type(task)
     if not isinstance(task, Task):
-        raise UserError(f"task {config.name} gave a {kind.__name__}, no dist_train.tasks.Task", ExitCode.USER_CODE)
+        raise UserCodeError(f"task {config.name} gave a {kind.__name__}, no dist_train.tasks.Task")
     if name := next(trainable(task), None):
         unseen = "which no optimizer sees and no checkpoint keeps: move it into the model, or set requires_grad_(False)"
         raise UserError(f"task {config.name} holds the parameter {name}, {unseen}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserCodeError, UserError
 from dist_train.tasks.per_sample import PerSample
 
 if TYPE_CHECKING:
@@ -82,13 +82,15 @@ def tensor_of(output: Any, rows: int) -> Tensor:
     """
     values = getattr(output, "logits", output)
     if not isinstance(values, Tensor) or values.shape[:1] != (rows,):
-        given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(
-            f"predict takes a tensor of {rows} rows from the model, which gave {given}: give the task a method "
-            "predict(model, batch)",
-            ExitCode.USER_CODE,
-        )
+        advice = ": give the task a method predict(model, batch)"
+        raise unfit(f"predict takes a tensor of {rows} rows", values, advice)
     return values.float()
+
+
+def unfit(takes: str, output: Any, advice: str = "") -> UserError:
+    """The error for what a model gave; `takes` says what is taken from it."""
+    given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    return UserCodeError(f"{takes} from the model, which gave {given}{advice}")
 
 
 def trainable(task: "Task") -> Iterator[str]:
@@ -205,7 +207,7 @@ def refused(target: Any, name_of: Callable[[int], str], takes: str) -> UserError
         given = "text" if isinstance(target[0], str) else f"a {type(target).__name__}"
     else:
         given = "missing" if target is None else f"a {type(target).__name__}"
-    return UserError(f"{name_of(0)}: the target is {given}; {takes}", ExitCode.DATA)
+    return DataError(f"{name_of(0)}: the target is {given}; {takes}")
 
 
 def _sums_of(loss: Loss) -> Sums:
@@ -229,5 +231,5 @@ def counted(sums: Totals) -> int:
     """
     count = int(sums.get("count", 0))  # no batches, no sums
     if count == 0:
-        raise UserError("the evaluation split has no valid targets, so there is nothing to evaluate", ExitCode.DATA)
+        raise DataError("the evaluation split has no valid targets, so there is nothing to evaluate")
     return count

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted, refused
+from dist_train.errors import DataError
+from dist_train.tasks.base import Model, Predictions, Sums, Task, Totals, counted, refused, unfit
 from dist_train.tasks.per_sample import PerSample
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ class Classification(Task):
             if wrong.any():
                 row = int(wrong.nonzero()[0])
                 shares = ", ".join(f"{share:g}" for share in target[row, :8].tolist()) + ", …" * (self.classes > 8)
-                raise UserError(
-                    f"{name_of(row)}: the target is [{shares}], and shares of the classes are 0 or more", ExitCode.DATA
-                )
+                raise DataError(f"{name_of(row)}: the target is [{shares}], and shares of the classes are 0 or more")
             return target
         if target.ndim != 1 or target.is_floating_point() or target.is_complex():
             raise refused(target, name_of, takes)
@@ -77,10 +75,9 @@ class Classification(Task):
             wrong = ((target < 0) | (target >= self.classes)) & (target != self._ignored)
             if wrong.any():
                 row = int(wrong.nonzero()[0])
-                raise UserError(
+                raise DataError(
                     f"{name_of(row)}: the target is {int(target[row])}, and there are the classes 0 to "
-                    f"{self.classes - 1}",
-                    ExitCode.DATA,
+                    f"{self.classes - 1}"
                 )
         return target
 
@@ -117,10 +114,9 @@ class Classification(Task):
         """
         self._check(output)
         if target.ndim != 1:
-            raise UserError(
+            raise DataError(
                 f"classification is evaluated on one class for each sample, and the targets have the shape "
-                f"{list(target.shape)}: shares of the classes are for training alone",
-                ExitCode.DATA,
+                f"{list(target.shape)}: shares of the classes are for training alone"
             )
         scores = output.detach().float()
         valid = target != self._ignored
@@ -199,11 +195,7 @@ class Classification(Task):
 
     def _check(self, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != self.classes:
-            given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(
-                f"classification takes scores of shape [samples, {self.classes}] from the model, which gave {given}",
-                ExitCode.USER_CODE,
-            )
+            raise unfit(f"classification takes scores of shape [samples, {self.classes}]", output)
 
 
 def _rank(scores: Tensor, true: Tensor) -> Tensor:

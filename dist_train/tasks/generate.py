@@ -6,7 +6,7 @@ from torch import Tensor
 from dist_train.errors import ExitCode, UserError
 from dist_train.heartbeat import beat
 from dist_train.randomness import uniform
-from dist_train.tasks.base import Model
+from dist_train.tasks.base import Model, unfit
 
 
 def generate(model: Model, tokens: Tensor, length: int, *, context: int, temperature: float, key: int) -> Tensor:
@@ -40,10 +40,7 @@ def _next(output: object) -> Tensor:
     """float64 [vocabulary] on the CPU: the scores at the last place."""
     scores = getattr(output, "logits", output)
     if not isinstance(scores, Tensor) or scores.ndim != 3 or len(scores) != 1:
-        given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise UserError(
-            f"text needs scores of shape [1, length, vocabulary] from the model, which gave {given}", ExitCode.USER_CODE
-        )
+        raise unfit("text needs scores of shape [1, length, vocabulary]", scores)
     found = scores[0, -1].double().cpu()
     if not torch.isfinite(found).any() or found.isnan().any():
         raise UserError("the model's scores of the next token are not finite", ExitCode.NON_FINITE)

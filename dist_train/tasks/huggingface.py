@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import UserCodeError
 from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, tensor_of
 from dist_train.tasks.per_sample import PerSample, of_numbers, of_tokens
 
@@ -34,10 +34,9 @@ class HuggingFace(Task):
         output = model(**inputs)
         loss = getattr(output, "loss", None)
         if not isinstance(loss, Tensor):
-            raise UserError(
+            raise UserCodeError(
                 f"task huggingface: the model gave no loss for the inputs {', '.join(inputs)}; it needs `labels` among "
-                "them, or as the target",
-                ExitCode.USER_CODE,
+                "them, or as the target"
             )
         count = _valid(model, inputs).sum() if "labels" in inputs else len(batch.indices)
         return Loss(loss * count, count)
@@ -83,9 +82,8 @@ class HuggingFace(Task):
 
     def metrics(self, sums: Totals) -> dict[str, float]:
         """loss; accuracy, of samples or tokens, where the model has scores of classes."""
-        count = counted(sums)
-        found = {"loss": sums["loss"].item() / count}
-        return {**found, "accuracy": sums["right"].item() / count} if "right" in sums else found
+        found = super().metrics(sums)
+        return {**found, "accuracy": sums["right"].item() / counted(sums)} if "right" in sums else found
 
 
 def _inputs(batch: "Microbatch") -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted, refused
+from dist_train.errors import DataError
+from dist_train.tasks.base import Loss, Model, Sums, Task, Totals, counted, refused, unfit
 from dist_train.tasks.per_sample import of_tokens
 
 
@@ -57,10 +57,9 @@ class LanguageModel(Task):
         wrong = ((target < 0) | (target >= most if most is not None else False)) & (target != self._ignored)
         if wrong.any():
             row, place = wrong.nonzero()[0].tolist()
-            raise UserError(
+            raise DataError(
                 f"{name_of(row)}: the target at place {place} is {int(target[row, place])}, and there are the tokens 0 "
-                f"to {'…' if most is None else most - 1}",
-                ExitCode.DATA,
+                f"to {'…' if most is None else most - 1}"
             )
         return target
 
@@ -73,11 +72,7 @@ class LanguageModel(Task):
         """
         flat = self._flat(output, target).float()
         loss = F.cross_entropy(
-            flat,
-            target.flatten(),
-            ignore_index=self._ignored,
-            reduction="sum",
-            label_smoothing=self._label_smoothing,
+            flat, target.flatten(), ignore_index=self._ignored, reduction="sum", label_smoothing=self._label_smoothing
         )
         return Loss(loss, (target != self._ignored).sum())
 
@@ -117,10 +112,6 @@ class LanguageModel(Task):
         """[m · T, vocabulary]"""
         scores = getattr(output, "logits", output)
         if not isinstance(scores, Tensor) or scores.ndim != 3 or scores.shape[:2] != target.shape:
-            given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(
-                f"language_model takes scores of shape [{len(target)}, {target.shape[1]}, vocabulary] from the model, "
-                f"which gave {given}",
-                ExitCode.USER_CODE,
-            )
+            takes = f"language_model takes scores of shape [{len(target)}, {target.shape[1]}, vocabulary]"
+            raise unfit(takes, scores)
         return scores.flatten(0, 1)

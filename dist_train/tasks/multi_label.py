@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
+from dist_train.errors import DataError
+from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of, unfit
 from dist_train.tasks.classification import ratios
 from dist_train.tasks.per_sample import PerSample
 
@@ -45,9 +45,8 @@ class MultiLabel(Task):
         wrong = ((target != 0) & (target != 1)).nonzero()
         if len(wrong):
             row, place = wrong[0].tolist()
-            raise UserError(
-                f"{name_of(row)}: the target of class {place} is {target[row, place].item()}, and must be 0 or 1",
-                ExitCode.DATA,
+            raise DataError(
+                f"{name_of(row)}: the target of class {place} is {target[row, place].item()}, and must be 0 or 1"
             )
         return target.float()
 
@@ -104,11 +103,7 @@ class MultiLabel(Task):
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
         """float32 [m]."""
         if not isinstance(output, Tensor) or output.shape != target.shape:
-            given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(
-                f"multi_label takes scores of shape [samples, {self.classes}] from the model, which gave {given}",
-                ExitCode.USER_CODE,
-            )
+            raise unfit(f"multi_label takes scores of shape [samples, {self.classes}]", output)
         losses = F.binary_cross_entropy_with_logits(output.float(), target, reduction="none")
         if self._kind == "focal":
             losses = losses * (1 - torch.exp(-losses)) ** self._gamma  # exp(-loss) is the probability of what is true

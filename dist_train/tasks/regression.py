@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserCodeError
 from dist_train.tasks.base import Loss, Model, Predictions, Rows, Sums, Task, Totals, counted, refused, tensor_of
 from dist_train.tasks.per_sample import of_numbers
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _MOST_PAIRS, _MOST_CHARTS = 1_000, 4
 """Truths and predictions that are drawn, and of how many of a sample's numbers."""
+_LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss}
+_LOSSES |= {"huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
 _LARGEST = 1_024
 """Numbers a sample up to which R² is computed: targets and outputs of all samples are held in memory for it."""
 
@@ -47,9 +49,8 @@ class Regression(Task):
         wrong = (~torch.isfinite(target)).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])
-            raise UserError(
-                f"{name_of(row)}: the target is {target[tuple(wrong[0].tolist())].item()}, which is not finite",
-                ExitCode.DATA,
+            raise DataError(
+                f"{name_of(row)}: the target is {target[tuple(wrong[0].tolist())].item()}, which is not finite"
             )
         return target.float()
 
@@ -114,22 +115,16 @@ class Regression(Task):
             if output.shape == target.shape:
                 return output.float()
         given = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
+        raise UserCodeError(
             f"regression takes from the model, for each sample, the shape of its target, {list(target.shape[1:])}; the "
-            f"model gave {given}",
-            ExitCode.USER_CODE,
+            f"model gave {given}"
         )
 
     def _losses(self, output: Tensor, target: Tensor) -> Tensor:
         """float32 [m]."""
-        if self._kind == "mse":
-            losses = F.mse_loss(output, target, reduction="none")
-        elif self._kind == "mae":
-            losses = F.l1_loss(output, target, reduction="none")
-        elif self._kind == "huber":
-            losses = F.huber_loss(output, target, reduction="none", delta=self._delta)
-        else:
-            losses = F.smooth_l1_loss(output, target, reduction="none", beta=self._delta)
+        of_a_number = _LOSSES[self._kind]
+        options = {"huber": {"delta": self._delta}, "smooth_l1": {"beta": self._delta}}.get(self._kind, {})
+        losses = of_a_number(output, target, reduction="none", **options)
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 

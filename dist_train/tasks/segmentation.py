@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dist_train.errors import ExitCode, UserError
-from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, refused, tensor_of
+from dist_train.errors import DataError
+from dist_train.tasks.base import Loss, Model, Predictions, Sums, Task, Totals, counted, refused, tensor_of, unfit
 from dist_train.tasks.per_sample import of_masks
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ class Segmentation(Task):
         wrong = (((target < 0) | (target >= self.classes)) & (target != self._ignored)).nonzero()
         if len(wrong):
             row, line, column = wrong[0].tolist()
-            raise UserError(
+            raise DataError(
                 f"{name_of(row)}: the target of the pixel in row {line}, column {column} is "
-                f"{int(target[row, line, column])}, and there are the classes 0 to {self.classes - 1}",
-                ExitCode.DATA,
+                f"{int(target[row, line, column])}, and there are the classes 0 to {self.classes - 1}"
             )
         return target
 
@@ -116,11 +115,7 @@ class Segmentation(Task):
         scores = output["out"] if isinstance(output, Mapping) and "out" in output else output
         wanted = (len(target), self.classes, *target.shape[1:])
         if not isinstance(scores, Tensor) or scores.shape != wanted:
-            given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(
-                f"segmentation takes scores of shape {list(wanted)} from the model, which gave {given}",
-                ExitCode.USER_CODE,
-            )
+            raise unfit(f"segmentation takes scores of shape {list(wanted)}", scores)
         return scores
 
     def _summed(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

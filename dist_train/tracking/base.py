@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_train.report.words import telling
+from dist_train.report.words import Row
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dist_train.config.schema import RunConfig
     from dist_train.report.bottleneck import Setting
+    from dist_train.rundir.records import Best
 
-Row = dict[str, Any]
 Note = Callable[[str], None]
 
 OF_THE_NEWEST = ("worst", "pairs")
@@ -72,7 +72,7 @@ class SessionOutcome:
     Attributes:
         status: done, stopped (saved, to be resumed) or failed.
         metrics: the last evaluation's row, empty where there was none.
-        best: {"metric", "value", "step"} of the best evaluation, if any.
+        best: the best evaluation, if any.
         seconds: from begin to here.
         checkpoint: the newest one, if any.
         broken: training samples that could not be read; others were taken in their place.
@@ -82,7 +82,7 @@ class SessionOutcome:
 
     status: Literal["done", "stopped", "failed"]
     metrics: Row
-    best: Row | None
+    best: Best | None
     seconds: float
     checkpoint: Path | None
     broken: int = 0
@@ -184,11 +184,6 @@ class Sink:
 
     def close(self) -> None:
         """Gives back files, processes and the terminal; may be called again, and without finish after an error."""
-
-
-def metrics_of(row: Row) -> Iterator[tuple[str, int | float]]:
-    """The (name, number) pairs of a row's figures that say something."""
-    yield from telling(row).items()
 
 
 def prefix_of(split: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dist_train.config.metrics import SHARES
 from dist_train.config.problems import printable
-from dist_train.report.live import Part, fitted, line, measures
-from dist_train.report.words import number, seconds, shown
+from dist_train.report.live import Piece, line, measures, most_important
+from dist_train.report.words import figure, number, seconds
 from dist_train.rundir.layout import RunDir, is_kept, rank_log
 from dist_train.rundir.runs import shown_path
 from dist_train.tracking.base import Row, RunFacts, SessionOutcome, prefix_of
@@ -16,21 +16,8 @@ _STICKY = "\xa0"
 """A blank that no line is broken at."""
 _TEXT = 90
 """Characters of a text that the console shows."""
-_ASCII = str.maketrans(
-    {
-        "⏎": "/",
-        "✓": "ok",
-        "✗": "x",
-        "·": "-",
-        "×": "x",
-        "↻": ">",
-        "…": "...",
-        "━": "=",
-        "╸": "-",
-        "★": "*",
-        "\u2009": " ",
-    }
-)
+_ASCII = str.maketrans({"⏎": "/", "✓": "ok", "✗": "x", "·": "-", "×": "x", "↻": ">", "…": "..."})
+_ASCII |= str.maketrans({"━": "=", "╸": "-", "★": "*", "\u2009": " "})
 
 
 def ascii_only(text: str) -> str:
@@ -112,8 +99,8 @@ def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
     done = f"✓ done in {seconds(outcome.seconds)}"
     found = measures(outcome.metrics, len(facts.classes) if facts.classes is not None else None)
     found = [one for one in found if one[0] != "loss"] or found
-    if outcome.best and outcome.best["metric"] not in SHARES and outcome.best["metric"] in outcome.metrics:
-        name = outcome.best["metric"]  # what the run was about stands first
+    if outcome.best and outcome.best.metric not in SHARES and outcome.best.metric in outcome.metrics:
+        name = outcome.best.metric  # what the run was about stands first
         first = (name, name, number(outcome.metrics[name]))
         found = [first, *(one for one in found if one[0] != name)]
     if not found:
@@ -121,19 +108,19 @@ def _done(facts: RunFacts, outcome: SessionOutcome, room: int | None) -> str:
     split = outcome.metrics.get("split", "evaluation")
     where = "" if split == "evaluation" else f"{prefix_of(split)} "
     (_, label, value), best = found[0], _best(facts, outcome)
-    parts = [Part(text=f"{done}: {where}{label} {value}", gap=0), *[Part(text=f"({best})", keep=50)] * bool(best)]
+    parts = [Piece(text=f"{done}: {where}{label} {value}", gap=0), *[Piece(text=f"({best})", keep=50)] * bool(best)]
     parts += [
-        Part(label=label, text=value, keep=40 - place, gap=2 + (place == 0))
+        Piece(label=label, text=value, keep=40 - place, gap=2 + (place == 0))
         for place, (_, label, value) in enumerate(found[1:])
     ]
-    return line(parts if room is None else fitted(parts, room))
+    return line(parts if room is None else most_important(parts, room))
 
 
 def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
     if not outcome.best:
         return ""
-    metric, value, step = outcome.best["metric"], outcome.best["value"], outcome.best["step"]
-    label, text, epoch = SHARES.get(metric, metric), shown(metric, value), facts.epoch_of(step)
+    metric, value, epoch = outcome.best.metric, outcome.best.value, facts.epoch_of(outcome.best.step)
+    label, text = SHARES.get(metric, metric), figure(metric, value)
     if outcome.metrics.get("split", "evaluation") != "evaluation":
         return f"checkpoint of epoch {epoch}, evaluation {label} {text}"
     return f"best at epoch {epoch}" if outcome.metrics.get(metric) == value else f"best {label} {text}, epoch {epoch}"
@@ -142,7 +129,7 @@ def _best(facts: RunFacts, outcome: SessionOutcome) -> str:
 def _checkpoints(facts: RunFacts, outcome: SessionOutcome) -> list[str]:
     if outcome.checkpoint is None:
         return []
-    best = RunDir(facts.run_dir).checkpoint(outcome.best["step"]) if outcome.best else None
+    best = RunDir(facts.run_dir).checkpoint(outcome.best.step) if outcome.best else None
     others = [f"  best        {shown_path(best)}"] if best and best != outcome.checkpoint and best.is_dir() else []
     mark = "  (the best)" if best == outcome.checkpoint else ""
     try_it = f"  try it      dist-train predict {shown_path(facts.run_dir)} INPUT..."

@@ -1,11 +1,8 @@
 """Keeps report.html up to date while a run goes on: a process of its own makes it, so that no step waits for it."""
 
-import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from dist_train.rundir.files import replacing
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.strict_json import to_json
 from dist_train.tracking.base import OF_THE_NEWEST, Note, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.own_process import begin_process
 
 PAUSE_S = 30.0
 """Seconds from the beginning to the first page, and at least between two."""
@@ -23,6 +21,7 @@ MOST_CELLS = 10_000
 """Of a confusion matrix; of more classes, the largest are kept."""
 _STOP_S = 1.0
 """For the process to end once it is told to."""
+_SILENT = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 
 
 class ReportSink(Sink):
@@ -61,7 +60,10 @@ class ReportSink(Sink):
                 with replacing(path) as temporary:
                     temporary.write_text(to_json({"step": row["step"], "classes": self._classes, **found}) + "\n")
         if self._process is None and time.monotonic() >= self._due:
-            self._begun, self._process = time.monotonic(), _start(self._run.path)
+            self._begun, self._process = (
+                time.monotonic(),
+                begin_process("dist_train.report", str(self._run.path), **_SILENT),
+            )
 
     def finish(self, outcome: SessionOutcome) -> None:
         self.close()
@@ -86,17 +88,3 @@ def _cells(confusion: np.ndarray) -> list[list[int]]:
     counts = confusion[actual, predicted]
     keep = np.argsort(-counts, kind="stable")[:MOST_CELLS]
     return np.stack([actual, predicted, counts], axis=1)[keep].tolist()
-
-
-def _start(run_dir: Path) -> "subprocess.Popen[bytes]":
-    """In a session of its own: Ctrl-C is for the training."""
-    root = str(Path(report.__file__).parents[2])
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "dist_train.report", str(run_dir)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )

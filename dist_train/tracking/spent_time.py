@@ -1,12 +1,11 @@
 """Where the time of a session goes: for metrics.jsonl, for a line on ranks that are late, and for one at the end."""
 
 from dataclasses import asdict
-from typing import Any
 
 from dist_train.report.bottleneck import Account
 from dist_train.report.budget import Budget, Times
 from dist_train.report.late import Late, LateRanks
-from dist_train.tracking.base import RunFacts
+from dist_train.tracking.base import Row, RunFacts
 
 WORTH_A_LINE, LEAST_S = 0.2, 10.0
 """Of a session's time, and seconds, that must be lost before the console says so."""
@@ -20,7 +19,7 @@ class SpentTime:
         self._intervals: list[tuple[Budget, list[Late]]] = []
         self._is_new = True
 
-    def add(self, times: Times) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+    def add(self, times: Times) -> tuple[Row, dict[str, float], list[str]]:
         """Takes in an interval.
 
         Returns:

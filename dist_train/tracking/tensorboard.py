@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink, metrics_of, prefix_of
+from dist_train.report.words import telling
+from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, Sink, prefix_of
 from dist_train.tracking.pictures import confusion_picture, opened
 
 LARGEST_MATRIX = 100
@@ -46,7 +47,7 @@ class TensorboardSink(Sink):
 
     def log_steps(self, interval: Interval) -> None:
         step = interval.summary["step"]
-        for key, value in metrics_of(interval.summary):
+        for key, value in telling(interval.summary).items():
             self._writer.add_scalar(f"train/{key}", value, step)
         for key, value in interval.times.items():
             self._writer.add_scalar(f"time/{key}", value, step)
@@ -54,7 +55,7 @@ class TensorboardSink(Sink):
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
         prefix, step = prefix_of(row.get("split", "evaluation")), row["step"]
-        for key, value in metrics_of(row):
+        for key, value in telling(row).items():
             self._writer.add_scalar(f"{prefix}/{key}", value, step)
         if confusion is not None and len(confusion) <= LARGEST_MATRIX:
             drawn = confusion_picture(confusion, self._facts.classes)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.heartbeat import set_aside
-from dist_train.report.live import Live, Part, drawn, fitted, styled
+from dist_train.report.live import Live, Piece, coloured, most_important, styled
 from dist_train.report.words import clock
 from dist_train.tracking.base import Note, Row, RunFacts
 from dist_train.tracking.console import ConsoleSink
@@ -110,8 +110,8 @@ class TerminalSink(ConsoleSink):
         if self._live is None:
             return
         with self._lock:
-            parts = fitted(self._live.add_evaluation(row, time.monotonic()), self._room)
-            self._print(drawn(parts, self._room))
+            parts = most_important(self._live.add_evaluation(row, time.monotonic()), self._room)
+            self._print(coloured(parts, self._room))
             for text in text_lines(row):
                 self._show(text)
 
@@ -166,8 +166,8 @@ class TerminalSink(ConsoleSink):
             self._live.step = self._step
             parts = self._live.bar(room - len("^C"), now, self._doing)  # which the terminal puts behind it
         else:
-            parts = [Part(text=self._doing, gap=0, style="cyan"), Part(text=clock(now - self._began), style="dim")]
-        self._stream.write_at_once(self._erased() + drawn(parts, room))
+            parts = [Piece(text=self._doing, gap=0, style="cyan"), Piece(text=clock(now - self._began), style="dim")]
+        self._stream.write_at_once(self._erased() + coloured(parts, room))
         self._is_drawn = True
 
 

@@ -1,9 +1,8 @@
 """W&B's own process, `python -m dist_train.tracking.wandb`: the only code that imports wandb. See wandb_sink.py.
 
-Reads JSON lines on stdin: {"begin": …} first, then {"log": {…}, "confusion": {…}, "per_class": {…}, "worst": {…},
-"texts": […], "pictures": {…}, "summary": {…}} or {"checkpoint": {…}}, at the end {"summary": {…}, "finish": exit code}.
-Writes JSON lines on stdout: {"offline": true} as soon as nothing waits for the network, {"note": line for the user},
-{"error": reason}, {"over": true}. Whatever wandb prints goes to stderr, wandb/process.log in the run directory.
+Reads JSON lines on stdin (wandb_messages.py), and writes some on stdout: {"offline": true} as soon as nothing waits for
+the network, {"note": line for the user}, {"error": reason}, {"over": true}. Whatever wandb prints goes to stderr,
+wandb/process.log in the run directory.
 
 SIGTERM means hurry: an init or an upload under way is given up, and the data stays in the run directory. What needs no
 network is never given up: on a busy machine it takes its time, and what is not written yet would be lost. SIGINT is
@@ -11,9 +10,7 @@ W&B's "stop this run" from the web page, and is passed on to the training, which
 """
 
 import html
-import json
 import os
-import select
 import shutil
 import signal
 import sys
@@ -25,8 +22,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from dist_train.report.words import Row
+from dist_train.rundir.codec import decode
+from dist_train.rundir.growing import GrowingFile
 from dist_train.rundir.runs import shown_path
-from dist_train.tracking.tail import Tail
+from dist_train.tracking.wandb_messages import Begin, Panel, read_messages, tell_training
 
 INIT_S = 15
 """An init that takes longer is given up for an offline run."""
@@ -35,7 +35,8 @@ LONGEST_INIT_S = 86_400
 LOCAL_INIT_S = 600  # needs no network, on a machine that may be busy
 FLUSH_S = 1.0
 """Between updates of W&B's file in the run directory; with wandb's own 15 s, that much is lost in a kill."""
-ORPHAN_CHECK_S = 5.0
+MOST_OF_THE_LOG = 2**20
+"""Bytes that are sent at once."""
 ENVIRONMENT = dict(os.environ)
 """As the user has set it: W&B's variables mean what its documentation says, unless the config overrides them."""
 
@@ -76,42 +77,43 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)
     signals = _Signals(os.getppid())
-    messages = _messages(os.getppid())
-    begin = next(messages, {}).get("begin")
-    if begin is None:
+    messages = read_messages(os.getppid())
+    first = next(messages, None)
+    if first is None:
         return
+    begin = decode(Begin, first["begin"])
     # Before the import: these hold for wandb's every part, in any version.
     os.environ.update(WANDB_SILENT="true", WANDB_CONSOLE="off")
     # For what waits to be uploaded, else in the user's home.
-    os.environ.setdefault("WANDB_DATA_DIR", ENVIRONMENT.get("WANDB_DIR") or begin["data_dir"])
-    sys.argv = begin["argv"]
+    os.environ.setdefault("WANDB_DATA_DIR", ENVIRONMENT.get("WANDB_DIR") or begin.data_dir)
+    sys.argv = begin.argv
     try:
         _serve(begin, messages, signals, out)
     except BaseException as error:
-        _say(out, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        tell_training(out, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _Signals, out: int) -> None:
+def _serve(begin: Begin, messages: Iterator[Row], signals: _Signals, out: int) -> None:
     import wandb
 
     if wandb.setup().settings.mode == "disabled":  # by `wandb disabled`, in its settings file
-        _say(out, over=True)
+        tell_training(out, over=True)
         return
     run = _open(begin, signals, out)
     run.define_metric("train/step")
     run.define_metric("*", step_metric="train/step")
-    _save_code(run, begin["code"])
+    _save_code(run, begin.code)
     exit_code = 1  # an input that ends without a word is a training that was killed
-    log = Tail(Path(begin["log"]), begin["log_from"])
+    log = GrowingFile(Path(begin.log), begin.log_from)
     for message in messages:
         if "log" in message:
             built = [build(message[kind]) for kind, build in _PANELS.items() if message.get(kind)]
             run.log(dict(ChainMap(message["log"], *built)))
         if "checkpoint" in message:
             _log_checkpoint(run, **message["checkpoint"])
-        if text := log.news():
-            run.write_logs(text)
+        if text := log.news(MOST_OF_THE_LOG):
+            run.write_logs(text.decode(errors="replace"))
         if "summary" in message:
             run.summary.update(message["summary"])
         if "finish" in message:
@@ -120,24 +122,24 @@ def _serve(begin: dict[str, Any], messages: Iterator[dict[str, Any]], signals: _
     _close(run, exit_code, signals, out)
 
 
-def _open(begin: dict[str, Any], signals: _Signals, out: int) -> Any:
+def _open(begin: Begin, signals: _Signals, out: int) -> Any:
     """An online run if that is wanted and possible, else an offline one; reports which."""
     reason = ""
-    if begin["mode"] != "offline" and not signals.hurried:
+    if begin.mode != "offline" and not signals.hurried:
         try:
             with signals.may_give_up(2 * _init_s()):
                 if has_credentials():
                     run = _init(begin, "online")
-                    _say(out, note=f"wandb  {run.url}")
+                    tell_training(out, note=f"wandb  {run.url}")
                     return run
-            reason = "no credentials (wandb login), " if begin["mode"] == "online" else ""
+            reason = "no credentials (wandb login), " if begin.mode == "online" else ""
         except Exception as error:  # no network, a refused key, a project that is not ours: all end in an offline run
             print(f"no online run: {error!r}", file=sys.stderr)
             reason = f"not reachable ({_short(error)}), "
             _stop_service(signals)
-    _say(out, offline=True)
+    tell_training(out, offline=True)
     run = _init(begin, "offline")
-    _say(out, note=f"wandb  {reason}offline; to upload: wandb sync {shown_path(Path(run.settings.sync_dir))}")
+    tell_training(out, note=f"wandb  {reason}offline; to upload: wandb sync {shown_path(Path(run.settings.sync_dir))}")
     return run
 
 
@@ -177,14 +179,14 @@ def has_credentials() -> bool:
     return bool(wandb.login(prompt=False, verify=False))
 
 
-def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
+def _init(begin: Begin, mode: Literal["online", "offline"]) -> Any:
     import wandb
 
-    settings = {
+    settings: Row = {
         "silent": True,
         "console": "off",
-        "program": begin["argv"][0],
-        "x_stats_pid": begin["training_pid"],
+        "program": begin.argv[0],
+        "x_stats_pid": begin.training_pid,
         "x_transaction_log_flush_interval": FLUSH_S,
         "x_service_wait": LOCAL_INIT_S,
     }
@@ -194,13 +196,13 @@ def _init(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     ours["init_timeout"] = _init_s() if mode == "online" else LOCAL_INIT_S  # where wandb can do with the variable
     known = wandb.setup().settings  # W&B's variables (WANDB_PROJECT, …) and settings files
     theirs = {"name": known.run_name, "project": known.project, "dir": ENVIRONMENT.get("WANDB_DIR")}
-    defaults = {key: value for key, value in begin["defaults"].items() if not theirs[key]}
+    defaults = {key: value for key, value in begin.defaults.items() if not theirs[key]}
     return wandb.init(
         mode=mode,
         resume="allow",
         allow_val_change=True,  # a resumed run may have another world size
         settings=wandb.Settings(**ours),
-        **{**defaults, **begin["given"]},
+        **{**defaults, **begin.given},
     )
 
 
@@ -215,41 +217,43 @@ def _close(run: Any, exit_code: int, signals: _Signals, out: int) -> None:
     except _Hurry:
         time.sleep(2 * FLUSH_S)
         _kill_service()
-        _say(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {shown_path(folder)}")
-        _say(out, over=True)
+        tell_training(out, note=f"wandb  not all is uploaded; to go on with it: wandb sync {shown_path(folder)}")
+        tell_training(out, over=True)
         os._exit(0)  # past wandb's exit hook, which would wait for the upload after all
-    _say(out, over=True)
+    tell_training(out, over=True)
 
 
-def _chart(confusion: dict[str, Any]) -> dict[str, Any]:
+def _table(found: Panel) -> Any:
+    import wandb
+
+    return wandb.Table(columns=[*found["columns"]], data=[*found["rows"]])
+
+
+def _chart(found: Panel) -> Row:
     """W&B's confusion matrix from counts; its own function wants a list with every sample."""
     import wandb
 
-    columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
     chart = wandb.plot_table(
         vega_spec_name="wandb/confusion_matrix/v1",
-        data_table=wandb.Table(columns=columns, data=confusion["cells"]),
-        fields={str(column): str(column) for column in columns},
+        data_table=_table(found),
+        fields={column: column for column in found["columns"]},
         string_fields={"title": "Confusion matrix"},
     )
-    return {confusion["key"]: chart}
+    return {found["key"]: chart}
 
 
-def _per_class(found: dict[str, Any]) -> dict[str, Any]:
+def _per_class(found: Panel) -> Row:
     """A bar for each class, over a table with all its figures."""
     import wandb
 
     shown = "f1" if "f1" in found["columns"] else found["columns"][1]
-    table = wandb.Table(columns=found["columns"], data=found["rows"])
-    return {found["key"]: wandb.plot.bar(table, "class", shown, title=f"{shown} of each class")}
+    return {found["key"]: wandb.plot.bar(_table(found), "class", shown, title=f"{shown} of each class")}
 
 
-def _worst(found: dict[str, Any]) -> dict[str, Any]:
+def _worst(found: Panel) -> Row:
     """The samples of highest loss as a table; its first column holds pictures."""
-    import wandb
-
     rows = [[_image(picture), *rest] for picture, *rest in found["rows"]]
-    return {found["key"]: wandb.Table(columns=["picture", *found["columns"]], data=rows)}
+    return {found["key"]: _table({**found, "rows": rows})}
 
 
 def _image(path: str | None) -> Any:
@@ -271,7 +275,7 @@ def _save_code(run: Any, files: dict[str, str]) -> None:
         run.log_code(folder, name=f"source-{run.id}", include_fn=lambda path: True)
 
 
-def _log_checkpoint(run: Any, path: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+def _log_checkpoint(run: Any, path: str, aliases: list[str], metadata: Row) -> None:
     import wandb
 
     model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
@@ -282,48 +286,25 @@ def _log_checkpoint(run: Any, path: str, aliases: list[str], metadata: dict[str,
         print(f"{path} is not kept as an artifact: {error}", file=sys.stderr)
 
 
-def _texts(texts: list[str]) -> dict[str, Any]:
+def _texts(texts: list[str]) -> Row:
     import wandb
 
     return {f"texts/{number}": wandb.Html(f"<pre>{html.escape(text)}</pre>") for number, text in enumerate(texts)}
 
 
-def _images(pictures: dict[str, str]) -> dict[str, Any]:
+def _images(pictures: dict[str, str]) -> Row:
     """What callbacks have logged; a full disk has not taken all files."""
     return {key: image for key, path in pictures.items() if (image := _image(path)) is not None}
 
 
-_PANELS: dict[str, Callable[[Any], dict[str, Any]]] = {"confusion": _chart, "per_class": _per_class, "worst": _worst}
+_PANELS: dict[str, Callable[[Any], Row]] = {"confusion": _chart, "per_class": _per_class, "worst": _worst}
 _PANELS |= {"texts": _texts, "pictures": _images}
-
-
-def _messages(parent: int) -> Iterator[dict[str, Any]]:
-    """The lines of stdin as they come; ends with it, or with the parent.
-
-    A data worker forked from the training holds the pipe's other end too, so the pipe alone would not show its death.
-    """
-    rest = b""
-    while True:
-        if not select.select([0], [], [], ORPHAN_CHECK_S)[0]:
-            if os.getppid() != parent:
-                return
-            continue
-        chunk = os.read(0, 2**20)
-        if not chunk:
-            return
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (json.loads(line) for line in lines)
 
 
 def _short(error: Exception) -> str:
     """The last clause of an error: wandb's begin with what it was doing, and end with what went wrong."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit(": ", 1)[-1][:120]
-
-
-def _say(out: int, **message: Any) -> None:
-    with suppress(BrokenPipeError):  # a training that is gone still gets its last rows written, and its end
-        os.write(out, json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

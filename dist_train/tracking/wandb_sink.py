@@ -25,18 +25,21 @@ from typing import Any
 import numpy as np
 
 from dist_train.heartbeat import set_aside
-from dist_train.report.words import POSITION
+from dist_train.report.words import POSITION, telling
 from dist_train.rundir.files import open_to_append, write_atomic
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.reading import read_bytes
 from dist_train.rundir.records import Best, RunState
 from dist_train.tracking import base
 from dist_train.tracking.base import Interval, Note, Own, Row, RunFacts, SessionOutcome, Sink
+from dist_train.tracking.own_process import begin_process
+from dist_train.tracking.wandb_messages import Begin, Panel
 
 PROJECT = "dist-train"
 """Of runs for which no project is given."""
 MOST_WAITING = 32 * 2**20
 """Bytes kept for a process that does not read; more means that it never will."""
+CELL = ("Actual", "Predicted", "nPredictions")
 MOST_CELLS = 10_000
 """Cells of a confusion matrix that W&B draws; its tables end there."""
 UPLOAD_TIMEOUT_S = {"done": 30.0, "stopped": 3.0, "failed": 3.0}
@@ -98,8 +101,8 @@ class WandbSink(Sink):
         self._best = RunState.of(facts.run_dir).best if facts.first_step else None
         self._process, self._stdin, self._stdout = _start(folder / "process.log")
         set_aside(self._process.pid)
-        log = {"log": str(self._log.absolute()), "log_from": self._log_from if facts.first_step else 0}
-        self._send(begin=_description(facts, self._mode, run_id(folder / "id.txt")) | log)
+        log_from = self._log_from if facts.first_step else 0
+        self._send(begin=vars(_begin(facts, self._mode, run_id(folder / "id.txt"), self._log, log_from)))
 
     def log_steps(self, interval: Interval) -> None:
         row = interval.summary
@@ -109,10 +112,10 @@ class WandbSink(Sink):
     def log_evaluation(self, row: Row, confusion: np.ndarray | None) -> None:
         assert self._facts is not None
         prefix = base.prefix_of(row.get("split", "evaluation"))
-        chart = None
+        chart: Panel | None = None
         if confusion is not None:
             cells = base.confusion_cells(confusion, self._facts.classes, MOST_CELLS)
-            chart = {"key": f"{prefix}/confusion_matrix", "cells": cells}
+            chart = Panel(key=f"{prefix}/confusion_matrix", columns=CELL, rows=cells)
         self._send(
             log={"train/step": row["step"], **_group(prefix, row)},
             confusion=chart,
@@ -130,8 +133,7 @@ class WandbSink(Sink):
         before = -math.inf if best is None or not math.isfinite(best.value) else sign * best.value
         if isinstance(value, int | float) and math.isfinite(value) and sign * value > before:
             self._best = best = Best(metric=config.best, value=value, step=row["step"])
-        found = {f"final/{key}": value for key, value in base.metrics_of(row)}
-        return found if best is None else {**found, f"best/{best.metric}": best.value, "best/step": best.step}
+        return _group("final", row) | _of_the_best(best)
 
     def log_checkpoint(self, path: Path, row: Row, *, is_best: bool) -> None:
         assert self._facts is not None
@@ -146,10 +148,7 @@ class WandbSink(Sink):
         self._send(log={"train/step": own.position["step"], **values}, pictures=pictures)
 
     def finish(self, outcome: SessionOutcome) -> None:
-        summary = {f"final/{key}": value for key, value in base.metrics_of(outcome.metrics)}
-        if outcome.best is not None:
-            summary[f"best/{outcome.best['metric']}"] = outcome.best["value"]
-            summary["best/step"] = outcome.best["step"]
+        summary = _group("final", outcome.metrics) | _of_the_best(outcome.best)
         self._send(summary={**summary, "status": outcome.status}, finish=int(outcome.status == "failed"))
         if self._ends_within(SILENT_S):
             return
@@ -232,22 +231,22 @@ def run_id(path: Path) -> str:
     return made
 
 
-def _description(facts: RunFacts, mode: str, identity: str) -> dict[str, Any]:
-    """The arguments of wandb.init: `given` by the config, and `defaults`, which W&B's own variables and settings
-    override."""
+def _begin(facts: RunFacts, mode: str, identity: str, log: Path, log_from: int) -> Begin:
     ours = facts.config.tracking.wandb.model_dump(exclude={"mode", "artifacts"})
     found = {field.name: getattr(facts, field.name) for field in fields(facts) if field.name not in NOT_SENT}
     config = {**facts.config.model_dump(mode="json"), "facts": found}
     name, folder = f"{facts.name}-{facts.run_dir.name}", str(facts.run_dir.absolute())
-    return {
-        "mode": mode,
-        "given": {"id": identity, "config": config} | {key: ours[key] for key in ours if ours[key] not in (None, [])},
-        "defaults": {"name": name, "project": PROJECT, "dir": folder},
-        "data_dir": str(RunDir(facts.run_dir).wandb.absolute()),
-        "code": _code(facts.run_dir),
-        "argv": sys.argv,
-        "training_pid": os.getpid(),
-    }
+    return Begin(
+        mode=mode,
+        given={"id": identity, "config": config} | {key: ours[key] for key in ours if ours[key] not in (None, [])},
+        defaults={"name": name, "project": PROJECT, "dir": folder},
+        data_dir=str(RunDir(facts.run_dir).wandb.absolute()),
+        code=_code(facts.run_dir),
+        argv=sys.argv,
+        training_pid=os.getpid(),
+        log=str(log.absolute()),
+        log_from=log_from,
+    )
 
 
 def _code(run_dir: Path) -> dict[str, str]:
@@ -262,7 +261,7 @@ def _code(run_dir: Path) -> dict[str, str]:
     return {name: str(path.absolute()) for name, path in found.items()}
 
 
-def _per_class(prefix: str, row: Row, classes: tuple[str, ...] | None) -> Row | None:
+def _per_class(prefix: str, row: Row, classes: tuple[str, ...] | None) -> Panel | None:
     columns = {name: column for name, column in (row.get("per_class") or {}).items() if isinstance(column, Sequence)}
     if not columns:
         return None
@@ -272,17 +271,21 @@ def _per_class(prefix: str, row: Row, classes: tuple[str, ...] | None) -> Row | 
     return {"key": f"{prefix}/per_class", "columns": ["class", *columns], "rows": rows}
 
 
-def _worst(prefix: str, row: Row, run_dir: Path) -> Row | None:
+def _worst(prefix: str, row: Row, run_dir: Path) -> Panel | None:
     if not row.get("worst"):
         return None
-    columns = ("name", "truth", "prediction", "probability", "loss", "text", "index")
+    columns = ["name", "truth", "prediction", "probability", "loss", "text", "index"]
     pictures = [str((run_dir / one["picture"]).absolute()) if one.get("picture") else None for one in row["worst"]]
     rows = [[picture, *map(one.get, columns)] for picture, one in zip(pictures, row["worst"], strict=True)]
-    return {"key": f"{prefix}/worst", "columns": columns, "rows": rows}
+    return {"key": f"{prefix}/worst", "columns": ["picture", *columns], "rows": rows}
 
 
 def _group(prefix: str, row: Row) -> Row:
-    return {f"{prefix}/{key}": value for key, value in base.metrics_of(row)}
+    return {f"{prefix}/{key}": value for key, value in telling(row).items()}
+
+
+def _of_the_best(best: Best | None) -> Row:
+    return {} if best is None else {f"best/{best.metric}": best.value, "best/step": best.step}
 
 
 def _plain(value: Any) -> Any:
@@ -290,23 +293,11 @@ def _plain(value: Any) -> Any:
 
 
 def _start(log: Path) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, and where to write to it and to read from it. It has a session of its
-    own, so that Ctrl-C does not end it before the last rows have arrived."""
-    import dist_train
-
-    root = str(Path(dist_train.__file__).parents[1])
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    """The process, and where to write to it and to read from it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until it can answer it
+    pipe = subprocess.PIPE
     with os.fdopen(open_to_append(log), "ab") as chatter:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dist_train.tracking.wandb"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=chatter,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        process = begin_process("dist_train.tracking.wandb", stdin=pipe, stdout=pipe, stderr=chatter, bufsize=0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert process.stdin is not None and process.stdout is not None
     pipes = process.stdin.fileno(), process.stdout.fileno()

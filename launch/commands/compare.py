@@ -8,7 +8,7 @@ import click
 
 from dist_train.config.problems import printable, shown
 from dist_train.config.stdout import aligned, tell
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, UserError, telling_why
 from dist_train.rundir.runs import shown_path
 from dist_train.rundir.strict_json import to_json
 
@@ -35,24 +35,22 @@ def command(runs: tuple[str, ...], metric: str | None, html: str | None, require
     """
     from dist_train.report import compare_page
     from dist_train.report.compare import compare
-    from dist_train.report.compare_words import as_record
+    from dist_train.report.compare_words import comparison_record
 
     comparison = compare([Path(run) for run in runs], metric)
     if require_better and len(comparison.groups) != 2:
         raise UserError(f"--require-better takes runs of two configs besides the seed, not {len(comparison.groups)}")
-    tell(to_json(as_record(comparison), indent=2) if as_json else _text(comparison))
+    tell(to_json(comparison_record(comparison), indent=2) if as_json else _text(comparison))
     if html is not None:
-        try:
-            compare_page.write(comparison, Path(html))
-        except OSError as error:
-            raise UserError(f"{html}: {error.strerror}", ExitCode.CHECKPOINT_IO) from None
+        with telling_why(html, DiskError):
+            compare_page.write_comparison(comparison, Path(html))
         if not as_json:
             tell(f"\n{shown_path(Path(html))}")
     sys.exit(int(require_better and not comparison.judgements[0].better))
 
 
 def _text(comparison: "Comparison") -> str:
-    from dist_train.report.compare_words import figures_of, sentences
+    from dist_train.report.compare_words import comparison_sentences, figures_of
 
     parts = []
     if comparison.differing:
@@ -64,5 +62,5 @@ def _text(comparison: "Comparison") -> str:
         parts.append(aligned([("what differs", *labels), *rows]))
     head, *rows_of_runs = figures_of(comparison)
     parts.append(aligned([head, *rows_of_runs], to_the_right=head[2:3] + head[4:]))
-    text = "\n\n".join([*parts, "\n".join(sentences(comparison))])
+    text = "\n\n".join([*parts, "\n".join(comparison_sentences(comparison))])
     return "\n".join(printable(line, 4096) for line in text.split("\n"))  # names in it are from the runs

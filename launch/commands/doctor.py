@@ -4,7 +4,6 @@ import json
 import socket
 import sys
 from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -33,10 +32,10 @@ def command(words: tuple[str, ...], nproc_per_node: str | None, trust: bool, as_
 
     config_path, overrides = split_config(words)
     config_path = existing_config(config_path) if words else None
-    config: Any = load_trusted(config_path, overrides, trust=trust) if config_path else standard_config()
+    config = load_trusted(config_path, overrides, trust=trust) if config_path else standard_config()
     found = []
     try:
-        for finding in examine(config, config_path=config_path, overrides=overrides, nproc_per_node=nproc_per_node):
+        for finding in examine(config, config_path, overrides, nproc_per_node):
             found.append(finding)
             if not as_json:
                 finding.show()

@@ -66,9 +66,7 @@ launch_flags = with_options(
     torchrun_flag("--rdzv-endpoint", metavar="HOST:PORT", help="Where the nodes meet."),
     torchrun_flag("--rdzv-id", help="Name that the nodes of this start have in common."),
     torchrun_flag(
-        "--rdzv-conf",
-        metavar="K=V,...",
-        help="join_timeout=SECONDS: to wait for a node that stays away. Default: 600.",
+        "--rdzv-conf", metavar="K=V,...", help="join_timeout=SECONDS: to wait for a node that stays away. Default: 600."
     ),
     torchrun_flag("--standalone", is_flag=True, help="One node, whatever SLURM says."),
     torchrun_flag("--master-addr", help="Host of node 0."),
@@ -122,10 +120,7 @@ program_flags = with_options(
     torchrun_flag("--virtual-local-rank", is_flag=True, help="Each worker sees its GPU alone, as number 0."),
     torchrun_flag("--event-log-handler", metavar="NAME", help="Of torch's elastic agent."),
     torchrun_flag(
-        "--shutdown-timeout",
-        type=float,
-        also=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT",),
-        help="torchrun's name for --grace.",
+        "--shutdown-timeout", type=float, also=("TORCH_ELASTIC_SHUTDOWN_TIMEOUT",), help="torchrun's name for --grace."
     ),
     torchrun_flag("--local-ranks-filter", metavar="0,1,...", help="Local ranks shown, and no other one."),
     torchrun_flag("-r", "--redirects", default="0", metavar="3|LOCAL:3,...", help="Streams that are in the log alone."),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dist_train.config.stdout import tell
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, UserError
 
 from .common import json_option, run_argument
 
@@ -31,7 +31,7 @@ def command(target: str, out: str | None, opens: bool, as_json: bool) -> None:
     try:
         write(run_dir, path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --out writes elsewhere", ExitCode.CHECKPOINT_IO) from None
+        raise DiskError(f"{path}: {error.strerror}; --out writes elsewhere") from None
     tell(json.dumps({"report": str(path)}) if as_json else shown_path(path))
     if opens and not webbrowser.open(path.resolve().as_uri()):
         raise UserError(f"no browser was found; the page is {path}")

@@ -43,7 +43,7 @@ def command(root: str, sort: str, as_json: bool) -> None:
         say(f"no runs under {root}")
     else:
         room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        tell(table(found, room))
+        tell(runs_table(found, room))
 
 
 def as_json_row(run: "RunSummary") -> dict[str, Any]:
@@ -53,7 +53,7 @@ def as_json_row(run: "RunSummary") -> dict[str, Any]:
     return row
 
 
-def table(runs: "list[RunSummary]", room: int | None) -> str:
+def runs_table(runs: "list[RunSummary]", room: int | None) -> str:
     """Aligned columns without the empty ones; of little room, the first have it. What differs and why it failed have
     lines of their own, which a terminal cuts."""
     cells = [_row(run) for run in runs]
@@ -72,13 +72,13 @@ def table(runs: "list[RunSummary]", room: int | None) -> str:
 
 
 def _row(run: "RunSummary") -> dict[str, str]:
-    from dist_train.report.words import date, label, seconds, shown
+    from dist_train.report.words import date, figure, label, seconds
 
     steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
     return {
         "name": printable(run.name, 300),
         "state": run.state,
-        "best": f"{printable(label(run.best.metric))} {shown(run.best.metric, run.best.value)}" if run.best else "",
+        "best": f"{printable(label(run.best.metric))} {figure(run.best.metric, run.best.value)}" if run.best else "",
         "queue": f"{run.queue.job} {run.queue}" if run.queue else "",
         "took": seconds(run.seconds) if run.seconds is not None else "",
         "step": steps,

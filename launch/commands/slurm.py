@@ -70,10 +70,10 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool, as_json: bool, 
     if follow and None not in runs:
         raise UserError("--follow follows one job; how the tasks of an array are doing: dist-train runs")
     from ..slurm import submission
-    from ..slurm.render import render
+    from ..slurm.render import render_script
 
     if dry_run:
-        tell(render(script))
+        tell(render_script(script))
         return
     records = submission.submit(script, runs)
     remember_configs((run.config for run in runs.values()), job=True)

@@ -149,7 +149,7 @@ class Evidence:
         return self.process
 
 
-def gather(
+def gather_evidence(
     generation: GenerationDir, pages: Pages, alive: Sequence[RankRecord], ended: Sequence[RankRecord]
 ) -> list[Evidence]:
     """Asks all ranks and their children for their stacks, which also go to generations/<g>/stacks/.
@@ -161,7 +161,7 @@ def gather(
     heads = {record.rank: pages.head(record.local_rank) for record in ranks}
     hearts = {rank: read_heartbeat(head) for rank, head in heads.items()}
     files = {record.rank: Path(f"/proc/{record.pid}/fd/{hearts[record.rank].stacks}") for record in ranks}
-    asked = {record.rank: ask(record.pid, files[record.rank], "rank") for record in alive}
+    asked = {record.rank: ask_for_stack(record.pid, files[record.rank], "rank") for record in alive}
     found = []
     for record in ranks:
         rank, main, children = record.rank, hearts[record.rank].main, []
@@ -169,7 +169,7 @@ def gather(
         if process is not None:
             children += loading_threads(process)
             for child in descendants(record.pid):  # into the same file, so one after another
-                children.append(ask(child, files[rank], "child process")(main))
+                children.append(ask_for_stack(child, files[rank], "child process")(main))
             _keep(files[rank], generation.stack(rank))
         calls = collectives.read(heads[rank])
         found.append(Evidence(rank=rank, heartbeat=hearts[rank], process=process, children=children, calls=calls))
@@ -183,7 +183,7 @@ def _keep(stacks: Path, path: Path) -> None:
         path.write_bytes(stacks.read_bytes())
 
 
-def ask(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
+def ask_for_stack(pid: int, stacks: Path, who: str) -> Callable[[int], Process]:
     """Asks a process for its stack. What is returned waits for it; it takes the ident of the rank's main thread."""
     found, syscall = stat(pid), ""
     state = found.state if found else "X"

@@ -180,10 +180,10 @@ def first_cause(found: list[Failure]) -> Failure | None:
         key=lambda failure: (_TIER[failure.kind], _KIND.get(failure.kind, 0) if several else 0, failure.order),
         default=None,
     )
-    return odd_one(cause, found) if cause is not None else None
+    return odd_failure(cause, found) if cause is not None else None
 
 
-def odd_one(cause: Failure, found: list[Failure]) -> Failure:
+def odd_failure(cause: Failure, found: list[Failure]) -> Failure:
     """Where collectives did not fit together: the one rank that differs, which need not be the one that noticed."""
     if not is_mismatch(cause.message):
         return cause

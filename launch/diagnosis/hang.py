@@ -19,7 +19,7 @@ _STATES = {"T": "stopped by a signal (state T)", "t": "stopped by a debugger (st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class OddRanks:
     """Which ranks are odd, and why."""
 
     ranks: tuple[int, ...]
@@ -28,7 +28,7 @@ class Finding:
     place: Frame | None
 
 
-def find(evidence: list[Evidence]) -> Finding:
+def find(evidence: list[Evidence]) -> OddRanks:
     """Ranks that are stopped, before those that wait for no other, before those that wait in another collective."""
     for test in (_stopped, _ended, _silent, _elsewhere, _in_another_call, _behind, _in_another, _loaders):
         if (finding := test(evidence)) is not None:
@@ -36,11 +36,11 @@ def find(evidence: list[Evidence]) -> Finding:
     return _odd([], "no odd rank: all wait " + _where(evidence[0].process))
 
 
-def _odd(ranks: list[Evidence], why: str, place: Frame | None = None) -> Finding:
-    return Finding(ranks=tuple(sorted(one.rank for one in ranks)), why=why, place=place)
+def _odd(ranks: list[Evidence], why: str, place: Frame | None = None) -> OddRanks:
+    return OddRanks(ranks=tuple(sorted(one.rank for one in ranks)), why=why, place=place)
 
 
-def _stopped(evidence: list[Evidence]) -> Finding | None:
+def _stopped(evidence: list[Evidence]) -> OddRanks | None:
     for one in evidence:
         for process in filter(None, [one.process, *one.children]):
             if process.state in "Tt":
@@ -49,13 +49,13 @@ def _stopped(evidence: list[Evidence]) -> Finding | None:
     return None
 
 
-def _ended(evidence: list[Evidence]) -> Finding | None:
+def _ended(evidence: list[Evidence]) -> OddRanks | None:
     """The tests that follow find that all ranks run."""
     ended = [one for one in evidence if one.process is None]
     return _odd(ended, "it has left with exit code 0") if ended else None
 
 
-def _silent(evidence: list[Evidence]) -> Finding | None:
+def _silent(evidence: list[Evidence]) -> OddRanks | None:
     silent = [one for one in evidence if not one.running.frames]
     if not 0 < len(silent) < len(evidence):
         return None
@@ -64,7 +64,7 @@ def _silent(evidence: list[Evidence]) -> Finding | None:
     return _odd(silent, f"it does not answer ({state}{', ' + process.syscall if process.syscall else ''})")
 
 
-def _elsewhere(evidence: list[Evidence]) -> Finding | None:
+def _elsewhere(evidence: list[Evidence]) -> OddRanks | None:
     """Not in a collective while others are, or none is; of several, those that are the least far."""
     out = [one for one in evidence if one.running.waits != "collective"]
     if not out or (len(out) == len(evidence) > 1 and len(set(map(_far, out))) == 1):
@@ -89,7 +89,7 @@ def _loads(one: Evidence) -> tuple[str, Process | None]:
     return "loading thread" if is_thread else f"loader process {stuck.pid if stuck else 0}", stuck
 
 
-def _loaders(evidence: list[Evidence]) -> Finding | None:
+def _loaders(evidence: list[Evidence]) -> OddRanks | None:
     """All wait for what loads their samples. One of those that wait for no file lock, or at another line than most, is
     the odd one; else each is told."""
     loads = {one.rank: _loads(one) for one in evidence if one.running.waits == "loader"}
@@ -112,7 +112,7 @@ def _far(one: Evidence) -> tuple[int, int]:
     return (one.heartbeat.step, one.heartbeat.total)
 
 
-def _behind(evidence: list[Evidence]) -> Finding | None:
+def _behind(evidence: list[Evidence]) -> OddRanks | None:
     """In a process group, some have begun fewer collectives; only where nobody is behind in another group instead."""
     lagging: dict[str, set[int]] = {}
     for name in {name for one in evidence for name in one.heartbeat.groups}:
@@ -132,7 +132,7 @@ def _behind(evidence: list[Evidence]) -> Finding | None:
     return _odd(odd, f"{_at(process)}: it has begun {begun:,} collectives, the others {most:,}", process.place)
 
 
-def _in_another_call(evidence: list[Evidence]) -> Finding | None:
+def _in_another_call(evidence: list[Evidence]) -> OddRanks | None:
     """It has called another collective than the others, or the same with another shape."""
     differing = first_difference({one.rank: one.calls for one in evidence})
     if differing is None:
@@ -145,10 +145,10 @@ def _in_another_call(evidence: list[Evidence]) -> Finding | None:
     rank, usual = odd
     call = differing[rank]
     place = frame_at(call.file, call.line, call.function)
-    return Finding(ranks=(rank,), why=f"{_line(place)}: it called {call.what}, the others {usual}", place=place)
+    return OddRanks(ranks=(rank,), why=f"{_line(place)}: it called {call.what}, the others {usual}", place=place)
 
 
-def _in_another(evidence: list[Evidence]) -> Finding | None:
+def _in_another(evidence: list[Evidence]) -> OddRanks | None:
     """In another operation than most; with as many here as there, both are named."""
     spots = {one.rank: (one.running.operation, one.running.place) for one in evidence}
     counted = Counter(spots.values()).most_common()
@@ -185,7 +185,7 @@ def _where(process: Process | None) -> str:
 # ---------------------------------------------------------------- telling it
 
 
-def explain(hang: Hang, finding: Finding) -> str:
+def explain_hang(hang: Hang, finding: OddRanks) -> str:
     usual = f" (usual: {_seconds(hang.usual)})" if hang.usual else ""
     what = "finished a step" if hang.usual is not None else "gone forward"
     lines = [f"{mark('!', 'yellow')} no rank has {what} for {_seconds(hang.seconds)}{usual}. Stacks: {hang.stacks}/"]
@@ -205,7 +205,7 @@ def explain(hang: Hang, finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def end_in_words(hang: Hang, finding: Finding, code: int) -> str:
+def end_in_words(hang: Hang, finding: OddRanks, code: int) -> str:
     """The last line of a run that was ended for it."""
     place, ranks = finding.place, list(finding.ranks)
     at = f" at {short(place.file)}:{place.line}" if place else ""
@@ -216,7 +216,7 @@ def end_in_words(hang: Hang, finding: Finding, code: int) -> str:
 
 def quiet_in_words(hang: Hang, node: int | None) -> str:
     """What is told while the run is let go on; nodes but the first say one line."""
-    text = explain(hang, find(hang.evidence))
+    text = explain_hang(hang, find(hang.evidence))
     if node not in (0, None):
         return text.split("\n")[0]
     if hang.ends_after is None:
@@ -229,7 +229,7 @@ def _seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
 
 
-def as_record(hang: Hang, finding: Finding, code: int) -> dict[str, Any]:
+def hang_record(hang: Hang, finding: OddRanks, code: int) -> dict[str, Any]:
     """For generations/<g>/verdict.json."""
     place, odd = finding.place, list(finding.ranks)
     cause = {

@@ -18,7 +18,7 @@ from dist_train.rundir.records import RankRecord
 from ..processes import family_tree
 from ..rank.page import Pages
 from .activity import Activity, activity
-from .evidence import Evidence, Heartbeat, gather, read_heartbeat
+from .evidence import Evidence, Heartbeat, gather_evidence, read_heartbeat
 from .nodes import Nodes
 
 STEP = 10.0
@@ -191,7 +191,7 @@ class Watchdog:
         return max(limit, TIMES * heartbeat.slowest) if phase in ("step", "evaluate") else limit
 
     def _declare(self, alive: Sequence[RankRecord], ended: Sequence[RankRecord], is_over: bool) -> Hang:
-        evidence = self._nodes.gather(gather(self._generation, self._pages, alive, ended))
+        evidence = self._nodes.gather(gather_evidence(self._generation, self._pages, alive, ended))
         steps = [quiet.heartbeat.slowest for quiet in self._quiet.values() if quiet.heartbeat.phase == "step"]
         return Hang(
             seconds=min(quiet.same for quiet in self._quiet.values()),

@@ -168,7 +168,7 @@ def images(found: Sequence[Mapping[str, Any]]) -> Finding:
     return ok("image cache", holding_in_words(found), folders=list(found))
 
 
-def size_of(checkpoint: Path) -> int:
+def checkpoint_bytes(checkpoint: Path) -> int:
     """Bytes of an existing checkpoint, which may be removed meanwhile."""
     total = 0
     for path in checkpoint.glob("*"):

@@ -3,7 +3,8 @@
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+
+from dist_train.config.replies import TorchFacts
 
 from .finding import Finding, ok, problem
 
@@ -56,7 +57,7 @@ def is_too_old(driver: str | None, cuda: str | None) -> bool:
     return driver is not None and needed is not None and int(driver.split(".")[0]) < needed
 
 
-def check_driver(torch: dict[str, Any], *, driver: str | None, cards: int, gpus: int) -> Finding:
+def check_driver(torch: TorchFacts, *, driver: str | None, cards: int, gpus: int) -> Finding:
     """Whether torch can use the GPUs that are here.
 
     Args:
@@ -65,9 +66,9 @@ def check_driver(torch: dict[str, Any], *, driver: str | None, cards: int, gpus:
         cards: GPUs on the PCI bus.
         gpus: those that CUDA_VISIBLE_DEVICES leaves.
     """
-    cuda, sees = torch.get("cuda"), torch.get("gpus", [])
+    cuda, sees = torch.cuda, torch.gpus
     facts = {"driver": driver, "cuda": cuda, "needed": needed_driver(cuda), "cards": cards, "torch_sees": len(sees)}
-    build = f"torch {torch.get('torch')} is built for CUDA {cuda}" if cuda else f"torch {torch.get('torch')}"
+    build = f"torch {torch.torch} is built for CUDA {cuda}" if cuda else f"torch {torch.torch}"
     if sees:
         return ok("driver", f"{driver or 'in use'}; {build}", **facts)
     if not (driver or cards):
@@ -85,7 +86,7 @@ def check_driver(torch: dict[str, Any], *, driver: str | None, cards: int, gpus:
         return problem("driver", text, advice, **facts)
     if gpus == 0:
         return ok("driver", f"{driver}; CUDA_VISIBLE_DEVICES leaves out all GPUs", **facts)
-    why = f": {torch['why_no_gpu']}" if torch.get("why_no_gpu") else ""
+    why = f": {torch.why_no_gpu}" if torch.why_no_gpu else ""
     text = f"{driver} is new enough for CUDA {cuda}, but torch sees no GPU{why}"
     return problem("driver", text, "does nvidia-smi work?", **facts)
 

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from dist_train.config.replies import RanksMeasured
 from dist_train.config.requests import BenchRanksRequest, to_arguments
 from dist_train.errors import ExitCode
-from dist_train.rundir.codec import read_json
+from dist_train.rundir.codec import read_json, read_record
 from dist_train.rundir.layout import FIRST_NODE, RunDir
 
 from ..children import isolated
@@ -46,11 +47,11 @@ def findings(plan: LaunchPlan, *, cores: int) -> list[Finding]:
         code = supervise(started)
         if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.REQUEUE):
             raise Stopped(code)
-        measured = read_json(outcome)
+        measured = read_record(RanksMeasured, outcome)
         if code == ExitCode.DONE and measured is not None:
             return speed.judge(measured, cores=cores, ranks_here=plan.ranks_per_node)
         at_the_end.pop_all()  # their logs are kept
-    stage = (measured or {}).get("stage", "joining each other")
+        stage = (read_json(outcome) or {}).get("stage", "joining each other")
     cause = read_json(RunDir(folder).generation(1).verdict(FIRST_NODE)) or {}
     text = f"{plan.ranks_per_node} ranks failed while {stage} over {plan.backend}, with exit code {code}"
     advice = f"the lines above say why; their logs: {RunDir(folder).logs}"

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from dist_train.config.replies import RanksMeasured
+
 from .finding import Finding, ok, warning
 
 K = TypeVar("K")
@@ -31,23 +33,21 @@ def outliers(values: Mapping[K, float], fraction: float) -> dict[K, float]:
     return found
 
 
-def judge(measured: Mapping[str, Any], *, cores: int, ranks_here: int) -> list[Finding]:
+def judge(measured: RanksMeasured, *, cores: int, ranks_here: int) -> list[Finding]:
     """Findings from what the ranks measured of themselves and each other (dist_train.commands.bench_ranks)."""
-    taking_turns = measured["device"] == "cpu" and ranks_here > cores
+    taking_turns = measured.device == "cpu" and ranks_here > cores
     compute = _compute(measured, taking_turns)
-    talk = [_all_reduce(measured)] if measured["all_reduce_gbs"] is not None else []
-    links = (
-        [_pairs(measured, compute.facts["slow_ranks"])] if len(measured["pairs_gbs"]) > 1 and not taking_turns else []
-    )
+    talk = [_all_reduce(measured)] if measured.all_reduce_gbs is not None else []
+    links = [_pairs(measured, compute.facts["slow_ranks"])] if len(measured.pairs_gbs) > 1 and not taking_turns else []
     return [compute, *talk, *links]
 
 
-def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
-    gflops, shares = dict(enumerate(measured["gflops"])), dict(enumerate(measured["share"]))
-    device = measured["device"]
+def _compute(measured: RanksMeasured, taking_turns: bool) -> Finding:
+    gflops, shares = dict(enumerate(measured.gflops)), dict(enumerate(measured.share))
+    device = measured.device
     slow = {} if taking_turns else outliers(gflops, SPEED[device])
     short = {} if taking_turns else outliers(shares, SHARE)
-    facts = {"gflops": measured["gflops"], "share": measured["share"], "slow_ranks": sorted({*slow, *short})}
+    facts = {"gflops": measured.gflops, "share": measured.share, "slow_ranks": sorted({*slow, *short})}
     facts["judged"] = not taking_turns
     said = [f"rank {rank} computes at {_percent(part)} of the others' speed" for rank, part in slow.items()]
     for rank in sorted(short.keys() - slow.keys()):
@@ -65,18 +65,18 @@ def _compute(measured: Mapping[str, Any], taking_turns: bool) -> Finding:
     return ok("computing", f"{_range(gflops.values())} GFLOP/s a rank{note}", **facts)
 
 
-def _all_reduce(measured: Mapping[str, Any]) -> Finding:
-    rate, ranks, mb = measured["all_reduce_gbs"], measured["world_size"], measured["all_reduce_mb"]
-    text = f"{rate:.3g} GB/s over each link in a {measured['backend']} all-reduce of {mb} MB, {ranks} ranks"
-    return ok("all-reduce", text, gb_per_second=rate, ranks=ranks, backend=measured["backend"], mb=mb)
+def _all_reduce(measured: RanksMeasured) -> Finding:
+    rate, ranks, mb = measured.all_reduce_gbs, measured.world_size, measured.all_reduce_mb
+    text = f"{rate:.3g} GB/s over each link in a {measured.backend} all-reduce of {mb} MB, {ranks} ranks"
+    return ok("all-reduce", text, gb_per_second=rate, ranks=ranks, backend=measured.backend, mb=mb)
 
 
-def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
+def _pairs(measured: RanksMeasured, slow_ranks: list[int]) -> Finding:
     """Judges the links between ranks that are not slow themselves."""
-    every = {tuple(map(int, name.split("-"))): rate for name, rate in measured["pairs_gbs"].items()}
+    every = {tuple(map(int, name.split("-"))): rate for name, rate in measured.pairs_gbs.items()}
     rates = {pair: rate for pair, rate in every.items() if not set(pair) & set(slow_ranks)}
-    found = outliers(rates, LINK[measured["device"]])
-    facts = {"gb_per_second": measured["pairs_gbs"], "slow_pairs": ["-".join(map(str, pair)) for pair in found]}
+    found = outliers(rates, LINK[measured.device])
+    facts = {"gb_per_second": measured.pairs_gbs, "slow_pairs": ["-".join(map(str, pair)) for pair in found]}
     if not found:
         return ok("pairs", f"{_range(every.values())} GB/s each way, no pair stands out", **facts)
     named = _common_rank(set(found), set(rates))
@@ -86,7 +86,7 @@ def _pairs(measured: Mapping[str, Any], slow_ranks: list[int]) -> Finding:
         said = "; ".join(f"ranks {a} and {b} at {_percent(part)} of the others'" for (a, b), part in found.items())
     advice = (
         "how are the GPUs connected? nvidia-smi topo -m"
-        if measured["device"] == "cuda"
+        if measured.device == "cuda"
         else "which cores and interface do these ranks use?"
     )
     return warning("pairs", said, advice, **facts)

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dist_train.config.shares import at_least, check_fits
 from dist_train.errors import UserError
@@ -19,6 +19,12 @@ from .host import Host
 from .rendezvous import Rendezvous, choose_rendezvous
 from .requirements import Requirements
 
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
+
+Device = Literal["cpu", "gpu"]
+Backend = Literal["nccl", "gloo"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
@@ -30,8 +36,8 @@ class LaunchPlan:
     node_name: str
     """This node in the names of its files: `node<number>`, or the host's name where it has no number."""
     ranks_per_node: int
-    device: Literal["cpu", "gpu"]
-    backend: Literal["nccl", "gloo"]
+    device: Device
+    backend: Backend
     threads_per_rank: int
     microbatches: int
     environment: dict[str, str]
@@ -127,7 +133,7 @@ class LaunchPlan:
 
 
 def make_plan(
-    config: Any,
+    config: "RunConfig | Requirements",
     flags: Flags,
     host: Host,
     *,
@@ -146,14 +152,15 @@ def make_plan(
     Raises:
         UserError: when flags, config and host do not go together.
     """
+    training = None if isinstance(config, Requirements) or resume is None else config
     requirements = config if isinstance(config, Requirements) else Requirements.of(config)
     nodes, node = _nodes(flags, host)
     device, backend, ranks = _ranks(requirements, flags, host, nodes)
     given = requirements.microbatches
     microbatches = given if isinstance(given, int) else nodes * ranks
-    if resume is not None:  # a training
-        microbatches = at_least(config, nodes * ranks)
-        check_fits(config, nodes * ranks, microbatches)
+    if training is not None:
+        microbatches = at_least(training, nodes * ranks)
+        check_fits(training, nodes * ranks, microbatches)
     threads = threads_of_a_rank(requirements, device, ranks, host)
     rendezvous = choose_rendezvous(flags, host, nodes, node)
     return LaunchPlan(
@@ -212,7 +219,7 @@ def _nodes(flags: Flags, host: Host) -> tuple[int, int | None]:
     return nodes, node
 
 
-def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> tuple[Any, Any, int]:
+def _ranks(requirements: Requirements, flags: Flags, host: Host, nodes: int) -> tuple[Device, Backend, int]:
     """Device, backend and ranks per node."""
     asked = flags.nproc_per_node or "auto"
     wanted = requirements.backend

@@ -4,9 +4,9 @@ may fill its cache."""
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from dist_train.config.dump import to_yaml
+from dist_train.config.replies import Description
 from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.config.stdout import tell
@@ -26,12 +26,12 @@ _ANSWER_TIMEOUT_S = 300
 def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Sequence[str], *, full: bool) -> int:
     """Shows the plan to a person, on stderr. With `full`, the resolved config comes before it as YAML, on stdout.
     Returns the exit code: the training's own, where something would end the training."""
-    facts = describe(config, config_path, overrides)
-    if facts.get("exit_code"):
-        say(f"{mark('✗', 'red')} {facts['problem']}")
-        return int(facts["exit_code"])
-    if plan.device == "gpu" and facts.get("not_on_a_gpu"):
-        say(f"{mark('✗', 'red')} {facts['not_on_a_gpu']}")
+    facts = ask_description(config, config_path, overrides)
+    if facts.exit_code:
+        say(f"{mark('✗', 'red')} {facts.problem}")
+        return facts.exit_code
+    if plan.device == "gpu" and facts.not_on_a_gpu:
+        say(f"{mark('✗', 'red')} {facts.not_on_a_gpu}")
         return ExitCode.CONFIG
     if full:
         tell(to_yaml(config))
@@ -42,31 +42,32 @@ def show(config: RunConfig, plan: LaunchPlan, config_path: str, overrides: Seque
     return ExitCode.DONE
 
 
-def describe(config: RunConfig, config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+def ask_description(config: RunConfig, config_path: str, overrides: Sequence[str]) -> Description:
     """What only torch can say of model and data, asked in a process of its own. `problem` says why there is no answer.
     That process looks for modules in the current folder only if the config, overrides included, names one."""
     words = (config_path, *overrides)
-    return ask("dist_train.commands.describe", *words, timeout_s=_ANSWER_TIMEOUT_S, alone=not powers(config))
+    module, is_alone = "dist_train.commands.describe", not powers(config)
+    return ask(Description, module, *words, timeout_s=_ANSWER_TIMEOUT_S, alone=is_alone)
 
 
-def _lines(config: RunConfig, plan: LaunchPlan, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _lines(config: RunConfig, plan: LaunchPlan, facts: Description) -> Iterator[tuple[str, str]]:
     beginnings = {"none": "new", "auto": "goes on from its newest checkpoint"}
-    train, held_out = facts.get("train_samples"), facts.get("evaluation_samples")
     yield "plan", _plan(config, plan)
     yield "batch", _batch(config, plan)
     of = f", of {config.eval.data.name}" if config.eval.data else ""
-    yield "data", f"{_number(train)} train / {_number(held_out)} evaluation samples{of}"
-    for note in facts.get("notes", ()):
+    samples = f"{_number(facts.train_samples)} train / {_number(facts.evaluation_samples)} evaluation samples"
+    yield "data", f"{samples}{of}"
+    for note in facts.notes:
         name, text = note.split(maxsplit=1)
         yield (name, text) if name in ("classes", "!") else ("", note)
-    if facts.get("cache"):
-        yield "cache", holding_in_words(facts["cache"])
+    if facts.cache:
+        yield "cache", holding_in_words(facts.cache)
     yield "steps", _steps(config, facts)
     yield "memory", _memory(facts)
     yield "saves", _saves(config, facts)
     yield "run", f"{plan.folder}  ({beginnings.get(str(plan.resume), f'begins from {plan.resume}')})"
-    if facts.get("problem"):
-        yield "unknown", facts["problem"]
+    if facts.problem:
+        yield "unknown", facts.problem
 
 
 def _plan(config: RunConfig, plan: LaunchPlan) -> str:
@@ -86,24 +87,22 @@ def _batch(config: RunConfig, plan: LaunchPlan) -> str:
     return f"{size:,} = {parts} microbatches of {size // parts}; {each} a rank"
 
 
-def _steps(config: RunConfig, facts: dict[str, Any]) -> str:
-    epoch, total = facts.get("steps_per_epoch"), facts.get("total_steps")
-    curve = f"; lr {sparkline(facts['lr'])} up to {max(facts['lr']):g}" if facts.get("lr") else ""
-    return f"{_number(epoch)} an epoch, {config.train.duration} = {_number(total)}{curve}"
+def _steps(config: RunConfig, facts: Description) -> str:
+    curve = f"; lr {sparkline(facts.lr)} up to {max(facts.lr):g}" if facts.lr else ""
+    return f"{_number(facts.steps_per_epoch)} an epoch, {config.train.duration} = {_number(facts.total_steps)}{curve}"
 
 
-def _memory(facts: dict[str, Any]) -> str:
-    parameters, trained = facts.get("parameters"), facts.get("trainable_parameters")
+def _memory(facts: Description) -> str:
+    parameters, trained, state = facts.parameters, facts.trainable_parameters, facts.state_bytes
     if parameters is None or trained is None:
         return "unknown"
-    state = facts.get("state_bytes")
     optimizer = f", {size(max(0, state - 4 * parameters))} optimizer state" if state else ""
     weights, gradients = size(4 * parameters), size(4 * trained)
     return f"{quantity(parameters)} parameters: {weights} weights, {gradients} gradients{optimizer} a rank"
 
 
-def _saves(config: RunConfig, facts: dict[str, Any]) -> str:
-    state, saves, root = facts.get("state_bytes"), config.checkpoint, Path(config.run_root).absolute()
+def _saves(config: RunConfig, facts: Description) -> str:
+    state, saves, root = facts.state_bytes, config.checkpoint, Path(config.run_root).absolute()
     free = shutil.disk_usage(next(place for place in (root, *root.parents) if place.is_dir())).free
     needs = f", {size(state)} each, needs {size(state * (saves.keep + 1))}" if state else ""
     return f"every {saves.every}, {saves.keep} kept + best{needs}, {size(free)} free in {config.run_root}/"

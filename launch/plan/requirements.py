@@ -1,9 +1,12 @@
 """What a program asks of the plan: from a config, or nothing in particular."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dist_train.config.torchvision_names import TorchvisionName
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import RunConfig
 
 _OF_TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "rand_augment")
 """Data and changes of images that torchvision has, besides its models."""
@@ -13,7 +16,7 @@ _OF_TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "rand_augmen
 class Requirements:
     """What the program asks of the plan; the defaults are those of a program that we know nothing of."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
     threads: int | None = None
     """Threads of each rank on a CPU; None: its share of the cores."""
     microbatches: int | Literal["auto", "fit"] = "auto"
@@ -26,8 +29,8 @@ class Requirements:
     """Whether a variable that the user has set beats what the plan decides, and not only its defaults."""
 
     @classmethod
-    def of(cls, config: Any) -> "Requirements":
-        """The requirements of our own programs; `config` is a RunConfig."""
+    def of(cls, config: "RunConfig") -> "Requirements":
+        """The requirements of our own programs."""
         return cls(
             backend=config.distributed.backend,
             threads=config.distributed.threads_per_rank,
@@ -37,7 +40,7 @@ class Requirements:
         )
 
 
-def _modules(config: Any) -> tuple[str, ...]:
+def _modules(config: "RunConfig") -> tuple[str, ...]:
     """The modules that every rank imports under this config. torchvision is left out if unused: that takes time."""
     found = ["dist_train.worker"]
     names = {config.model.name, config.data.name, *(step.name for step in config.augment)}

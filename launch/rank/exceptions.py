@@ -26,11 +26,11 @@ def report(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any
     try:
         if isinstance(error, OSError | EOFError) and _is_loading(error):
             time.sleep(1)
-        found = describe(error, checked_last)
+        found = record_of(error, checked_last)
         return {**found, "message": death_of_worker(error) or found["message"]}
     except RuntimeError as told:
         told.__context__ = None
-        return describe(told.with_traceback(error.__traceback__), checked_last)
+        return record_of(told.with_traceback(error.__traceback__), checked_last)
 
 
 def _is_loading(error: BaseException) -> bool:
@@ -51,7 +51,7 @@ def death_of_worker(error: BaseException) -> str | None:
     return None
 
 
-def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
+def record_of(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, Any]:
     """What the supervisor needs to explain an exception; `boot_ns` orders the ranks of a host by time.
 
     Args:
@@ -69,7 +69,7 @@ def describe(error: BaseException, checked_last: tuple[str, ...]) -> dict[str, A
         "errno": getattr(error, "errno", None) if isinstance(error, OSError) else None,
         "filename": str(getattr(error, "filename", None) or "") if isinstance(error, OSError) else "",
         "chain": chain(error),
-        "code": exit_code(error),
+        "code": code_of(error),
         "is_user_error": is_user_error(error),
         "limits": limits(),
         "gpu": gpu_memory(error),
@@ -178,7 +178,7 @@ def is_user_error(error: BaseException) -> bool:
     return any((kind.__module__, kind.__name__) in ours for kind in type(error).__mro__)
 
 
-def exit_code(error: BaseException) -> int:
+def code_of(error: BaseException) -> int:
     """One meaning each, as dist_train.errors.ExitCode has them."""
     if is_user_error(error):
         return int(getattr(error, "code", 2))

@@ -149,14 +149,9 @@ class Relay:
         self._selector.register(listener, selectors.EVENT_READ)
         ready: dict[int, Any] = {}
         while until is None or (self._ranks and ready and time.monotonic() < until):
-            ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
+            ready = self._turn()
             if listener.fileno() in ready:
                 self._welcome(listener)
-            for rank in [rank for rank in self._ranks if rank in ready.values()]:
-                self._read(rank)
-            for rank in self._ranks:
-                for stream in rank.streams:
-                    stream.tick()
             if 0 not in ready:
                 continue
             if message := os.read(0, 65_536):  # the supervisor's, among the ranks' lines
@@ -165,8 +160,7 @@ class Relay:
                 self._selector.unregister(0)
                 until = time.monotonic() + LAST_WORDS_S
         self._selector.unregister(listener)
-        left = [stream for rank in self._ranks for stream in rank.streams]
-        for stream in left:
+        for stream in self._streams:
             stream.leave_console()
         if not self._ranks or os.fork() > 0:
             return
@@ -176,12 +170,21 @@ class Relay:
         for number in (0, 1, 2):  # who reads our output waits for its end
             os.dup2(nowhere, number)
         while self._ranks:
-            ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
-            for rank in [rank for rank in self._ranks if rank in ready.values()]:
-                self._read(rank)
-            for stream in [stream for rank in self._ranks for stream in rank.streams]:
-                stream.tick()
+            self._turn()
         os._exit(0)
+
+    @property
+    def _streams(self) -> list[Stream]:
+        return [stream for rank in self._ranks for stream in rank.streams]
+
+    def _turn(self) -> dict[int, Any]:
+        """Waits for output, and reads what there is. Returns what was ready."""
+        ready = {key.fd: key.data for key, _ in self._selector.select(TICK_S)}
+        for rank in [rank for rank in self._ranks if rank in ready.values()]:
+            self._read(rank)
+        for stream in self._streams:
+            stream.tick()
+        return ready
 
     def _read(self, rank: Rank) -> None:
         """One round over a rank's streams in their order: what it said before an error comes before it."""
@@ -259,7 +262,7 @@ def open_terminal(console: Console, pid: int) -> tuple[int, int, Follow | None]:
         return (*os.pipe(), None)
     tty.setraw(writing)
     with contextlib.suppress(OSError):
-        fcntl.ioctl(reading, termios.TIOCSWINSZ, size_of(console.file))
+        fcntl.ioctl(reading, termios.TIOCSWINSZ, window_size(console.file))
         return reading, writing, partial(follow_size, reading, console, os.pidfd_open(pid))
     return reading, writing, None
 
@@ -267,13 +270,13 @@ def open_terminal(console: Console, pid: int) -> tuple[int, int, Follow | None]:
 def follow_size(terminal: int, console: Console, process: int) -> None:
     """When the console was resized, the rank's terminal is too, and the rank is told as by its own."""
     with contextlib.suppress(OSError):
-        size = size_of(console.file)
-        if size != size_of(terminal):
+        size = window_size(console.file)
+        if size != window_size(terminal):
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
             signal.pidfd_send_signal(process, signal.SIGWINCH)
 
 
-def size_of(terminal: int) -> bytes:
+def window_size(terminal: int) -> bytes:
     return fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
 
 

@@ -57,7 +57,7 @@ class RunSummary:
 
 def list_runs(root: Path) -> list[RunSummary]:
     """What there is under a run root, the oldest first."""
-    return [describe(folder, root) for folder in sorted(_runs_below(root, 3), key=_by_name)]
+    return [summary_of(folder, root) for folder in sorted(_runs_below(root, 3), key=_by_name)]
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -84,7 +84,7 @@ def is_copy(folder: Path) -> bool:
     return any(is_elsewhere(one, folder) for one in named)
 
 
-def describe(folder: Path, root: Path) -> RunSummary:
+def summary_of(folder: Path, root: Path) -> RunSummary:
     state, copied = RunState.of(folder), is_copy(folder)
     ids = [] if copied else jobs_of(folder)
     status, why = state.status or "starting", ""

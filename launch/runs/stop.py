@@ -66,11 +66,11 @@ def stop(places: Sequence[Path], leader: Callable[[Path], ProcessId | None], *, 
         UserError: when a place holds no run, or SLURM refuses.
     """
     targets = [Target(folder=folder, leader=leader(place)) for place in places for folder in runs_of(place)]
-    look(targets)
+    look_at_all(targets)
     for target in targets:
         waits = target.entries and all(entry.is_pending for entry in target.entries)
         target.was = "waiting" if waits else "running" if target.here or target.entries else None
-    ask(targets)
+    ask_all(targets)
     beyond = [target for target in targets if target.was is None and _runs_elsewhere(target)]
     if wait:
         _wait(targets)
@@ -103,7 +103,7 @@ def runs_of(place: Path) -> list[Path]:
 # ---------------------------------------------------------------- asking
 
 
-def look(targets: list[Target]) -> None:
+def look_at_all(targets: list[Target]) -> None:
     """What is so now: one question to the queue for all of them."""
     targets = [target for target in targets if not is_copy(target.folder)]
     ids = {target.folder: jobs_of(target.folder) for target in targets}
@@ -116,7 +116,7 @@ def look(targets: list[Target]) -> None:
             target.entries = [entry for entry in known if entry.active]
 
 
-def ask(targets: list[Target]) -> None:
+def ask_all(targets: list[Target]) -> None:
     """All that can be asked now, each once: a second time would mean "at once, unsaved"."""
     leaders = {target.leader.pid: target for target in targets if target.leader is not None}
     for target in leaders.values():
@@ -163,8 +163,8 @@ def _wait(targets: list[Target]) -> None:
             say("  not ended yet: a long step, or a rank that is stuck. To end it unsaved: Ctrl-C, then stop it again")
         time.sleep(LOOK_S)
         if any(target.entries for target in targets) and time.monotonic() >= next_look:
-            look(targets)
-            ask(targets)  # one that was waiting may have begun in the meantime
+            look_at_all(targets)
+            ask_all(targets)  # one that was waiting may have begun in the meantime
             next_look, pause = time.monotonic() + pause, min(2 * pause, QUEUE_LOOK_S[1])
 
 

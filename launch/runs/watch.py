@@ -17,21 +17,21 @@ from dist_train.config.recorded import read_recorded
 from dist_train.config.schema import RunConfig
 from dist_train.errors import ExitCode, UserError
 from dist_train.report.facts import ended_as, gather
-from dist_train.report.live import Live, drawn, evaluation_line, fitted, stamped, styled, summarised
+from dist_train.report.live import Live, coloured, evaluation_line, most_important, stamped, styled, summarised
 from dist_train.report.plot import plot
 from dist_train.report.sentences import headline, sentences
-from dist_train.report.words import label
+from dist_train.report.words import Row, label
 from dist_train.rundir.codec import read_record, read_records
+from dist_train.rundir.growing import GrowingFile
 from dist_train.rundir.layout import RunDir, rank_log
 from dist_train.rundir.ownership import current
-from dist_train.rundir.reading import is_number, open_regular, parse_json
+from dist_train.rundir.reading import is_number, parse_json
 from dist_train.rundir.records import NodeRecord, RunState, VerdictSummary
 from dist_train.rundir.runs import shown_path
 
 from ..console import say
-from .listing import describe, with_queue
+from .listing import summary_of, with_queue
 
-Row = dict[str, Any]
 LOOK_S = 0.25
 QUEUE_LOOK_S = 10.0
 """Seconds between two looks at the run's files, and at its processes where a scheduler has to be asked for them."""
@@ -74,8 +74,8 @@ class Watched:
         self._is_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._above, self._height = "", 0
         """Lines to come above the block, and how high that is."""
-        self._metrics = _Growing(self._run.metrics)
-        self._logs = {rank: _Growing(rank_log(self._run.logs, rank)) for rank in logs}
+        self._metrics = GrowingFile(self._run.metrics)
+        self._logs = {rank: GrowingFile(rank_log(self._run.logs, rank)) for rank in logs}
         self._config: RunConfig | None = None
         self._live: Live | None = None
         self._losses: list[tuple[float, float]] = []
@@ -94,7 +94,7 @@ class Watched:
 
     def goes_on(self) -> bool:
         """Whether the run goes on, or waits in a queue, as far as that can be seen from here."""
-        [summary] = with_queue([describe(self._folder, self._folder.parent)])
+        [summary] = with_queue([summary_of(self._folder, self._folder.parent)])
         self.jobs, self._state, queue = summary.jobs, summary.state, summary.queue
         if queue is not None and queue.active:
             self._doing = f"job {queue.job} {queue}" if summary.state in ("submitted", "stopped") else ""
@@ -114,10 +114,10 @@ class Watched:
         self._add_starts()
         self._session = self._run.environment.stat().st_mtime if self._run.environment.is_file() else 0.0
         for rank, log in self._logs.items():
-            for line in log.new_lines()[-MOST_LINES if self._is_first else 0 :]:
+            for line in log.news().splitlines()[-MOST_LINES if self._is_first else 0 :]:
                 self._say(f"[rank{rank}]: {printable(line.decode(errors='replace'), 4096)}")
         if self._config is not None:
-            self._add(list(_rows(self._metrics.new_lines())), self._config)
+            self._add(list(_rows(self._metrics.news().splitlines())), self._config)
         self._draw(list(self._block()))
         self._is_first = False
 
@@ -157,7 +157,7 @@ class Watched:
                 parts = live.add_evaluation(row, unix)
                 self._figures += [(row["step"], row[config.best])] * math.isfinite(row.get(config.best, math.nan))
                 line = stamped(evaluation_line(parts, row), unix)
-                line = drawn(fitted(parts, room), room) if self._is_terminal else line
+                line = coloured(most_important(parts, room), room) if self._is_terminal else line
                 self._above += f"{line}\n" * (row["step"] >= oldest if is_first else row["step"] >= self._shown)
             if is_first and not self._is_terminal and together[-1] is rows[-1]:
                 self._above += stamped(live.log_line(), unix) + "\n"
@@ -196,7 +196,7 @@ class Watched:
             yield styled(self._doing or "starting …", "cyan")
         else:
             self._live.began = self._session
-            yield drawn(self._live.bar(_room(), time.time(), self._doing), _room())
+            yield coloured(self._live.bar(_room(), time.time(), self._doing), _room())
 
     def _curves(self) -> Iterator[str]:
         """Side by side: the training loss, and the figure that picks the best checkpoint."""
@@ -219,32 +219,6 @@ class Watched:
         if self._run.report.is_file():
             self._say(f"  report      {shown_path(self._run.report)}")
         self._draw([])
-
-
-class _Growing:
-    """A file that lines are added to, and that may be replaced by a shorter one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._at = path, 0
-        self._number: int | None = None
-        self.is_other = False
-        """Whether the last look has found another file than the one before."""
-
-    def new_lines(self) -> list[bytes]:
-        """The complete lines that were added since the last look."""
-        try:
-            descriptor = open_regular(self._path)
-        except OSError:
-            return []
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            self.is_other = self._number not in (None, found.st_ino) or found.st_size < self._at
-            self._number, self._at = found.st_ino, 0 if self.is_other else self._at
-            file.seek(self._at)
-            content = file.read()
-        end = content.rfind(b"\n") + 1
-        self._at += end
-        return content[:end].splitlines()
 
 
 def _rows(lines: list[bytes]) -> Iterator[Row]:

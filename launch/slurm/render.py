@@ -54,7 +54,7 @@ class Script:
         return self.logs / f"{job}.log"
 
 
-def render(script: Script) -> str:
+def render_script(script: Script) -> str:
     """The text of the script.
 
     Raises:

@@ -14,7 +14,7 @@ from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig, SlurmConfig
 from dist_train.config.shares import at_least, check_fits
 from dist_train.config.trust import powers
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import ExitCode, UserError, telling_why
 from dist_train.rundir.codec import write_json
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.ownership import refuse_owned
@@ -24,7 +24,7 @@ from ..console import mark, say
 from ..job import SubmittedJob, jobs_of
 from . import queue
 from .place import NAME
-from .render import Script, directives, render
+from .render import Script, directives, render_script
 
 _OTHER_NAMES = {"TIME": "TIMELIMIT", "ARRAY": "ARRAY_INX", "MEM": "MEM_PER_NODE"}
 """Options whose environment variable for sbatch has another name."""
@@ -105,7 +105,7 @@ def submit(script: Script, runs: Trainings) -> list[SubmittedJob]:
     Raises:
         UserError: when it cannot be done; everything created for it is removed.
     """
-    text = render(script)
+    text = render_script(script)
     path = script.logs / "job.sbatch"
     made = _make([script.logs, *(run.config_file.parent for run in runs.values())])
     try:
@@ -133,10 +133,8 @@ def _make(folders: Sequence[Path]) -> list[Path]:
     made: list[Path] = []
     for folder in folders:
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
-        try:
+        with telling_why(f"cannot make {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from None
         made += reversed(missing)
     return made
 

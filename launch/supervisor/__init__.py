@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.files import remove_tree
@@ -17,7 +18,6 @@ from ..signals import ReceivedSignals
 from .agent_starter import AgentStarter
 from .ending import Ended, agreed_code, stopped_code
 from .generation import Generation
-from .last_page import write_report
 from .launch_log import Launch
 from .other_nodes import NoOtherNodes
 from .rounds import OtherNodes
@@ -144,3 +144,17 @@ def _generations(
             signals.wait(DATA_PAUSE_S * 2 ** (restart - 2))
         others.restarts, others.code = restart, None if ended.cause_unknown else code
         say(f"{mark('!', 'yellow')} starting again, attempt {restart + 1} of at most {plan.flags.max_restarts + 1} …")
+
+
+def write_report(plan: LaunchPlan, code: int) -> None:
+    """Writes the report of a run whose launch has ended, on the first node, if the training has begun. An error in it
+    is one line, and changes no exit code."""
+    if not plan.is_training or plan.node not in (0, None) or code == ExitCode.CONFIG:
+        return
+    from dist_train import report
+
+    try:
+        with suppress(OSError):  # the user was told of a disk that refuses
+            report.write(plan.folder)
+    except Exception as error:
+        say(f"{mark('!', 'yellow')} there is no report: {type(error).__name__}: {error}")

@@ -34,7 +34,7 @@ _MOST_FILES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class EarlySetting:
     """A place that changes a variable; `name` is None where only running it could tell which."""
 
     file: Path
@@ -46,11 +46,11 @@ class Setting:
         return f"{self.file.name}:{self.line} sets {self.name or 'os.environ'} before it imports torch"
 
 
-Events = Iterator[Setting | None]
+Events = Iterator[EarlySetting | None]
 """Settings in the order in which they would happen. None where torch is imported for certain: nothing later matters."""
 
 
-def early_setting(program: tuple[str, ...], environment: dict[str, str]) -> Setting | None:
+def early_setting(program: tuple[str, ...], environment: dict[str, str]) -> EarlySetting | None:
     """The first that matters; None where there is none, and where the source cannot be read.
 
     Args:
@@ -58,14 +58,14 @@ def early_setting(program: tuple[str, ...], environment: dict[str, str]) -> Sett
         environment: the ranks'. A default for what is set there changes nothing.
     """
 
-    def matters(found: Setting) -> bool:
+    def matters(found: EarlySetting) -> bool:
         known = found.is_default and found.name in environment
         return found.name is None or not (known or LATER.fullmatch(found.name))
 
     return next((found for found in _until_torch(_Program(program).events()) if matters(found)), None)
 
 
-def _until_torch(events: Events) -> Iterator[Setting]:
+def _until_torch(events: Events) -> Iterator[EarlySetting]:
     yield from takewhile(lambda event: event is not None, events)  # type: ignore[arg-type]
 
 
@@ -177,7 +177,7 @@ class _File:
 
     def _settings(self, node: ast.AST) -> Events:
         for one in ast.walk(node):
-            here = partial(Setting, file=self._path, line=getattr(one, "lineno", 0), is_default=False)
+            here = partial(EarlySetting, file=self._path, line=getattr(one, "lineno", 0), is_default=False)
             match one:
                 case ast.Subscript(ctx=ast.Store() | ast.Del()) if self._is_environ(one.value):
                     yield here(name=_constant(one.slice))

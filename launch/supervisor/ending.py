@@ -145,10 +145,10 @@ class Ending:
 
     def _hung(self, hang: Hang) -> Ended:
         finding = hangs.find(hang.evidence)
-        text = hangs.explain(hang, finding)
+        text = hangs.explain_hang(hang, finding)
         say(text if self._plan.node in (0, None) else text.split("\n")[0])
         say(hangs.end_in_words(hang, finding, ExitCode.HANG))
-        return self._write(hangs.as_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
+        return self._write(hangs.hang_record(hang, finding, ExitCode.HANG), Ended(code=ExitCode.HANG))
 
     def _badly(self, outcome: AgentOutcome, died: dict[int, int]) -> Ended:
         plan, loss = self._plan, self._starter.server_death()
@@ -222,19 +222,16 @@ class Ending:
 
     def _without_ranks(self, outcome: AgentOutcome, loss: str | None, context: FailureContext) -> tuple[int, str]:
         """Exit code and text of an end that no rank has caused."""
+        sign = mark("✗", "red")
         if context.out_of_memory:
             who = "the process that they are forked from" if loss else "torch's elastic agent"
             text = f"all ranks of this node are gone: {who} was killed by the kernel for want of memory (OOM killer)"
-            return ExitCode.OUT_OF_MEMORY, f"{mark('✗', 'red')} {text}\n  {killed(context)}"
-        return ExitCode.USER_CODE, self._agent_failed(outcome, loss)
-
-    def _agent_failed(self, outcome: AgentOutcome, loss: str | None) -> str:
+            return ExitCode.OUT_OF_MEMORY, f"{sign} {text}\n  {killed(context)}"
         if loss is not None:
-            return f"{mark('✗', 'red')} all ranks of this node are gone: {loss}"
-        why = outcome.error or "no rank said why"
-        if "Address already in use" in why and self._plan.rendezvous.master_port:
-            why = port_taken(self._plan.rendezvous.master_port)
-        return f"{mark('✗', 'red')} torch's elastic agent failed: {why}\n  its log: {self._plan.agent_log}"
+            return ExitCode.USER_CODE, f"{sign} all ranks of this node are gone: {loss}"
+        why, port = outcome.error or "no rank said why", self._plan.rendezvous.master_port
+        why = port_taken(port) if "Address already in use" in why and port else why
+        return ExitCode.USER_CODE, f"{sign} torch's elastic agent failed: {why}\n  its log: {self._plan.agent_log}"
 
 
 def _smaller_batches(plan: LaunchPlan) -> str | None:

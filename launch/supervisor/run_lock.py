@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, ExitCode, UserError
 from dist_train.rundir.layout import RunDir
 from dist_train.rundir.process_id import ProcessId
 
@@ -30,7 +30,7 @@ def owning(plan: LaunchPlan) -> Iterator[None]:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise UserError(f"cannot open {path}: {reason}", ExitCode.CHECKPOINT_IO) from None
+        raise DiskError(f"cannot open {path}: {reason}") from None
     with os.fdopen(descriptor, "a+") as lock:
         if _takes(lock, plan):
             me, job = ProcessId.myself(), plan.place

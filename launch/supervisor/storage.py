@@ -3,7 +3,7 @@
 import errno
 import time
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DiskError, ResumeError, UserError
 from dist_train.rundir.layout import GenerationDir, RunDir
 from dist_train.rundir.runs import newest_checkpoint
 
@@ -62,15 +62,11 @@ def begin_first(plan: LaunchPlan) -> GenerationDir:
 
 def _given_up(plan: LaunchPlan, error: OSError, saved: str | None) -> UserError:
     if error.errno == errno.ENOENT and saved is not None:
-        return UserError(
+        return ResumeError(
             f"{plan.folder}: {error.strerror}, and {saved} was saved there: nothing begins from zero. Bring it back "
-            "(is the file system mounted?), then go on with --resume",
-            ExitCode.CANNOT_RESUME,
+            "(is the file system mounted?), then go on with --resume"
         )
-    return UserError(
-        f"cannot write into {plan.folder}: {error.strerror}. Mend the disk, then start again",
-        ExitCode.CHECKPOINT_IO,
-    )
+    return DiskError(f"cannot write into {plan.folder}: {error.strerror}. Mend the disk, then start again")
 
 
 def refuse_a_lost_directory(plan: LaunchPlan) -> None:
@@ -80,8 +76,7 @@ def refuse_a_lost_directory(plan: LaunchPlan) -> None:
         UserError: (exit 4) when it is not there.
     """
     if plan.place is not None and plan.place.restarts > 0 and plan.is_training and not plan.folder.exists():
-        raise UserError(
+        raise ResumeError(
             f"{plan.folder} is gone, where this job had begun before: nothing begins from zero. Bring it back (is the "
-            "file system mounted?), then submit it again",
-            ExitCode.CANNOT_RESUME,
+            "file system mounted?), then submit it again"
         )

@@ -19,7 +19,7 @@ from ..console import say
 from ..plan import host
 from ..plan.flags import as_words
 from ..slurm import queue, submission
-from ..slurm.render import Script, render
+from ..slurm.render import Script, render_script
 from . import local, store, table
 from .points import Point, as_arguments, draw
 from .store import Sweep
@@ -157,7 +157,7 @@ def _prepared(sweep: Sweep, configs: Configs, request: SweepRequest) -> Callable
         script, runs = _plan_array(sweep, configs, request)
         if not request.dry_run:
             return lambda: _submit(sweep, script, runs, request)
-        tell(render(script))
+        tell(render_script(script))
         return None
     share = local.divide(configs, request.jobs or 1, request.nproc_per_node, host.look())
     if not request.dry_run:

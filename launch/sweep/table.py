@@ -16,7 +16,7 @@ from dist_train.rundir.strict_json import to_json
 
 from ..diagnosis.explain import signal_name
 from ..job import JobStatus
-from ..runs.listing import RunSummary, describe, with_queue
+from ..runs.listing import RunSummary, summary_of, with_queue
 from .points import Point, short_keys, varied
 from .store import Sweep
 
@@ -52,7 +52,7 @@ class Row:
 
 def read_table(sweep: Sweep) -> list[Row]:
     """All points, best first; those without a result below, as they were given."""
-    found = with_queue([describe(sweep.run_dir(point), sweep.folder) for point in sweep.points])
+    found = with_queue([summary_of(sweep.run_dir(point), sweep.folder) for point in sweep.points])
     rows = [_row(sweep, *each) for each in zip(sweep.points, found, strict=True)]
     sign = -1 if sweep.better == "max" else 1
     return sorted(rows, key=lambda row: (0, sign * (row.best or 0.0)) if row.ranked else (1 + (row.state != DONE), 0.0))

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dist_train.checkpoint.store import CheckpointStore, read_file, verify
+from dist_train.checkpoint.store import CheckpointStore, read_checked, verify
 from tests.distributed.test_begun import SHIFTY
 from tests.distributed.training import result, train, write_configs
 from tests.unit.dist_train.checkpoint.savers import writers
@@ -26,7 +26,7 @@ def _contents(run_dir):
     found = {}
     for path in CheckpointStore(run_dir / "checkpoints").all():
         manifest = verify(path)
-        found[path.name] = {name: read_file(path, name, manifest) for name in manifest["files"]}
+        found[path.name] = {name: read_checked(path, name, manifest) for name in manifest["files"]}
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch import nn
 
-from dist_train.checkpoint.store import CheckpointStore, read_file, verify
+from dist_train.checkpoint.store import CheckpointStore, read_checked, verify
 from dist_train.config.source import load
 from dist_train.errors import ExitCode, UserError
 from tests.distributed.test_switches import write_images
@@ -67,7 +67,7 @@ def _rewrite(folder, **facts):
     """The checkpoint once more, with other facts in its manifest, as another version would have written it."""
     path = next((folder / "run" / "checkpoints").iterdir())
     manifest = verify(path)
-    files = {name: read_file(path, name, manifest) for name in manifest["files"]}
+    files = {name: read_checked(path, name, manifest) for name in manifest["files"]}
     kept = {key: value for key, value in manifest.items() if key not in ("files", "sha256", "format", "generation")}
     shutil.rmtree(path)
     CheckpointStore(path.parent).save(kept.pop("step"), files, {**kept, **facts})

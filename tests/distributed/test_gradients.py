@@ -9,7 +9,7 @@ from dist_train.config.schema import RunConfig
 from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
-from dist_train.parallel.bucket import aligned
+from dist_train.parallel.bucket import realigned
 from dist_train.parallel.data_parallel import Parallel, ParallelOptions
 from dist_train.parallel.process_group import ProcessGroup
 from tests.distributed.training import train, write_configs
@@ -225,7 +225,7 @@ def test_a_norm_is_taken_from_aligned_memory():
     whole = torch.arange(24.0)
     for begin in range(4):
         view = whole[begin : begin + 12].view(4, 3).t()
-        found = aligned(view)
+        found = realigned(view)
         assert found.data_ptr() % 64 == 0
         assert torch.equal(found, view) and found.stride() == view.stride()
         assert (found is view) == (begin == 0)

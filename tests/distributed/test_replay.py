@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from dist_train.checkpoint.store import CheckpointStore, read_file, verify
+from dist_train.checkpoint.store import CheckpointStore, read_checked, verify
 from dist_train.errors import ExitCode, UserError
 from tests.distributed.training import result, train, write_configs
 
@@ -95,7 +95,7 @@ def rewritten(run_dir, step, change, **facts):
     """Writes a checkpoint anew, sound by all its hashes: its weights go through `change`."""
     path = CheckpointStore(run_dir / "checkpoints").path(step)
     manifest = verify(path)
-    files = {name: read_file(path, name, manifest) for name in manifest["files"]}
+    files = {name: read_checked(path, name, manifest) for name in manifest["files"]}
     model = bytearray(files["model.safetensors"])
     change(model)
     shutil.rmtree(path)
@@ -178,12 +178,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(run_ranks, copy):
 
 def _taken_away(ranks, run_dir):
     """A checkpoint that a live run's retention removes between the look at it and the reading of it."""
-    from dist_train.commands.recording import checkpoint_before
+    from dist_train.checkpoint.store import CheckpointStore
     from dist_train.commands.replay import _broadcast
     from dist_train.config.schema import DistributedConfig
     from dist_train.parallel.process_group import ProcessGroup
 
-    found, _ = checkpoint_before(run_dir, lambda step: step < 9)
+    found, _ = CheckpointStore(run_dir / "checkpoints").newest_sound(lambda step: step < 9)
     shutil.rmtree(found.path)
     with ProcessGroup(ranks, DistributedConfig()) as group:
         try:

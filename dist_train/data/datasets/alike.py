@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_train.config.problems import printable
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 _SIZES = {
     "shape": "inputs of the shape {}, and those of the training have {}",
@@ -36,7 +36,7 @@ def check_alike(name: str, found: Mapping[str, Any], trained: Mapping[str, Any],
         if said is None and before != now and before is not None and now is not None:
             said = words.format(now, before)
     if said is not None:
-        raise UserError(f"this {name} has {said}: give data like that of the training", ExitCode.DATA)
+        raise DataError(f"this {name} has {said}: give data like that of the training")
 
 
 def _classes(trained: Sequence[str] | None, found: Sequence[str] | None) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_train.data.permutation import Permutation
 from dist_train.data.windows import cut
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 from dist_train.randomness import key
 
 Crop = Callable[[int, Tensor, int, int], Tensor]
@@ -193,7 +193,7 @@ def held_out(config: Any, classes: Sequence[str] | None, targets: Any) -> Parts:
     kept = np.sort(np.concatenate([part for _, part in drawn])) if drawn else held
     if not len(held):
         few = "no class has two samples" if len(numbers) > 1 else "one sample"
-        raise UserError(f"{few} cannot be split into training and evaluation: bring more data", ExitCode.DATA)
+        raise DataError(f"{few} cannot be split into training and evaluation: bring more data")
     return Parts(kept=kept, held=held, notes=tuple(_split_notes(stratified, classes or (), numbers, kept, held)))
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _SPLITS = {
@@ -49,13 +49,13 @@ class ClassFolders:
         if place.name not in self._numbers:
             more = f" and {len(self.classes) - 10} more" if len(self.classes) > 10 else ""
             known = ", ".join(self.classes[:10]) + more
-            raise UserError(f"{place} is no class of the training set: {known}", ExitCode.DATA)
+            raise DataError(f"{place} is no class of the training set: {known}")
         before = self._other_kinds.copy()
         found = sorted(self._images_under(place))
         if not found:
             others = self._other_kinds - before
             held = f"; it holds others ({_kinds(others)})" if others else ""
-            raise UserError(f"class folder {place} has no image ({' '.join(EXTENSIONS)}){held}", ExitCode.DATA)
+            raise DataError(f"class folder {place} has no image ({' '.join(EXTENSIONS)}){held}")
         self.paths += found
         self.targets += [self._numbers[place.name]] * len(found)
         self.counts[self._numbers[place.name]] = len(found)
@@ -64,7 +64,7 @@ class ClassFolders:
         """Images at any depth, also behind links, but never in a circle of links."""
 
         def refuse(error: OSError) -> None:
-            raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}", ExitCode.DATA)
+            raise DataError(f"cannot read the image folder {error.filename}: {error.strerror}")
 
         real = self.folder.resolve()
         above = {str(self.folder): frozenset(map(_identity, (real, *real.parents)))}
@@ -120,9 +120,9 @@ def subfolders(folder: Path) -> list[str]:
     except OSError as error:
         said = f"cannot read the image folder {folder.absolute()}: {error.strerror}"
         said += ": images that a file lists need a data set of your own (docs/bring-your-own.md)" * folder.is_file()
-        raise UserError(said, ExitCode.DATA) from error
+        raise DataError(said) from error
     if not names:
-        raise UserError(f"{folder.absolute()} has no folder in it: one for each class is needed", ExitCode.DATA)
+        raise DataError(f"{folder.absolute()} has no folder in it: one for each class is needed")
     return names
 
 
@@ -145,9 +145,7 @@ def splits_as_classes(root: Path) -> tuple[str, ...]:
     keys += ["data.eval_fraction=null"] if kinds["eval"] else []
     advice = f"for these as splits set {' '.join(keys)}"
     if len(named) == len(classes) and all(_folders_in(root / name) for name in classes):
-        raise UserError(
-            f"{root}: the classes would be {_and(named)}, which have folders in them: {advice}", ExitCode.DATA
-        )
+        raise DataError(f"{root}: the classes would be {_and(named)}, which have folders in them: {advice}")
     return (f"{'the' if len(named) == len(classes) else 'among the'} classes are {_and(named)}: {advice}",)
 
 

@@ -25,7 +25,7 @@ from dist_train.config.schema import CustomData
 from dist_train.data.broken import TRIES, is_of_a_sample
 from dist_train.data.datasets.base import ImageSet, Splits
 from dist_train.data.failure import failures, noted
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 from dist_train.randomness import key, seeded
 
 
@@ -37,8 +37,7 @@ def build(config: CustomData, local_rank0_first: Any, *, trains: bool = True) ->
     for split, dataset in made.items():
         _check(config.name, split, dataset)
     train = made.setdefault("train", made["evaluation"])
-    tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
-    shape, outputs = shape_of(train, tries)
+    shape, outputs = shape_of(train, config.on_error)
     known: dict[str, Any] = {name: getattr(train, name, None) for name in ("vocabulary", "token_bytes")}
     return Splits(**made, **known, classes=_classes_of(config.name, train), shape=shape, outputs=outputs)
 
@@ -48,9 +47,8 @@ def _classes_of(name: str, dataset: Any) -> tuple[str, ...] | None:
     if classes is None:
         return None
     if not isinstance(classes, Iterable):
-        raise UserError(
-            f"{name}: `classes` is {classes!r}, and must hold the names of the classes, in the order of the targets",
-            ExitCode.DATA,
+        raise DataError(
+            f"{name}: `classes` is {classes!r}, and must hold the names of the classes, in the order of the targets"
         )
     return tuple(str(one) for one in classes)
 
@@ -61,17 +59,17 @@ def _check(name: str, split: str, dataset: Any) -> None:
     if missing:
         raise UserError(f"{name} for split {split} has no {' and no '.join(missing)}: a map-style data set is needed")
     if len(dataset) == 0:
-        raise UserError(f"{name} for split {split} is empty", ExitCode.DATA)
+        raise DataError(f"{name} for split {split} is empty")
 
 
-def shape_of(dataset: Any, tries: int) -> tuple[tuple[int, ...] | None, int | None]:
-    """Of an input, and how many numbers a target has that is of floats: of the first sample that can be read, where so
-    many are tried."""
+def shape_of(dataset: Any, on_error: str) -> tuple[tuple[int, ...] | None, int | None]:
+    """Of an input, and how many numbers a target has that is of floats: of the first sample that can be read, where
+    `on_error` allows another than the very first."""
     outputs = getattr(dataset, "outputs", None)
     if hasattr(dataset, "shape") and (outputs is not None or getattr(dataset, "classes", None) is not None):
         return tuple(dataset.shape), outputs
     with seeded(key(0, "shape")), failures():
-        sample = _first_sample(dataset, tries)
+        sample = _first_sample(dataset, 1 if on_error == "stop" else min(TRIES, len(dataset)))
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         return getattr(dataset, "shape", None), outputs
     shape = getattr(dataset, "shape", getattr(sample[0], "shape", None))

@@ -1,6 +1,7 @@
 """Images that are decoded one by one as they are read, and brought to one size; samples that have names."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,11 @@ from dist_train.data.cache.files import Stamp
 from dist_train.data.cache.form import Form, fitted
 from dist_train.data.cache.images import KeptImages, Origin, Room
 from dist_train.data.datasets.base import Crop, ImageSet
+from dist_train.data.datasets.part import Part
+
+if TYPE_CHECKING:
+    from dist_train.data.datasets.huggingface import MappedTable
+    from dist_train.data.tars.samples import TarSamples
 
 Kept = tuple[KeptImages, KeptImages | None]
 """Squares as the model gets them, and what random_resized_crop cuts from."""
@@ -22,6 +28,26 @@ class Named(ABC):
     @abstractmethod
     def path(self, index: int) -> str:
         """The file of a sample, and its place in there where it holds several: `images.tar!n01/0003`."""
+
+
+class PartOf(Named):
+    """A part of a large source, which has a `name` for each of its rows, and a `fingerprint`."""
+
+    def __init__(self, source: "MappedTable | TarSamples", part: Part) -> None:
+        self._source, self._part = source, part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def path(self, index: int) -> str:
+        return self._source.name(self._part[index])
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._part.rows(indices)
+
+    def fingerprint(self) -> str:
+        """Of all that the samples were chosen from."""
+        return self._source.fingerprint()
 
 
 def kept_images(config: ImageCache, size: int, resize: int | None, origin: Origin, room: Room) -> Kept:

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from dist_train.config.problems import alternatives, printable
 from dist_train.config.schema import HuggingFaceData, ImageCache
-from dist_train.data.broken import TRIES
 from dist_train.data.cache.files import Stamp
 from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.custom import shape_of
-from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, fitted, kept_images
+from dist_train.data.datasets.decoded import DecodedImages, Kept, PartOf, fitted, kept_images
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.datasets.shards import expanded
 from dist_train.data.decode import decode_bytes, decode_file, read_file
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 _SAVED = "state.json"
@@ -33,7 +32,7 @@ _ENDS = 4096
 _LISTS = ("List", "LargeList", "Sequence", "Array2D", "Array3D", "Array4D", "Array5D")
 
 
-class Table:
+class MappedTable:
     """Rows of some files, read from Arrow files that every process maps and none holds."""
 
     def __init__(self, data: Any, files: Sequence[Path], columns: Sequence[str], key: str) -> None:
@@ -47,15 +46,13 @@ class Table:
         """
         known = ", ".join(data.column_names)
         if missing := [name for name in columns if name not in data.column_names]:
-            raise UserError(f"{key}: {files[0]} has no column {missing[0]}: {known}", ExitCode.DATA)
+            raise DataError(f"{key}: {files[0]} has no column {missing[0]}: {known}")
         self.features = {name: data.features[name] for name in columns}
         for name, feature in self.features.items():
             if kind(feature) is None:
-                raise UserError(
-                    f"{key}: the column {name} of {files[0]} holds {feature}, which is not read", ExitCode.DATA
-                )
+                raise DataError(f"{key}: the column {name} of {files[0]} holds {feature}, which is not read")
         if not len(data):
-            raise UserError(f"{key}: {files[0]} has no rows", ExitCode.DATA)
+            raise DataError(f"{key}: {files[0]} has no rows")
         self._rows, self.files = data.with_format("arrow", columns=list(columns)), list(files)
 
     def __len__(self) -> int:
@@ -83,9 +80,7 @@ class Table:
         elif value is not None:
             return torch.tensor(value.as_py(), dtype=torch.float32) if what == "float" else value.as_py()
         if value is None or value.dtype == object:
-            raise UserError(
-                f"{self.name(row)}: the column {name} has no value, or lists of several lengths", ExitCode.DATA
-            )
+            raise DataError(f"{self.name(row)}: the column {name} has no value, or lists of several lengths")
         return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
 
     def encoded(self, row: int, name: str) -> tuple[bytes | bytearray, Stamp]:
@@ -100,7 +95,7 @@ class Table:
             found, stamp = read_file(str(content["path"]))
             return found, Stamp(*stamp)
         if not scalar.is_valid:
-            raise UserError(f"{self.name(row)}: the column {name} has no value", ExitCode.DATA)
+            raise DataError(f"{self.name(row)}: the column {name} has no value")
         return content["bytes"], self.stamp
 
     @cached_property
@@ -155,30 +150,13 @@ def _array(scalar: Any) -> np.ndarray:
         return np.empty(0, dtype=object)
 
 
-class _OfTable(Named):
-    def __init__(self, table: Table, part: Part, config: HuggingFaceData) -> None:
-        self._table, self._part, self._config = table, part, config
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    def path(self, index: int) -> str:
-        return self._table.name(self._part[index])
-
-    def fingerprint(self) -> str:
-        """Of the files that the rows were chosen from."""
-        return self._table.fingerprint()
-
-
-class RowImages(_OfTable, DecodedImages):
+class RowImages(PartOf, DecodedImages):
     """Rows of an image and its class."""
 
-    def __init__(self, table: Table, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
-        _OfTable.__init__(self, table, part, config)
+    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData, kept: Kept | None = None) -> None:
+        PartOf.__init__(self, table, part)
         DecodedImages.__init__(self, config.image_size, config.resize, kept)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self._part.rows(indices)
+        self._table, self._config = table, config
 
     def target(self, index: int) -> int:
         return self._table.row(self._part[index], _names(self._config)[1:])[0]
@@ -194,8 +172,12 @@ class RowImages(_OfTable, DecodedImages):
         return image, target
 
 
-class Rows(_OfTable):
+class TableRows(PartOf):
     """Rows of anything: a column as it is, several as a dict of them."""
+
+    def __init__(self, table: MappedTable, part: Part, config: HuggingFaceData) -> None:
+        super().__init__(table, part)
+        self._table, self._config = table, config
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         config, names = self._config, _names(self._config)
@@ -210,11 +192,11 @@ class Rows(_OfTable):
         return inputs, targets
 
 
-def inputs_of(config: HuggingFaceData, path: Path) -> Rows:
+def inputs_of(config: HuggingFaceData, path: Path) -> TableRows:
     """The inputs of a file's rows, without targets that mean anything."""
     own = config.model_copy(update={"train": str(path), "targets": config.inputs})
     table = _table(own, "train")
-    return Rows(table, whole(len(table)), own)
+    return TableRows(table, whole(len(table)), own)
 
 
 def _names(config: HuggingFaceData) -> list[str]:
@@ -229,10 +211,9 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     for name, table in tables.items():
         if table.features != train.features:
             other = next(column for column, feature in table.features.items() if feature != train.features[column])
-            raise UserError(
+            raise DataError(
                 f"data.{name}: the column {other} holds {table.features[other]}, and that of data.train "
-                f"{train.features[other]}",
-                ExitCode.DATA,
+                f"{train.features[other]}"
             )
     single = isinstance(config.inputs, str) and isinstance(config.targets, str)
     kinds = [kind(train.features[name]) for name in _names(config)]
@@ -240,7 +221,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     caches: dict[int, Kept] = {}
     if isinstance(config.cache, ImageCache):
         if not images:
-            raise UserError("data.cache keeps rows of one image and one class, and these are others", ExitCode.DATA)
+            raise DataError("data.cache keeps rows of one image and one class, and these are others")
         room = Room(config.cache)
         for table in tables.values():
             origin = Origin(name=str(table.files[0]), rows=len(table), digest=table.fingerprint)
@@ -252,13 +233,12 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
         parts = {"train": (train, kept), "eval": (train, held)}
         parts |= {"test": (tables["test"], whole(len(tables["test"])))} if "test" in tables else {}
     sets = {
-        name: RowImages(table, part, config, caches.get(id(table))) if images else Rows(table, part, config)
+        name: RowImages(table, part, config, caches.get(id(table))) if images else TableRows(table, part, config)
         for name, (table, part) in parts.items()
     }
     names = getattr(train.features[config.targets], "names", None) if isinstance(config.targets, str) else None
     first = sets["train"]
-    tries = 1 if config.on_error == "stop" else min(TRIES, len(first))
-    shape, outputs = (first.shape, None) if isinstance(first, RowImages) else shape_of(first, tries)
+    shape, outputs = (first.shape, None) if isinstance(first, RowImages) else shape_of(first, config.on_error)
     return Splits(
         train=first,
         evaluation=sets["eval"],
@@ -269,7 +249,7 @@ def build(config: HuggingFaceData, local_rank0_first: Callable[[], AbstractConte
     )
 
 
-def _table(config: HuggingFaceData, split_name: str) -> Table:
+def _table(config: HuggingFaceData, split_name: str) -> MappedTable:
     """Opens a folder that save_to_disk wrote, or files; those that are no Arrow files are converted, once a machine."""
     try:
         import datasets
@@ -284,7 +264,7 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
             files = expanded(given, key)
             formats = {FORMATS.get(path.suffix.lower()) for path in files}
             if len(formats) > 1 or None in formats:
-                raise UserError(f"{key}: the files must all end in one of {alternatives([*FORMATS])}", ExitCode.DATA)
+                raise DataError(f"{key}: the files must all end in one of {alternatives([*FORMATS])}")
             data = datasets.load_dataset(
                 str(formats.pop()),
                 data_files=[str(path.absolute()) for path in files],
@@ -295,8 +275,8 @@ def _table(config: HuggingFaceData, split_name: str) -> Table:
         raise
     except Exception as error:  # of many kinds, those of pyarrow among them
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{key}: cannot read {given}: {printable(reason, 300)}", ExitCode.DATA) from error
-    return Table(data, files, _names(config), key)
+        raise DataError(f"{key}: cannot read {given}: {printable(reason, 300)}") from error
+    return MappedTable(data, files, _names(config), key)
 
 
 def _on_disk(datasets: Any, folder: Path, key: str) -> tuple[Any, list[Path]]:
@@ -307,7 +287,7 @@ def _on_disk(datasets: Any, folder: Path, key: str) -> tuple[Any, list[Path]]:
             if inside
             else ("is no folder of Dataset.save_to_disk; of a folder of files name the files, with *")
         )
-        raise UserError(f"{key}: {folder} {some}", ExitCode.DATA)
+        raise DataError(f"{key}: {folder} {some}")
     return datasets.load_from_disk(str(folder)), sorted(folder.glob("*.arrow"))
 
 

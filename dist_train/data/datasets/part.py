@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_train.data.permutation import Permutation
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 from dist_train.randomness import key
 
 
@@ -41,6 +41,6 @@ def split(size: int, fraction: float, seed: int) -> tuple[Part, Part]:
         UserError: when there are fewer than two.
     """
     if size < 2:
-        raise UserError("one sample cannot be split into training and evaluation: bring more data", ExitCode.DATA)
+        raise DataError("one sample cannot be split into training and evaluation: bring more data")
     count, order = min(max(round(size * fraction), 1), size - 1), Permutation(size, key(seed, "split"))
     return Part(first=count, last=size, order=order), Part(last=count, order=order)

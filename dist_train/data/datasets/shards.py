@@ -18,17 +18,16 @@ from torch import Tensor
 from dist_train.config.imports import resolve_import
 from dist_train.config.problems import printable
 from dist_train.config.schema import ImageCache, Shards
-from dist_train.data.broken import TRIES
 from dist_train.data.cache.files import Stamp
 from dist_train.data.cache.images import Origin, Room
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.custom import shape_of
-from dist_train.data.datasets.decoded import DecodedImages, Kept, Named, kept_images
+from dist_train.data.datasets.decoded import DecodedImages, Kept, PartOf, kept_images
 from dist_train.data.datasets.part import Part, split, whole
 from dist_train.data.decode import decode_bytes
 from dist_train.data.tars.index import TarIndex, index_of
 from dist_train.data.tars.samples import TarSamples
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 _THREADS = 16
 """Tars that are looked at at once: most of the time is spent waiting for storage."""
@@ -37,22 +36,7 @@ _SOON_S = 0.02
 _MOST_TARS = 1_000_000
 
 
-class _OfTars(Named):
-    def __init__(self, tars: TarSamples, part: Part) -> None:
-        self._tars, self._part = tars, part
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    def path(self, index: int) -> str:
-        return self._tars.name(self._part[index])
-
-    def fingerprint(self) -> str:
-        """Of the tars that the samples were chosen from."""
-        return self._tars.fingerprint()
-
-
-class ShardImages(_OfTars, DecodedImages):
+class ShardImages(PartOf, DecodedImages):
     """Samples that are an image and its class."""
 
     threads = True
@@ -60,8 +44,9 @@ class ShardImages(_OfTars, DecodedImages):
     def __init__(
         self, tars: TarSamples, part: Part, config: Shards, classes: Sequence[str] | None, kept: Kept | None = None
     ) -> None:
-        _OfTars.__init__(self, tars, part)
+        PartOf.__init__(self, tars, part)
         DecodedImages.__init__(self, config.image_size, config.resize, kept)
+        self._tars = tars
         self._image, self._target, self._field = config.image, config.target, config.target_field
         self._numbers = {name: number for number, name in enumerate(classes or ())}
 
@@ -69,9 +54,6 @@ class ShardImages(_OfTars, DecodedImages):
         found = self._tars.read(self._part[index], {*self._image, self._target})
         content = next(found[name] for name in self._image if name in found)
         return decode_bytes(content, lambda: self.path(index)), self._class(found[self._target], index)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self._part.rows(indices)
 
     def target(self, index: int) -> int:
         return self._class(self._tars.read(self._part[index], {self._target})[self._target], index)
@@ -97,23 +79,23 @@ class ShardImages(_OfTars, DecodedImages):
             value = content.decode().strip() if self._field is None else json.loads(content)[self._field]
         except (ValueError, LookupError, TypeError):
             asked = "no text" if self._field is None else f"no JSON object with the field {self._field}"
-            raise UserError(f"{self.path(index)}: .{self._target} holds {asked}", ExitCode.DATA) from None
+            raise DataError(f"{self.path(index)}: .{self._target} holds {asked}") from None
         text = str(value)
         if text in self._numbers and not isinstance(value, int):
             return self._numbers[text]
         if not re.fullmatch(r"-?[0-9]{1,18}", text):
             words = "a class's number or name" if self._numbers else "a class's number (names need data.classes)"
             said = printable(text, 60)
-            raise UserError(f"{self.path(index)}: .{self._target} holds {said!r}, and must hold {words}", ExitCode.DATA)
+            raise DataError(f"{self.path(index)}: .{self._target} holds {said!r}, and must hold {words}")
         return int(text)
 
 
-class ShardSamples(_OfTars):
+class ShardSamples(PartOf):
     """Samples that the user's own function makes of the members' bytes."""
 
     def __init__(self, tars: TarSamples, part: Part, decode: Callable[[Mapping[str, bytearray]], Any]) -> None:
         super().__init__(tars, part)
-        self._decode = decode
+        self._tars, self._decode = tars, decode
 
     def __getitem__(self, index: int) -> Any:
         members = self._tars.read(self._part[index])
@@ -153,8 +135,7 @@ def build(config: Shards, local_rank0_first: Callable[[], AbstractContextManager
             part("train", one) for one in split(len(tars["train"]), config.eval_fraction, config.split_seed)
         )
     test = part("test", whole(len(tars["test"]))) if config.test else None
-    tries = 1 if config.on_error == "stop" else min(TRIES, len(train))
-    shape, outputs = (train.shape, None) if isinstance(train, ShardImages) else shape_of(train, tries)
+    shape, outputs = (train.shape, None) if isinstance(train, ShardImages) else shape_of(train, config.on_error)
     notes += _left_out(tars.values(), config)
     known: dict[str, Any] = {"classes": classes, "shape": shape, "outputs": outputs, "notes": tuple(notes)}
     return Splits(train=train, evaluation=evaluation, test=test, **known)
@@ -177,11 +158,11 @@ def expanded(patterns: str | Sequence[str], what: str) -> list[Path]:
         for name in [glob.escape(pattern)] if os.path.exists(pattern) else _braces(pattern):
             files = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] * os.path.exists(name)
             if not files:
-                raise UserError(f"{what}: there is no file {Path(name).absolute()}", ExitCode.DATA)
+                raise DataError(f"{what}: there is no file {Path(name).absolute()}")
             found += map(Path, files)
     if twice := len(found) - len(set(found)):
         again = next(path for place, path in enumerate(found) if path in found[:place])
-        raise UserError(f"{what} names {twice} files twice, such as {again}", ExitCode.DATA)
+        raise DataError(f"{what} names {twice} files twice, such as {again}")
     return found
 
 
@@ -195,7 +176,7 @@ def _braces(pattern: str) -> list[str]:
     else:
         first, last = int(match[1]), int(match[2])
         if abs(last - first) >= _MOST_TARS:
-            raise UserError(f"{pattern} names more than {_MOST_TARS:,} files", ExitCode.DATA)
+            raise DataError(f"{pattern} names more than {_MOST_TARS:,} files")
         width = max(map(len, match.group(1, 2))) if any(text[0] == "0" for text in match.group(1, 2)) else 0
         options = [f"{n:0{width}}" for n in range(first, last + 1)] or [
             f"{n:0{width}}" for n in range(first, last - 1, -1)
@@ -233,9 +214,7 @@ def _classes(given: int | str | list[str] | None) -> tuple[str, ...] | None:
     try:
         names = Path(given).read_text().splitlines() if isinstance(given, str) else given
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"data.classes: cannot read {given}: {getattr(error, 'strerror', error)}", ExitCode.DATA
-        ) from error
+        raise DataError(f"data.classes: cannot read {given}: {getattr(error, 'strerror', error)}") from error
     if not names or len(set(names)) < len(names):
-        raise UserError("data.classes: a class has no name, or two have the same one", ExitCode.DATA)
+        raise DataError("data.classes: a class has no name, or two have the same one")
     return tuple(names)

@@ -22,7 +22,7 @@ from dist_train.config.schema import Table
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
 from dist_train.data.datasets.class_counts import class_lines
 from dist_train.data.datasets.class_folders import EXTENSIONS
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 FILES = (".csv", ".tsv", ".npz")
 _MISSING = ("", "na", "n/a", "nan", "null")
@@ -61,7 +61,7 @@ def build(config: Table, local_rank0_first: Any) -> Splits:
         parts |= {name: (inputs[rows], targets[rows]) for name, rows in (("train", split.kept), ("eval", split.held))}
         notes += split.notes
     if (shapes := {inputs.shape[1:] for inputs, _ in parts.values()}) and len(shapes) > 1:
-        raise UserError(f"the splits have inputs of several shapes: {', '.join(map(str, shapes))}", ExitCode.DATA)
+        raise DataError(f"the splits have inputs of several shapes: {', '.join(map(str, shapes))}")
     scale = _scale(parts["train"][0]) if config.normalize else None
 
     def rows(split: str) -> TensorImages:
@@ -102,9 +102,7 @@ def read_inputs(
         return _tensor(rows.inputs)
     mean, std = (np.array(scaling[name]) for name in ("mean", "std"))
     if mean.size != rows.inputs[0].size:
-        raise UserError(
-            f"{path} has {rows.inputs[0].size} numbers a row, and the model takes {mean.size}", ExitCode.DATA
-        )
+        raise DataError(f"{path} has {rows.inputs[0].size} numbers a row, and the model takes {mean.size}")
     return _tensor((rows.inputs - mean.reshape(rows.inputs.shape[1:])) / std.reshape(rows.inputs.shape[1:]))
 
 
@@ -129,16 +127,13 @@ def _classes(config: Table, rows: _Rows) -> tuple[str, ...] | None:
     is_text = rows.targets.dtype.kind == "U"
     if config.classes is False or (config.classes == "auto" and not is_text):
         if is_text:
-            raise UserError(
+            raise DataError(
                 f"{rows.path}, {rows.place(0)}: the target is {str(rows.targets[0, 0])!r}, and data.classes false asks "
-                "for numbers",
-                ExitCode.DATA,
+                "for numbers"
             )
         return None
     if rows.targets.shape[1] > 1:
-        raise UserError(
-            f"{rows.path}: a class is one column, and data.targets are {rows.targets.shape[1]}", ExitCode.DATA
-        )
+        raise DataError(f"{rows.path}: a class is one column, and data.targets are {rows.targets.shape[1]}")
     return tuple(map(_class_name, np.unique(rows.targets)))
 
 
@@ -155,7 +150,7 @@ def _targets(rows: _Rows, classes: tuple[str, ...] | None) -> np.ndarray:
     if (found < 0).any():
         row = int(np.argmax(found < 0))
         name = printable(_class_name(rows.targets[row, 0]))
-        raise UserError(f"{rows.path}, {rows.place(row)}: {name} is no class of the training table", ExitCode.DATA)
+        raise DataError(f"{rows.path}, {rows.place(row)}: {name} is no class of the training table")
     return found
 
 
@@ -164,7 +159,7 @@ def _targets(rows: _Rows, classes: tuple[str, ...] | None) -> np.ndarray:
 
 def _read(path: Path, config: Table, content: str | None = None) -> _Rows:
     if content is None and path.suffix.lower() not in FILES:
-        raise UserError(f"{path.absolute()} is no table: a .csv, .tsv or .npz file", ExitCode.DATA)
+        raise DataError(f"{path.absolute()} is no table: a .csv, .tsv or .npz file")
     try:
         if content is None and path.suffix.lower() == ".npz":
             rows = _npz(path, config)
@@ -178,9 +173,9 @@ def _read(path: Path, config: Table, content: str | None = None) -> _Rows:
         raise
     except Exception as error:  # of csv, zipfile, zlib and NumPy, over what is no table
         reason = getattr(error, "strerror", None) or printable(" ".join(str(error).split()), 200)
-        raise UserError(f"cannot read the table {path.absolute()}: {reason}", ExitCode.DATA) from error
+        raise DataError(f"cannot read the table {path.absolute()}: {reason}") from error
     if not len(rows.inputs):
-        raise UserError(f"{path} has no rows", ExitCode.DATA)
+        raise DataError(f"{path} has no rows")
     return rows
 
 
@@ -192,7 +187,7 @@ def _chosen(path: Path, names: Sequence[str], config: Table) -> tuple[list[str],
             if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
                 has = printable(", ".join(names), 300)
                 hint = did_you_mean(pattern, tuple(names))
-                raise UserError(f"{path} has no column {pattern!r}: it has {has}{hint}", ExitCode.DATA)
+                raise DataError(f"{path} has no column {pattern!r}: it has {has}{hint}")
         # In the order of the patterns, so that a file with its columns in another order gives the same.
         found = [name for pattern in patterns for name in names if name == pattern or fnmatchcase(name, pattern)]
         return list(dict.fromkeys(found))
@@ -200,7 +195,7 @@ def _chosen(path: Path, names: Sequence[str], config: Table) -> tuple[list[str],
     targets = matching(config.targets)
     inputs = [name for name in matching(config.inputs) if name not in targets]
     if not inputs:
-        raise UserError(f"{path}: nothing is left for the input (data.inputs) beside the targets", ExitCode.DATA)
+        raise DataError(f"{path}: nothing is left for the input (data.inputs) beside the targets")
     return inputs, targets
 
 

@@ -21,7 +21,7 @@ from dist_train.config.schema import Text
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.tokenizers import Bytes, Chars, FromFile, Tokenizer
 from dist_train.data.datasets.windows import TokenFile, TokenWindows
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 from dist_train.heartbeat import beat
 from dist_train.rundir.files import remove_tree, sync_file, sync_folder, write_synced
 from dist_train.rundir.reading import read_json
@@ -87,10 +87,10 @@ def _files(config: Text, name: str) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{place.absolute()} is neither a file nor a folder of text", ExitCode.DATA)
+        raise DataError(f"{place.absolute()} is neither a file nor a folder of text")
     found = sorted(path for path in place.rglob(config.pattern) if path.is_file() and path.name[0] != ".")
     if not found:
-        raise UserError(f"{place.absolute()} has no file {config.pattern} (data.pattern) in it", ExitCode.DATA)
+        raise DataError(f"{place.absolute()} has no file {config.pattern} (data.pattern) in it")
     return found
 
 
@@ -109,7 +109,7 @@ def _of_file(path: Path, said: str = "") -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise UserError(f"{said}cannot read {path.absolute()}: {error.strerror}", ExitCode.DATA) from error
+        raise DataError(f"{said}cannot read {path.absolute()}: {error.strerror}") from error
 
 
 def _cache(config: Text) -> Path:
@@ -141,7 +141,7 @@ def _tokenise(config: Text, files: _Files, digest: str, folder: Path) -> None:
         index = {"dtype": _dtype(tokenizer), "tokens": counts, "characters": characters}
         write_synced(temporary / _INDEX, to_json(index).encode())
         if _digest(config, files) != digest:
-            raise UserError(f"the text under {config.root} has changed while it was read: try again", ExitCode.DATA)
+            raise DataError(f"the text under {config.root} has changed while it was read: try again")
         sync_folder(temporary)
         try:
             os.rename(temporary, folder)
@@ -150,7 +150,7 @@ def _tokenise(config: Text, files: _Files, digest: str, folder: Path) -> None:
                 raise
     except OSError as error:
         said = f"cannot keep the tokens of {config.root} in {folder.parent} ({error.strerror})"
-        raise UserError(f"{said}: set data.cache_folder to a folder that can be written", ExitCode.DATA) from error
+        raise DataError(f"{said}: set data.cache_folder to a folder that can be written") from error
     finally:
         if temporary is not None:
             remove_tree(temporary)
@@ -187,12 +187,11 @@ def _each_piece(path: Path, function: Callable[[bytes], T]) -> Iterator[T]:
                 yield function(piece)
                 place += len(piece)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no UTF-8 (byte {place + error.start:,}): convert it, or set data.tokenizer to bytes",
-            ExitCode.DATA,
+        raise DataError(
+            f"{path} is no UTF-8 (byte {place + error.start:,}): convert it, or set data.tokenizer to bytes"
         ) from None
     except OSError as error:
-        raise UserError(f"cannot read {path.absolute()}: {error.strerror}", ExitCode.DATA) from error
+        raise DataError(f"cannot read {path.absolute()}: {error.strerror}") from error
 
 
 def _found(folder: Path) -> dict[str, Any]:
@@ -206,4 +205,4 @@ def _found(folder: Path) -> dict[str, Any]:
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = f"the tokens in {folder} are damaged ({error}): remove it, and the text is tokenised anew"
-        raise UserError(said, ExitCode.DATA) from error
+        raise DataError(said) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 
 class Tokenizer(ABC):
@@ -63,7 +63,7 @@ class Chars(Tokenizer):
         found = np.searchsorted(self._codes, codes)
         known = self._codes[np.minimum(found, self.vocabulary - 1)] == codes
         if not known.all():
-            raise UserError(f"there is no token for the character {chr(codes[~known][0])!r}", ExitCode.DATA)
+            raise DataError(f"there is no token for the character {chr(codes[~known][0])!r}")
         return found
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -96,9 +96,8 @@ class FromFile(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library's errors are plain Exceptions
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-            raise UserError(
-                f"data.tokenizer {path} is no file of the library tokenizers ({reason}); bytes and chars need none",
-                ExitCode.DATA,
+            raise DataError(
+                f"data.tokenizer {path} is no file of the library tokenizers ({reason}); bytes and chars need none"
             ) from None
         self.identity = _digest(content)
         self._tokenizer.no_truncation()

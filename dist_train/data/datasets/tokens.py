@@ -6,8 +6,8 @@ from typing import Any
 from dist_train.config.schema import Tokens
 from dist_train.data.datasets.base import Splits
 from dist_train.data.datasets.tokenizers import FromFile
-from dist_train.data.datasets.windows import TokenWindows, looked_at
-from dist_train.errors import ExitCode, UserError
+from dist_train.data.datasets.windows import TokenWindows, token_file
+from dist_train.errors import DataError
 
 
 def build(config: Tokens, local_rank0_first: Any) -> Splits:
@@ -15,10 +15,10 @@ def build(config: Tokens, local_rank0_first: Any) -> Splits:
     tokenizer = FromFile(Path(config.tokenizer)) if config.tokenizer else None
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         said = f"{config.tokenizer} has {tokenizer.vocabulary:,} tokens, and data.vocabulary is {vocabulary:,}"
-        raise UserError(said, ExitCode.DATA)
+        raise DataError(said)
 
     def windows(name: str, stride: int) -> TokenWindows:
-        tokens = looked_at(Path(config.root) / name, dtype, vocabulary)
+        tokens = token_file(Path(config.root) / name, dtype, vocabulary)
         return TokenWindows(tokens, config.context, stride, vocabulary, tokenizer)
 
     lengths = tokenizer.token_bytes if tokenizer else None

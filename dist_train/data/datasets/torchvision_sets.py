@@ -11,7 +11,7 @@ import torch
 
 from dist_train.config.schema import Cifar10, Cifar100, FashionMnist, Mnist
 from dist_train.data.datasets.base import Splits, TensorImages, held_out
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 
 class _Source(NamedTuple):
@@ -67,7 +67,7 @@ def _explained(name: str, root: str, download: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise UserError(_advice(name, root, download, error), ExitCode.DATA) from error
+        raise DataError(_advice(name, root, download, error)) from error
     finally:
         socket.setdefaulttimeout(before)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dist_train.data.datasets.base import Crop, ImageSet, no_crop
 from dist_train.data.datasets.tokenizers import Tokenizer
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 _BLOCK, _BLOCKS = 1 << 18, 64
 """Bytes of a block, and how many of them are looked at in a large file."""
@@ -42,7 +42,7 @@ class TokenFile:
     content: str
 
 
-def looked_at(path: Path, dtype: str, vocabulary: int) -> TokenFile:
+def token_file(path: Path, dtype: str, vocabulary: int) -> TokenFile:
     """All tokens of a file. Of a large one, blocks that are spread over it are looked at.
 
     Raises:
@@ -58,20 +58,19 @@ def looked_at(path: Path, dtype: str, vocabulary: int) -> TokenFile:
                 found.update(block)
                 _check(np.frombuffer(block, dtype, len(block) // np.dtype(dtype).itemsize), vocabulary, path)
     except OSError as error:
-        raise UserError(f"cannot read the tokens {path.absolute()}: {error.strerror}", ExitCode.DATA) from error
+        raise DataError(f"cannot read the tokens {path.absolute()}: {error.strerror}") from error
     count, rest = divmod(size, np.dtype(dtype).itemsize)
     if rest:
         said = f"{path} has {size:,} bytes, which are no whole number of tokens of {np.dtype(dtype).itemsize} bytes"
-        raise UserError(f"{said}: set data.dtype to what it was written with", ExitCode.DATA)
+        raise DataError(f"{said}: set data.dtype to what it was written with")
     found.update(b"%d" % size)
     return TokenFile(path=path, source=str(path), dtype=dtype, first=0, count=count, content=found.hexdigest()[:12])
 
 
 def _check(tokens: np.ndarray, vocabulary: int, where: object) -> None:
     if tokens.size and (largest := int(tokens.max())) >= vocabulary:
-        raise UserError(
-            f"{where} holds the token {largest:,}, and there are the tokens 0 to {vocabulary - 1:,} (data.vocabulary)",
-            ExitCode.DATA,
+        raise DataError(
+            f"{where} holds the token {largest:,}, and there are the tokens 0 to {vocabulary - 1:,} (data.vocabulary)"
         )
 
 
@@ -89,10 +88,9 @@ class TokenWindows(ImageSet):
         self, tokens: TokenFile, context: int, stride: int, vocabulary: int, tokenizer: Tokenizer | None
     ) -> None:
         if tokens.count <= context:
-            raise UserError(
+            raise DataError(
                 f"{tokens.source} has {tokens.count:,} tokens, and one window takes {context + 1:,}: set "
-                f"data.context to {max(tokens.count - 1, 1)} or less, or bring more text",
-                ExitCode.DATA,
+                f"data.context to {max(tokens.count - 1, 1)} or less, or bring more text"
             )
         self._tokens, self._stride, self._vocabulary, self._tokenizer = tokens, stride, vocabulary, tokenizer
         self.shape = (context,)
@@ -113,9 +111,9 @@ class TokenWindows(ImageSet):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise UserError(f"cannot read the tokens {self._tokens.path}: {error.strerror}", ExitCode.DATA) from error
+            raise DataError(f"cannot read the tokens {self._tokens.path}: {error.strerror}") from error
         if min(whole) < found[0].nbytes:
-            raise UserError(f"{self._tokens.path} has become shorter since the run began", ExitCode.DATA)
+            raise DataError(f"{self._tokens.path} has become shorter since the run began")
         _check(found, self._vocabulary, self._tokens.path)
         tokens = torch.from_numpy(found)
         return tokens[:, :-1].to(torch.int64), tokens[:, 1:].to(torch.int64)

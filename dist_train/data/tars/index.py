@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dist_train.data.tars.members import members
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 from dist_train.rundir.files import write_atomic
 
 _VERSION = 1
@@ -78,7 +78,7 @@ class TarIndex:
         with open(self.place, "rb", buffering=0) as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(memory) != self.length or memory[: len(self.line)] != self.line:
-            raise UserError(f"the index {self.place} has changed since the start: start again", ExitCode.DATA)
+            raise DataError(f"the index {self.place} has changed since the start: start again")
         places = np.frombuffer(memory, _MEMBER, self.members, len(self.line) + self.samples * _SAMPLE.itemsize)
         return Tables(samples=np.frombuffer(memory, _SAMPLE, self.samples, len(self.line)), members=places)
 
@@ -113,7 +113,7 @@ def index_of(tar: Path, folder: Path | None) -> tuple[TarIndex, bool]:
         with open(tar, "rb", buffering=_BUFFER) as file:
             line, tables = _made(file, tar, key)
     except OSError as error:
-        raise UserError(f"cannot read the tar {tar}: {error.strerror}", ExitCode.DATA) from error
+        raise DataError(f"cannot read the tar {tar}: {error.strerror}") from error
     return _written(tar, [*_places(tar, folder)], line, tables), True
 
 
@@ -168,7 +168,7 @@ def _made(file: BinaryIO, tar: Path, key: dict[str, Any]) -> tuple[bytes, bytes]
             rows.extend((sample, extension, *member[1:]))
             names.update(member.name.encode(errors="surrogateescape") + b"\0")
     if not rows:
-        raise UserError(f"{tar} holds no sample: no file with a name such as 0001.jpg", ExitCode.DATA)
+        raise DataError(f"{tar} holds no sample: no file with a name such as 0001.jpg")
     in_order = sorted(extensions)
     rank = np.empty(len(in_order), dtype=np.int64)
     rank[[extensions[name] for name in in_order]] = np.arange(len(in_order))
@@ -197,10 +197,9 @@ def _refuse_twice(tar: Path, table: np.ndarray, extensions: list[str]) -> None:
     twice = np.flatnonzero((np.diff(table[:, 0]) == 0) & (np.diff(table[:, 1]) == 0))
     if len(twice):
         _, extension, header, _, _ = table[twice[0] + 1].tolist()
-        raise UserError(
+        raise DataError(
             f"{tar} has two members {key_at(tar, header)}.{extensions[extension]}, the second at byte {header:,}: a "
-            "sample's name, up to its first dot, may stand in a tar once",
-            ExitCode.DATA,
+            "sample's name, up to its first dot, may stand in a tar once"
         )
 
 
@@ -231,8 +230,7 @@ def _written(tar: Path, places: list[Path], line: bytes, tables: bytes) -> TarIn
             return _index(tar, place, line, json.loads(line))
         except OSError as error:
             reasons.append(f"{place.parent} ({error.strerror})")
-    raise UserError(
+    raise DataError(
         f"the index of {tar} can be kept neither in {' nor in '.join(reasons)}: set data.index_folder to a folder that "
-        "can be written",
-        ExitCode.DATA,
+        "can be written"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -86,9 +86,7 @@ def members(file: BinaryIO, path: Path, end: int, at: int = 0) -> Iterator[Membe
 def _refuse_compressed(file: BinaryIO, path: Path) -> None:
     begin = file.read(8)
     if kinds := [name for magic, name in _COMPRESSED.items() if begin.startswith(magic)]:
-        raise UserError(
-            f"{path} is compressed ({kinds[0]}), and can't be read at random: unpack it to .tar", ExitCode.DATA
-        )
+        raise DataError(f"{path} is compressed ({kinds[0]}), and can't be read at random: unpack it to .tar")
 
 
 def _block(file: BinaryIO, path: Path, at: int, end: int) -> bytes:
@@ -156,8 +154,8 @@ def _whole(size: int) -> int:
 
 
 def _truncated(path: Path, end: int, what: str) -> NoReturn:
-    raise UserError(f"{path} is truncated: it ends at byte {end:,}, {what}", ExitCode.DATA)
+    raise DataError(f"{path} is truncated: it ends at byte {end:,}, {what}")
 
 
 def _refuse(path: Path, at: int, what: str) -> NoReturn:
-    raise UserError(f"{path}: what begins at byte {at:,} {what}", ExitCode.DATA)
+    raise DataError(f"{path}: what begins at byte {at:,} {what}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.data.tars.index import Tables, TarIndex, key_at
-from dist_train.errors import ExitCode, UserError
+from dist_train.errors import DataError, UserError
 
 _MOST_OPEN = 128
 """Tars that are open at once in a process. Each takes two descriptors, its own and its index's."""
@@ -62,7 +62,7 @@ class TarSamples:
             return _read(opened.descriptor, places)
         except (OSError, EOFError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise UserError(f"cannot read {self.name(index)}: {reason}", ExitCode.DATA) from error
+            raise DataError(f"cannot read {self.name(index)}: {reason}") from error
 
     def name(self, index: int) -> str:
         """`folder/images-007.tar!n01/0003`."""
@@ -111,7 +111,7 @@ class _OpenTar:
         self.descriptor = os.open(tar.tar, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(self.descriptor)
         if (found.st_size, found.st_mtime_ns) != (tar.size, tar.mtime_ns):
-            raise UserError(f"{tar.tar} has changed since it was indexed: start again", ExitCode.DATA)
+            raise DataError(f"{tar.tar} has changed since it was indexed: start again")
 
     def __del__(self) -> None:
         with suppress(OSError, AttributeError):
@@ -127,10 +127,9 @@ def _rows(tar: TarIndex, wanted: Sequence[Collection[str]]) -> np.ndarray | None
         has = sorted({name for kind, _ in tar.kinds for name in kind})
         some = " ".join(f".{name}" for name in has[:8]) + " …" * (len(has) > 8)
         need = " and ".join(f".{' or .'.join(group)}" for group in wanted)
-        raise UserError(
+        raise DataError(
             f"{tar.tar} has no sample with {need}: its members end in {some} (from the first dot of a name on); set "
-            "data.image and data.target to them",
-            ExitCode.DATA,
+            "data.image and data.target to them"
         )
     return np.flatnonzero(np.array(fit)[tar.mapped().samples["kind"]])
 

@@ -35,7 +35,7 @@
       const order = xs.map((_, at) => at).filter((at) => xs[at] != null).sort((a, b) => xs[a] - xs[b]);
       const series = chart.curves.map((curve, number) => ({
         label: curve.label, stroke: colour(`--c${curve.colour ?? (chart.curves.length > 1 ? number % 6 : 1)}`),
-        width: curve.is === "raw" ? 1 : 2, spanGaps: true, points: { show: curve.is === "points" },
+        width: curve.kind === "raw" ? 1 : 2, spanGaps: true, points: { show: curve.kind === "points" },
         value: (_, value) => (value == null ? "–" : value.toPrecision(4)),
       }));
       const lines = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dist_train.config.schema import RunConfig
-from dist_train.config.shares import at_least, choices, settled, share, smaller
+from dist_train.config.shares import at_least, microbatch_choices, settled, share, smaller
 from dist_train.fit import Need, _foretold, _next, _sums, trial_config
 from dist_train.memory import scarcest
 
@@ -18,7 +18,7 @@ def config(size: int, microbatches: int | str = "fit") -> RunConfig:
 @pytest.mark.parametrize("size", [1, 7, 24, 60, 64])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_choices_divide_and_give_every_rank_as_many_where_that_is_possible(size, world_size):
-    found = choices(config(size), world_size)
+    found = microbatch_choices(config(size), world_size)
     assert found == sorted(found) and all(size % parts == 0 for parts in found)
     assert bool(found) == (size >= world_size)
     for parts in found:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from dist_train.checkpoint.state import TrainState
-from dist_train.checkpoint.store import CheckpointStore, read_file, verify
+from dist_train.checkpoint.store import CheckpointStore, read_checked, verify
 from dist_train.errors import ExitCode, UserError
 from dist_train.rundir.lease import Lease
 from tests.unit.dist_train.checkpoint.savers import PATIENCE, Gate, Saver, gone, until, writers
@@ -52,7 +52,7 @@ def held(make, tmp_path):
 
 def _content(path):
     manifest = verify(path)
-    return {name: read_file(path, name, manifest) for name in manifest["files"]}
+    return {name: read_checked(path, name, manifest) for name in manifest["files"]}
 
 
 def test_the_content_is_the_same_in_the_foreground_and_in_the_background(make):

@@ -4,7 +4,7 @@ import pytest
 
 from dist_train.commands.describe import describe
 from dist_train.config.schema import RunConfig
-from launch.plan.dry_run import describe as ask
+from launch.plan.dry_run import ask_description
 
 DIGITS = {"name": "digits"}
 
@@ -33,14 +33,14 @@ def custom(name, **args):
 )
 def test_what_would_end_the_training_is_told_with_its_exit_code(sections, code, words):
     found = facts(**sections)
-    assert found["exit_code"] == code and words in found["problem"] and "\n" not in found["problem"]
+    assert found.exit_code == code and words in found.problem and "\n" not in found.problem
 
 
 def test_what_the_training_fetches_itself_is_no_failure(tmp_path):
     found = facts(data={"name": "cifar10", "root": str(tmp_path / "there")})
-    assert found["exit_code"] is None and "the training downloads it" in found["problem"]
+    assert found.exit_code is None and "the training downloads it" in found.problem
     assert not (tmp_path / "there").exists()
-    assert facts()["problem"] is None
+    assert facts().problem is None
 
 
 def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
@@ -48,5 +48,5 @@ def test_what_libraries_print_meanwhile_is_no_part_of_it(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("data: {name: digits}\nmodel: {nme: mlp}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own = RunConfig.model_validate({"data": DIGITS, "model": {"name": "mlp"}})
-    found = ask(own, str(tmp_path / "c.yaml"), [])
-    assert found["exit_code"] == 2 and "model.name" in found["problem"] and "a warning" not in found["problem"]
+    found = ask_description(own, str(tmp_path / "c.yaml"), [])
+    assert found.exit_code == 2 and "model.name" in found.problem and "a warning" not in found.problem

@@ -525,7 +525,7 @@ def test_an_error_of_a_data_set_is_told_whole_and_the_same_wherever_it_was(kind:
     told = []
     for workers in (0, 1):
         error = failure(config(data, workers=workers), splits, read, monkeypatch)
-        report = exceptions.describe(error, ())
+        report = exceptions.record_of(error, ())
         assert isinstance(error, base) and words in report["message"]
         assert (report["type"], report["module"]) == (type(made()).__name__, type(made()).__module__)
         assert report["notes"][-1] == "while reading sample 7 of Failing"

@@ -10,8 +10,9 @@ from dist_train.config.source import load
 from dist_train.errors import UserError
 from dist_train.report import compare_page
 from dist_train.report.compare import compare
-from dist_train.report.compare_words import as_record, figures_of, sentences
+from dist_train.report.compare_words import comparison_record, comparison_sentences, figures_of
 from dist_train.rundir.layout import RunDir
+from dist_train.rundir.records import Best
 from dist_train.tracking.jsonl import row_to_json
 from launch.commands.compare import _text
 
@@ -54,7 +55,7 @@ def test_pairs_of_seeds_show_what_runs_apart_do_not(five_seeds):
     assert found.differing == [("optimizer.lr", [0.1, 0.3])]
     [one] = found.judgements
     assert one.better is True and one.paired.tells and not one.unpaired.tells
-    said = sentences(found)
+    said = comparison_sentences(found)
     assert said[0] == "B is better than A: accuracy +0.80 points (95 % 0.51 … 1.09), 5 seeds paired"
     assert re.fullmatch(
         r"unpaired: accuracy \+0.8 points \(95 % -1.\d … 3.\d\), 5 .* each; about \d+ more seeds", said[1]
@@ -69,7 +70,7 @@ def test_pairs_of_seeds_show_what_runs_apart_do_not(five_seeds):
 def test_a_lower_loss_is_better_and_so_is_a_lower_figure_that_is_asked_for(five_seeds):
     found = compare(five_seeds, "loss")
     assert (found.metric, found.better) == ("loss", "min") and found.judgements[0].better is False
-    assert found.runs[0].best == (1 / STEPS, STEPS)
+    assert found.runs[0].best == Best(metric="loss", value=1 / STEPS, step=STEPS)
 
 
 def test_the_figure_is_the_best_and_the_table_has_both(tmp_path):
@@ -78,7 +79,9 @@ def test_the_figure_is_the_best_and_the_table_has_both(tmp_path):
     head, first, second = figures_of(compare([tmp_path]))
     assert head == ["", "run", "seed", "state", "best accuracy", "at step", "last step", "last accuracy", "last loss"]
     assert first[2:] == ["0", "done", "90.0 %", "8", "8", "90.0 %", "0.125"] and second[4] == "80.0 %"
-    assert sentences(compare([tmp_path]))[0].startswith("one config, 2 seeds: accuracy 85.0 % on average, standard dev")
+    assert comparison_sentences(compare([tmp_path]))[0].startswith(
+        "one config, 2 seeds: accuracy 85.0 % on average, standard dev"
+    )
 
 
 def test_the_first_step_that_differs_is_named_to_the_bit(tmp_path):
@@ -94,7 +97,7 @@ def test_the_first_step_that_differs_is_named_to_the_bit(tmp_path):
     [meeting] = found.meetings
     assert (meeting.equal, meeting.step, meeting.name) == (4, 5, "grad_norm")
     assert f"up to step 4; then grad_norm differs: {meeting.values[0]!r} and {meeting.values[1]!r}" in " ".join(
-        sentences(found)
+        comparison_sentences(found)
     )
 
 
@@ -105,7 +108,7 @@ def test_what_is_not_done_or_there_twice_counts_for_no_test(five_seeds, tmp_path
     (tmp_path / "latest").symlink_to("again")
     found = compare([*five_seeds, tmp_path / "b5", tmp_path / "again", tmp_path / "latest"])
     assert len(found.runs) == 12 and found.judgements == compare(five_seeds).judgements
-    assert sentences(found)[-1].startswith("not done, and left out of the test: ")
+    assert comparison_sentences(found)[-1].startswith("not done, and left out of the test: ")
 
 
 @pytest.mark.parametrize(
@@ -137,17 +140,17 @@ def test_a_run_of_somebody_else_writes_nothing_into_the_terminal_and_no_tag_into
     metrics.write_text(metrics.read_text().replace('"accuracy": 0.9', '"\\u001b[31m<img>": 1, "accuracy": 0.9'))
     metrics.write_text(metrics.read_text().replace('"accuracy": 0.8', '"accuracy": 1e400, "x": 0.8'))
     found = compare(five_seeds)
-    assert found.runs[0].best == (0.9, STEPS)
-    text, page = _text(found), compare_page.render(found)
+    assert found.runs[0].best == Best(metric="accuracy", value=0.9, step=STEPS)
+    text, page = _text(found), compare_page.render_comparison(found)
     assert "[31m<img>" in text and "\x1b" not in text
     assert "<img>" not in page and "&lt;img&gt;" in page
 
 
 def test_the_page_and_the_record_hold_the_same(five_seeds):
     found = compare(five_seeds)
-    page = compare_page.render(found)
+    page = compare_page.render_comparison(found)
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
-    assert data["comparison"] == json.loads(json.dumps(as_record(found)))
+    assert data["comparison"] == json.loads(json.dumps(comparison_record(found)))
     assert [chart["title"] for chart in data["charts"]][:3] == [
         "Loss in training, smoothed",
         "Loss of the evaluation",
@@ -156,14 +159,14 @@ def test_the_page_and_the_record_hold_the_same(five_seeds):
     assert {curve["label"] for curve in data["charts"][2]["curves"]} == {
         f"{g} seed {s}" for g in "AB" for s in range(5)
     }
-    assert sentences(found)[0] in page
+    assert comparison_sentences(found)[0] in page
 
 
 def test_many_runs_are_drawn_as_what_their_groups_have_in_common(tmp_path):
     for seed in range(7):
         write_run(tmp_path / f"a{seed}", seed, 0.9)
         write_run(tmp_path / f"b{seed}", seed, 0.9, lr=0.3)
-    page = compare_page.render(compare([tmp_path]))
+    page = compare_page.render_comparison(compare([tmp_path]))
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
     loss = next(chart for chart in data["charts"] if chart["title"] == "Loss of the evaluation")
     curves = {curve["label"]: curve["y"] for curve in loss["curves"]}

@@ -3,7 +3,7 @@
 import math
 from itertools import product
 
-from dist_train.report.live import Live, Part, fitted, line, measures
+from dist_train.report.live import Live, Piece, line, measures, most_important
 from dist_train.report.plot import plot
 from dist_train.report.words import number, telling
 from tests.unit.dist_train.tracking.runs import EPOCH, TOTAL, config, evaluation_row, train_row
@@ -18,7 +18,7 @@ def live(step: int = 7) -> Live:
     return found
 
 
-def figures(parts: list[Part]) -> list[str]:
+def figures(parts: list[Piece]) -> list[str]:
     return [str(part) for part in parts if set(part.text) - set("━╸")]
 
 
@@ -31,8 +31,8 @@ def test_at_no_width_is_a_figure_cut_and_the_bar_shrinks_first():
         assert len(figures(parts)) == len(figures(wide)) or bar < 24
         assert width < 44 or "loss 0.23" in figures(parts) or doing
         evaluation = live().add_evaluation(evaluation_row(8), 3.0)
-        assert len(line(fitted(evaluation, width))) <= max(width, 28)
-        assert "accuracy 88.9 %" in line(fitted(evaluation, width))
+        assert len(line(most_important(evaluation, width))) <= max(width, 28)
+        assert "accuracy 88.9 %" in line(most_important(evaluation, width))
 
 
 def test_the_time_left_runs_down_and_the_clock_goes_on():

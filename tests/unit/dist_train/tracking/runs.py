@@ -15,6 +15,7 @@ import numpy as np
 
 from dist_train.config.schema import RunConfig
 from dist_train.parallel.ranks import Ranks
+from dist_train.rundir.records import Best
 from dist_train.tracking.base import Row, RunFacts, SessionOutcome
 from dist_train.tracking.tracker import NullTracker, build_tracker
 
@@ -95,7 +96,7 @@ def outcome(last: int, run_dir: Path, status: Any = "done") -> SessionOutcome:
     return SessionOutcome(
         status=status,
         metrics={name: row[name] for name in ("loss", "accuracy", "precision", "recall", "f1")},
-        best={"metric": "accuracy", "value": row["accuracy"], "step": last},
+        best=Best(metric="accuracy", value=row["accuracy"], step=last),
         seconds=12.3,
         checkpoint=run_dir / "checkpoints" / f"step-{last:08}",
     )

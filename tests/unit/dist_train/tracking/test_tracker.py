@@ -17,7 +17,9 @@ from dist_train.config.schema import TrackingConfig
 from dist_train.config.source import load_plain
 from dist_train.errors import UserError
 from dist_train.parallel.ranks import Ranks
-from dist_train.tracking.base import Interval, Sink, metrics_of
+from dist_train.report.words import telling
+from dist_train.rundir.records import Best
+from dist_train.tracking.base import Interval, Sink
 from dist_train.tracking.console import ConsoleSink
 from dist_train.tracking.formatting import summary
 from dist_train.tracking.jsonl import JsonlSink
@@ -195,8 +197,8 @@ def test_tensorboard_has_the_confusion_and_the_worst_samples_as_pictures(tmp_pat
 
 def test_what_is_the_accuracy_once_more_is_shown_once() -> None:
     row = {"step": 3, "accuracy": 0.5, "f1_micro": 0.5, "recall_micro": 0.25, "split": "test", "per_class": {}}
-    assert dict(metrics_of(row)) == {"accuracy": 0.5, "recall_micro": 0.25}
-    assert dict(metrics_of({"f1_micro": 0.5})) == {"f1_micro": 0.5}
+    assert telling(row) == {"accuracy": 0.5, "recall_micro": 0.25}
+    assert telling({"f1_micro": 0.5}) == {"f1_micro": 0.5}
 
 
 def test_a_confusion_is_darkest_where_a_row_is_all_in_one_place() -> None:
@@ -262,13 +264,13 @@ def test_metrics_are_written_before_log_steps_returns(tmp_path: Path) -> None:
 
 def test_the_last_line_tells_the_test_split_from_the_evaluation_split(tmp_path: Path) -> None:
     last = outcome(TOTAL, tmp_path)
-    best = {"metric": "accuracy", "value": 0.99, "step": 2 * EPOCH}
+    best = Best(metric="accuracy", value=0.99, step=2 * EPOCH)
     here = facts(tmp_path, config())
     assert "accuracy 97.6 %  (best accuracy 99.0 %, epoch 2)" in summary(here, replace(last, best=best))[0]
     test = replace(last, best=best, metrics={"split": "test", "accuracy": 0.95})
     assert "test accuracy 95.0 %  (checkpoint of epoch 2, evaluation accuracy 99.0 %)" in summary(here, test)[0]
     text = {"loss": 1.5, "accuracy": 0.5, "perplexity": 4.48}  # what picks the best comes first
-    of_loss = replace(last, metrics=text, best={"metric": "loss", "value": 1.5, "step": TOTAL})
+    of_loss = replace(last, metrics=text, best=Best(metric="loss", value=1.5, step=TOTAL))
     assert "loss 1.5  (best at epoch 4)   accuracy 50.0 %  perplexity 4.48" in summary(here, of_loss)[0]
     for status, place in (("done", 1), ("stopped", 0)):
         line = summary(here, replace(last, broken=2, status=status))[place]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dist_train.tracking import wandb
 from dist_train.tracking.tracker import build_tracker
-from dist_train.tracking.wandb_sink import LOCAL_TIMEOUT_S, _description, run_id, wandb_mode
+from dist_train.tracking.wandb_sink import LOCAL_TIMEOUT_S, _begin, run_id, wandb_mode
 from tests.unit.dist_train.tracking.runs import (
     EPOCH,
     EVERY,
@@ -192,8 +192,8 @@ def _records(folder: Path, **wandb: object) -> dict:
     run_dir = folder / "run"
     (run_dir / "wandb").mkdir(parents=True)
     chosen = config(wandb={"mode": "offline", **wandb})
-    begin = _description(facts(run_dir, chosen), "offline", run_id(run_dir / "wandb" / "id.txt"))
-    begin |= {"log": str(folder / "log"), "log_from": 0}
+    identity = run_id(run_dir / "wandb" / "id.txt")
+    begin = vars(_begin(facts(run_dir, chosen), "offline", identity, folder / "log", 0))
     text = {"log": {"train/step": 1}, "texts": ["To <be>\nor"]}
     told = "".join(f"{json.dumps(message)}\n" for message in ({"begin": begin}, text, {"summary": {}, "finish": 0}))
     process = [sys.executable, "-m", "dist_train.tracking.wandb"]

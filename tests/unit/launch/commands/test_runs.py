@@ -7,7 +7,7 @@ import pytest
 
 from dist_train.config.dump import to_yaml
 from dist_train.config.schema import RunConfig
-from launch.commands.runs import table
+from launch.commands.runs import runs_table
 from launch.runs.listing import RunSummary, list_runs, place, with_changes
 from launch.runs.watch import watch
 
@@ -36,7 +36,7 @@ def test_each_run_has_what_differs_from_the_one_before_and_why_it_failed(runs: l
     assert [run.changed for run in runs] == [{}, {"seed": (0, 1)}, {"optimizer.lr": (0.1, 0.3), "seed": (1, 2)}]
     assert [(run.state, run.seconds) for run in runs] == [("done", 100), ("done", 50), ("failed", 7)]
     assert runs[2].why == "exception: ValueError: no label 200"
-    whole = table(runs, None)
+    whole = runs_table(runs, None)
     for said in ("accuracy 95.0 %", "1 m 40 s", "2001-09-09 01:46:40", runs[0].path, "40/112,590"):
         assert said in whole
     last = ["    optimizer.lr 0.1 → 0.3, seed 1 → 2", "    ✗ exception: ValueError: no label 200"]
@@ -45,7 +45,7 @@ def test_each_run_has_what_differs_from_the_one_before_and_why_it_failed(runs: l
 
 @pytest.mark.parametrize("room", [60, 80, 120])
 def test_it_fits_the_terminal_and_cuts_no_figure(runs: list[RunSummary], room: int) -> None:
-    lines = table(runs, room).splitlines()
+    lines = runs_table(runs, room).splitlines()
     assert max(map(len, lines)) <= room and len(lines) == 7
     assert "accuracy 90.0 %" in lines[1] and ("40/112,590" in lines[1]) == (room >= 80)
 

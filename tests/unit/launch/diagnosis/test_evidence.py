@@ -8,7 +8,7 @@ from dist_train.rundir.records import Frame
 from launch.diagnosis.collectives import Call
 from launch.diagnosis.evidence import Evidence, Heartbeat, Process
 from launch.diagnosis.formatting import frame_at, stacks_in
-from launch.diagnosis.hang import end_in_words, explain, find
+from launch.diagnosis.hang import end_in_words, explain_hang, find
 from launch.diagnosis.watchdog import Hang
 
 
@@ -109,7 +109,7 @@ def test_where_all_wait_for_their_loaders_those_are_told(lines, locks, odd):
     found = find(evidence)
     assert found.ranks == odd and found.place is not None and found.place.line == (22 if odd else 19)
     hang = Hang(seconds=12, usual=None, evidence=evidence, stacks=Path("s"), is_over=True, ends_after=15)
-    said = explain(hang, found)
+    said = explain_hang(hang, found)
     assert all(f"loader process {70 + number}" in said for number in range(2)), said
     assert "/me/pack.py:19 read()" in said and "/me/pack.py:22 read()" in said
     last = end_in_words(hang, found, 15)

@@ -33,7 +33,7 @@ def report(
 
 def described(error: BaseException) -> ErrorRecord:
     """As the launcher reads what rank 0 writes."""
-    return decode(ErrorRecord, json.loads(json.dumps({"rank": 0, **exceptions.describe(error, ())})))
+    return decode(ErrorRecord, json.loads(json.dumps({"rank": 0, **exceptions.record_of(error, ())})))
 
 
 def began(ranks: int) -> list[RankRecord]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.commands.bench_ranks import ALL_PAIRS, rounds
+from dist_train.config.replies import RanksMeasured, TorchFacts
 from dist_train.processor import processor
 from launch.doctor import disk, gpu, machine, network, speed
 
@@ -275,7 +276,7 @@ def test_cards_on_the_bus(tmp_path):
     ],
 )
 def test_the_driver_against_torch(torch, driver, cards, gpus, level, words):
-    found = gpu.check_driver(torch, driver=driver, cards=cards, gpus=gpus)
+    found = gpu.check_driver(TorchFacts(**torch), driver=driver, cards=cards, gpus=gpus)
     assert found.level == level and words in str(found)
 
 
@@ -297,7 +298,7 @@ def measured(**changes):
     usual = {"world_size": ranks, "backend": "gloo", "device": "cpu", "gflops": [50.0] * ranks, "share": [1.0] * ranks}
     usual |= {"all_reduce_mb": 16, "all_reduce_gbs": 1.5, "pairs_gbs": pairs}
     pairs |= changes.pop("pairs", {})
-    return {**usual, **changes}
+    return RanksMeasured(**{**usual, **changes})
 
 
 def said(found, topic):

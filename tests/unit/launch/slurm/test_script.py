@@ -17,7 +17,7 @@ from dist_train.config.schema import SlurmConfig
 from dist_train.errors import UserError
 from launch.commands.slurm import plan_job
 from launch.slurm import arrays, submission
-from launch.slurm.render import BODY, Script, directives, render
+from launch.slurm.render import BODY, Script, directives, render_script
 
 ROOT = Path(__file__).resolve().parents[4]
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -76,7 +76,9 @@ def script(folder: Path, *arguments: str, **slurm: Any) -> Script:
 
 
 def test_it_asks_for_what_the_config_asks_for(tmp_path):
-    text = render(script(tmp_path, nodes=2, gpus_per_node="a100:8", time="24:00:00", mem=4096, constraint="a&(b|c)"))
+    text = render_script(
+        script(tmp_path, nodes=2, gpus_per_node="a100:8", time="24:00:00", mem=4096, constraint="a&(b|c)")
+    )
     found = dict(directives(text))
     assert found["--nodes"] == "2" and found["--ntasks-per-node"] == "1" and found["--gpus-per-node"] == "a100:8"
     assert found["--time"] == "24:00:00" and found["--mem"] == "4096" and found["--constraint"] == "a&(b|c)"
@@ -99,7 +101,7 @@ def test_bash_and_shellcheck_find_nothing(tasks, tmp_path):
         name="x", folder=tmp_path, logs=tmp_path, slurm=config, tasks=tasks, python="/a b/python", path="/c d"
     )
     path = tmp_path / "job.sbatch"
-    path.write_text(render(made))
+    path.write_text(render_script(made))
     subprocess.run(["bash", "-n", str(path)], check=True)
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck here; bash -n found nothing")
@@ -127,7 +129,7 @@ def test_a_site_file_reaches_the_job_and_a_missing_one_ends_it(fake_slurm):
     here = Path.cwd()
     (here / "site.sh").write_text(f"echo read >{here}/read\n")
     for site, code in (("site.sh", "0"), ("none.sh", "2")):
-        (here / "job").write_text(render(script(here, site=site)))
+        (here / "job").write_text(render_script(script(here, site=site)))
         assert submission.sbatch(here / "job") == "7"
         assert (fake_slurm / "code").read_text().strip() == code
     assert (here / "read").exists()
@@ -191,7 +193,7 @@ def test_hostile_names_are_refused_or_harmless(fake_slurm, tmp_path, fuzzed, in_
     for _ in range(fuzzed):
         try:
             made = fuzz.script(here)
-            text = render(made)
+            text = render_script(made)
         except (UserError, ValueError):  # refused; a NUL in a path is Python's to refuse
             continue
         rendered += 1
