@@ -2,6 +2,7 @@
 
 import compileall
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in COMPILED:
             compileall.compile_dir(ROOT / name, quiet=2)
     sys.dont_write_bytecode = False
+    gc.disable()  # what is imported is no garbage, and finding that out takes a seventh of the time
     config.pluginmanager.register(Sharing())
     mark_this_process()
     _FOLDERS.append(tempfile.mkdtemp(prefix="dist-train-tests-"))
@@ -48,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     sys.dont_write_bytecode = _WRITES_NO_BYTECODE
+    gc.enable()
+    gc.freeze()  # nor is it looked through again, here and in what tests fork
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
