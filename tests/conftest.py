@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     sys.dont_write_bytecode = _WRITES_NO_BYTECODE
-    gc.enable()
     gc.freeze()  # nor is it looked through again, here and in what tests fork
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
