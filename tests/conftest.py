@@ -1,12 +1,14 @@
 """For every test: nothing may be left behind."""
 
 import compileall
+import fcntl
+import gc
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in COMPILED:
             compileall.compile_dir(ROOT / name, quiet=2)
     sys.dont_write_bytecode = False
+    gc.disable()  # what is imported is no garbage, and finding that out takes a seventh of the time
     config.pluginmanager.register(Sharing())
     mark_this_process()
     _FOLDERS.append(tempfile.mkdtemp(prefix="dist-train-tests-"))
@@ -47,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     sys.dont_write_bytecode = _WRITES_NO_BYTECODE
+    gc.freeze()  # nor is it looked through again, here and in what tests fork
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -61,6 +66,27 @@ def memory_path() -> Iterator[Path]:
     room = MEMORY if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM else None
     with tempfile.TemporaryDirectory(prefix="dist-train-test-", dir=room) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make(folder)` has filled, in the worker that asked first. All share
+    it, so it is left as it is."""
+    own = tmp_path_factory.getbasetemp()
+    home = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = home / f"once-{name}", home / f"once-{name}.made"
+        with (home / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ def mark_this_process() -> None:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A snapshot of what a test found."""
+    """A snapshot of what a test found. Of processes all are kept: only those that are new have to be looked at."""
 
     processes: frozenset[int]
     threads: frozenset[threading.Thread]
@@ -32,7 +32,7 @@ class Surroundings:
 
     @classmethod
     def now(cls) -> "Surroundings":
-        return cls(frozenset(_processes()), frozenset(threading.enumerate()), dict(os.environ), os.getcwd())
+        return cls(frozenset(_pids()), frozenset(threading.enumerate()), dict(os.environ), os.getcwd())
 
     def violations(self) -> list[str]:
         """One line for everything that is different now. Environment and folder are put back."""
@@ -40,9 +40,9 @@ class Surroundings:
 
     def _new_processes(self) -> list[str]:
         deadline = time.monotonic() + PATIENCE
-        while left := _processes().keys() - self.processes:
+        while left := _ours(_pids() - self.processes):
             if time.monotonic() > deadline:
-                return [f"process {pid} is still alive: {_processes().get(pid, '')}" for pid in sorted(left)]
+                return [f"process {pid} is still alive: {left[pid]}" for pid in sorted(left)]
             time.sleep(0.02)
         return []
 
@@ -74,12 +74,15 @@ class Surroundings:
         return [f"the working directory was changed to {now}; use monkeypatch.chdir"]
 
 
-def _processes() -> dict[int, str]:
-    """Command lines of the living processes that this one has started, by pid, however far they have moved away."""
-    found = _look()
-    parents = {pid: parent for pid, (parent, _) in found.items()}
-    ours = {pid for pid, (_, identity) in found.items() if _descends(pid, parents) or _is_marked(pid, identity)}
-    return {pid: command for pid in ours - _helpers() if (command := _command(pid))}
+def _pids() -> set[int]:
+    """Of every process of the machine."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def _ours(pids: set[int]) -> dict[int, str]:
+    """Command lines of those that live and were started by this process, by pid, however far they have moved away."""
+    found = {pid for pid in pids - _helpers() - {os.getpid()} if _descends(pid) or _is_marked(pid)}
+    return {pid: command for pid in found if (command := _command(pid))}
 
 
 def _helpers() -> set[int]:
@@ -88,20 +91,6 @@ def _helpers() -> set[int]:
 
     pids = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}  # type: ignore[attr-defined]
     return {pid for pid in pids if pid} | SERVERS
-
-
-def _look() -> dict[int, tuple[int, bytes]]:
-    """The parent of every process but this one, and its program's name with its time of start: together with the pid
-    they tell it from others. (/proc/PID/task/TID/children may leave out some while others end.)"""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            stat = _read(f"/proc/{name}/stat")
-            if stat:
-                program, _, rest = stat.rpartition(b")")
-                fields = rest.split(maxsplit=20)
-                found[int(name)] = (int(fields[1]), program + fields[19])
-    return found
 
 
 def _read(path: str) -> bytes:
@@ -118,24 +107,17 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _descends(pid: int, parents: dict[int, int]) -> bool:
-    while pid in parents:
-        pid = parents[pid]
-    return pid == os.getpid()
+def _descends(pid: int) -> bool:
+    while pid > 0:
+        stat = _read(f"/proc/{pid}/stat").rpartition(b")")[2]  # behind the program's name
+        pid = int(stat.split(maxsplit=2)[1]) if stat else 0
+        if pid == os.getpid():
+            return True
+    return False
 
 
-_UNMARKED: set[tuple[int, bytes]] = set()
-"""Processes that are nobody's of ours. Two looks a test at every environment were a fiftieth of the suite's time."""
-
-
-def _is_marked(pid: int, identity: bytes) -> bool:
-    if (pid, identity) in _UNMARKED:
-        return False
-    environment = _read(f"/proc/{pid}/environ")
-    is_marked = f"{MARK}={os.getpid()}".encode() in environment.split(b"\0")
-    if environment and not is_marked:
-        _UNMARKED.add((pid, identity))
-    return is_marked
+def _is_marked(pid: int) -> bool:
+    return f"{MARK}={os.getpid()}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
 
 
 def _command(pid: int) -> str:

@@ -7,6 +7,7 @@ hangs. The store is held open by the test's own process, as torchrun's agent doe
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -217,6 +218,7 @@ def _exit_in_words(code: int | None) -> str:
 
 
 def _work(function: Callable[..., Any], args: tuple, environment: dict[str, str], answers: Connection, to: str) -> None:
+    gc.freeze()  # as in ranks of the launcher: what all share is neither looked through nor copied
     _settle(environment, Path(to))
     import torch
 

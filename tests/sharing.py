@@ -26,6 +26,10 @@ SHARED = (
 )
 """Files whose tests share a training, or a folder, that no others use."""
 GROUPS |= {f"tests/{name}.py": name for name in SHARED}
+REFERENCES = ("data/test_datasets", "data/test_table", "report/test_student", "tasks/test_classification")
+REFERENCES += ("tasks/test_references",)
+GROUPS |= {f"tests/unit/dist_train/{name}.py": "scikit-learn" for name in REFERENCES}
+"""Files that import scikit-learn or SciPy: two seconds, which one worker is enough for."""
 
 
 def group_of(nodeid: str) -> str | None:

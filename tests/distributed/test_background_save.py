@@ -65,10 +65,9 @@ def _train_and_kill_the_writer(ranks, *arguments):
         thread.join()
 
 
-def test_a_killed_writer_ends_nothing(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_killed_writer_ends_nothing(run_ranks, folder, whole):
     assert run_ranks(_train_and_kill_the_writer, 1, folder, "base.yaml", "run", OFTEN, BACKGROUND) == [(0, 1)]
-    assert result(folder / "run") == result(folder / "whole")
+    assert result(folder / "run") == whole
 
 
 def test_a_save_under_way_is_finished_when_the_training_ends_by_an_error(run_ranks, folder):
@@ -98,11 +97,10 @@ def _train_and_stop_it(ranks, folder, *arguments):
         thread.join()
 
 
-def test_a_run_that_is_stopped_in_a_save_saves_once_more(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_run_that_is_stopped_in_a_save_saves_once_more(run_ranks, folder, whole):
     assert run_ranks(_train_and_stop_it, 1, folder, "base.yaml", "run", OFTEN, BACKGROUND) == [143]
     state = json.loads((folder / "run" / "state.json").read_text())
     assert state["signal"] == "SIGTERM" and 2 < state["step"] < 22
     assert max(_contents(folder / "run")) == f"step-{state['step']:08d}"
     assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
-    assert result(folder / "run") == result(folder / "whole")
+    assert result(folder / "run") == whole

@@ -42,14 +42,16 @@ def logged(run):
 
 
 @pytest.mark.parametrize("config", ["base.yaml", pytest.param("adam.yaml", marks=pytest.mark.long)])
-def test_a_training_ends_in_the_same_bits_with_callbacks(run_ranks, folder, config):
+def test_a_training_ends_in_the_same_bits_with_callbacks(run_ranks, folder, config, whole):
     """On 1 and 2 ranks, and where they come with a resume, which tells them the steps that are left."""
-    assert run_ranks(train, 1, folder, config, "without") == [0]
+    if config != "base.yaml":
+        assert run_ranks(train, 1, folder, config, "without") == [0]
+        whole = result(folder / "without")
     assert run_ranks(train, 1, folder, config, "1", WATCH) == [0]
     assert run_ranks(train, 2, folder, config, "2", WATCH) == [0, 0]
     assert run_ranks(train, 1, folder, config, "cut", "train.stop_after=3 steps") == [0]
     assert run_ranks(train, 2, folder, config, "cut", WATCH) == [0, 0]
-    assert bits(folder / "without") == bits(folder / "1") == bits(folder / "2") == bits(folder / "cut")
+    assert whole == bits(folder / "1") == bits(folder / "2") == bits(folder / "cut")
     assert logged(folder / "1") == logged(folder / "2")
     begins = [row["Watch"]["begins"] for row in logged(folder / "cut") if "begins" in row.get("Watch", {})]
     assert begins == [3]

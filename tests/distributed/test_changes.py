@@ -143,13 +143,12 @@ def test_another_torch_is_refused(run_ranks, folder):
     assert run_ranks(_attempt, 1, folder, "base.yaml", "--allow-change", "torch") == [None]
 
 
-def test_another_machine_is_shown(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_another_machine_is_shown(run_ranks, folder, whole):
     _begin(run_ranks, folder)
     _rewrite(folder, machine={"device": "cpu Z80", "threads": 1, "decoder": "pillow"})
     assert run_ranks(_attempt, 1, folder, "base.yaml") == [None]
     assert "the machine has changed since step-00000002 was written (machine.de" in _log(folder)
-    assert result(folder / "run") == result(folder / "whole")
+    assert result(folder / "run") == whole
 
 
 def test_a_user_s_changed_module_is_shown(run_ranks, folder):

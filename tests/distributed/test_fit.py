@@ -7,7 +7,7 @@ import yaml
 
 from tests.distributed.training import result, train, write_configs
 
-FIT = ("batch.microbatches=fit", "train.duration=4 steps")
+FIT = ("batch.microbatches=fit", "batch.global_size=16", "train.duration=4 steps", "eval.every=4 steps")
 
 
 @pytest.fixture

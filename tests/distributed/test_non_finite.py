@@ -58,8 +58,14 @@ def test_the_sample_log_has_each_sample_once_an_epoch_on_any_number_of_ranks(run
         assert sorted(i for row in epoch for microbatch in row["indices"] for i in microbatch) == list(range(64))
 
 
+EVERYWHERE = ((1, 2), (2, 4), (3, 7), (2, 8), (1, 11), (2, 14), (2, 16))
+
+
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_a_step_is_left_out_alike_on_any_number_of_ranks_and_after_any_stop(run_ranks, config, policy):
+@pytest.mark.parametrize(
+    "stops", [((1, 4), (3, 8), (2, 14), (1, 16)), pytest.param(EVERYWHERE, marks=pytest.mark.long)], ids=["", "more"]
+)
+def test_a_step_is_left_out_alike_on_any_number_of_ranks_and_after_any_stop(run_ranks, config, policy, stops):
     folder = config(policy, [13])
     for world_size in (1, 2, 3):
         assert run_ranks(train, world_size, folder, "c.yaml", f"w{world_size}") == [0] * world_size
@@ -67,7 +73,7 @@ def test_a_step_is_left_out_alike_on_any_number_of_ranks_and_after_any_stop(run_
     for world_size in (2, 3):
         assert result(folder / f"w{world_size}") == expected and _samples(folder / f"w{world_size}") == samples
     assert _left_out(folder / "w1") == _steps_with(folder, run_ranks, 13)
-    for world_size, stop in ((1, 2), (2, 4), (3, 7), (2, 8), (1, 11), (2, 14), (2, 16)):
+    for world_size, stop in stops:
         run_ranks(train, world_size, folder, "c.yaml", "pieces", f"train.stop_after={stop} steps")
     assert result(folder / "pieces") == expected and _samples(folder / "pieces") == samples
 

@@ -78,15 +78,14 @@ def test_a_live_run_s_directory_is_refused_to_ranks_and_launcher_and_nothing_cha
     assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
 
 
-def test_a_killed_run_goes_on_at_once_and_ends_as_if_nothing_had_happened(run_ranks, folder, start):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_killed_run_goes_on_at_once_and_ends_as_if_nothing_had_happened(run_ranks, folder, start, whole):
     killed = start(PLAIN)
     killed.kill()
     killed.wait()
     began = time.monotonic()
     assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
     assert time.monotonic() - began < EXPIRY_S  # an owner elsewhere would have been watched for so long
-    assert result(folder / "run") == result(folder / "whole")
+    assert result(folder / "run") == whole
 
 
 def test_the_launcher_s_next_generation_takes_over_from_a_killed_rank_0_at_once(folder, start):
@@ -113,8 +112,7 @@ def test_who_has_lost_the_directory_does_not_touch_its_state(folder):
     assert tree(run_dir) == before and json.loads((run_dir / "state.json").read_text())["step"] == 3
 
 
-def test_a_training_that_comes_back_after_a_takeover_ends_with_3_and_changes_nothing(run_ranks, folder, start):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_training_that_comes_back_after_a_takeover_ends_with_3_and_changes_nothing(run_ranks, folder, start, whole):
     run_dir = folder / "run"
     zombie = start(PLAIN)
     zombie.send_signal(signal.SIGSTOP)
@@ -129,4 +127,4 @@ def test_a_training_that_comes_back_after_a_takeover_ends_with_3_and_changes_not
     assert zombie.wait() == 3, said
     assert "this process must not write there any more" in said and "Traceback" not in said
     assert tree(run_dir) == before
-    assert result(run_dir) == result(folder / "whole")
+    assert result(run_dir) == whole

@@ -27,15 +27,14 @@ def test_a_changed_config_is_refused_and_says_what_changed(run_ranks, folder, ca
     assert code == [0]
 
 
-def test_a_damaged_checkpoint_is_passed_over(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_damaged_checkpoint_is_passed_over(run_ranks, folder, whole):
     run_ranks(train, 1, folder, "base.yaml", "run", "checkpoint.every=4 steps", "train.stop_after=12 steps")
     newest = CheckpointStore(folder / "run" / "checkpoints").path(12) / "optimizer.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
     assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
-    assert result(folder / "run") == result(folder / "whole")
+    assert result(folder / "run") == whole
     log = (folder / "run" / "logs" / "rank0.log").read_text()
     assert "step-00000012 is damaged (optimizer.safetensors: sha256 differs), going on from step-00000011" in log
 
@@ -44,8 +43,7 @@ USERS = ("checkpoints/step-best-so-far", "checkpoints/step-00000009.bak", "check
 USERS += ("generations/old", ".lease/99999999999999999999", ".lease/notes", "logs/rank0.log.bak", "metrics.jsonl.bak")
 
 
-def test_names_of_the_user_s_beside_ours_count_for_nothing_and_break_nothing(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_names_of_the_user_s_beside_ours_count_for_nothing_and_break_nothing(run_ranks, folder, whole):
     run_ranks(train, 1, folder, "base.yaml", "run", "checkpoint.every=4 steps", "train.stop_after=9 steps")
     run = folder / "run"
     shutil.copytree(run / "checkpoints/step-00000008", run / "checkpoints/step-00000009-copy")
@@ -53,7 +51,7 @@ def test_names_of_the_user_s_beside_ours_count_for_nothing_and_break_nothing(run
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("mine") if place % 2 else (run / name).mkdir()
     assert run_ranks(train, 2, folder, "base.yaml", "run") == [0, 0]
-    assert result(run) == result(folder / "whole")
+    assert result(run) == whole
     assert all((run / name).exists() for name in USERS)
     assert RunDir(run).newest_generation() is None and newest_checkpoint(run) == "step-00000022"
 
@@ -70,12 +68,11 @@ def test_resume_none_will_not_write_over_a_run(run_ranks, folder):
     assert run_ranks(train, 1, folder, "base.yaml", "run", "--resume", "none") == [2]
 
 
-def test_a_new_run_can_begin_from_another_s_checkpoint(run_ranks, folder):
-    run_ranks(train, 1, folder, "base.yaml", "whole")
+def test_a_new_run_can_begin_from_another_s_checkpoint(run_ranks, folder, whole):
     run_ranks(train, 1, folder, "base.yaml", "first", "train.stop_after=9 steps")
     checkpoint = folder / "first" / "checkpoints" / "step-00000009"
     run_ranks(train, 2, folder, "base.yaml", "second", "--resume", str(checkpoint))
-    assert result(folder / "second")[0] == result(folder / "whole")[0]
+    assert result(folder / "second")[0] == whole[0]
     assert [path.name for path in CheckpointStore(folder / "first" / "checkpoints").all()] == ["step-00000009"]
 
 

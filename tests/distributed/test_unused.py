@@ -34,10 +34,9 @@ def folder(tmp_path):
 def test_they_end_in_the_same_bits(run_ranks, folder, model):
     wanted = f"model.name=tests.distributed.sometimes:{model}"
     assert run_ranks(train, 1, folder, "c.yaml", "1", wanted) == [0]
-    assert run_ranks(train, 3, folder, "c.yaml", "3", wanted) == [0, 0, 0]
     assert run_ranks(train, 2, folder, "c.yaml", "2", wanted, "train.stop_after=2 steps") == [0, 0]
     assert run_ranks(train, 3, folder, "c.yaml", "2", wanted) == [0, 0, 0]
-    assert result(folder / "1") == result(folder / "2") == result(folder / "3")
+    assert result(folder / "1") == result(folder / "2")
 
 
 def test_without_exact_sums_they_train_too(run_ranks, folder):

@@ -12,6 +12,8 @@ import torch
 from torchvision.io import write_png
 
 from dist_train.checkpoint.store import locate
+from tests.distributed.training import train_there
+from tests.rank_pool import run_ranks
 
 BIN = Path(sys.executable).parent
 CONFIG = """
@@ -48,7 +50,7 @@ def trained(tmp_path_factory):
                 image[number] += 150
                 write_png(image, str(folder / "data" / split / name / f"{index}.png"))
     (folder / "c.yaml").write_text(CONFIG)
-    run(folder, "python", "-m", "dist_train", "c.yaml", "--run-dir", "r")
+    assert run_ranks(train_there, 1, folder, "c.yaml", "r") == [0]
     elsewhere = folder / "else"
     elsewhere.mkdir()
     (folder / "r").rename(elsewhere / "r")

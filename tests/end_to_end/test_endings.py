@@ -76,9 +76,13 @@ for tensor in tensors:
 """
 
 
+ALWAYS = 1
+"""The case that is always tried; the long suite has many."""
+
+
 def test_what_is_on_disk_afterwards_is_what_torchrun_leaves(tmp_path):
-    tally = campaign(Order(folder=tmp_path, count=2))
-    assert tally.injections == 2
+    tally = campaign(Order(folder=tmp_path, count=2, only=ALWAYS))
+    assert tally.injections == 1
     assert tally.failures == [], table([tally])
 
 

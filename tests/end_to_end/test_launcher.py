@@ -176,7 +176,9 @@ def test_a_signal_saves_and_stops(launch, number, code):
     assert json.loads((run.folder / "state.json").read_text()) == {"status": "stopped", "signal": number.name}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.long)]
+)
 def test_ranks_that_do_not_stop_in_time_are_ended(launch, number, code):
     """One of them is stopped by SIGSTOP, as a process stuck in the kernel would be."""
     run = launch(2, "train", grace=1.5).when_ready(2)
@@ -268,7 +270,7 @@ def test_sigusr2_reaches_the_ranks_and_ends_nothing(launch):
 # ---------------------------------------------------------------- nothing survives, nothing listens, nothing differs
 
 
-@pytest.mark.parametrize("action", ["stubborn", "go-on"])
+@pytest.mark.parametrize("action", ["stubborn", pytest.param("go-on", marks=pytest.mark.long)])
 def test_nothing_outlives_a_killed_supervisor(launch, action):
     run = launch(2, action).when_ready(2)
     os.kill(run.process.pid, signal.SIGKILL)

@@ -14,8 +14,8 @@ import pytest
 from tests.end_to_end.torchrun_table import ROWS, Row
 
 ROOT = Path(__file__).parents[2]
-DRAWN = random.Random(32).sample(sorted(ROWS), 2)
-"""The rows that are always tried."""
+DRAWN = random.Random(32).sample(sorted(ROWS), 1)
+"""The row that is always tried."""
 OUR_OWN = {"runs", "run", "logs", "__pycache__", "s.py", "package", "program"}
 
 
@@ -32,7 +32,7 @@ def test_it_is_as_under_torchrun(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_few_are_as_under_torchrun(name, tmp_path):
+def test_one_is_as_under_torchrun(name, tmp_path):
     compare(ROWS[name], tmp_path)
 
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.distributed.training import train_there
 from tests.end_to_end.test_training import run
+from tests.rank_pool import run_ranks
 
 EVIL = "</script><img src=x onerror=document.title='owned'>"
 DATA = f"""
@@ -40,7 +42,7 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     (folder / "points.py").write_text(DATA)
     (folder / "points.yaml").write_text(yaml.safe_dump(CONFIG))
-    run(folder, "python", "-m", "dist_train", "points.yaml", "--run-dir", "r")
+    assert run_ranks(train_there, 1, folder, "points.yaml", "r") == [0]
     assert "Stopped at step 7 of 12" in (folder / "r/report.html").read_text()
     words = ("train.stop_after=null", "--run-dir", "r", "--nproc-per-node", "2")
     _, said = run(folder, "dist-train", "train", "points.yaml", *words)
@@ -72,7 +74,7 @@ def photos(tmp_path_factory):
         pixels = draws.integers(0, 100, (120, 160, 3)) + (0 if is_dark else 130)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name, "JPEG")
     (folder / "photos.yaml").write_text(yaml.safe_dump(PHOTOS | {"data": {**PHOTOS["data"], "root": str(folder)}}))
-    run(folder, "python", "-m", "dist_train", "photos.yaml", "--run-dir", "r")
+    assert run_ranks(train_there, 1, folder, "photos.yaml", "r") == [0]
     return folder / "r"
 
 
@@ -179,8 +181,8 @@ def test_the_command_writes_it_for_any_run_and_names_the_file(run_dir, tmp_path)
 def test_runs_beside_each_other(run_dir, tmp_path, browser):
     """Another rate in the same seed: the same bits until it has had its effect. A page of both in a real browser."""
     folder = run_dir.parent
-    words = ("optimizer.lr=0.9", "train.stop_after=7 steps", "--run-dir", str(tmp_path / "b"))
-    run(folder, "python", "-m", "dist_train", "points.yaml", *words)
+    words = ("optimizer.lr=0.9", "train.stop_after=7 steps")
+    assert run_ranks(train_there, 1, folder, "points.yaml", str(tmp_path / "b"), *words) == [0]
     page = tmp_path / "c.html"
     said, _ = run(folder, "dist-train", "compare", "r", str(tmp_path / "b"), "--html", str(page))
     assert "optimizer.lr  0.1  0.9" in said and said.endswith(f"\n{page}\n")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.end_to_end.test_launcher import until
 from tests.faults.fixture import record
-from tests.faults.lives import LaunchedLife
+from tests.faults.lives import LaunchedLife, undisturbed
 
 CONFIG = """
 name: slow
@@ -26,8 +26,8 @@ STOPS = ((signal.SIGINT, 130, "2"), (signal.SIGUSR1, 75, "1"))
 """Signal, exit code, and the ranks that it is sent to."""
 
 
-def launched(folder, run: str, ranks: str, *words: str) -> LaunchedLife:
-    return LaunchedLife(folder, run, "slow.yaml", "--run-dir", run, "--nproc-per-node", ranks, *words)
+def launched(folder, run: str, ranks: str) -> LaunchedLife:
+    return LaunchedLife(folder, run, "slow.yaml", "--run-dir", run, "--nproc-per-node", ranks)
 
 
 @pytest.mark.timeout(400)
@@ -35,8 +35,7 @@ def launched(folder, run: str, ranks: str, *words: str) -> LaunchedLife:
 def test_an_evaluation_is_given_up_and_repeated_after_the_resume(tmp_path, mode):
     sign = tmp_path / "evaluating"
     (tmp_path / "slow.yaml").write_text(CONFIG.replace("MODE", mode).replace("SIGN", str(sign)))
-    with launched(tmp_path, "whole", "2", "data.args.seconds=0.0") as life:
-        assert life.wait(120) == 0, life.tail()
+    undisturbed(tmp_path, "slow.yaml", "data.args.seconds=0.0")
     for place, (number, code, ranks) in enumerate(STOPS, 1):
         step = 3 * place
         with launched(tmp_path, "pieces", ranks) as life:
@@ -50,7 +49,7 @@ def test_an_evaluation_is_given_up_and_repeated_after_the_resume(tmp_path, mode)
         assert len(_rows(tmp_path / "pieces", "evaluation")) == place - 1, "the last one was given up"
     with launched(tmp_path, "pieces", "1") as life:
         assert life.wait(120) == 0, life.tail()
-    assert record(tmp_path / "whole").difference(record(tmp_path / "pieces")) is None
+    assert record(tmp_path / "undisturbed").difference(record(tmp_path / "pieces")) is None
 
 
 def _rows(run, kind: str) -> list[dict]:

@@ -16,6 +16,8 @@ import yaml
 from benchmarks import shards
 from dist_train.checkpoint.store import locate
 from dist_train.commands.fingerprint import fingerprint
+from tests.distributed.training import train_there
+from tests.rank_pool import run_ranks
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -137,10 +139,10 @@ def of(run_dir):
 
 
 def test_launcher_torchrun_and_one_plain_process_end_in_the_same_bits(folder):
-    _, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--run-dir", "launched")
-    assert "2 ranks on CPU (gloo)" in said and "done in" in said
+    _, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "3", "--run-dir", "launched")
+    assert "3 ranks on CPU (gloo)" in said and "done in" in said
     run(folder, "python", "-m", "dist_train", "digits.yaml", "--run-dir", "plain")
-    ranks = ["--standalone", "--nproc-per-node", "3"]
+    ranks = ["--standalone", "--nproc-per-node", "2"]
     run(folder, "torchrun", *ranks, "-m", "dist_train", "digits.yaml", "--run-dir", "torchrun")
     assert of(folder / "launched") == of(folder / "plain") == of(folder / "torchrun")
     printed, _ = run(folder, "dist-train", "fingerprint", "launched")
@@ -184,7 +186,7 @@ def _write_digits(folder):
 
 def test_stopped_three_times_and_resumed_it_ends_as_if_nothing_had_happened(folder):
     """By the signal of a scheduler, of a person, and the one that asks to be requeued; on two ranks, then on one."""
-    run(folder, "python", "-m", "dist_train", "digits.yaml", "--run-dir", "whole")
+    assert run_ranks(train_there, 1, folder, "digits.yaml", "whole") == [0]
     steps = [0]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)):
         said = _stopped_by(number, code, folder)
@@ -217,20 +219,20 @@ def test_a_mistake_costs_nothing(folder):
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(folder):
+def test_a_dry_run_tells_all_names_a_class_that_may_be_misspelt_and_writes_nothing(folder):
+    rows = "".join(f"{number},{name}\n" for name, count in (("setosa", 1796), ("setsoa", 4)) for number in range(count))
+    (folder / "flowers.csv").write_text(f"width,kind\n{rows}")
     before = sorted(folder.rglob("*"))
-    out, said = run(folder, "dist-train", "train", "digits.yaml", "--nproc-per-node", "2", "--dry-run", "--verbose")
+    table = ["data={name: table, root: flowers.csv, targets: [kind]}", "model={name: mlp}", "augment=[]"]
+    words = ["dist-train", "train", "digits.yaml", *table, "--nproc-per-node", "2"]
+    out, said = run(folder, *words, "--dry-run", "--verbose")
     assert "torchrun" in said and said.endswith("nothing was started, nothing was written\n")
     assert re.search(r"22 an epoch", said) and "44" in said and yaml.safe_load(out)["batch"]["global_size"] == 64
     assert sorted(folder.rglob("*")) == before
-
-
-def test_a_dry_run_names_a_class_that_may_be_misspelt(folder):
-    rows = "".join(f"{number},{name}\n" for name, count in (("setosa", 80), ("setsoa", 4)) for number in range(count))
-    (folder / "flowers.csv").write_text(f"width,kind\n{rows}")
-    table = "data={name: table, root: flowers.csv, targets: [kind]}"
-    _, said = run(folder, "dist-train", "train", "digits.yaml", table, "model={name: mlp}", "augment=[]", "--dry-run")
-    assert "\nclasses  2: setosa 80, setsoa 4\n!        setsoa (4) looks like setosa (80): is it the same class" in said
+    assert (
+        "\nclasses  2: setosa 1,796, setsoa 4\n!        setsoa (4) looks like setosa (1,796): is it the same class"
+        in said
+    )
 
 
 def test_a_dry_run_ends_as_the_training_would(folder):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dist_train.config.schema import RunConfig, Section
 from tests.exactness import dimensions as drawn
-from tests.exactness.covering import covering, in_pairs, pairs, wanted
+from tests.exactness.covering import covering, pairs, wanted
 from tests.exactness.dimensions import Undrawable, dimensions, keys
 from tests.exactness.draws import at_random, config_of, general, is_valid
 from tests.exactness.tables import FIXED, LEVELS, ONCE, UNFIT
@@ -58,11 +58,11 @@ def names(pair):
     yield from product((one, one.partition(".")[0]), (two, two.partition(".")[0]))
 
 
-def test_the_set_of_pairs_has_every_pair_that_can_be():
+def test_the_set_of_pairs_has_every_pair_that_can_be(pairs_of_choices):
     """What is missing of all pairs are those of a component's name and keys of another component, and what is unfit: a
     component by its name or with any key of its own; and of what is absent and a key inside of it."""
-    draws = in_pairs()
-    assert list(draws) == list(covering())
+    draws = pairs_of_choices
+    assert draws == list(covering()), "also where another worker has found them"
     missing = wanted().difference(*map(pairs, draws))
     owners = {"data", "model", "optimizer", "schedule", "task"}
     unexplained = [sorted(pair) for pair in missing if len({path.partition(".")[0] for path, _ in pair} & owners) != 1]

@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 import yaml
 
-from tests.exactness.covering import in_pairs
 from tests.exactness.draws import at_random, config_of
 from tests.exactness.matrix import MOST_REFUSED
 
@@ -26,8 +25,8 @@ def _assert_right(matrix, draws, thorough):
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_every_pair_of_choices_is_exact(matrix, share):
-    _assert_right(matrix, in_pairs()[share::SHARES], thorough=False)
+def test_every_pair_of_choices_is_exact(matrix, pairs_of_choices, share):
+    _assert_right(matrix, pairs_of_choices[share::SHARES], thorough=False)
 
 
 @pytest.mark.long

@@ -180,7 +180,7 @@ class Cluster:
                 return seen
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} is {seen.state} after {timeout:.0f} s: {seen.fields}\n{self._logs()}")
-            time.sleep(0.1)
+            time.sleep(0.4)  # each look is a process
 
     def start_node(self, name: str) -> None:
         """Starts a node's slurmd, which brings it back if it was killed."""
@@ -286,7 +286,7 @@ def _becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.2)  # many conditions ask a process or read a whole file
     return True
 
 

@@ -14,6 +14,9 @@ from tests.slurm.cluster import Cluster, Finished, wait_until
 from tests.slurm.training import DIGITS, QUIET, ROOT, SIXTY_STEPS
 
 WITH_SITE = ("slurm.site=site.sh", QUIET)
+SLOW = ("data={name: 'tests.faults.slow_data:Slow', args: {sign: evaluating, seconds: 0.02}}", "augment=[]")
+SLOW += ("model={name: mlp, hidden: [8]}", "batch.global_size=16", "train.duration=200 epochs")
+"""A training that waits most of the time, and leaves the processors to the commands."""
 PATIENCE = 300
 """Seconds for a training to begin; a machine under load takes long to import torch."""
 
@@ -90,7 +93,7 @@ def test_one_command_trains_on_two_nodes_to_the_bits_of_one_process(desk, alone_
 
 
 def test_a_running_and_a_waiting_job_are_stopped_saved_and_not_requeued(desk):
-    (running,) = desk.submit("--nodes", "2", "train.duration=200 epochs")  # longer than the commands below take
+    (running,) = desk.submit("--nodes", "2", *SLOW)  # longer than the commands below take
     (waiting,) = desk.submit("slurm.options=[--hold]")
     desk.wait_for_training(running)
     assert desk.runs()[running["run_dir"]]["queue"]["state"] == "RUNNING"

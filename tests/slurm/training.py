@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.rundir.records import LaunchRecord, read_launches
+from tests.distributed.training import train
+from tests.rank_pool import run_ranks
 from tests.slurm.cluster import Cluster, Job, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,5 +115,5 @@ def fingerprint(run: Path) -> str:
 
 def trained_alone(folder: Path, *overrides: str) -> str:
     """The fingerprint that one process reaches, uninterrupted."""
-    python("dist_train.launch", "train", DIGITS, "--nproc-per-node=1", "--run-dir=run", *overrides, QUIET, cwd=folder)
+    assert run_ranks(train, 1, folder, DIGITS, "run", *overrides, QUIET, timeout=200) == [0]
     return fingerprint(folder / "run")

@@ -82,6 +82,11 @@ MAY_BE_REFUSED: dict[type, str] = {
 """Right is the same bits, or a refusal that says this name."""
 
 
+def named(room: str, kind: type) -> str:
+    """What an animal is called."""
+    return f"{room} {kind.__name__}"
+
+
 def _model(kind: type) -> dict[str, Any]:
     return {"name": f"{kind.__module__}:{kind.__name__}"}
 
@@ -130,12 +135,18 @@ def _others() -> dict[str, Animal]:
     }
 
 
+def herd(*kinds: type) -> Animal:
+    """All of them in one model, which may not be refused."""
+    names = [_model(kind)["name"] for kind in kinds]
+    return Animal(config={"model": {"name": "tests.exactness.zoo.herd:Herd", "args": {"kinds": names}}})
+
+
 def animals() -> dict[str, Animal]:
     """All of them, by name."""
     found = {}
     for room, kinds in MUST_BE_EQUAL.items():
-        found |= {f"{room} {kind.__name__}": Animal(config={"model": _model(kind)}) for kind in kinds}
+        found |= {named(room, kind): Animal(config={"model": _model(kind)}) for kind in kinds}
     for kind, name in MAY_BE_REFUSED.items():
         room = kind.__module__.rpartition(".")[2]
-        found[f"{room} {kind.__name__}"] = Animal(config={"model": _model(kind)}, refused=name)
+        found[named(room, kind)] = Animal(config={"model": _model(kind)}, refused=name)
     return found | _others()

@@ -19,7 +19,6 @@ import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from dist_train.config.schema import Cifar10, CustomData, Digits, ImageFolder, Mnist, Synthetic, Table
 from dist_train.data import datasets, decode
@@ -56,6 +55,8 @@ def everything(dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
     splits = datasets.build(Digits())
     assert (len(splits.train), len(splits.evaluation), splits.shape) == (1438, 359, (1, 8, 8))
     assert splits.classes == tuple("0123456789")
@@ -131,6 +132,8 @@ def test_a_random_split_that_lacks_a_class_says_so():
 
 
 def test_digits_and_folders_are_split_by_class_where_that_is_asked_for(folder):
+    from sklearn.datasets import load_digits
+
     splits = datasets.build(Digits(split="stratified"))
     whole = np.bincount(load_digits().target)
     assert np.array_equal(np.bincount(everything(splits.evaluation)[1]), np.round(whole * 0.2))

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_iris
-from sklearn.preprocessing import StandardScaler
 
 from dist_train import models
 from dist_train.config.schema import CustomModel, Mlp, Table
@@ -24,6 +22,8 @@ def write(path: Path, header: list[str], rows, delimiter: str = ",") -> Path:
 @pytest.fixture
 def iris(tmp_path: Path) -> Path:
     """150 flowers, their sizes and their names."""
+    from sklearn.datasets import load_iris
+
     bunch = load_iris()
     names = bunch.target_names[bunch.target]
     rows = [[*sizes, name] for sizes, name in zip(bunch.data.tolist(), names, strict=True)]
@@ -35,6 +35,8 @@ def everything(dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_classes_are_read_and_inputs_normalised_as_scikit_learn_does(iris):
+    from sklearn.preprocessing import StandardScaler
+
     splits = datasets.build(Table(root=str(iris), targets=["kind"]))
     plain = datasets.build(Table(root=str(iris), targets=["kind"], normalize=False))
     assert splits.classes == ("setosa", "versicolor", "virginica") and splits.shape == (4,) and splits.outputs is None

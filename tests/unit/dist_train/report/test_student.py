@@ -6,7 +6,6 @@ import statistics
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from dist_train.report.student import MOST_SEEDS, POWER, paired, quantile, unpaired, upper_tail
 
@@ -15,21 +14,29 @@ DEGREES = st.floats(1, 2000)
 FIGURES = st.lists(st.integers(0, 359).map(lambda right: right / 359), min_size=2, max_size=12)
 
 
+@pytest.fixture(scope="module")
+def stats():
+    """scipy's: not above, where every worker would import it."""
+    from scipy import stats
+
+    return stats
+
+
 @few
 @given(st.floats(0.5, 0.9999), DEGREES)
-def test_quantiles_are_those_of_scipy(share, degrees):
+def test_quantiles_are_those_of_scipy(stats, share, degrees):
     assert quantile(share, degrees) == pytest.approx(stats.t.ppf(share, degrees), rel=1e-8, abs=1e-9)
 
 
 @few
 @given(st.floats(0, 1e6), DEGREES)
-def test_tails_are_those_of_scipy(t, degrees):
+def test_tails_are_those_of_scipy(stats, t, degrees):
     assert upper_tail(t, degrees) == pytest.approx(stats.t.sf(t, degrees), rel=1e-7, abs=1e-15)
 
 
 @few
 @given(FIGURES, FIGURES)
-def test_intervals_are_those_of_scipy(a, b):
+def test_intervals_are_those_of_scipy(stats, a, b):
     pairs = [after - before for before, after in zip(a, b, strict=False)]
     if len(pairs) >= 2 and statistics.stdev(pairs) > 1e-6:
         found, known = paired(pairs), stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
@@ -41,7 +48,7 @@ def test_intervals_are_those_of_scipy(a, b):
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(1.0, 1.0), (0.5, 1.0), (0.2, 1.0), (0.003, 0.01), (-0.3, 0.4)])
-def test_with_that_many_seeds_the_power_is_what_it_says(mean, spread):
+def test_with_that_many_seeds_the_power_is_what_it_says(stats, mean, spread):
     """That of the t-test itself, from the noncentral t distribution: it is an approximation by one seed at most."""
     two = [mean - spread / math.sqrt(2), mean + spread / math.sqrt(2)]
     assert statistics.stdev(two) == pytest.approx(spread)

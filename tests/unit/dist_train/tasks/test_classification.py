@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as reference
 from torch.nn import functional as F
 
 from dist_train import tasks
@@ -37,6 +36,8 @@ def summed(
 @settings(deadline=None)
 @given(st.integers(1, 150), st.integers(2, 12), st.integers(0, 1000), st.data())
 def test_figures_are_scikit_learns_for_any_cut(n, classes, seed, data):
+    from sklearn import metrics as reference
+
     scores, target = made(n, classes, seed)
     task = Classification(classes=classes)
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as reference
 from torch.nn import functional as F
 
 from dist_train.errors import UserError
@@ -16,6 +15,14 @@ from dist_train.tasks.language_model import LanguageModel
 from dist_train.tasks.multi_label import MultiLabel
 from dist_train.tasks.regression import Regression
 from dist_train.tasks.segmentation import Segmentation
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """scikit-learn's metrics: two seconds of imports, for the one process that runs these tests."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def totals(task, output, target, sizes):
@@ -39,7 +46,7 @@ def both(task, output, target):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_multi_label(seed):
+def test_multi_label(reference, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(40, 4, generator=generator).mul(3).round().div(2)  # with equal scores
     true = (torch.rand(40, 4, generator=generator) < 0.3).long()
@@ -66,7 +73,7 @@ def test_a_class_without_a_sample_has_no_average_precision():
 
 
 @pytest.mark.parametrize(("shape", "loss"), [((), "mse"), ((3,), "mae"), ((2,), "huber"), ((1,), "smooth_l1")])
-def test_regression(shape, loss):
+def test_regression(reference, shape, loss):
     generator = torch.Generator().manual_seed(1)
     target = torch.randn(30, *shape, generator=generator) * 5 + 1000  # far from zero: two passes are needed
     output = target + torch.randn(30, *shape, generator=generator) * 2
@@ -82,7 +89,7 @@ def test_regression(shape, loss):
     assert Regression(loss=loss).loss(output, target).total.item() / 30 == pytest.approx(found["loss"], rel=1e-5)
 
 
-def test_a_target_that_never_changes_has_the_r2_of_scikit_learn():
+def test_a_target_that_never_changes_has_the_r2_of_scikit_learn(reference):
     target = torch.ones(6)
     for output in (torch.ones(6), torch.arange(6.0)):
         found, _ = both(Regression(), output, target)
@@ -98,7 +105,7 @@ def test_outputs_that_would_be_broadcast_are_refused():
         task.loss(torch.ones(4), torch.zeros(4, 1))
 
 
-def test_segmentation():
+def test_segmentation(reference):
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(7, 4, 5, 6, generator=generator)
     target = torch.randint(0, 3, (7, 5, 6), generator=generator)  # class 3 is only seen

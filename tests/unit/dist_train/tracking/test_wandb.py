@@ -78,18 +78,24 @@ def _history(records: list[dict]) -> list[dict]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
-def _read(run_dir: Path) -> list[tuple[dict, list[dict]]]:
-    """Of each life: wandb's own summary of its file, and the history's rows."""
+def _summaries(run_dir: Path) -> list[dict]:
+    """Of each life, wandb's own summary of its file."""
     summary = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", "--summary"]
-    return [
-        (json.loads(subprocess.check_output([*summary, str(file)])), _history(_inspected(file)))
-        for file in _files(run_dir)
-    ]
+    return [json.loads(subprocess.check_output([*summary, str(file)])) for file in _files(run_dir)]
 
 
-def test_an_offline_run_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _read(run_dir: Path) -> list[tuple[dict, list[dict]]]:
+    """Of each life: the summary, and the history's rows."""
+    histories = [_history(_inspected(file)) for file in _files(run_dir)]
+    return list(zip(_summaries(run_dir), histories, strict=True))
+
+
+def test_an_offline_run_reads_back_on_our_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(tmp_path / "run", "auto")
-    [(whole, history)] = _read(tmp_path / "run")
+    [whole], [file] = _summaries(tmp_path / "run"), _files(tmp_path / "run")
+    records = _inspected(file)
+    history, metrics = _history(records), [record["metric"] for record in records if record["type"] == "metric"]
+    assert {metric.get("glob_name"): metric.get("step_metric") for metric in metrics}["*"] == "train/step"
     losses = {row["train/step"]: row["train/loss"] for row in history if "train/loss" in row}
     assert list(losses) == list(range(EVERY, TOTAL + 1, EVERY))
     mean = sum(train_row(step)["loss"] for step in range(1, EVERY + 1)) / EVERY
@@ -223,19 +229,13 @@ def test_w_and_b_s_own_variables_beat_our_defaults_and_not_the_config(
     assert run["tags"] == ["our-tag"]
 
 
+@pytest.mark.long  # tests/end_to_end/test_training.py stops and resumes a whole training for the same
 def test_a_resumed_run_is_the_same_run_there(tmp_path: Path) -> None:
     _run(tmp_path / "run", "offline", last=20, status="stopped")
     _run(tmp_path / "run", "offline", first=20)
     (one, _), (two, history) = _read(tmp_path / "run")
     assert one["run_id"] == two["run_id"] == (tmp_path / "run" / "wandb" / "id.txt").read_text().strip()
     assert [row["train/step"] for row in history if "train/loss" in row] == list(range(25, TOTAL + 1, EVERY))
-
-
-def test_the_step_axis_is_ours(tmp_path: Path) -> None:
-    _run(tmp_path / "run", "offline", last=EVERY)
-    [file] = _files(tmp_path / "run")
-    metrics = [record["metric"] for record in _inspected(file) if record["type"] == "metric"]
-    assert {metric.get("glob_name"): metric.get("step_metric") for metric in metrics}["*"] == "train/step"
 
 
 def test_no_secret_of_the_environment_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,10 +294,11 @@ def test_a_training_that_dies_is_a_failed_run_there(tmp_path: Path, how: str) ->
     program = [sys.executable, "-m", "tests.unit.dist_train.tracking.runs", str(tmp_path / "run"), "wandb=offline", how]
     assert subprocess.run(program, cwd=ROOT, capture_output=True).returncode != 0
     deadline = time.monotonic() + 20
-    while not (lives := _read(tmp_path / "run")) or lives[0][0]["exit_code"] is None:
+    while not (lives := _summaries(tmp_path / "run")) or lives[0]["exit_code"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    [(whole, history)] = lives
+    [whole], [file] = lives, _files(tmp_path / "run")
+    history = _history(_inspected(file))
     assert whole["exit_code"] == 1
     assert history[-1]["train/step"] == TOTAL
     figures = whole["summary"]  # the last and the best are there from the first evaluation on
