@@ -26,7 +26,7 @@ from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore
 from dist_train.config.problems import ConfigError
 from dist_train.config.ranges import parse_ranks, parse_steps
 from dist_train.config.recorded import load_given
-from dist_train.config.schema import Custom, RunConfig
+from dist_train.config.schema import RunConfig
 from dist_train.config.shipped import meant_by
 from dist_train.config.source import load
 from dist_train.config.trust import powers, remember
@@ -134,9 +134,10 @@ def set_deterministic(config: RunConfig) -> None:
     keep_freed_memory()
     if config.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the CUDA context is made
-        if config.model.compile or any(isinstance(part, Custom) for part in (config.model, config.task)):
-            torch.use_deterministic_algorithms(True)  # covers the compiler's kernels; a user's code may compile
-        else:  # the same without importing the compiler, which takes a second
+        if "torch._inductor.config" in sys.modules:
+            torch.use_deterministic_algorithms(True)  # its kernels, too
+        else:  # the same without importing the compiler, which takes a second; once imported, it reads the variable
+            os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
             torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
         torch.backends.cudnn.benchmark = False

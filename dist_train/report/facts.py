@@ -178,7 +178,9 @@ class _Columns:
                 continue
             if isinstance(value, int) and abs(value) >= 2**63:  # no training has written it
                 continue
-            steps.values.setdefault(name, [None] * count).append(value)
+            if name not in steps.values:
+                steps.values[name] = [None] * count
+            steps.values[name].append(value)
         for column in steps.values.values():
             if len(column) == count:
                 column.append(None)
