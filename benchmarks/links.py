@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-_TCP_INFO, _BYTES_RECEIVED, _BYTES_SENT = 11, 128, 200
-"""The socket option, and where `tcpi_bytes_received` and `tcpi_bytes_sent` are in the structure that it gives
-(linux/tcp.h, since Linux 4.19)."""
+_TCP_INFO, _BYTES_RECEIVED, _BYTES_SENT, _BYTES_RETRANS = 11, 128, 200, 208
+"""The socket option, and where `tcpi_bytes_received`, `tcpi_bytes_sent` and `tcpi_bytes_retrans` are in the structure
+that it gives (linux/tcp.h, since Linux 4.19)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Connection:
 
     Attributes:
         ends: our address and port, and the peer's.
-        sent: bytes of data from here to there since it was opened.
+        sent: bytes of data from here to there since it was opened. What was sent twice, because a busy receiver had
+            answered late, counts once.
         received: and from there to here.
     """
 
@@ -37,8 +38,9 @@ def connections() -> list[Connection]:
             if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
                 ends = (one.getsockname()[:2], one.getpeername()[:2])
                 told = one.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
-                sent, received = (struct.unpack_from("Q", told, at)[0] for at in (_BYTES_SENT, _BYTES_RECEIVED))
-                found.append(Connection(ends=ends, sent=sent, received=received))
+                places = (_BYTES_SENT, _BYTES_RETRANS, _BYTES_RECEIVED)
+                sent, again, received = (struct.unpack_from("Q", told, at)[0] for at in places)
+                found.append(Connection(ends=ends, sent=sent - again, received=received))
     return found
 
 

@@ -14,6 +14,8 @@ from typing import IO, Any, NoReturn, TypeVar
 from dist_train.config.replies import Reply
 from dist_train.rundir.codec import decode
 
+from .console import open_standard_streams
+
 PACKAGE = str(__package__)
 """What this folder is called where it is imported from: `launch` in a checkout, `dist_train.launch` once installed."""
 LAUNCH = Path(__file__).absolute().parent
@@ -67,6 +69,7 @@ class ForkServerProcess:
 
 def start_fork_server(*early: str) -> ForkServerProcess:
     """Starts one that imports modules of ours, which use neither torch nor NumPy, and then waits for its order."""
+    open_standard_streams()  # else one of the two sockets could have the number of one that is closed
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     file = str(LAUNCH / "node" / "fork_server.py")
     with theirs:

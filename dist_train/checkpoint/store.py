@@ -19,14 +19,12 @@ from typing import Any
 from dist_train.checkpoint.manifest import MANIFEST, DamagedCheckpoint, verify, write_files
 from dist_train.errors import DiskError, ResumeError, UserError, telling_why
 from dist_train.rundir.files import Bytes, remove_tree, sync_file, sync_folder
-from dist_train.rundir.layout import RunDir, checkpoint_name
+from dist_train.rundir.layout import REPLACED, RunDir, checkpoint_name
 from dist_train.rundir.lease import Fence
 from dist_train.rundir.reading import MAX_JSON, read_bytes, read_json
 
 ROOM = 2.2
 """A checkpoint's size times this should be free before the first save: it is written beside the one it replaces."""
-_REPLACED = ".tmp-replaced-"
-"""Before the name of a checkpoint whose place another one is taking."""
 _NAME = re.compile("step-([0-9]{8,12})")
 
 
@@ -143,7 +141,7 @@ class CheckpointStore:
         it."""
         with suppress(OSError):
             for path in self.folder.glob(".tmp-*"):
-                target = path.with_name(path.name.removeprefix(_REPLACED))
+                target = path.with_name(path.name.removeprefix(REPLACED))
                 if target != path and not os.path.lexists(target):
                     os.rename(path, target)
                 else:
@@ -196,7 +194,7 @@ class CheckpointStore:
     def _commit(self, temporary: Path, target: Path) -> None:
         """Renames it. What had the name before may be sound, so that it gets the name back when this fails."""
         self._check_fence()
-        before = target.with_name(f"{_REPLACED}{target.name}")
+        before = target.with_name(f"{REPLACED}{target.name}")
         if os.path.lexists(target):
             remove_tree(before)
             os.rename(target, before)

@@ -179,8 +179,8 @@ def _torchvision() -> Decode:
     """What torchvision.io.decode_jpeg calls, from the library with torchvision's codecs, which has no need of the
     package: importing that takes a tenth of a second, and calling it warns each time that it is deprecated."""
     found = importlib.util.find_spec("torchvision")
-    folder = Path(str(found and found.origin)).parent
-    library = next((path for name in _CODECS if (path := folder / f"{name}.so").exists()), None)
+    folder = Path(found.origin).parent if found is not None and found.origin else None
+    library = next((path for name in _CODECS if folder and (path := folder / f"{name}.so").exists()), None)
     if library is None:
         raise ImportError("there is no torchvision, or it was built without codecs")
     torch.ops.load_library(library)

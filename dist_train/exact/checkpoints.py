@@ -91,8 +91,8 @@ def resume(folder: str | Path, **stateful: Any) -> int:
 
     def read() -> tuple[int, str, dict[str, Any]] | None:
         store = CheckpointStore(Path(folder))
-        found = store.newest()
         store.remove_unfinished()
+        found = store.newest()
         if found is None:
             return None
         for line in found.skipped:

@@ -184,6 +184,10 @@ class RunDir:
         return any(map(os.path.lexists, files)) or any(map(any, several))
 
 
+REPLACED = ".tmp-replaced-"
+"""Before the name of a checkpoint whose place another one is taking."""
+
+
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 

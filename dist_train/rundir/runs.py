@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dist_train.errors import DiskError, telling_why
 from dist_train.rundir.files import replacing
-from dist_train.rundir.layout import RunDir
+from dist_train.rundir.layout import REPLACED, RunDir
 from dist_train.rundir.reading import read_json
 
 if TYPE_CHECKING:  # pydantic takes a tenth of a second, and not every launch has a config
@@ -82,7 +82,8 @@ def newest_checkpoint(run_dir: Path) -> str | None:
 
 
 def has_checkpoints(run_dir: Path) -> bool:
-    return newest_checkpoint(run_dir) is not None
+    """Or one whose place another was about to take when its process died, and which the next session puts back."""
+    return newest_checkpoint(run_dir) is not None or any(RunDir(run_dir).checkpoints.glob(f"{REPLACED}*"))
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import time
 
 from dist_train.errors import DiskError, ResumeError, UserError
 from dist_train.rundir.layout import GenerationDir, RunDir
-from dist_train.rundir.runs import newest_checkpoint
+from dist_train.rundir.runs import has_checkpoints
 
 from ..console import mark, say
 from ..plan import LaunchPlan
@@ -31,7 +31,7 @@ def when_writable(plan: LaunchPlan, signals: ReceivedSignals, saved: str | None)
         try:
             if not RunDir(plan.folder).generations.is_dir():  # it is never made anew: this may be the bare mount point
                 raise FileNotFoundError(errno.ENOENT, "it is gone")
-            if saved is not None and newest_checkpoint(plan.folder) is None:
+            if saved is not None and not has_checkpoints(plan.folder):
                 raise FileNotFoundError(errno.ENOENT, "its checkpoints are gone")
             return begin_generation(plan)
         except OSError as error:

@@ -258,7 +258,7 @@ class KeptImages:
             found = self._found(files, row)
             encoded = source.encoded(index) if found is None else None
             some.append(_Given(index=index, row=row, found=found, encoded=encoded))
-            size += len(encoded[0]) if encoded else 0
+            size += len(encoded[0]) if encoded else 0 if found is None else found.nbytes
             if size > _TOGETHER or len(some) == _MOST_TOGETHER:
                 yield from self._used(files, source, some)
                 some, size = [], 0

@@ -23,6 +23,7 @@ from dist_train.checkpoint.store import (
     verify,
 )
 from dist_train.errors import ExitCode, UserError
+from dist_train.rundir.runs import has_checkpoints
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "optimizer.safetensors": b"x" * 999, "state.json": b"{}"}
 
@@ -252,6 +253,7 @@ def test_a_sound_checkpoint_is_there_until_another_has_its_place(store, fault):
             command = ["strace", "-f", "-qq", "-o", os.devnull, *inject, sys.executable, "-B", "-c", SAVE]
             code = subprocess.run([*command, str(store.folder)], cwd=ROOT).returncode
             assert code in (0, errno.EIO, -signal.SIGKILL)
+            assert has_checkpoints(store.folder.parent)
             if code != errno.EIO:  # by itself, and a process that was killed with the next session
                 CheckpointStore(store.folder).remove_unfinished()
             assert CheckpointStore(store.folder).newest() is not None
