@@ -19,7 +19,7 @@ import torch
 from dist_train import models
 from dist_train.callbacks import Callbacks, NullCallbacks, build_callbacks
 from dist_train.checkpoint.manager import CheckpointManager, NullCheckpointManager
-from dist_train.checkpoint.provenance import surroundings
+from dist_train.checkpoint.provenance import ask_for_commit, surroundings
 from dist_train.checkpoint.resume import broadcast_checkpoint, check_surroundings
 from dist_train.checkpoint.state import TrainState
 from dist_train.checkpoint.store import LACKS_EVALUATION, CheckpointStore
@@ -99,6 +99,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks, flag: StopFlag) -> Request:
+    if ranks.is_first:
+        ask_for_commit()
     config = _config(arguments, ranks)
     set_deterministic(config)
     lease = Lease(takes_back=not arguments.supervised, renews=set_aside)

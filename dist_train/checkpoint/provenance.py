@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from dist_train.data.decode import decoder_name
 
 DECODED = ("image_folder", "shards", "huggingface")
 """Data sets whose images are decoded as they are read."""
+_ASKING = Lock()
 _SHOWN = 10
 """Names of classes that are written out."""
 
@@ -98,12 +100,22 @@ def code(config: RunConfig) -> dict[str, str]:
     return found if (known := commit()) is None else {**found, "commit": known}
 
 
-@cache
+def ask_for_commit() -> None:
+    """Asks git in a thread. In a large working directory that takes seconds, in which other things can be done."""
+    Thread(target=commit, name="git", daemon=True).start()
+
+
 def commit() -> str | None:
     """The code around the working directory, as git knows it: `1c496ce3a2b1`, or `1c496ce3a2b1-dirty-<digest>`.
 
     Asked once: what the process has imported does not change when the files do.
     """
+    with _ASKING:
+        return _commit()
+
+
+@cache
+def _commit() -> str | None:
     described = _git("describe", "--always", "--dirty", "--abbrev=12")
     if described is None or not described.endswith("-dirty"):
         return described

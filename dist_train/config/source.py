@@ -29,6 +29,7 @@ from dist_train.config.yaml12 import Unreadable, from_plain, parse_yaml
 
 MAX_BYTES = 256 * 1024
 MAX_FILES = 64
+RunConfig.model_rebuild()  # here, once for all ranks that are forked from this process
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False) -> RunConfig:

@@ -107,7 +107,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_commit_tells_changes_apart(repository):
-    ask = provenance.commit.__wrapped__
+    ask = provenance._commit.__wrapped__
     clean = ask()
     (repository / "net.py").write_text("width = 2\n")
     second = ask()
@@ -119,7 +119,7 @@ def test_the_commit_tells_changes_apart(repository):
 def test_outside_of_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.commit.__wrapped__() is None
+    assert provenance._commit.__wrapped__() is None
 
 
 def test_all_of_it_is_json_that_reads_back_as_it_was():
