@@ -58,6 +58,8 @@ class Rank:
     done: bool = False
     value: Any = None
     failure: str | None = None
+    failed_at: float = 0.0
+    """When it raised, by the clock that all processes share; 0 of one that was killed, by which its peers fail."""
 
     def take_answer(self) -> None:
         """Reads what the process sent before it ended, or finds out how it died."""
@@ -71,7 +73,7 @@ class Rank:
         if kind == "value":
             self.value = content
         else:
-            self.failure = content
+            self.failure, self.failed_at = content
 
     def output(self, name: str, characters: int = 3000) -> str:
         path = self.folder / f"rank{self.number}.{name}"
@@ -159,11 +161,11 @@ def _wait_for_all(ranks: list[Rank], timeout: float) -> None:
         ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
             break
-        for connection in ready:
-            rank = waiting[connection]  # type: ignore[index]
+        came = [waiting[connection] for connection in ready]  # type: ignore[index]
+        for rank in came:
             rank.take_answer()
-            if rank.failure and first is None:
-                first, deadline = rank, min(deadline, time.monotonic() + GRACE)
+        if first is None and (failed := [rank for rank in came if rank.failure]):  # on a busy machine, several at once
+            first, deadline = min(failed, key=lambda rank: rank.failed_at), min(deadline, time.monotonic() + GRACE)
     if first is not None:
         raise RankFailed(_failure_in_words(first, ranks), first.number)
     if waiting:
@@ -228,7 +230,7 @@ def _work(function: Callable[..., Any], args: tuple, environment: dict[str, str]
     try:
         answer = ("value", function(Ranks.from_environment(), *args))
     except BaseException:
-        answer = ("failure", traceback.format_exc())
+        answer = ("failure", (traceback.format_exc(), time.monotonic()))
     sys.stdout.flush()
     answers.send(answer)
     answers.close()
