@@ -26,6 +26,8 @@ from dist_train.data.decode import decoder_name
 DECODED = ("image_folder", "shards", "huggingface")
 """Data sets whose images are decoded as they are read."""
 _ASKING = Lock()
+# A fork waits for git's answer: the new process would keep the pipes open whose end the one that asks waits for.
+os.register_at_fork(before=_ASKING.acquire, after_in_parent=_ASKING.release, after_in_child=_ASKING.release)
 _SHOWN = 10
 """Names of classes that are written out."""
 

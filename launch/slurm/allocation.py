@@ -28,6 +28,10 @@ BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
 """torchrun's flags that say how the nodes meet: whoever gives them starts each node by hand."""
 POLL_S = 0.5
 """Between two looks at srun; a signal or srun's end wakes it at once."""
+SRUNS_OWN = 160
+"""Exit codes from here on are srun's own: SLURM could not start the launchers, since a node was slow to answer, say."""
+STARTS = 3
+"""So often srun is called at most."""
 OURS = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW", "SLURM_LABELIO")
 """Variables of the step around us, which the new step would take for its own."""
 
@@ -143,30 +147,40 @@ def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """
     environment = {name: value for name, value in environ.items() if name not in OURS}
     with ReceivedSignals() as signals:
-        try:
-            # Its own session: srun would take the terminal's Ctrl-C for a request to report its state.
-            step = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=partial(die_with_parent, signal.SIGTERM),
-            )
-        except FileNotFoundError:
-            raise UserError(
-                "in a SLURM allocation, and there is no srun to start on its nodes: put it on PATH, or give "
-                "--standalone to use this machine alone"
-            ) from None
-        asked = False
-        while step.poll() is None:
-            if signals.kill is not None:
-                send(step.pid, signal.SIGTERM)  # srun ends the step with SIGKILL
-            elif signals.stop is not None and not asked:
-                asked = True
-                send(step.pid, signal.SIGUSR1)  # the only stop request that srun passes on
-            for number in signals.take_others():
-                send(step.pid, number)
-            signals.wait(POLL_S)
-        if signals.stop == signal.SIGINT and (signals.kill or step.returncode == ExitCode.REQUEUE):
+        for number in range(1, STARTS + 1):
+            code = _run_step(command, environment, signals)
+            if code < SRUNS_OWN or number == STARTS or signals.stop is not None:
+                break
+            say(f"srun could not start the launchers (its exit code is {code}): once more")
+        if signals.stop == signal.SIGINT and (signals.kill or code == ExitCode.REQUEUE):
             return ExitCode.INTERRUPTED
-    return step.returncode if step.returncode >= 0 else 128 - step.returncode
+    return code if code >= 0 else 128 - code
+
+
+def _run_step(command: Sequence[str], environment: Mapping[str, str], signals: ReceivedSignals) -> int:
+    """Returns what Popen.returncode of srun is. Raises UserError when there is no srun."""
+    try:
+        # Its own session: srun would take the terminal's Ctrl-C for a request to report its state.
+        step = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
+        )
+    except FileNotFoundError:
+        raise UserError(
+            "in a SLURM allocation, and there is no srun to start on its nodes: put it on PATH, or give "
+            "--standalone to use this machine alone"
+        ) from None
+    asked = False
+    while step.poll() is None:
+        if signals.kill is not None:
+            send(step.pid, signal.SIGTERM)  # srun ends the step with SIGKILL
+        elif signals.stop is not None and not asked:
+            asked = True
+            send(step.pid, signal.SIGUSR1)  # the only stop request that srun passes on
+        for number in signals.take_others():
+            send(step.pid, number)
+        signals.wait(POLL_S)
+    return step.returncode

@@ -19,19 +19,24 @@ echo "job $job on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1)):
 # USR1, the time limit is near, comes to this shell alone: srun hands it on to every supervisor, which saves and ends
 # with 75. TERM, a scancel or a preemption, SLURM gives to the supervisors itself, and a second one would mean "at once":
 # here this shell has only to outlive them.
-step='' signalled='' time_is_up=''
-trap 'signalled=yes time_is_up=yes; [[ -n $step ]] && kill -USR1 "$step"' USR1
-trap 'signalled=yes' TERM
+step='' signalled='' time_is_up='' asked=''
+trap 'signalled=yes asked=yes time_is_up=yes; [[ -n $step ]] && kill -USR1 "$step"' USR1
+trap 'signalled=yes asked=yes' TERM
 
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    --kill-on-bad-exit=0 --wait=300 --unbuffered ${options[@]+"${options[@]}"} "${command[@]}" &
-step=$!
-[[ -n $time_is_up ]] && kill -USR1 "$step"
-while :; do
-    signalled=
-    wait "$step"
-    code=$?
-    [[ -n $signalled ]] || break # a trapped signal ended the wait, not the step
+for try in 1 2 3; do
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+        --kill-on-bad-exit=0 --wait=300 --unbuffered ${options[@]+"${options[@]}"} "${command[@]}" &
+    step=$!
+    [[ -n $time_is_up ]] && kill -USR1 "$step"
+    while :; do
+        signalled=
+        wait "$step"
+        code=$?
+        [[ -n $signalled ]] || break # a trapped signal ended the wait, not the step
+    done
+    # Codes from 160 on are srun's own: SLURM could not start the launchers, since a node was too slow to answer, say.
+    if ((code < 160 || try == 3)) || [[ -n $asked ]]; then break; fi
+    echo "srun could not start the launchers (its exit code is $code): once more" >&2
 done
 
 # 75: start me again, from what is saved. 137: a supervisor was killed, which says nothing against the training. 138: the

@@ -33,7 +33,8 @@ FINISHED = {
     "DEADLINE",
 }
 REQUEUE_WAIT = 5
-"""Seconds after which SLURM starts a requeued job again; 120 unless told otherwise."""
+"""Seconds after which SLURM starts a requeued job again, and in which a node must have started a step; 120 unless told
+otherwise."""
 PATH_WITH_DAEMONS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 CONFIGURATION = """\
@@ -186,6 +187,11 @@ class Cluster:
         """Starts a node's slurmd, which brings it back if it was killed."""
         self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
 
+    def hold_nodes(self) -> str:
+        """A line of bash that keeps all nodes from answering until the permission to start a step has expired."""
+        pids = " ".join(str(daemon.pid) for name, daemon in self._daemons.items() if name.startswith("slurmd-"))
+        return f"kill -STOP {pids}; (sleep {REQUEUE_WAIT + 2}; kill -CONT {pids}) &"
+
     def kill_node(self, name: str, *, spare: Sequence[int] = ()) -> None:
         """What a power loss leaves of a node: slurmd, its step daemons and the jobs' processes on it are gone at once.
 
@@ -262,9 +268,15 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
         return [f"{pid} {command}" for pid, command in left]
 
+    def account(self) -> str:
+        """The queue, the jobs as the controller has them, the nodes, and the end of every daemon's log."""
+        asked = (["squeue", "--all"], ["scontrol", "--oneliner", "show", "job"], ["sinfo", "--Node", "--long"])
+        told = [f"--- {' '.join(command)}\n{self.run(command, check=False).stdout}" for command in asked]
+        return "\n".join([*told, *map(_end_of, sorted(self.folder.glob("slurm*.log")))])
+
     def _logs(self) -> str:
         paths = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out"), *self.folder.glob("munge/log")])
-        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in paths)
+        return "\n".join(map(_end_of, paths))
 
 
 Finished = subprocess.CompletedProcess[str]
@@ -288,6 +300,10 @@ def _becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.2)  # many conditions ask a process or read a whole file
     return True
+
+
+def _end_of(log: Path) -> str:
+    return f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}"
 
 
 def _clean_environment() -> dict[str, str]:

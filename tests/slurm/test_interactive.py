@@ -120,12 +120,14 @@ def test_in_an_salloc_of_two_nodes_it_starts_on_both(slurm_cluster, tmp_path, al
     assert fingerprint(run) == alone_after_60
 
 
-def test_any_script_starts_on_both_nodes_too(slurm_cluster, tmp_path):
+def test_any_script_starts_on_both_nodes_too_even_if_they_answer_too_late(slurm_cluster, tmp_path):
     script = tmp_path / "meet.py"
     script.write_text(MEET)
-    shell = _shell(tmp_path, f"{sys.executable} -m dist_train.launch run --ranks all {script}; echo ended $?")
+    line = f"{sys.executable} -m dist_train.launch run --ranks all {script}; echo ended $?"
+    shell = _shell(tmp_path, slurm_cluster.hold_nodes(), line)
     done = slurm_cluster.run(["salloc", "--nodes=2", "--cpus-per-task=1", shell], cwd=tmp_path, timeout=240)
     assert "ended 0" in done.stdout, done.stdout + done.stderr
+    assert "srun could not start the launchers (its exit code is 167): once more" in done.stderr
     met = [f"rank {rank} of 2 on {node}: 1" for rank, node in enumerate(NODES)]
     assert sorted(re.findall(r"rank . of 2 on .*", done.stdout)) == met, done.stdout + done.stderr
 

@@ -15,7 +15,7 @@ import pytest
 
 from dist_train.rundir.codec import read_json
 from tests.slurm.cluster import NODES, Cluster, wait_until
-from tests.slurm.training import TWO_NODES, Submitted, fingerprint, stopping_times, submit, trained_alone
+from tests.slurm.training import SIXTY_STEPS, TWO_NODES, Submitted, fingerprint, stopping_times, submit, trained_alone
 
 TIMES = int(os.environ.get("TIMES", "20"))
 GRACE = 20
@@ -215,6 +215,17 @@ def test_three_lives_in_a_row_without_a_newer_checkpoint_are_enough(slurm_cluste
     job = run.wait_for_end()
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 10, 3), run.log_text()
     assert "3 launches in a row saved nothing new" in run.log_text()
+
+
+def test_launchers_that_slurm_could_not_start_are_started_again(slurm_cluster, tmp_path):
+    """Nodes answer so late that the permission to start the step has expired."""
+    site = tmp_path / "site.sh"
+    site.write_text(f"if ((${{SLURM_RESTART_COUNT:-0}} == 0)); then {slurm_cluster.hold_nodes()} fi\n")
+    run = submit(slurm_cluster, tmp_path, [], SIXTY_STEPS, environment={"DIST_TRAIN_SITE": str(site)})
+    job = run.wait_for_end()
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
+    assert "srun could not start the launchers (its exit code is 167): once more" in run.log_text()
+    assert [life.ended.reason for life in run.lives()] == ["stopped, as the config says"]
 
 
 def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_cluster, tmp_path):

@@ -1,7 +1,9 @@
 """What a result depends on, told apart when it differs, and equal when it does not."""
 
 import json
+import os
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -114,6 +116,38 @@ def test_the_commit_tells_changes_apart(repository):
     (repository / "net.py").write_text("width = 3\n")
     third = ask()
     assert len(clean) == 12 and second.startswith(f"{clean}-dirty-") and len({clean, second, third}) == 3
+
+
+def test_a_fork_waits_for_what_git_is_being_asked(tmp_path, monkeypatch):
+    """Else the new process keeps git's pipes open, and whoever asked waits for it instead of git."""
+    began, go = tmp_path / "began", tmp_path / "go"
+    os.mkfifo(began)
+    os.mkfifo(go)
+    git = tmp_path / "git"
+    git.write_text(f"#!/bin/sh\necho > {began}\nread line < {go}\necho 1c496ce3a2b1\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    provenance._commit.cache_clear()
+    forked = []
+
+    def fork():
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        forked.append(pid)
+
+    try:
+        provenance.ask_for_commit()
+        began.read_text()
+        forking = threading.Thread(target=fork)
+        forking.start()
+        forking.join(0.2)  # it would fork at once
+        assert forked == []
+        go.write_text("\n")
+        forking.join()
+        assert provenance.commit() == "1c496ce3a2b1"
+        assert os.waitpid(forked[0], 0)[1] == 0
+    finally:
+        provenance._commit.cache_clear()
 
 
 def test_outside_of_a_repository_there_is_no_commit(tmp_path, monkeypatch):
