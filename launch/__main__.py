@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """The command's entry point. Ctrl-C while it is imported ends it as at any later time."""
     try:
+        from .children import begin_fork_server
+
+        begin_fork_server(sys.argv[1:])
         from .cli import main as run
     except KeyboardInterrupt:
         sys.exit(130)

@@ -67,8 +67,31 @@ class ForkServerProcess:
         self.socket.close()
 
 
-def start_fork_server(*early: str) -> ForkServerProcess:
-    """Starts one that imports modules of ours, which use neither torch nor NumPy, and then waits for its order."""
+EARLY = {"train": ("dist_train.config.source", "dist_train.tracking.base", "dist_train.rundir.records"), "run": ()}
+"""Commands that fork ranks, and what these import that needs neither torch nor NumPy."""
+_WITHOUT_RANKS = {"--start", "--dry-run", "--help", "-h"}
+_begun: list[ForkServerProcess] = []
+
+
+def begin_fork_server(words: Sequence[str]) -> None:
+    """Starts the one that the command will need, so that both set themselves up at once. It ends with this process."""
+    if words and words[0] in EARLY and not _WITHOUT_RANKS & {word.partition("=")[0] for word in words}:
+        with suppress(OSError):  # it is tried once more, and told then
+            _begun.append(_start_fork_server(EARLY[words[0]]))
+
+
+def take_fork_server() -> ForkServerProcess:
+    """One that waits for its order: the one that has begun, or a new one."""
+    return _begun.pop() if _begun else _start_fork_server()
+
+
+def drop_fork_server() -> None:
+    """Ends the one that has begun, which is not needed."""
+    while _begun:
+        _begun.pop().end()
+
+
+def _start_fork_server(early: Sequence[str] = ()) -> ForkServerProcess:
     open_standard_streams()  # else one of the two sockets could have the number of one that is closed
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     file = str(LAUNCH / "node" / "fork_server.py")

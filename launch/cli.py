@@ -7,7 +7,6 @@ import difflib
 import importlib
 import os
 import sys
-from importlib import metadata
 from typing import Any
 
 import click
@@ -85,6 +84,8 @@ def _hint(name: str) -> str:
 
 def _print_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         try:
             version = metadata.version("dist-train")
         except metadata.PackageNotFoundError:  # run from a checkout that was never installed

@@ -144,9 +144,11 @@ def test_configuration_is_read_without_torch():
 
 def test_what_the_fork_server_imports_early_reads_no_environment():
     """The plan's comes later. OpenMP reads how many threads it may have as torch and NumPy are loaded."""
-    from launch.commands.train import EARLY
+    from launch.children import EARLY
 
-    script = f"import sys, {', '.join(EARLY)}; print(*{{'torch', 'numpy'}} & sys.modules.keys())"
+    script = (
+        f"import sys, {', '.join(EARLY['train'] + EARLY['run'])}; print(*{{'torch', 'numpy'}} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
@@ -216,7 +218,10 @@ MAY_IMPORT = {
     "launch/rank": (),
     "launch/job.py": ("dist_train.rundir",),
     "launch/processes.py": ("dist_train.rundir.process_id",),
-    "launch/torch_patches.py": ("torch.distributed.elastic.multiprocessing.api",),
+    "launch/torch_patches.py": (
+        "torch.distributed.elastic.agent.server.api",
+        "torch.distributed.elastic.multiprocessing.api",
+    ),
     "launch/node/channel.py": (),
     "launch/node/fork_server.py": ("torch",),
     "launch/node": (

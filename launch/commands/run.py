@@ -18,7 +18,6 @@ from dist_train.rundir.layout import RunDir
 from dist_train.rundir.runs import make_run_dir, new_folder
 
 from .. import completion
-from ..children import start_fork_server
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
 from ..plan.flags import Flags, as_words
@@ -61,7 +60,6 @@ def command(program: str, arguments: tuple[str, ...], as_json: bool, **options: 
 
     words = _program(program, options.pop("module"), options.pop("no_python"), options.pop("run_path"))
     everywhere(options, lambda: Path(options["run_dir"] or new_folder(Path("runs") / _name(words))))
-    server = start_fork_server() if options["start"] != "exec" else None
     filters = {name: options.pop(f"duplicate_{name}_filters") for name in ("stdout", "stderr")}
     plan = _make_folder(_plan(words, arguments, **options), may_choose=options["run_dir"] is None)
     for name in [name for name, found in filters.items() if found]:
@@ -69,7 +67,7 @@ def command(program: str, arguments: tuple[str, ...], as_json: bool, **options: 
         say(f"--duplicate-{name}-filters: the logs have every line, find those with: {look} {plan.logs}/rank*.log")
     state = RunDir(plan.folder).state
     write_json(state, {"status": "running"})
-    code = supervise(plan, server=server)
+    code = supervise(plan)
     if plan.node in (0, None):
         stopped = code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
         write_json(state, {"status": "stopped" if stopped else "done" if code == ExitCode.DONE else "failed"})

@@ -13,7 +13,6 @@ from dist_train.errors import UserError
 from dist_train.rundir.layout import FAST_DEV_RUN
 
 from .. import completion
-from ..children import start_fork_server
 from ..configs import existing_config, load_trusted, program_for, remember_configs, split_config
 from ..console import mark, say
 from ..plan import LaunchPlan, count_nodes, host, make_plan
@@ -43,8 +42,6 @@ Several nodes without SLURM need the same --run-dir (or --rdzv-id) on each.
 \b
 Ctrl-C, SIGTERM: save and stop; a second one ends everything at once.
 SIGUSR1: save, stop, exit code 75 (start me again). SIGUSR2: save and go on."""
-EARLY = ("dist_train.config.source", "dist_train.tracking.base", "dist_train.rundir.records")
-"""What the ranks import that needs no torch: the fork server has it before the plan is made."""
 
 
 @launch_command(epilog=EPILOG)
@@ -84,7 +81,6 @@ def command(
     if fast_dev_run:
         sys.exit(_fast_dev_run(words, print_verdict if as_json else None, **options))
     everywhere(options, lambda: _folder_of(words, **options), dry_run=dry_run)
-    server = start_fork_server(*EARLY) if options["start"] != "exec" and not dry_run else None
     planned = plan_training(words, **options)
     if dry_run:
         from ..plan.dry_run import show
@@ -102,7 +98,7 @@ def command(
         say(planned.note)
     from ..supervisor import supervise
 
-    sys.exit(supervise(planned.plan, print_verdict if as_json else None, server))
+    sys.exit(supervise(planned.plan, print_verdict if as_json else None))
 
 
 FEW_STEPS = (

@@ -27,7 +27,7 @@ from dist_train.rundir.records import AgentOutcome, RankEnd
 
 from ..processes import descendants, ignore_signals, send
 from ..rank.page import ERROR, FACTS, Page
-from ..torch_patches import end_ranks_by, start_ranks_by
+from ..torch_patches import end_ranks_by, look_after, start_ranks_by
 from .fork_client import ForkClient, ForkedProcess
 from .request import AgentRequest
 
@@ -47,7 +47,9 @@ def main() -> None:
 
 def main_forked(request: dict[str, Any], server: socket.socket) -> None:
     """Does what main does, in a process that has imported torch already. Its ranks are forked, too. Never returns."""
-    fork_ranks_from(ForkClient(server))
+    client = ForkClient(server)
+    fork_ranks_from(client)
+    look_after(client.wait)
     work(decode(AgentRequest, request))
 
 

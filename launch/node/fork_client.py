@@ -48,6 +48,10 @@ class ForkClient:
         self._listen(seconds, lambda: pid in self._codes)
         return self._codes.get(pid, -signal.SIGKILL if self.is_gone else None)
 
+    def wait(self, seconds: float) -> None:
+        """Until there is something to hear, so many seconds at most."""
+        select.select([self.channel], [], [], seconds)
+
     def _listen(self, seconds: float | None, until: Callable[[], bool]) -> None:
         """Takes what the server says until `until` holds, the server is gone, or the time is over (None: no limit)."""
         deadline = None if seconds is None else time.monotonic() + seconds

@@ -18,7 +18,7 @@ from typing import Any
 
 from dist_train.errors import ExitCode, UserError
 
-from ..children import PACKAGE, child_environment
+from ..children import PACKAGE, child_environment, drop_fork_server
 from ..console import say
 from ..processes import die_with_parent, send
 from ..signals import ReceivedSignals
@@ -79,6 +79,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         sys.exit(0)
+    drop_fork_server()  # the ranks are not forked here
     sys.exit(run_srun(line, child_environment()))
 
 

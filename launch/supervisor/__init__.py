@@ -9,7 +9,6 @@ from dist_train.rundir.files import remove_tree
 from dist_train.rundir.ownership import refuse_owned
 from dist_train.rundir.runs import make_run_dir, newest_checkpoint
 
-from ..children import ForkServerProcess
 from ..console import mark, open_standard_streams, say
 from ..plan import LaunchPlan
 from ..processes import become_subreaper, end_descendants
@@ -33,18 +32,13 @@ DATA_PAUSE_S = 5.0
 """Seconds before data that could not be read is tried a third time; twice as long each time after that."""
 
 
-def supervise(
-    plan: LaunchPlan,
-    at_end: Callable[[LaunchPlan, int], None] | None = None,
-    server: ForkServerProcess | None = None,
-) -> int:
+def supervise(plan: LaunchPlan, at_end: Callable[[LaunchPlan, int], None] | None = None) -> int:
     """Runs the plan to its end, restarts included. Returns the launcher's exit code.
 
     A training that ends with exit code 2 has not begun, and its directory is left as it was before.
 
     Args:
         at_end: called with the plan and the exit code, before anything that was written is taken back.
-        server: the fork server to use, if it has begun.
 
     Raises:
         UserError: when the run directory belongs to a live run, or the file system does not let us work.
@@ -64,7 +58,7 @@ def supervise(
         raise
     with owning(plan), ReceivedSignals() as signals:
         folders_before.look_again()
-        starter, code = AgentStarter(plan, server), None
+        starter, code = AgentStarter(plan), None
         try:
             code = _supervise_on_record(plan, signals, starter)
         finally:

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..children import ForkServerProcess, start, start_fork_server
+from ..children import ForkServerProcess, drop_fork_server, start, take_fork_server
 from ..console import mark, say
 from ..node.channel import send
 from ..node.fork_client import ForkClient, ForkedProcess
@@ -25,20 +25,19 @@ class AgentStarter:
     """Starts the agents of one launch: from a fork server if the plan says so, for as long as that works.
 
     The fork server is our child and serves one generation after another. The kernel ends it when we end.
-
-    Args:
-        server: one that has begun, and waits for its order.
     """
 
-    def __init__(self, plan: LaunchPlan, server: ForkServerProcess | None = None) -> None:
+    def __init__(self, plan: LaunchPlan) -> None:
         self._plan, self._log = plan, plan.preload_log.absolute()
-        self._server = server
+        self._server: ForkServerProcess | None = None
         self._client: ForkClient | None = None
-        if plan.flags.start == "auto" and (why := _too_late(plan)):
-            say_not_preloaded(why)
-            self.close()
-        elif plan.flags.start != "exec":
+        why = _too_late(plan) if plan.flags.start == "auto" else None
+        if why is None and plan.flags.start != "exec":
             self._client = self._order()
+            return
+        drop_fork_server()
+        if why is not None:
+            say_not_preloaded(why)
 
     def agent(self, request: AgentRequest, signals: ReceivedSignals) -> Agent | None:
         """Starts the agent of one generation on this node. None when a stop was asked for before the agent began."""
@@ -87,10 +86,10 @@ class AgentStarter:
         self._server = self._client = None
 
     def _order(self) -> ForkClient:
-        """Has the fork server, which may have begun, import what the plan says."""
+        """Has a fork server, which may have begun, import what the plan says."""
         with contextlib.suppress(OSError):  # the server works without a log
             self._log.parent.mkdir(parents=True, exist_ok=True)
-        server = self._server = self._server or start_fork_server()
+        server = self._server = take_fork_server()
         program = self._plan.program
         order = PreloadOrder(
             environment=self._plan.environment,

@@ -44,20 +44,23 @@ def watch_exits(pages: Pages) -> Iterator[dict[int, int]]:
     """Watches the ranks of this node from a thread. Yields a dictionary that receives, for each rank that has ended,
     the time when that was first seen, in ns since boot."""
     ended: dict[int, int] = {}
-    over = threading.Event()
+    over = os.eventfd(0)
     thread = threading.Thread(target=_watch, args=(pages, ended, over), name="exit watcher", daemon=True)
     thread.start()
     try:
         yield ended
     finally:
-        over.set()
+        os.eventfd_write(over, 1)
         thread.join()
+        os.close(over)
 
 
-def _watch(pages: Pages, ended: dict[int, int], over: threading.Event) -> None:
+def _watch(pages: Pages, ended: dict[int, int], over: int) -> None:
+    """Until `over` can be read."""
     poll, open_ranks = select.poll(), dict[int, int]()
-    known: set[tuple[int, int]] = set()
-    while not over.is_set():
+    poll.register(over, select.POLLIN)
+    known, is_over = set[tuple[int, int]](), False
+    while not is_over:
         begun = {(record.rank, record.pid) for record in ranks_of(pages)}
         for rank, pid in begun - known:
             try:
@@ -69,6 +72,9 @@ def _watch(pages: Pages, ended: dict[int, int], over: threading.Event) -> None:
                 poll.register(descriptor, select.POLLIN)
         known |= begun
         for descriptor, _ in poll.poll(_LOOK_S * 1000):
+            if descriptor == over:
+                is_over = True
+                continue
             ended[open_ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             poll.unregister(descriptor)
             os.close(descriptor)

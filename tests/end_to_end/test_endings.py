@@ -86,6 +86,39 @@ def test_what_is_on_disk_afterwards_is_what_torchrun_leaves(tmp_path):
     assert tally.failures == [], table([tally])
 
 
+LEAVES_SOMETHING = """
+import os, torch
+
+class Tells:
+    def __init__(self, name):
+        self.name = name
+    def __del__(self, write=os.write):
+        write(1, f"{self.name} is gone\\n".encode())
+
+own, torch.something = Tells("own"), Tells("torch's")
+unclosed = open("unclosed", "w")
+unclosed.write("written")
+"""
+
+
+@pytest.mark.parametrize(("start", "gone"), [("preload", ["own"]), ("exec", ["own", "torch's"])])
+def test_what_ranks_share_is_not_taken_apart_at_their_end_and_what_is_their_own_is(tmp_path, start, gone):
+    (tmp_path / "leaves.py").write_text(LEAVES_SOMETHING)
+    done = go(tmp_path, *OURS, f"--start={start}", "leaves.py")
+    assert sorted(done.stdout.splitlines()) == [f"{name} is gone" for name in gone]
+    assert (tmp_path / "unclosed").read_text() == "written"
+
+
+def test_a_rank_keeps_the_operators_of_torch_to_its_end_and_not_its_own(tmp_path):
+    (tmp_path / "counts.py").write_text(
+        "import torch, weakref\n"
+        "own = torch.library.Library('of_ours', 'DEF')\n"
+        "found = [one for one in weakref.finalize._registry if one.peek()[1] is torch.library._del_library]\n"
+        "print(len(found) > 1, sum(one.atexit for one in found))"
+    )
+    assert go(tmp_path, *OURS, "counts.py").stdout == "True 1\n"
+
+
 @pytest.mark.parametrize("start", ["exec", pytest.param("preload", marks=pytest.mark.long)])
 def test_threads_of_torch_that_lag_behind_do_not_abort_the_end(tmp_path, start):
     """They still hold the last tensors when the script is at its end, as on a busy machine: under torchrun nine of ten

@@ -231,6 +231,33 @@ def test_ctrl_c_saves_and_stops(launch):
     assert run.end()[0] == 130
 
 
+@pytest.mark.parametrize("module", ["dist_train.config.replies", "click"])
+def test_ctrl_c_while_the_command_is_imported(tmp_path, module):
+    """Before and after the fork server has begun."""
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    hook = (
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *more):\n"
+        f"        if name == {module!r}:\n"
+        f"            {interrupt}\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from launch.__main__ import main\n"
+        "sys.argv[1:] = ['train', 'digits']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hook],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_signal_to_one_rank_is_told_by_its_state(launch):
     run = launch(1, "train").when_ready(1)
     os.kill(run.pid_of(0), signal.SIGTERM)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def test_other_programs(tmp_path):
     done = go(tmp_path / "p", *OURS, "--no-python", "--nproc-per-node=2", "bash", "-c", 'echo "$RANK $1"', "x", "a b")
     assert done.stdout == "0 a b\n"
     assert (tmp_path / "p/run/logs/rank1.log").read_text() == "1 a b\n"
+
+
+def test_the_end_of_a_rank_is_seen_at_once(tmp_path):
+    """torch's agent looks for it at intervals."""
+    begun = time.monotonic()
+    go(tmp_path, *OURS, "--monitor-interval", "100", "--no-python", "true")
+    assert time.monotonic() - begun < 100
 
 
 def test_what_cannot_be_preloaded_is_started_by_itself_and_said(tmp_path):

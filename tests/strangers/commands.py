@@ -204,7 +204,6 @@ def _without_new_programs() -> None:
     for module in (commands.checkpoints, commands.export, commands.fingerprint, commands.predict):
         module.become = _module  # type: ignore[attr-defined]
     launch.supervisor.supervise = launch.doctor.ranks.supervise = _one_rank  # type: ignore[assignment]
-    commands.train.start_fork_server = lambda *early: None  # type: ignore[assignment,misc,return-value]
     real = subprocess.run
 
     def started(command: Any, *given: Any, **named: Any) -> Any:

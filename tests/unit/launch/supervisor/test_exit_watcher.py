@@ -9,6 +9,7 @@ import pytest
 from dist_train.rundir.process_id import ProcessId
 from dist_train.rundir.records import RankRecord
 from launch.rank.page import FACTS, Page, Pages
+from launch.supervisor import exit_watcher
 from launch.supervisor.exit_watcher import ranks_of, watch_exits
 
 
@@ -41,6 +42,14 @@ def test_the_time_of_each_death_is_seen_and_ranks_may_begin_meanwhile(pages):
     assert [one.rank for one in ranks_of(pages)] == [10, 11, 12]
     assert list(exits) == [10, 11]
     assert begun < exits[10] < exits[11] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def test_the_watch_ends_at_once(pages, monkeypatch):
+    monkeypatch.setattr(exit_watcher, "_LOOK_S", 600.0)
+    begun = time.monotonic()
+    with watch_exits(pages) as exits:
+        pass
+    assert exits == {} and time.monotonic() - begun < 60
 
 
 def _until_seen(exits: dict[int, int], rank: int) -> None:
