@@ -8,14 +8,14 @@ In the agent (node/agent.py):
 - end_ranks_by: when a rank of a program of others has failed, a function of ours ends the rest, not torch's agent
   (test_endings.py).
 
-- look_after: torch's elastic agent looks at its ranks when there is news of them (test_preload.py).
+- look_after: torch's elastic agent looks at its ranks when there is news of them (test_run.py).
 
 In a rank (`be_watched` in rank/main.py):
 - wrap_collective: the calls of torch.distributed's functions are noted (test_collectives.py).
 - keep_stacks: a loading process keeps faulthandler's signal handlers (tests/failures/).
 
 In the fork server (node/fork_server.py), and so in all that it forks:
-- keep_operators: the operators that torch has registered stay so at the end of a rank (test_preload.py).
+- keep_operators: the operators that torch has registered stay so at the end of a rank (test_endings.py).
 - install_lazy_dynamo: torch._dynamo is imported when something is compiled (test_lazy_dynamo.py). The second half of
   this file, which nothing else needs.
 """

@@ -26,8 +26,9 @@ from dist_train.data.decode import decoder_name
 DECODED = ("image_folder", "shards", "huggingface")
 """Data sets whose images are decoded as they are read."""
 _ASKING = Lock()
-# A fork waits for git's answer: the new process would keep the pipes open whose end the one that asks waits for.
-os.register_at_fork(before=_ASKING.acquire, after_in_parent=_ASKING.release, after_in_child=_ASKING.release)
+_FORKS = list[bool]()
+_PATIENCE_S = 15.0
+"""For git to answer twice, before a fork."""
 _SHOWN = 10
 """Names of classes that are written out."""
 
@@ -105,6 +106,20 @@ def code(config: RunConfig) -> dict[str, str]:
 def ask_for_commit() -> None:
     """Asks git in a thread. In a large working directory that takes seconds, in which other things can be done."""
     Thread(target=commit, name="git", daemon=True).start()
+
+
+def _before_fork() -> None:
+    """A fork waits for git's answer: the new process would keep the pipes open whose end the one that asks waits
+    for."""
+    _FORKS.append(_ASKING.acquire(timeout=_PATIENCE_S))
+
+
+def _after_fork() -> None:
+    if _FORKS and _FORKS.pop():
+        _ASKING.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def commit() -> str | None:

@@ -50,7 +50,9 @@ class ForkClient:
 
     def wait(self, seconds: float) -> None:
         """Until there is something to hear, so many seconds at most."""
-        select.select([self.channel], [], [], seconds)
+        is_news = bool(select.select([self.channel], [], [], seconds)[0])
+        if is_news and not self.channel.recv(1, socket.MSG_PEEK):  # the server is gone: that is no news for ever
+            time.sleep(seconds)
 
     def _listen(self, seconds: float | None, until: Callable[[], bool]) -> None:
         """Takes what the server says until `until` holds, the server is gone, or the time is over (None: no limit)."""

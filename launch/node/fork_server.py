@@ -65,19 +65,14 @@ class PreloadOrder:
     devices: str = DEVICES
 
 
-def import_all(order: PreloadOrder, spared: set[str]) -> str | None:
-    """Imports all modules. Returns why ranks cannot be forked from this process; None where they can.
-
-    Args:
-        spared: is filled with the names of those that no rank has to take apart at its end. What the user has named
-            ends as if each rank had imported it.
-    """
+def import_all(order: PreloadOrder) -> str | None:
+    """Imports all modules. Returns why ranks cannot be forked from this process; None where they can."""
+    patches = load("torch_patches")
     if "torch._dynamo" not in order.modules:
-        load("torch_patches").install_lazy_dynamo()
+        patches.install_lazy_dynamo()
     for name in OFTEN:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    spared.update(sys.modules)
     for name in order.modules:
         try:
             importlib.import_module(name)
@@ -86,9 +81,7 @@ def import_all(order: PreloadOrder, spared: set[str]) -> str | None:
             if isinstance(error, ImportError) and not order.strict:
                 continue  # a rank that does need it will say what is missing
             return f"importing {name}: {type(error).__name__}: {error}".splitlines()[0]
-    if not order.strict:
-        spared.update(sys.modules)
-    load("torch_patches").keep_operators()
+    patches.keep_operators()
     if sys.modules["torch"].cuda.is_initialized():
         return "what was imported has made a CUDA context, which does not survive a fork"
     if device := next(open_files(order.devices), None):
@@ -137,7 +130,8 @@ class ForkServer:
         sys.path[0] = root  # until `serve` puts the program's there: processes.py imports from ours
         self._rank_main, self._processes = load("rank/main"), load("processes")
         self._rank_main.load_all()
-        self._spared = self._rank_main.spare_at_exit()
+        self._leaving = load("rank/leaving")
+        self._shared = self._leaving.SharedModules()
         for name in [name for name in sys.modules if name.partition(".")[0] == "dist_train"]:
             del sys.modules[name]  # the program may have one of its own
         self._early = early
@@ -172,7 +166,9 @@ class ForkServer:
             traceback.print_exc()
             os._exit(1)
         self._start_agent()  # the agent sets itself up while we import the rest
-        self._refusal = import_all(order, self._spared)
+        self._refusal = import_all(order)
+        self._shared.names.update(sys.modules)
+        self._shared.spared = not order.strict  # a program of others ends as if each rank had imported them by itself
         # The kernel ends each rank with us, but not what a rank has started. So from here on we end both when the
         # supervisor is gone.
         self._processes.become_subreaper()
@@ -220,7 +216,7 @@ class ForkServer:
         threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else it would stay the server's
         if sys.flags.safe_path:
             del sys.path[0]
-        self._rank_main.leave_fast()
+        self._leaving.leave_fast()
         self._rank_main.main(words)
 
     def _fork(self, child: Callable[[], None], asked: socket.socket, keep: socket.socket | None = None) -> int:

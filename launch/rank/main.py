@@ -9,7 +9,6 @@ Python program does. This file is run by its path, so that no folder of ours get
 imports the standard library alone.
 """
 
-import atexit
 import builtins
 import contextlib
 import ctypes
@@ -289,33 +288,6 @@ def keep_process_groups() -> None:
     world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
     for group in list(getattr(world, "pg_map", ())):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-
-
-def leave_fast() -> None:
-    """From now on, the process ends as soon as the interpreter has ended, and what is loaded after this call. What
-    torch's libraries do at the end takes longer, for nothing. For a forked rank, which has them loaded before."""
-    libc = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):  # a libc that is not glibc
-        # At the end these run in reverse order: C code prints what it still has, then the process ends.
-        libc.on_exit(libc._exit, None)
-        libc.__cxa_atexit(libc.fflush, None, None)
-
-
-def spare_at_exit() -> set[str]:
-    """Returns a set for the names of modules that the interpreter's end is to leave as they are.
-
-    For the fork server. What its ranks share would be copied by being taken apart: 80 MB, and 0.08 s in each of them.
-    To be called before anything is imported that may have something to do at exit: what is registered first is done
-    last, and then no Python code runs that could miss a module.
-    """
-    names = set[str]()
-
-    def spare() -> None:
-        spared = [sys.modules.pop(name, None) for name in names - {"__main__", "builtins", "sys"}]
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(spared))
-
-    atexit.register(spare)
-    return names
 
 
 if __name__ == "__main__":

@@ -28,8 +28,10 @@ BY_HAND = ("node_rank", "rdzv_endpoint", "rdzv_backend", "master_addr")
 """torchrun's flags that say how the nodes meet: whoever gives them starts each node by hand."""
 POLL_S = 0.5
 """Between two looks at srun; a signal or srun's end wakes it at once."""
-SRUNS_OWN = 160
-"""Exit codes from here on are srun's own: SLURM could not start the launchers, since a node was slow to answer, say."""
+SRUNS_OWN = range(160, 255)
+"""Exit codes of srun's own: SLURM could not start the launchers, since a node was slow to answer, say."""
+NOT_STARTED = (1, 128 + signal.SIGUSR1, *SRUNS_OWN)
+"""srun's exit codes where a signal has come before a launcher could take it."""
 STARTS = 3
 """So often srun is called at most."""
 OURS = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW", "SLURM_LABELIO")
@@ -79,7 +81,7 @@ def everywhere(flags: Mapping[str, Any], folder: Callable[[], Path], *, dry_run:
     if dry_run:
         say(f"in the allocation of job {found.job}: {shlex.join(line)}\nnothing was started, nothing was written")
         sys.exit(0)
-    drop_fork_server()  # the ranks are not forked here
+    drop_fork_server()  # the ranks are not forked here, and this process waits for their end
     sys.exit(run_srun(line, child_environment()))
 
 
@@ -150,9 +152,11 @@ def run_srun(command: Sequence[str], environ: Mapping[str, str]) -> int:
     with ReceivedSignals() as signals:
         for number in range(1, STARTS + 1):
             code = _run_step(command, environment, signals)
-            if code < SRUNS_OWN or number == STARTS or signals.stop is not None:
+            if code not in SRUNS_OWN or number == STARTS or signals.stop is not None:
                 break
             say(f"srun could not start the launchers (its exit code is {code}): once more")
+        if signals.stop == signal.SIGUSR1 and code in NOT_STARTED:
+            return ExitCode.REQUEUE
         if signals.stop == signal.SIGINT and (signals.kill or code == ExitCode.REQUEUE):
             return ExitCode.INTERRUPTED
     return code if code >= 0 else 128 - code

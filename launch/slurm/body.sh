@@ -34,15 +34,16 @@ for try in 1 2 3; do
         code=$?
         [[ -n $signalled ]] || break # a trapped signal ended the wait, not the step
     done
-    # Codes from 160 on are srun's own: SLURM could not start the launchers, since a node was too slow to answer, say.
-    if ((code < 160 || try == 3)) || [[ -n $asked ]]; then break; fi
+    # Codes from 160 to 254 are srun's own: SLURM could not start the launchers, since a node was slow to answer, say.
+    if ((code < 160 || code == 255 || try == 3)) || [[ -n $asked ]]; then break; fi
     echo "srun could not start the launchers (its exit code is $code): once more" >&2
 done
 
-# 75: start me again, from what is saved. 137: a supervisor was killed, which says nothing against the training. 138: the
-# signal came before a supervisor could take it. The next start gives up when three in a row have saved nothing new.
+# 75: start me again, from what is saved. 137: a supervisor was killed, which says nothing against the training. 1, 138
+# and srun's own: USR1 came before a supervisor could take it. The next start gives up when three in a row have saved
+# nothing new.
 ((code == 75 || code == 137)) && again=yes || again=
-((code == 138)) && again=$time_is_up
+((code == 1 || code == 138 || (code >= 160 && code < 255))) && again=$time_is_up
 if [[ -n $again ]]; then
     # From here alone, and not when the job has been cancelled or put back already, which its state tells.
     if ! command -v scontrol >/dev/null; then

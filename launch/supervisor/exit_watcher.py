@@ -5,7 +5,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dist_train.rundir.codec import decode
 from dist_train.rundir.records import AgentOutcome, ErrorRecord, RankRecord
@@ -44,23 +44,30 @@ def watch_exits(pages: Pages) -> Iterator[dict[int, int]]:
     """Watches the ranks of this node from a thread. Yields a dictionary that receives, for each rank that has ended,
     the time when that was first seen, in ns since boot."""
     ended: dict[int, int] = {}
-    over = os.eventfd(0)
-    thread = threading.Thread(target=_watch, args=(pages, ended, over), name="exit watcher", daemon=True)
+    over, wakeup = threading.Event(), None
+    with suppress(OSError):  # without a descriptor for it, the thread ends at its next look
+        wakeup = os.eventfd(0)
+    thread = threading.Thread(target=_watch, args=(pages, ended, over, wakeup), name="exit watcher", daemon=True)
     thread.start()
     try:
         yield ended
     finally:
-        os.eventfd_write(over, 1)
+        over.set()
+        if wakeup is not None:
+            os.eventfd_write(wakeup, 1)
         thread.join()
-        os.close(over)
+        if wakeup is not None:
+            os.close(wakeup)
 
 
-def _watch(pages: Pages, ended: dict[int, int], over: int) -> None:
-    """Until `over` can be read."""
+def _watch(pages: Pages, ended: dict[int, int], over: threading.Event, wakeup: int | None) -> None:
+    """Until `over` is set, and once more then. What can be read from `wakeup` ends the wait between two looks."""
     poll, open_ranks = select.poll(), dict[int, int]()
-    poll.register(over, select.POLLIN)
+    if wakeup is not None:
+        poll.register(wakeup, select.POLLIN)
     known, is_over = set[tuple[int, int]](), False
     while not is_over:
+        is_over = over.is_set()
         begun = {(record.rank, record.pid) for record in ranks_of(pages)}
         for rank, pid in begun - known:
             try:
@@ -71,9 +78,9 @@ def _watch(pages: Pages, ended: dict[int, int], over: int) -> None:
                 open_ranks[descriptor] = rank
                 poll.register(descriptor, select.POLLIN)
         known |= begun
-        for descriptor, _ in poll.poll(_LOOK_S * 1000):
-            if descriptor == over:
-                is_over = True
+        for descriptor, _ in poll.poll(0 if is_over else _LOOK_S * 1000):
+            if descriptor == wakeup:
+                poll.unregister(wakeup)
                 continue
             ended[open_ranks.pop(descriptor)] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             poll.unregister(descriptor)

@@ -77,6 +77,6 @@ def refuse_a_lost_directory(plan: LaunchPlan) -> None:
     """
     if plan.place is not None and plan.place.restarts > 0 and plan.is_training and not plan.folder.exists():
         raise ResumeError(
-            f"{plan.folder} is gone, where this job had begun before: nothing begins from zero. Bring it back (is the "
-            "file system mounted?), then submit it again"
+            f"{plan.folder} is not there, and this job was started before: nothing begins from zero. Bring it back (is "
+            "the file system mounted?), then submit the job again; also if it had never begun to train"
         )

@@ -64,7 +64,7 @@ AccountingStorageType=accounting_storage/none
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
 KillWait=30
-SlurmdTimeout=10
+SlurmdTimeout=20
 JobRequeue=1
 LaunchParameters=use_interactive_step
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
@@ -133,6 +133,8 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """Returns when no job is left and both nodes are idle. Raises TimeoutError."""
+        for daemon in self._daemons.values():
+            daemon.send_signal(signal.SIGCONT)  # a test may have held a node
         self.run(["scancel", "--user", getpass.getuser()])
         wait_until(lambda: not self.run(["squeue", "--noheader"]).stdout.strip(), 30, "the queue to be empty")
         wait_until(self._is_up, 30, "both nodes to be idle")
@@ -187,9 +189,9 @@ class Cluster:
         """Starts a node's slurmd, which brings it back if it was killed."""
         self._start(f"slurmd-{name}", "slurmd", "-D", "-f", str(self.configuration), "-N", name)
 
-    def hold_nodes(self) -> str:
-        """A line of bash that keeps all nodes from answering until the permission to start a step has expired."""
-        pids = " ".join(str(daemon.pid) for name, daemon in self._daemons.items() if name.startswith("slurmd-"))
+    def hold_nodes(self, *names: str) -> str:
+        """A line of bash that keeps nodes from answering until the permission to start a step has expired."""
+        pids = " ".join(str(self._daemons[f"slurmd-{name}"].pid) for name in names)
         return f"kill -STOP {pids}; (sleep {REQUEUE_WAIT + 2}; kill -CONT {pids}) &"
 
     def kill_node(self, name: str, *, spare: Sequence[int] = ()) -> None:

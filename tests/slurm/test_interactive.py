@@ -124,7 +124,7 @@ def test_any_script_starts_on_both_nodes_too_even_if_they_answer_too_late(slurm_
     script = tmp_path / "meet.py"
     script.write_text(MEET)
     line = f"{sys.executable} -m dist_train.launch run --ranks all {script}; echo ended $?"
-    shell = _shell(tmp_path, slurm_cluster.hold_nodes(), line)
+    shell = _shell(tmp_path, slurm_cluster.hold_nodes(*NODES), line)
     done = slurm_cluster.run(["salloc", "--nodes=2", "--cpus-per-task=1", shell], cwd=tmp_path, timeout=240)
     assert "ended 0" in done.stdout, done.stdout + done.stderr
     assert "srun could not start the launchers (its exit code is 167): once more" in done.stderr

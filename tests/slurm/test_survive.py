@@ -217,15 +217,28 @@ def test_three_lives_in_a_row_without_a_newer_checkpoint_are_enough(slurm_cluste
     assert "3 launches in a row saved nothing new" in run.log_text()
 
 
-def test_launchers_that_slurm_could_not_start_are_started_again(slurm_cluster, tmp_path):
-    """Nodes answer so late that the permission to start the step has expired."""
-    site = tmp_path / "site.sh"
-    site.write_text(f"if ((${{SLURM_RESTART_COUNT:-0}} == 0)); then {slurm_cluster.hold_nodes()} fi\n")
-    run = submit(slurm_cluster, tmp_path, [], SIXTY_STEPS, environment={"DIST_TRAIN_SITE": str(site)})
+def held(cluster: Cluster, folder: Path, nodes: Sequence[str], more: str = "") -> Submitted:
+    """A job at whose first start nodes answer so late that the permission to start a step on them has expired."""
+    site = folder / "site.sh"
+    site.write_text(f"if ((${{SLURM_RESTART_COUNT:-0}} == 0)); then {cluster.hold_nodes(*nodes)} {more} fi\n")
+    variables = {"DIST_TRAIN_SITE": str(site)}
+    return submit(cluster, folder, TWO_NODES, SIXTY_STEPS, environment=variables)
+
+
+@pytest.mark.parametrize("nodes", [NODES, NODES[1:]], ids=["both", "one"])
+def test_launchers_that_slurm_could_not_start_are_started_again(slurm_cluster, tmp_path, nodes):
+    run = held(slurm_cluster, tmp_path, nodes)
     job = run.wait_for_end()
     assert (job.state, job.exit_code) == ("COMPLETED", 0), run.log_text()
     assert "srun could not start the launchers (its exit code is 167): once more" in run.log_text()
-    assert [life.ended.reason for life in run.lives()] == ["stopped, as the config says"]
+    assert run.lives()[-1].ended.reason == "stopped, as the config says"
+
+
+def test_a_time_limit_before_slurm_could_start_the_launchers_puts_the_job_back(slurm_cluster, tmp_path):
+    folder = "mkdir -p runs/digits/slurm-$SLURM_JOB_ID"  # as the command that submits a job does
+    run = held(slurm_cluster, tmp_path, NODES, more=f"{folder}; (sleep 2; kill -USR1 $$) &")
+    job = run.wait_for_end()
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), run.log_text()
 
 
 def test_without_scontrol_on_the_node_it_ends_with_75_and_says_what_to_do(slurm_cluster, tmp_path):

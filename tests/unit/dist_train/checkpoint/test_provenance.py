@@ -138,15 +138,17 @@ def test_a_fork_waits_for_what_git_is_being_asked(tmp_path, monkeypatch):
     try:
         provenance.ask_for_commit()
         began.read_text()
+        kept = os.open(go, os.O_RDWR)  # else writing to it waits for a reader, which git's patience may have ended
         forking = threading.Thread(target=fork)
         forking.start()
         forking.join(0.2)  # it would fork at once
         assert forked == []
-        go.write_text("\n")
+        os.write(kept, b"\n")
         forking.join()
         assert provenance.commit() == "1c496ce3a2b1"
         assert os.waitpid(forked[0], 0)[1] == 0
     finally:
+        os.close(kept)
         provenance._commit.cache_clear()
 
 
