@@ -32,8 +32,15 @@ def meet():
 """
 
 
+END = """
+import os
+sys.stdout.flush()
+os._exit(0)  # at the end of Python, torch aborts now and then (pytorch/pytorch#190489)
+"""
+
+
 def run(program: str, store: object) -> str:
-    command = [sys.executable, "-c", BEGIN + program, str(store)]
+    command = [sys.executable, "-c", BEGIN + program + END, str(store)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
