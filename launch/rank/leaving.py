@@ -37,10 +37,12 @@ class SharedModules:
 
     def _prepare_the_end(self) -> None:
         shared = self.names & sys.modules.keys() - {"__main__", "builtins", "sys"}
-        for name in [*sys.modules.keys() - shared]:
+        for name in [*(name for name in sys.modules if name not in shared and name != "__main__"), "__main__"]:
             # The collector does not look at what is shared (gc.freeze). Where that knows a class of a module's, and so
             # its globals, these live on, files among them, unless the module lives as long and is cleared in the end.
-            if isinstance(module := sys.modules[name], types.ModuleType):
+            # The last one is cleared first: what is left open may need the other modules to close itself.
+            module = sys.modules[name] = sys.modules.pop(name)
+            if isinstance(module, types.ModuleType):
                 vars(module)["__itself__"] = module
         if self.spared:
             self._modules = {name: sys.modules.pop(name) for name in shared}

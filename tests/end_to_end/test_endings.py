@@ -1,10 +1,12 @@
 """How the ranks of `dist-train run` end: as under torchrun, with the time that they use."""
 
+import gzip
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +89,7 @@ def test_what_is_on_disk_afterwards_is_what_torchrun_leaves(tmp_path):
 
 
 LEAVES_SOMETHING = """
-import logging, os, typing, torch
+import gzip, logging, os, typing, torch
 
 class Tells:
     def __init__(self, name):
@@ -99,13 +101,14 @@ class Handler(logging.Handler):
     emit = print
 
 def leave(name):  # nothing is closed; modules that all ranks share know classes and functions of this one
-    global own, unclosed
+    global own, unclosed, packed
     own, torch.something = Tells("own"), Tells("torch's")
     maybe: typing.Optional[Tells] = None
     logging.getLogger("of.ours").addHandler(Handler())
     torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    unclosed = open(name, "w")
-    unclosed.write("written")
+    unclosed, packed = open(name, "w"), gzip.open(f"{name}.gz", "wt")
+    for file in (unclosed, packed):
+        file.write("written")
 """
 IMPORTS_LATE = """
 class Late:
@@ -120,9 +123,14 @@ class Late:
 @pytest.mark.parametrize("start", ["preload", "exec"])
 def test_what_a_script_leaves_is_taken_apart_and_written(tmp_path, start):
     (tmp_path / "leaves.py").write_text(f"{LEAVES_SOMETHING}\nleave('unclosed')")
-    done = go(tmp_path, *OURS, f"--start={start}", "leaves.py")
+    done = go(tmp_path, *OURS, f"--start={start}", *["--preload=gzip"] * (start == "preload"), "leaves.py")
     assert sorted(done.stdout.splitlines()) == ["own is gone", "torch's is gone"]
-    assert (tmp_path / "unclosed").read_text() == "written"
+    assert_written(tmp_path)
+
+
+def assert_written(folder: Path) -> None:
+    packed = gzip.decompress((folder / "unclosed.gz").read_bytes())
+    assert (folder / "unclosed").read_text() == packed.decode() == "written"
 
 
 def test_what_a_training_s_ranks_share_is_not_taken_apart_and_what_is_their_own_is(tmp_path):
@@ -133,7 +141,7 @@ def test_what_a_training_s_ranks_share_is_not_taken_apart_and_what_is_their_own_
     done = go(tmp_path, "launch", "train", *words, "tracking.wandb.mode=disabled", PYTHONPATH=f"{ROOT}:{tmp_path}")
     said = [line for line in done.stdout.splitlines() if "is gone" in line or "same torch" in line]
     assert sorted(line.rpartition("]: ")[2] for line in said) == ["own is gone", "the same torch: True"]
-    assert (tmp_path / "unclosed").read_text() == "written"
+    assert_written(tmp_path)
     assert "Traceback" not in done.stderr
 
 
