@@ -106,7 +106,7 @@ class Parallel:
         self._ddp = DistributedDataParallel(
             module,
             device_ids=[group.device] if group.device.type == "cuda" else None,
-            bucket_cap_mb=options.bucket_mb,
+            bucket_cap_mb=options.bucket_mb or _bucket_mb(module, group.device),
             gradient_as_bucket_view=True,
             **_no_forward_sync(),  # StepBuffers takes care of them
         )
@@ -212,12 +212,24 @@ class Parallel:
             self._sum.close()
 
 
+def _bucket_mb(module: nn.Module, device: torch.device) -> int | None:
+    """The size of DDP's buckets; None for its own sizes, of which the first is small and leaves early.
+
+    On a CPU the backward needs the cores that an exchange beside it would take. Small gradients leave all at once: 0.94
+    of a step of a GPT of 3 MB; at 7 and 13 MB it makes no difference, and at 45 MB the exchange beside it is faster.
+    """
+    size = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+    return _SMALL_MB if device.type == "cpu" and size <= _SMALL_MB << 20 else None
+
+
 def _no_forward_sync() -> dict[str, Any]:
     """The argument has another name since torch 2.13."""
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
+_SMALL_MB = 8
+"""MiB of gradients that leave in one bucket on a CPU."""
 _Gradients = list[list[Tensor]]
 """For each of several nodes of the tree, the gradients of a bucket's parameters."""
 

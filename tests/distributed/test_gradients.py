@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train.config.schema import RunConfig
+from dist_train.config.schema import DistributedConfig, RunConfig
 from dist_train.config.shares import share
 from dist_train.data.batch import Microbatch
 from dist_train.errors import ExitCode, UserError
@@ -50,6 +50,25 @@ def _microbatches(ranks, count, step=0):
 def _backward(parallel, ranks, count, step=0):
     for microbatch in parallel.each(list(_microbatches(ranks, count, step))):
         (F.cross_entropy(parallel(microbatch.inputs), microbatch.targets) * parallel.loss_scale).backward()
+
+
+def _exchanges(ranks, width):
+    """In the second step: DDP lays its buckets out anew after the first."""
+    with ProcessGroup(ranks, DistributedConfig()) as group:
+        model = nn.Sequential(nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 3))
+        parallel = Parallel(model, group, ParallelOptions(microbatches=2))
+        add, sizes = parallel._exchange.mean_into, []
+        parallel._exchange.mean_into = lambda target, *more: (sizes.append(target.nbytes), add(target, *more))
+        for step in range(2):
+            sizes.clear()
+            _backward(parallel, ranks, 2, step)
+        parallel.close()
+        return len(sizes)
+
+
+def test_small_gradients_leave_at_once_on_a_cpu_and_large_ones_in_several_buckets(run_ranks):
+    assert run_ranks(_exchanges, 2, 1024) == [1, 1]
+    assert min(run_ranks(_exchanges, 2, 3072)) > 1
 
 
 def _gradients(ranks, exact, microbatches):
