@@ -65,14 +65,19 @@ class PreloadOrder:
     devices: str = DEVICES
 
 
-def import_all(order: PreloadOrder) -> str | None:
-    """Imports all modules. Returns why ranks cannot be forked from this process; None where they can."""
+def import_all(order: PreloadOrder, shared: set[str]) -> str | None:
+    """Imports all modules. Returns why ranks cannot be forked from this process; None where they can.
+
+    Args:
+        shared: is filled with the names of the modules, but of those that the user has named and of what these import.
+    """
     patches = load("torch_patches")
     if "torch._dynamo" not in order.modules:
         patches.install_lazy_dynamo()
     for name in OFTEN:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    shared.update(sys.modules)
     for name in order.modules:
         try:
             importlib.import_module(name)
@@ -81,6 +86,8 @@ def import_all(order: PreloadOrder) -> str | None:
             if isinstance(error, ImportError) and not order.strict:
                 continue  # a rank that does need it will say what is missing
             return f"importing {name}: {type(error).__name__}: {error}".splitlines()[0]
+    if not order.strict:
+        shared.update(sys.modules)
     patches.keep_operators()
     if sys.modules["torch"].cuda.is_initialized():
         return "what was imported has made a CUDA context, which does not survive a fork"
@@ -166,8 +173,7 @@ class ForkServer:
             traceback.print_exc()
             os._exit(1)
         self._start_agent()  # the agent sets itself up while we import the rest
-        self._refusal = import_all(order)
-        self._shared.names.update(sys.modules)
+        self._refusal = import_all(order, self._shared.names)
         self._shared.spared = not order.strict  # a program of others ends as if each rank had imported them by itself
         # The kernel ends each rank with us, but not what a rank has started. So from here on we end both when the
         # supervisor is gone.
