@@ -143,12 +143,11 @@ class Late:
 """
 
 
-@pytest.mark.parametrize("start", ["preload", "preload more", "exec"])
-def test_what_a_script_leaves_is_taken_apart_and_written(tmp_path, start):
+@pytest.mark.parametrize("preloaded", ["", "gzip,own_library"])
+def test_what_a_script_leaves_is_taken_apart_and_written(tmp_path, preloaded):
     (tmp_path / "leaves.py").write_text(f"{LEAVES_SOMETHING}\nleave('unclosed')")
     (tmp_path / "own_library.py").write_text(LIBRARY)
-    words = [f"--start={start.partition(' ')[0]}", *["--preload=gzip,own_library"] * (start == "preload more")]
-    done = go(tmp_path, *OURS, *words, "leaves.py")
+    done = go(tmp_path, *OURS, f"--preload={preloaded}", "leaves.py")
     assert sorted(done.stdout.splitlines()) == ["own is gone", "torch's is gone"]
     assert_written(tmp_path)
 
