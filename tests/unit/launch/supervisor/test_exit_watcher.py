@@ -52,6 +52,16 @@ def test_the_watch_ends_at_once(pages, monkeypatch):
     assert exits == {} and time.monotonic() - begun < 60
 
 
+def test_a_rank_that_begins_and_dies_between_two_looks_is_seen(pages, monkeypatch):
+    monkeypatch.setattr(exit_watcher, "_LOOK_S", 600.0)
+    with watch_exits(pages) as exits:
+        brief = subprocess.Popen(["true"])
+        rank = replace(ProcessId.myself(), pid=brief.pid)
+        Page(pages.path, 0).put(FACTS, asdict(RankRecord(**asdict(rank), rank=7, local_rank=0, agent=1)))
+        brief.wait()
+    assert list(exits) == [7]
+
+
 def _until_seen(exits: dict[int, int], rank: int) -> None:
     deadline = time.monotonic() + 60
     while rank not in exits:
